@@ -1,0 +1,190 @@
+"""Every hyperparameter of a training job: its type, default, range and meaning in one place.
+
+A field's name is the hyperparameter's name in the job and the flag's name on the command line. SageMaker carries
+hyperparameters as strings and its toolkit turns them into `--batch_size 64 --debug True`; TrainConfig makes the round
+trip config -> strings -> arguments -> config without loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NoReturn, get_type_hints
+
+from image_classifier.contract.errors import ConfigError
+
+Value = int | float | str | bool
+AUTO_WORKERS = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Param:
+    """What is known of one hyperparameter besides its value."""
+
+    name: str
+    type: type
+    default: Value
+    help: str
+    choices: tuple[str, ...] = ()
+    low: float = -math.inf
+    high: float = math.inf
+
+
+def _param(
+    default: Value, text: str, *, choices: tuple[str, ...] = (), low: float = -math.inf, high: float = math.inf
+) -> Any:
+    metadata = {"help": text, "choices": choices, "low": low, "high": high}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The hyperparameters of one training job. Raises ConfigError when a value is out of its range."""
+
+    weights: str = _param("imagenet", "start from: imagenet, none (random), or a path to a torchvision state dict")
+    fine_tune: str = _param("full", "train the whole network or only its head", choices=("full", "head"))
+    image_size: int = _param(224, "side of the square the network sees, in pixels", low=32, high=1024)
+    augment: str = _param(
+        "standard",
+        "training crops: standard (random crop and flip), light (nearly whole image and flip), none",
+        choices=("standard", "light", "none"),
+    )
+    epochs: int = _param(10, "passes over the training images", low=1, high=10_000)
+    batch_size: int = _param(32, "images a step, over all devices", low=1, high=65_536)
+    optimizer: str = _param("sgd", "optimiser", choices=("sgd", "adamw"))
+    lr: float = _param(0.01, "peak learning rate, after warm-up", low=1e-8, high=10.0)
+    momentum: float = _param(0.9, "SGD momentum", low=0.0, high=0.9999)
+    weight_decay: float = _param(1e-4, "weight decay, not applied to biases and batch norms", low=0.0, high=1.0)
+    label_smoothing: float = _param(0.1, "share of the target spread over all classes", low=0.0, high=0.9)
+    warmup_epochs: float = _param(1.0, "epochs of linear warm-up before the cosine", low=0.0, high=10_000)
+    patience: int = _param(0, "stop after this many epochs without a better validation loss, 0 for never", low=0)
+    seed: int = _param(0, "seed of everything random", low=0, high=2**32 - 1)
+    workers: int = _param(AUTO_WORKERS, "data loading processes, -1 for one a core (at most 8)", low=-1, high=256)
+    amp: str = _param(
+        "auto", "bf16 autocast: auto (where the hardware has it), bf16, off", choices=("auto", "bf16", "off")
+    )
+    valid_fraction: float = _param(0.2, "share split off train when there is no valid folder", low=0.01, high=0.5)
+    max_bad_images: int = _param(10, "unreadable images to skip before the job fails", low=0)
+    golden_samples: int = _param(4, "test images kept in the artifact with their expected answer", low=1, high=32)
+    log_interval: int = _param(10, "steps between progress lines", low=1)
+    debug: bool = _param(True, "record losses with the smdebug hook")
+
+    def __post_init__(self) -> None:
+        for param in parameters():
+            _check(param, getattr(self, param.name))
+        if self.warmup_epochs > self.epochs:
+            raise ConfigError(
+                f"warmup_epochs ({self.warmup_epochs:g}) is longer than the {self.epochs} epochs of the job",
+                "lower warmup_epochs or raise epochs",
+            )
+
+    def replace(self, **changes: Value) -> TrainConfig:
+        """A copy with `changes`. Raises ConfigError on an unknown name or a value out of range."""
+        for name in changes:
+            parameter(name)
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]  # _check tests the types
+
+    def to_hyperparameters(self) -> dict[str, str]:
+        """Name -> value as SageMaker carries it: strings only."""
+        return {param.name: format_value(getattr(self, param.name)) for param in parameters()}
+
+    @classmethod
+    def from_hyperparameters(cls, hyperparameters: Mapping[str, str]) -> TrainConfig:
+        """The inverse of `to_hyperparameters`. Names the platform adds (`_...`, `sagemaker_...`) are passed over."""
+        ours = {k: v for k, v in hyperparameters.items() if not k.startswith(("_", "sagemaker_"))}
+        return cls(**{name: parse_value(name, text) for name, text in ours.items()})  # type: ignore[arg-type]
+
+    @classmethod
+    def from_argv(cls, argv: Sequence[str]) -> TrainConfig:
+        """Reads `--name value` pairs, the form in which the toolkit calls the script.
+
+        Raises:
+            ConfigError: an unknown flag, a value of the wrong type, or out of range.
+        """
+        parser = _Parser(add_help=False, allow_abbrev=False)
+        known = {f"--{param.name}" for param in parameters()}
+        for param in parameters():
+            parser.add_argument(f"--{param.name}", default=None)
+        flags = [word.split("=", 1)[0] for word in argv if word.startswith("--")]
+        for flag in flags:
+            if flag not in known and not flag.startswith(("--_", "--sagemaker_")):
+                parameter(flag.removeprefix("--"))  # raises with the nearest name
+        namespace, _ = parser.parse_known_args(list(argv))
+        return cls.from_hyperparameters({k: v for k, v in vars(namespace).items() if v is not None})
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message, "hyperparameters are written --name value")
+
+
+@cache
+def parameters() -> tuple[Param, ...]:
+    """All hyperparameters, in the order of the fields."""
+    hints = get_type_hints(TrainConfig)
+    return tuple(
+        Param(name=f.name, type=hints[f.name], default=f.default, **f.metadata)  # type: ignore[arg-type]
+        for f in dataclasses.fields(TrainConfig)
+    )
+
+
+def parameter(name: str) -> Param:
+    """The hyperparameter called `name`. Raises ConfigError with the nearest known name."""
+    by_name = {param.name: param for param in parameters()}
+    if name in by_name:
+        return by_name[name]
+    near = difflib.get_close_matches(name, by_name, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(by_name)}"
+    raise ConfigError(f"unknown hyperparameter {name!r}", hint)
+
+
+def format_value(value: Value) -> str:
+    """The string that `parse_value` reads back to the same value."""
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def parse_value(name: str, text: str) -> Value:
+    """The value of hyperparameter `name` written as `text`; quotes that a tuner put around it are removed.
+
+    Raises:
+        ConfigError: the text is not of the hyperparameter's type, or the value out of its range.
+    """
+    param = parameter(name)
+    text = text.strip()
+    if len(text) >= 2 and text[0] == text[-1] == '"':
+        text = text[1:-1]
+    value: Value
+    try:
+        if param.type is bool:
+            value = {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        elif param.type is int:
+            value = int(text)
+        elif param.type is float:
+            value = float(text)
+        else:
+            value = text
+    except (ValueError, KeyError):
+        kinds = {bool: "true or false", int: "a whole number", float: "a number"}
+        raise ConfigError(f"{name} must be {kinds[param.type]}, not {text!r}") from None
+    _check(param, value)
+    return value
+
+
+def _check(param: Param, value: object) -> None:
+    if param.type is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not param.type:
+        raise ConfigError(f"{param.name} must be of type {param.type.__name__}, not {value!r}")
+    if param.choices and value not in param.choices:
+        raise ConfigError(f"{param.name} must be one of {', '.join(param.choices)}, not {value!r}")
+    if isinstance(value, (int, float)) and not param.low <= value <= param.high:
+        if math.isinf(param.high):
+            raise ConfigError(f"{param.name} must be {param.low:g} or more, not {value}")
+        raise ConfigError(f"{param.name} must lie in {param.low:g} .. {param.high:g}, not {value}")
+    if value == "":
+        raise ConfigError(f"{param.name} must not be empty")

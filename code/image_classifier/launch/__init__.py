@@ -1,0 +1,1 @@
+"""Where jobs run, and the command line that starts them."""

@@ -1,0 +1,1 @@
+"""The endpoint: the model server's handler and what it needs."""

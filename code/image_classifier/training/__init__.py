@@ -1,0 +1,1 @@
+"""The training job: channels in, model and metrics out."""

@@ -1,0 +1,1 @@
+"""What training and serving share: decoding, preprocessing, data folders, the model and its artifact."""

@@ -1,1 +1,1 @@
-"""What every part agrees on: paths, configuration, metric lines, the wire format and the errors. Standard library only."""
+"""What every part agrees on: paths, settings, metric lines, the wire format, the errors. Standard library only."""

@@ -107,7 +107,7 @@ class UnsupportedMedia(RequestError):
 
 
 def describe(error: BaseException) -> str:
-    """One sentence for any exception: the message of ours, type and first line of others, plain words for a full disk."""
+    """One sentence for any exception: our message, an OSError in plain words, type and first line of any other."""
     if isinstance(error, ClassifierError):
         return error.message
     if isinstance(error, OSError) and error.strerror:

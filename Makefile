@@ -1,0 +1,58 @@
+# `make` prints the commands. The two that matter: `make demo` and `make test`.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LOCKS := train serve deploy dev
+export PYTHONPATH := code
+
+.PHONY: help demo test unit lint types check lock bench clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# Built once, and again only when the lock changes: the stamp carries the lock's checksum.
+STAMP := $(VENV)/.lock-$(shell cksum < requirements/dev.txt | cut -d' ' -f1)
+$(STAMP): requirements/dev.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON) on this machine"; \
+	  echo "hint: install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $$($(PYTHON) --version) is too old, 3.11 or newer is needed"; \
+	  echo "hint: name another one: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "setting up $(VENV) from requirements/dev.txt: 6 GB of packages, a few minutes, once"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@rm -f $(VENV)/.lock-* && touch $@
+
+demo: $(STAMP) ## the main job on this machine: sample images -> tuned -> trained -> served -> predicted
+	@$(BIN)/python deploy.py demo
+
+test: $(STAMP) ## every test
+	@$(BIN)/python -m pytest
+
+unit: $(STAMP) ## the fast tests only
+	@$(BIN)/python -m pytest tests/unit
+
+lint: $(STAMP) ## ruff and the import rules
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache
+
+types: $(STAMP) ## mypy, strict
+	@$(BIN)/mypy
+
+check: lint types test ## everything CI checks
+
+lock: ## solve requirements/*.in again into hashed locks (needs uv: pip install uv)
+	@uv pip compile -q $(LOCK_FLAGS) requirements/dev.in -o requirements/dev.txt
+	@for name in $(filter-out dev,$(LOCKS)); do \
+	  uv pip compile -q $(LOCK_FLAGS) -c requirements/dev.txt requirements/$$name.in -o requirements/$$name.txt; done
+LOCK_FLAGS := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate $(LOCK_ARGS)
+
+bench: $(STAMP) ## measure every claim again and rewrite benchmarks/results
+	@for script in benchmarks/bench_*.py; do $(BIN)/python $$script; done
+
+clean: ## remove the environment and what the tools cached (runs/ stays)
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

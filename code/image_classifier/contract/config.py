@@ -76,7 +76,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for param in parameters():
-            _check(param, getattr(self, param.name))
+            check(param, getattr(self, param.name))
         if self.warmup_epochs > self.epochs:
             raise ConfigError(
                 f"warmup_epochs ({self.warmup_epochs:g}) is longer than the {self.epochs} epochs of the job",
@@ -87,7 +87,7 @@ class TrainConfig:
         """A copy with `changes`. Raises ConfigError on an unknown name or a value out of range."""
         for name in changes:
             parameter(name)
-        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]  # _check tests the types
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]  # check tests the types
 
     def to_hyperparameters(self) -> dict[str, str]:
         """Name -> value as SageMaker carries it: strings only."""
@@ -154,7 +154,15 @@ def parse_value(name: str, text: str) -> Value:
     Raises:
         ConfigError: the text is not of the hyperparameter's type, or the value out of its range.
     """
-    param = parameter(name)
+    return parse_as(parameter(name), text)
+
+
+def parse_as(param: Param, text: str) -> Value:
+    """The value of `param` written as `text`, for settings that are described by a Param but are no hyperparameter.
+
+    Raises:
+        ConfigError: the text is not of the parameter's type, or the value out of its range.
+    """
     text = text.strip()
     if len(text) >= 2 and text[0] == text[-1] == '"':
         text = text[1:-1]
@@ -170,12 +178,13 @@ def parse_value(name: str, text: str) -> Value:
             value = text
     except (ValueError, KeyError):
         kinds = {bool: "true or false", int: "a whole number", float: "a number"}
-        raise ConfigError(f"{name} must be {kinds[param.type]}, not {text!r}") from None
-    _check(param, value)
+        raise ConfigError(f"{param.name} must be {kinds[param.type]}, not {text!r}") from None
+    check(param, value)
     return value
 
 
-def _check(param: Param, value: object) -> None:
+def check(param: Param, value: object) -> None:
+    """Raises ConfigError when `value` is not of `param`'s type, not one of its choices, or out of its range."""
     if param.type is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not param.type:

@@ -1,0 +1,170 @@
+"""The network: torchvision's ResNet50 with a linear head, and every way its weights come in and go out.
+
+The only module of `vision` that imports torch. No function here unpickles anything: `.safetensors` files hold plain
+arrays and `.pth` files are read with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torchvision.models import ResNet50_Weights, resnet50
+from torchvision.models.resnet import ResNet
+
+from image_classifier.contract.errors import WeightsError
+
+IMAGENET = ResNet50_Weights.IMAGENET1K_V2
+ARCHITECTURE = "resnet50"
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt")
+DOWNLOAD_TIMEOUT_SECONDS = 20.0  # a job without a way out must fail at once, not hang on a connection
+_HEAD = ("fc.weight", "fc.bias")
+
+
+def build_model(num_classes: int) -> ResNet:
+    """A randomly initialised ResNet50: (N, 3, H, W) float32, normalised -> (N, num_classes) logits.
+
+    `zero_init_residual` starts every residual block as the identity: without it the network does not learn from
+    scratch in the few hundred steps of a small data set. Draws from torch's global random generator.
+    """
+    return resnet50(weights=None, num_classes=num_classes, zero_init_residual=True)
+
+
+def load_starting_weights(model: ResNet, weights: str, *, channel: Path | None = None) -> str:
+    """Loads the weights training starts from into `model`, in place.
+
+    Args:
+        weights: `none` keeps the random initialisation; `imagenet` is torchvision's IMAGENET1K_V2: from the `weights`
+            channel, else from torch hub's cache ($TORCH_HOME), else downloaded; anything else is the path of a state
+            dict, absolute or relative to the channel.
+        channel: the folder of the `weights` channel, None where the job has none.
+
+    Returns:
+        Where the weights came from, for the log.
+
+    Raises:
+        WeightsError: they cannot be had, cannot be read without executing code, or are not a ResNet50's.
+    """
+    if weights == "none":
+        return "random initialisation"
+    source = _imagenet_file(channel) if weights == "imagenet" else _given_file(weights, channel)
+    state = _read_state(source)
+    model.load_state_dict(_fit_head(model, state, source))
+    return str(source)
+
+
+def load_safetensors(model: ResNet, path: Path) -> None:
+    """Loads exactly the weights that `state_arrays` gave, from a `.safetensors` file, in place.
+
+    Raises:
+        WeightsError: the file is damaged, or its names or shapes are not this model's.
+    """
+    state = _read_state(path)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise WeightsError(f"{path} does not fit this model: {_first_line(error)}") from None
+
+
+def state_arrays(model: nn.Module) -> dict[str, NDArray[Any]]:
+    """Name -> array of every parameter and buffer, copied to contiguous memory on the CPU, dtypes as they are."""
+    return {
+        name: np.ascontiguousarray(value.detach().to("cpu", copy=True).contiguous().numpy())
+        for name, value in model.state_dict().items()
+    }
+
+
+def _imagenet_file(channel: Path | None) -> Path:
+    """The IMAGENET1K_V2 state dict as a file: channel, cache, download, in this order."""
+    if channel is not None and channel.is_dir():
+        found = sorted(path for path in channel.rglob("*") if path.suffix in WEIGHT_SUFFIXES and path.is_file())
+        if len(found) > 1:
+            raise WeightsError(
+                f"the weights channel holds {len(found)} weight files: {', '.join(path.name for path in found[:5])}",
+                "leave one, or name it: weights=FILE",
+            )
+        if found:
+            return found[0]
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(IMAGENET.url).name
+    if cached.is_file():
+        return cached
+    return _download(cached)
+
+
+def _download(target: Path) -> Path:
+    """Fetches the ImageNet weights to `target`, whole or not at all (torch checks the hash in the file's name)."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(
+            IMAGENET.url, str(target), hash_prefix=target.stem.rsplit("-", 1)[-1], progress=False
+        )
+    except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; a wrong hash is a RuntimeError
+        raise WeightsError(
+            f"the ImageNet weights cannot be had from {IMAGENET.url}: {_first_line(error)}",
+            f"put {target.name} into the weights channel or {target.parent}, or train with weights=none",
+        ) from None
+    finally:
+        socket.setdefaulttimeout(before)
+    return target
+
+
+def _given_file(weights: str, channel: Path | None) -> Path:
+    path = Path(weights).expanduser()
+    candidates = [path] if channel is None or path.is_absolute() else [channel / path, path]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    tried = " and ".join(os.fspath(candidate) for candidate in candidates)
+    raise WeightsError(f"there is no weights file {tried}", "weights is imagenet, none or the path of a state dict")
+
+
+def _read_state(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors by name; the keys of a data-parallel or wrapped checkpoint are unwrapped."""
+    hint = "weights are a .safetensors file, or a .pth file holding a torchvision ResNet50 state dict"
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: object = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise WeightsError(f"{path} holds more than plain tensors, or is damaged, and is not loaded", hint) from None
+    except Exception as error:  # safetensors and torch raise many types on damaged bytes
+        raise WeightsError(f"{path} cannot be read as weights: {_first_line(error)}", hint) from None
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise WeightsError(f"{path} is not a state dict", hint)
+    return {str(name).removeprefix("module."): value for name, value in state.items()}
+
+
+def _fit_head(model: ResNet, state: dict[str, torch.Tensor], source: Path) -> dict[str, torch.Tensor]:
+    """`state` with the model's own head where the number of classes differs; everything else must fit exactly."""
+    wanted = model.state_dict()
+    fitted = dict(state)
+    if any(name not in fitted or fitted[name].shape != wanted[name].shape for name in _HEAD):
+        fitted.update({name: wanted[name] for name in _HEAD})
+    wrong = [name for name in wanted if name not in fitted or fitted[name].shape != wanted[name].shape]
+    wrong += [name for name in fitted if name not in wanted]
+    if wrong:
+        raise WeightsError(
+            f"{source} is not a ResNet50's: {len(wrong)} tensors do not fit, first {wrong[0]}",
+            "start from torchvision's resnet50 weights",
+        )
+    return fitted
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

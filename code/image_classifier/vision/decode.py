@@ -1,0 +1,137 @@
+"""Bytes or a file to an upright RGB picture: the only place where images are opened.
+
+The input is hostile until proven otherwise: only the four accepted formats are tried, the size is checked from the
+header before any pixel is decoded, and whatever Pillow raises on broken bytes becomes an ImageError.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from image_classifier.contract.errors import ClassifierError, ImageError, TooLarge, describe
+
+MAX_PIXELS = 100_000_000  # 100 megapixels: above any camera in common use, at most 0.4 GB once decoded
+MAX_SIDE = 65_535  # the longest side a JPEG can have; also keeps crop boxes exact in Pillow's 32-bit floats
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # "JPEG" includes MPO, the multi-picture JPEG of phones and cameras
+
+_OTHER_FORMATS = (  # (offset, bytes there, name), to tell a person what the file is instead
+    (0, b"GIF8", "a GIF"),
+    (0, b"II*\0", "a TIFF"),
+    (0, b"MM\0*", "a TIFF"),
+    (0, b"8BPS", "a Photoshop file"),
+    (0, b"%PDF", "a PDF"),
+    (0, b"PK\3\4", "a zip archive"),
+    (0, b"\0\0\1\0", "an icon"),
+    (4, b"ftypavif", "an AVIF"),
+    (4, b"ftyphei", "a HEIC"),
+    (4, b"ftypmif1", "a HEIC"),
+    (4, b"jP  ", "a JPEG 2000"),
+    (0, b"<svg", "an SVG"),
+    (0, b"<?xml", "an XML or SVG file"),
+    (0, b"<!DOCTYPE", "a web page"),
+    (0, b"<html", "a web page"),
+)
+
+_UPRIGHT: dict[
+    object, Image.Transpose
+] = {  # EXIF orientation -> what turns the picture upright (EXIF 2.32, tag 0x0112)
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION_TAG = 0x0112
+
+# Pillow's own limit warns on stderr and then goes on; ours is checked right after the header is read.
+Image.MAX_IMAGE_PIXELS = None
+# Remarks on broken metadata; the pixels are what counts here, and broken pixels are an error.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+def decode(source: bytes | Path, *, min_side: int | None = None) -> Image.Image:
+    """Decodes one picture completely, turns it upright and makes it 8-bit RGB.
+
+    Transparency is composited on white, 16-bit grey is scaled to 8 bits, CMYK is converted, and of an animated file
+    the first frame is taken.
+
+    Args:
+        source: the file's bytes, or its path.
+        min_side: let a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, as long as no side gets shorter than this many
+            pixels. Saves most of the time and memory of large photographs.
+
+    Raises:
+        ImageError: not an image of an accepted format, damaged, truncated, or not a readable file.
+        TooLarge: more than MAX_PIXELS, or a side longer than MAX_SIDE.
+    """
+    what = str(source) if isinstance(source, Path) else "the image"
+    try:
+        with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as stream:
+            return _decode(stream, what, min_side)
+    except ClassifierError:
+        raise
+    except OSError as error:
+        if error.errno is not None:  # from the file system, not from a decoder
+            raise ImageError(f"cannot read {what}: {error.strerror or describe(error)}") from error
+        state = "truncated" if "truncated" in str(error) else "damaged"
+        raise ImageError(f"{what} is {state}", "replace the file with an intact copy") from error
+    except Exception as error:  # decoders raise nearly anything on hostile bytes, SyntaxError and MemoryError included
+        raise ImageError(f"{what} is damaged", "replace the file with an intact copy") from error
+
+
+def _decode(stream: IO[bytes], what: str, min_side: int | None) -> Image.Image:
+    try:
+        image: Image.Image = Image.open(stream, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        stream.seek(0)
+        raise _not_an_image(stream.read(64), what) from error
+    width, height = image.size
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise TooLarge(
+            f"{what} has {width} x {height} pixels",
+            f"at most {MAX_PIXELS // 1_000_000} megapixels and {MAX_SIDE} pixels a side are accepted",
+        )
+    if min_side is not None:
+        image.draft(None, (min_side, min_side))
+    image.load()
+    return _upright(image, _to_rgb(image))
+
+
+def _not_an_image(head: bytes, what: str) -> ImageError:
+    accepted = "send a JPEG, PNG, WebP or BMP file"
+    if not head:
+        return ImageError(f"{what} is empty (zero bytes)", accepted)
+    text = head.lstrip().lower()
+    for offset, magic, name in _OTHER_FORMATS:
+        if head[offset:].startswith(magic) or (offset == 0 and text.startswith(magic.lower())):
+            return ImageError(f"{what} is {name}, not an image of an accepted format", accepted)
+    return ImageError(f"{what} is not an image", accepted)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's convert would clip: keep the upper byte
+        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+        rgb = Image.new("RGB", image.size, "white")
+        rgb.paste(rgba, mask=rgba.getchannel("A"))
+        return rgb
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:
+    """Turns `rgb` by the EXIF orientation of the file it came from; EXIF that cannot be read turns nothing."""
+    try:
+        method = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG))
+    except Exception:  # a photograph with broken metadata is still a good photograph
+        method = None
+    return rgb if method is None else rgb.transpose(method)

@@ -1,0 +1,100 @@
+"""The picture the network sees: one implementation for validation during training and for serving, bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from image_classifier.contract.errors import ArtifactError, ConfigError
+from image_classifier.vision.decode import decode
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of values in 0..1; torchvision's ResNet50 weights expect them
+IMAGENET_STD = (0.229, 0.224, 0.225)
+MAX_RESIZE = 8192
+DRAFT_MARGIN = 2  # large JPEGs are decoded no smaller than this many times resize_size, so that our filter decides
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How a picture becomes a tensor. Raises ConfigError when the numbers make no sense.
+
+    Args:
+        image_size: side of the square given to the network, in pixels.
+        resize_size: length of the picture's shorter side before the centre crop, in pixels, >= image_size.
+        mean, std: per channel (R, G, B), of values scaled to 0..1.
+    """
+
+    image_size: int
+    resize_size: int
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.image_size <= self.resize_size <= MAX_RESIZE:
+            raise ConfigError(f"cannot crop {self.image_size} pixels out of {self.resize_size}")
+        if len(self.mean) != 3 or len(self.std) != 3:
+            raise ConfigError("mean and std have one number for each of R, G and B")
+        if not all(math.isfinite(x) for x in self.mean) or not all(math.isfinite(x) and x > 0 for x in self.std):
+            raise ConfigError("mean and std are finite, and std is above 0")
+
+    @classmethod
+    def for_image_size(cls, image_size: int) -> Preprocessing:
+        """The ImageNet recipe at any size: 256/224 of the size, then the centre crop (torchvision's ResNet50 V1)."""
+        return cls(image_size=image_size, resize_size=round(image_size * 256 / 224))
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return dataclasses.asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """The inverse of `to_json`. Raises ArtifactError when `values` is not what `to_json` writes."""
+        try:
+            mean, std = (tuple(float(x) for x in values[name]) for name in ("mean", "std"))
+            sizes = {name: int(values[name]) for name in ("image_size", "resize_size")}
+            return cls(mean=mean, std=std, **sizes)  # type: ignore[arg-type]  # __post_init__ tests the length
+        except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
+            raise ArtifactError(f"the preprocessing in the manifest is wrong: {error}") from error
+
+
+def normalise(image: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """(H, W, 3) uint8 RGB -> (3, H, W) float32, C-contiguous: (value / 255 - mean) / std."""
+    std = np.asarray(preprocessing.std, dtype=np.float64)
+    scale = (1 / (255 * std)).astype(np.float32)[:, None, None]
+    shift = (np.asarray(preprocessing.mean) / std).astype(np.float32)[:, None, None]
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1))
+    return planes * scale - shift
+
+
+def preprocess(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """RGB picture -> (3, image_size, image_size) float32.
+
+    The same pixels as torchvision's Resize(resize_size) and CenterCrop(image_size) on a PIL image (bilinear,
+    antialiased), but only the crop is computed: a 20,000 x 20 picture needs no 256,000 x 256 intermediate.
+    """
+    size, width, height = preprocessing.image_size, image.width, image.height
+    shorter = min(width, height)
+    new_width, new_height = (preprocessing.resize_size * side // shorter for side in (width, height))
+    left, top = round((new_width - size) / 2), round((new_height - size) / 2)
+    box = (
+        left * width / new_width,
+        top * height / new_height,
+        min(width, (left + size) * width / new_width),
+        min(height, (top + size) * height / new_height),
+    )
+    crop = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return normalise(np.asarray(crop), preprocessing)
+
+
+def load(source: bytes | Path, preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """Bytes or a file -> (3, image_size, image_size) float32. Raises what `decode` raises."""
+    image = decode(source, min_side=DRAFT_MARGIN * preprocessing.resize_size)
+    return preprocess(image, preprocessing)

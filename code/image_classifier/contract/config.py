@@ -35,9 +35,10 @@ class Param:
     high: float = math.inf
 
 
-def _param(
+def param(
     default: Value, text: str, *, choices: tuple[str, ...] = (), low: float = -math.inf, high: float = math.inf
 ) -> Any:
+    """A dataclass field that knows its help text, its choices and its range: what `parameters_of` reads back."""
     metadata = {"help": text, "choices": choices, "low": low, "high": high}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -46,37 +47,37 @@ def _param(
 class TrainConfig:
     """The hyperparameters of one training job. Raises ConfigError when a value is out of its range."""
 
-    weights: str = _param("imagenet", "start from: imagenet, none (random), or a path to a torchvision state dict")
-    fine_tune: str = _param("full", "train the whole network or only its head", choices=("full", "head"))
-    image_size: int = _param(224, "side of the square the network sees, in pixels", low=32, high=1024)
-    augment: str = _param(
+    weights: str = param("imagenet", "start from: imagenet, none (random), or a path to a torchvision state dict")
+    fine_tune: str = param("full", "train the whole network or only its head", choices=("full", "head"))
+    image_size: int = param(224, "side of the square the network sees, in pixels", low=32, high=1024)
+    augment: str = param(
         "standard",
         "training crops: standard (random crop and flip), light (nearly whole image and flip), none",
         choices=("standard", "light", "none"),
     )
-    epochs: int = _param(10, "passes over the training images", low=1, high=10_000)
-    batch_size: int = _param(32, "images a step, over all devices", low=1, high=65_536)
-    optimizer: str = _param("sgd", "optimiser", choices=("sgd", "adamw"))
-    lr: float = _param(0.01, "peak learning rate, after warm-up", low=1e-8, high=10.0)
-    momentum: float = _param(0.9, "SGD momentum", low=0.0, high=0.9999)
-    weight_decay: float = _param(1e-4, "weight decay, not applied to biases and batch norms", low=0.0, high=1.0)
-    label_smoothing: float = _param(0.1, "share of the target spread over all classes", low=0.0, high=0.9)
-    warmup_epochs: float = _param(1.0, "epochs of linear warm-up before the cosine", low=0.0, high=10_000)
-    patience: int = _param(0, "stop after this many epochs without a better validation loss, 0 for never", low=0)
-    seed: int = _param(0, "seed of everything random", low=0, high=2**32 - 1)
-    workers: int = _param(AUTO_WORKERS, "data loading processes, -1 for one a core (at most 8)", low=-1, high=256)
-    amp: str = _param(
+    epochs: int = param(10, "passes over the training images", low=1, high=10_000)
+    batch_size: int = param(32, "images a step, over all devices", low=1, high=65_536)
+    optimizer: str = param("sgd", "optimiser", choices=("sgd", "adamw"))
+    lr: float = param(0.01, "peak learning rate, after warm-up", low=1e-8, high=10.0)
+    momentum: float = param(0.9, "SGD momentum", low=0.0, high=0.9999)
+    weight_decay: float = param(1e-4, "weight decay, not applied to biases and batch norms", low=0.0, high=1.0)
+    label_smoothing: float = param(0.1, "share of the target spread over all classes", low=0.0, high=0.9)
+    warmup_epochs: float = param(1.0, "epochs of linear warm-up before the cosine", low=0.0, high=10_000)
+    patience: int = param(0, "stop after this many epochs without a better validation loss, 0 for never", low=0)
+    seed: int = param(0, "seed of everything random", low=0, high=2**32 - 1)
+    workers: int = param(AUTO_WORKERS, "data loading processes, -1 for one a core (at most 8)", low=-1, high=256)
+    amp: str = param(
         "auto", "bf16 autocast: auto (where the hardware has it), bf16, off", choices=("auto", "bf16", "off")
     )
-    valid_fraction: float = _param(0.2, "share split off train when there is no valid folder", low=0.01, high=0.5)
-    max_bad_images: int = _param(10, "unreadable images to skip before the job fails", low=0)
-    golden_samples: int = _param(4, "test images kept in the artifact with their expected answer", low=1, high=32)
-    log_interval: int = _param(10, "steps between progress lines", low=1)
-    debug: bool = _param(True, "record losses with the smdebug hook")
+    valid_fraction: float = param(0.2, "share split off train when there is no valid folder", low=0.01, high=0.5)
+    max_bad_images: int = param(10, "unreadable images to skip before the job fails", low=0)
+    golden_samples: int = param(4, "test images kept in the artifact with their expected answer", low=1, high=32)
+    log_interval: int = param(10, "steps between progress lines", low=1)
+    debug: bool = param(True, "record losses with the smdebug hook")
 
     def __post_init__(self) -> None:
-        for param in parameters():
-            check(param, getattr(self, param.name))
+        for known in parameters():
+            check(known, getattr(self, known.name))
         if self.warmup_epochs > self.epochs:
             raise ConfigError(
                 f"warmup_epochs ({self.warmup_epochs:g}) is longer than the {self.epochs} epochs of the job",
@@ -91,7 +92,7 @@ class TrainConfig:
 
     def to_hyperparameters(self) -> dict[str, str]:
         """Name -> value as SageMaker carries it: strings only."""
-        return {param.name: format_value(getattr(self, param.name)) for param in parameters()}
+        return {known.name: format_value(getattr(self, known.name)) for known in parameters()}
 
     @classmethod
     def from_hyperparameters(cls, hyperparameters: Mapping[str, str]) -> TrainConfig:
@@ -107,9 +108,9 @@ class TrainConfig:
             ConfigError: an unknown flag, a value of the wrong type, or out of range.
         """
         parser = _Parser(add_help=False, allow_abbrev=False)
-        known = {f"--{param.name}" for param in parameters()}
-        for param in parameters():
-            parser.add_argument(f"--{param.name}", default=None)
+        known = {f"--{each.name}" for each in parameters()}
+        for flag in sorted(known):
+            parser.add_argument(flag, default=None)
         flags = [word.split("=", 1)[0] for word in argv if word.startswith("--")]
         for flag in flags:
             if flag not in known and not flag.startswith(("--_", "--sagemaker_")):
@@ -124,18 +125,23 @@ class _Parser(argparse.ArgumentParser):
 
 
 @cache
-def parameters() -> tuple[Param, ...]:
-    """All hyperparameters, in the order of the fields."""
-    hints = get_type_hints(TrainConfig)
+def parameters_of(settings: type) -> tuple[Param, ...]:
+    """The fields of a dataclass made of `param` fields, in their order."""
+    hints = get_type_hints(settings)
     return tuple(
         Param(name=f.name, type=hints[f.name], default=f.default, **f.metadata)  # type: ignore[arg-type]
-        for f in dataclasses.fields(TrainConfig)
+        for f in dataclasses.fields(settings)
     )
+
+
+def parameters() -> tuple[Param, ...]:
+    """All hyperparameters, in the order of the fields."""
+    return parameters_of(TrainConfig)
 
 
 def parameter(name: str) -> Param:
     """The hyperparameter called `name`. Raises ConfigError with the nearest known name."""
-    by_name = {param.name: param for param in parameters()}
+    by_name = {known.name: known for known in parameters()}
     if name in by_name:
         return by_name[name]
     near = difflib.get_close_matches(name, by_name, n=1)

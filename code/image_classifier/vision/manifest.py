@@ -1,0 +1,166 @@
+"""What `manifest.json` says, and the rules a model must keep: which files it has, how large, and what they mean.
+
+Knows nothing of folders and archives; `artifact` reads and writes those.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from image_classifier.contract.errors import ArtifactError, describe
+from image_classifier.vision.preprocess import Preprocessing
+
+FORMAT_VERSION = 1
+ARCHITECTURE = "resnet50"
+MANIFEST = "manifest.json"
+WEIGHTS = "model.safetensors"
+
+_MIB = 1024 * 1024
+_GOLDEN = re.compile(r"golden/[0-9]{2}\.(jpg|jpeg|png|webp|bmp)")
+MAX_BYTES = {MANIFEST: 16 * _MIB, WEIGHTS: 1024 * _MIB}  # ResNet50 with 100,000 classes has 0.9 GiB
+_MAX_GOLDEN_BYTES = 8 * _MIB  # the largest body an endpoint takes is 6 MiB
+MAX_GOLDEN = 100
+
+
+@dataclass(frozen=True)
+class GoldenSample:
+    """An image and what training answered for it.
+
+    Args:
+        name: where the image came from, for messages only, e.g. `tulips/0042.jpg`.
+        image: the file's bytes, in one of the accepted formats.
+        probabilities: one a class, in the order of the classes, summing to 1.
+    """
+
+    name: str
+    image: bytes
+    probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Member:
+    """Size in bytes and sha256 (hex) of one file of the artifact."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What `manifest.json` says.
+
+    Args:
+        classes: labels in the order of the network's outputs.
+        precision: number format of the weights.
+        config: hyperparameters of the training, as strings.
+        metrics: final numbers of the training; None for one that was not finite.
+        data_fingerprint: sha256 over the data set's listing (`folders.fingerprint`).
+        versions: package -> version that trained the model.
+        created: ISO 8601 time, UTC.
+        golden: (member, original name, probabilities) of each golden sample.
+        members: every file of the artifact but the manifest.
+    """
+
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    config: Mapping[str, str]
+    metrics: Mapping[str, float | None]
+    data_fingerprint: str
+    versions: Mapping[str, str]
+    created: str
+    golden: tuple[tuple[str, str, tuple[float, ...]], ...]
+    members: Mapping[str, Member]
+    architecture: str = ARCHITECTURE
+    precision: str = "float32"
+    format_version: int = FORMAT_VERSION
+
+    def to_bytes(self) -> bytes:
+        """The file's bytes: UTF-8 JSON, the same for the same values."""
+        values = dataclasses.asdict(self) | {"preprocessing": self.preprocessing.to_json()}
+        return (json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Manifest:
+        """Reads and checks a manifest. Raises ArtifactError on anything `to_bytes` would not write."""
+        try:
+            values = json.loads(data)
+            version = values["format_version"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ArtifactError(f"{MANIFEST} is not the manifest of a model ({describe(error)})") from error
+        if not isinstance(version, int) or version < 1:
+            raise ArtifactError(f"{MANIFEST} has the format version {version!r}")
+        if version > FORMAT_VERSION:
+            raise ArtifactError(
+                f"the model has format version {version}, this program reads up to {FORMAT_VERSION}",
+                "update this program, or train the model again with it",
+            )
+        try:
+            manifest = cls._from_json(values)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise ArtifactError(f"{MANIFEST} is incomplete or damaged ({describe(error)})") from error
+        manifest.check()
+        return manifest
+
+    @classmethod
+    def _from_json(cls, values: Mapping[str, Any]) -> Manifest:
+        golden = tuple(
+            (str(member), str(name), tuple(float(p) for p in probabilities))
+            for member, name, probabilities in values["golden"]
+        )
+        return cls(
+            classes=tuple(_text(name) for name in values["classes"]),
+            preprocessing=Preprocessing.from_json(values["preprocessing"]),
+            config={_text(k): _text(v) for k, v in values["config"].items()},
+            metrics={_text(k): None if v is None else float(v) for k, v in values["metrics"].items()},
+            data_fingerprint=_text(values["data_fingerprint"]),
+            versions={_text(k): _text(v) for k, v in values["versions"].items()},
+            created=_text(values["created"]),
+            golden=golden,
+            members={_text(k): Member(int(v["size"]), _text(v["sha256"])) for k, v in values["members"].items()},
+            architecture=_text(values["architecture"]),
+            precision=_text(values["precision"]),
+            format_version=FORMAT_VERSION,
+        )
+
+    def check(self) -> None:
+        """Raises ArtifactError when the values contradict each other or break a limit."""
+        if self.architecture != ARCHITECTURE:
+            raise ArtifactError(f"the model is a {self.architecture}, this program runs {ARCHITECTURE}")
+        if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
+            raise ArtifactError("the manifest does not name two or more different classes")
+        expected = {WEIGHTS, *(member for member, _, _ in self.golden)}
+        if set(self.members) != expected or len(expected) != 1 + len(self.golden):
+            raise ArtifactError("the manifest lists other files than the weights and the golden samples")
+        for name, member in self.members.items():
+            check_member(name, member.size)
+        for _, name, probabilities in self.golden:
+            _check_probabilities(name, probabilities, len(self.classes))
+
+
+def check_member(name: str, size: int) -> None:
+    """Raises ArtifactError when a model has no file called `name`, or none of `size` bytes."""
+    limit = MAX_BYTES.get(name, _MAX_GOLDEN_BYTES if _GOLDEN.fullmatch(name) else None)
+    if limit is None:
+        raise ArtifactError(f"the file {name!r} does not belong into a model")
+    if not 0 <= size <= limit:
+        raise ArtifactError(f"{name} is too large: {size / _MIB:.0f} MiB, at most {limit // _MIB} are accepted")
+
+
+def _check_probabilities(name: str, probabilities: Sequence[float], num_classes: int) -> None:
+    if len(probabilities) != num_classes:
+        raise ArtifactError(f"the golden sample {name} has {len(probabilities)} numbers for {num_classes} classes")
+    if not all(math.isfinite(p) and 0 <= p <= 1 for p in probabilities) or abs(sum(probabilities) - 1) > 1e-3:
+        raise ArtifactError(f"the probabilities of the golden sample {name} are not probabilities")
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a text")
+    value.encode()  # a lone surrogate would fail later, in the middle of an answer
+    return value

@@ -1,0 +1,35 @@
+"""How the server program is configured and how it says that it is ready.
+
+    ready url=http://127.0.0.1:8080 model=3f2a... engine=openvino workers=2 startup_s=4.1
+
+The SAGEMAKER_ names are the ones SageMaker and its inference toolkit define; the others are ours.
+"""
+
+from __future__ import annotations
+
+import re
+
+PORT_VARIABLE = "SAGEMAKER_BIND_TO_PORT"
+DEFAULT_PORT = 8080
+WORKERS_VARIABLE = "SAGEMAKER_MODEL_SERVER_WORKERS"  # processes that answer requests; default: one a usable core
+STARTUP_TIMEOUT_VARIABLE = "SAGEMAKER_STARTUP_TIMEOUT"  # seconds
+DEFAULT_STARTUP_TIMEOUT_S = 230  # SageMaker gives a container 4 minutes to pass its first health check
+VM_ARGS_VARIABLE = "SAGEMAKER_MODEL_SERVER_VMARGS"
+
+HOST_VARIABLE = "CLASSIFIER_BIND_TO_HOST"
+DEFAULT_HOST = "0.0.0.0"  # noqa: S104  # inside a container; the launcher on this machine passes 127.0.0.1
+ENGINE_VARIABLE = "CLASSIFIER_ENGINE"
+ENGINES = ("auto", "openvino", "torch")  # auto: torch where there is a usable GPU, OpenVINO on the CPU elsewhere
+
+_READY = re.compile(r"ready url=(?P<url>\S+) model=(?P<model>\S+) engine=\S+ workers=\d+ startup_s=[\d.]+\s*")
+
+
+def ready_line(*, url: str, model: str, engine: str, workers: int, startup_s: float) -> str:
+    """The one line the server prints on stdout when it answers correctly."""
+    return f"ready url={url} model={model} engine={engine} workers={workers} startup_s={startup_s:.1f}"
+
+
+def parse_ready_line(line: str) -> tuple[str, str] | None:
+    """(URL, model fingerprint) of a ready line, None for any other line."""
+    match = _READY.fullmatch(line)
+    return None if match is None else (match["url"], match["model"])

@@ -1,0 +1,57 @@
+"""The model at work: bytes of an image in, probabilities out, and the proof that they are the right ones."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from image_classifier.contract.errors import ArtifactError
+from image_classifier.serving.codec import Ranking
+from image_classifier.serving.engines import Engine
+from image_classifier.vision.artifact import GOLDEN_TOLERANCE, Artifact
+from image_classifier.vision.preprocess import load
+
+
+class Classifier:
+    """An artifact on an engine."""
+
+    def __init__(self, artifact: Artifact, engine: Engine) -> None:
+        self.artifact = artifact
+        self.engine = engine
+
+    def probabilities(self, image: bytes) -> NDArray[np.float64]:
+        """The bytes of one image -> (num_classes,) float64, summing to 1. Raises ImageError or TooLarge."""
+        logits = self.engine.logits(load(image, self.artifact.preprocessing)).astype(np.float64)
+        exponentials = np.exp(logits - logits.max())
+        result: NDArray[np.float64] = exponentials / exponentials.sum()
+        return result
+
+    def rank(self, image: bytes, top_k: int) -> Ranking:
+        """The `top_k` most probable labels, or all where there are fewer. Raises ImageError or TooLarge."""
+        probabilities = self.probabilities(image)
+        best = np.argsort(-probabilities, kind="stable")[:top_k]
+        return [(self.artifact.classes[i], float(probabilities[i])) for i in best]
+
+    def check_golden(self) -> None:
+        """Raises ArtifactError when this engine does not answer the golden samples as training did."""
+        for sample in self.artifact.golden:
+            answer = dict(zip(self.artifact.classes, self.probabilities(sample.image), strict=True))
+            check_answer(self.artifact, sample.name, answer)
+
+
+def check_answer(artifact: Artifact, name: str, answer: dict[str, float]) -> None:
+    """Compares a complete answer, label -> probability, with the one recorded for the golden sample `name`.
+
+    Raises:
+        ArtifactError: a label is missing, or a probability is off by more than GOLDEN_TOLERANCE.
+    """
+    sample = next(sample for sample in artifact.golden if sample.name == name)
+    expected = dict(zip(artifact.classes, sample.probabilities, strict=True))
+    if set(answer) != set(expected):
+        raise ArtifactError(f"the golden sample {name} was answered with other labels than the model's")
+    difference = max(abs(answer[label] - expected[label]) for label in expected)
+    if not difference <= GOLDEN_TOLERANCE:  # a NaN is no answer either
+        raise ArtifactError(
+            f"the model does not reproduce its golden sample {name}: a probability is off by {difference:.3g}",
+            f"at most {GOLDEN_TOLERANCE:g} is tolerated; the weights, the engine or the preprocessing differ",
+        )

@@ -1,0 +1,163 @@
+"""Between HTTP and the classifier: what a request asks for, and how the answer and every error are written.
+
+Knows nothing of the model server; headers come in as a mapping, bodies go out as bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from image_classifier.contract.errors import NotAcceptable, RequestError, TooLarge, UnsupportedMedia
+from image_classifier.contract.wire import (
+    CSV_TYPE,
+    CUSTOM_ATTRIBUTES_HEADER,
+    DEFAULT_TOP_K,
+    JSON_TYPE,
+    MAX_BODY_BYTES,
+    REQUEST_TYPES,
+    RESPONSE_TYPES,
+    TOP_K_ATTRIBUTE,
+    TOP_K_HEADER,
+)
+
+Ranking = Sequence[tuple[str, float]]
+"""(label, probability) pairs, the most probable first."""
+
+_MAX_TOP_K_DIGITS = 9  # int() of a text with thousands of digits is slow, and no model has a billion classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a client wants to know: about `image`, the `top_k` best classes, written as `response_type`."""
+
+    image: bytes
+    top_k: int
+    response_type: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    """A complete answer."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+    @property
+    def phrase(self) -> str:
+        """The reason phrase: fixed ASCII, because the model server counts characters where it sends bytes."""
+        return HTTPStatus(self.status).phrase
+
+
+def parse_request(headers: Mapping[str, str], body: object) -> Request:
+    """Reads one request; header names in any case.
+
+    Args:
+        body: the bytes; None when the model server found no plain body, e.g. in a form.
+
+    Raises:
+        UnsupportedMedia: the content type is not an image's. A missing one is taken for bytes of any kind.
+        NotAcceptable: the client accepts neither JSON nor CSV.
+        TooLarge: more than MAX_BODY_BYTES.
+        RequestError: no body, or a top_k that is not a whole number of 1 or more.
+    """
+    headers = {name.lower(): value for name, value in headers.items()}
+    _check_content_type(headers.get("content-type", ""))
+    response_type = _negotiate(headers.get("accept", ""))
+    top_k = _top_k(headers)
+    if not isinstance(body, (bytes, bytearray)) or not body:
+        raise RequestError("the request has no body", "send the bytes of one image")
+    if len(body) > MAX_BODY_BYTES:
+        limit = MAX_BODY_BYTES // 1024**2
+        raise TooLarge(f"the body has {len(body)} bytes", f"at most {limit} MiB are accepted: send a smaller image")
+    return Request(image=bytes(body), top_k=top_k, response_type=response_type)
+
+
+def encode(ranking: Ranking, *, model: str, response_type: str) -> Response:
+    """The answer to a good request. `model` is the model's fingerprint; CSV has no place for it."""
+    if response_type == CSV_TYPE:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows((label, f"{p:.6f}") for label, p in ranking)
+        return Response(status=200, content_type=f"{CSV_TYPE}; charset=utf-8", body=text.getvalue().encode())
+    predictions = [{"label": label, "probability": round(p, 6)} for label, p in ranking]
+    return Response(
+        status=200, content_type=JSON_TYPE, body=_json_bytes({"predictions": predictions, "model": model})
+    )
+
+
+def encode_error(error: RequestError) -> Response:
+    """The answer to a request that is wrong; always JSON."""
+    return _error(error.http_status, error.message, error.hint)
+
+
+def encode_internal_error(request_id: str) -> Response:
+    """The answer when the fault is ours; the log has the cause beside the same id."""
+    return _error(500, "internal error", f"the server's log tells more: look for {request_id}")
+
+
+def _error(status: int, message: str, hint: str) -> Response:
+    return Response(status=status, content_type=JSON_TYPE, body=_json_bytes({"error": message, "hint": hint}))
+
+
+def _json_bytes(value: object) -> bytes:
+    return (json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8", errors="replace")
+
+
+def _check_content_type(text: str) -> None:
+    media_type = text.split(";", 1)[0].strip().lower()
+    if media_type and media_type not in REQUEST_TYPES:
+        raise UnsupportedMedia(f"the content type {media_type[:80]!r} is not supported", f"send {_list(REQUEST_TYPES)}")
+
+
+def _negotiate(accept: str) -> str:
+    """The offered type the client likes best: by q-value, then by how exactly it was named (RFC 9110, 12.5.1)."""
+    if not accept.strip():
+        return RESPONSE_TYPES[0]
+    ranges = [_parse_range(part) for part in accept.split(",") if part.strip()]
+    best = max(RESPONSE_TYPES, key=lambda offered: _quality(offered, ranges))  # the first of equals
+    if _quality(best, ranges)[0] <= 0:
+        raise NotAcceptable(f"cannot answer with {accept[:80]!r}", f"accept {_list(RESPONSE_TYPES)}")
+    return best
+
+
+def _parse_range(text: str) -> tuple[str, float]:
+    """`text/csv; charset=utf-8; q=0.5` -> ("text/csv", 0.5). A q that is no number counts as 0."""
+    media_range, *parameters = (part.strip().lower() for part in text.split(";"))
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "q":
+            try:
+                return media_range, min(float(value), 1.0)
+            except ValueError:
+                return media_range, 0.0
+    return media_range, 1.0
+
+
+def _quality(offered: str, ranges: Sequence[tuple[str, float]]) -> tuple[float, int]:
+    """(q-value, exactness 0..2) of the most exact range that covers `offered`; (0, -1) when none does."""
+    patterns = ("*/*", f"{offered.split('/')[0]}/*", offered)
+    matches = [(patterns.index(media_range), q) for media_range, q in ranges if media_range in patterns]
+    exactness, q = max(matches, default=(-1, 0.0))
+    return q, exactness
+
+
+def _top_k(headers: Mapping[str, str]) -> int:
+    text = headers.get(TOP_K_HEADER.lower())
+    if text is None:
+        pairs = (pair.partition("=") for pair in headers.get(CUSTOM_ATTRIBUTES_HEADER.lower(), "").split(","))
+        text = next((value for name, _, value in pairs if name.strip().lower() == TOP_K_ATTRIBUTE), None)
+    if text is None:
+        return DEFAULT_TOP_K
+    digits = text.strip()
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= _MAX_TOP_K_DIGITS and int(digits) > 0):
+        raise RequestError(f"top_k must be a whole number of 1 or more, not {text[:40]!r}")
+    return int(digits)
+
+
+def _list(types: Sequence[str]) -> str:
+    return f"{', '.join(types[:-1])} or {types[-1]}"

@@ -1,0 +1,100 @@
+"""What the model server's workers call: `handle(None, context)` to load the model, `handle(data, context)` to answer.
+
+Nothing here raises while answering: whatever goes wrong becomes a response, because the server turns exceptions into
+answers without a sentence.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from image_classifier.contract.errors import RequestError
+from image_classifier.contract.paths import MlPaths
+from image_classifier.serving.classifier import Classifier
+from image_classifier.serving.codec import Response, encode, encode_error, encode_internal_error, parse_request
+from image_classifier.serving.engines import load_engine
+from image_classifier.serving.scratch import DRAIN_HEADER, DRAIN_TOKEN_VARIABLE, Scratch
+from image_classifier.vision.artifact import load_model
+
+_log = logging.getLogger("image_classifier.serving")
+_worker: dict[str, Classifier] = {}  # filled at load: a worker is a process with one model
+
+
+def handle(data: Sequence[Mapping[str, object]] | None, context: Any) -> list[bytes] | None:
+    """Entry point of multi-model-server, function style.
+
+    Args:
+        data: None to load the model; else one mapping a request, with the body under "body" (the server is configured
+            for batches of one).
+        context: the server's context: request headers in, status and content type out.
+    """
+    if data is None:
+        _load(context)
+        return None
+    return [_answer(request, index, context) for index, request in enumerate(data)]
+
+
+def _load(context: Any) -> None:
+    """Loads the model and proves it on the golden samples; the server program learns the outcome from the scratch."""
+    _log_to_stderr()
+    scratch = Scratch.from_environment()
+    try:
+        artifact = load_model(MlPaths.from_environment().model)
+        engine = load_engine(artifact, gpu_id=context.system_properties.get("gpu_id"))
+        classifier = Classifier(artifact, engine)
+        classifier.check_golden()
+    except Exception as error:
+        scratch.report_failure(error)
+        raise
+    _worker["classifier"] = classifier
+    scratch.report_loaded(engine.name)
+
+
+def _answer(request: Mapping[str, object], index: int, context: Any) -> bytes:
+    headers: Mapping[str, str] = context.get_all_request_header(index)
+    _stop_if_told(headers)
+    response = _respond(_worker["classifier"], headers, request.get("body"), context.get_request_id(index))
+    context.set_response_status(response.status, response.phrase, index)
+    context.set_response_content_type(index, response.content_type)
+    return response.body
+
+
+def _respond(classifier: Classifier, headers: Mapping[str, str], body: object, request_id: str) -> Response:
+    try:
+        request = parse_request(headers, body)
+        ranking = classifier.rank(request.image, request.top_k)
+        return encode(ranking, model=classifier.artifact.fingerprint, response_type=request.response_type)
+    except RequestError as error:
+        return encode_error(error)
+    except Exception:
+        _log.exception("request %s failed", request_id)
+        return encode_internal_error(request_id)
+
+
+def _stop_if_told(headers: Mapping[str, str]) -> None:
+    """Ends this worker's life at the request of the server program, and of nobody else.
+
+    Requests are queued in order: the worker that meets this one has answered everything given to it before, and by
+    never answering takes no further one.
+    """
+    given = next((value for name, value in headers.items() if name.lower() == DRAIN_HEADER), None)
+    token = os.environ.get(DRAIN_TOKEN_VARIABLE)
+    if given is not None and token and hmac.compare_digest(given.encode(), token.encode()):
+        Scratch.from_environment().report_drained()
+        while True:
+            signal.pause()
+
+
+def _log_to_stderr() -> None:
+    """The server logs a worker's stderr; its stdout is the server's own channel."""
+    if not _log.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        _log.addHandler(handler)
+        _log.propagate = False

@@ -73,7 +73,7 @@ def decode(source: bytes | Path, *, min_side: int | None = None) -> Image.Image:
         ImageError: not an image of an accepted format, damaged, truncated, or not a readable file.
         TooLarge: more than MAX_PIXELS, or a side longer than MAX_SIDE.
     """
-    what = str(source) if isinstance(source, Path) else "the image"
+    what = str(source) if isinstance(source, Path) else "the file"
     try:
         with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as stream:
             return _decode(stream, what, min_side)
@@ -97,7 +97,7 @@ def _decode(stream: IO[bytes], what: str, min_side: int | None) -> Image.Image:
     width, height = image.size
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise TooLarge(
-            f"{what} has {width} x {height} pixels",
+            f"{what} is too large: {width} x {height} pixels",
             f"at most {MAX_PIXELS // 1_000_000} megapixels and {MAX_SIDE} pixels a side are accepted",
         )
     if min_side is not None:

@@ -1,0 +1,161 @@
+"""The state of an unfinished job on disk: written whole, the one before kept, refused when it is another job's.
+
+A checkpoint file holds the network, the optimiser, the best epoch's weights and a Progress. Nothing random has a state
+of its own: shuffling and augmentation derive from (seed, epoch, index), the learning rate from the step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.errors import JobError, PlatformError, describe
+from image_classifier.contract.files import replacing
+
+log = logging.getLogger(__name__)
+
+KEPT = 2  # the newest, and the one before in case the newest turns out damaged
+HARMLESS = frozenset({"workers", "log_interval", "debug", "golden_samples", "max_bad_images"})  # change no weight
+Weights = dict[str, torch.Tensor]
+
+
+@dataclass
+class Progress:
+    """Where a job is.
+
+    Args:
+        epoch: the one in training, from 1.
+        step: steps done of it; all of them when only its validation is missing.
+        images, loss_sum, correct, seconds: sums over these steps.
+        history: one row an epoch, metric name -> value.
+        best_epoch: highest validation accuracy so far, of equals the lowest loss; 0 before the first validation.
+        lowest_loss: of validation so far.
+        epochs_without_gain: since `lowest_loss`.
+        total_seconds: in training and validation, over all attempts.
+        unreadable: path -> reason, of images that were skipped.
+        finished: nothing is left to train.
+    """
+
+    epoch: int = 1
+    step: int = 0
+    images: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    lowest_loss: float = math.inf
+    epochs_without_gain: int = 0
+    total_seconds: float = 0.0
+    unreadable: dict[str, str] = field(default_factory=dict)
+    finished: bool = False
+
+    def start_epoch(self, epoch: int) -> None:
+        """Moves on to the first step of `epoch`."""
+        self.epoch, self.step, self.images, self.loss_sum, self.correct, self.seconds = epoch, 0, 0, 0.0, 0, 0.0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds; `model` and `optimizer` are empty once the job has finished."""
+
+    progress: Progress
+    model: Weights
+    optimizer: dict[str, Any]
+    best: Weights
+
+
+def identity(config: TrainConfig, data_fingerprint: str) -> dict[str, str]:
+    """Everything that decides a job's result: a checkpoint continues a job only where all of it is the same.
+
+    The number of epochs belongs to it: the learning rate of every step depends on it.
+    """
+    settings = {name: value for name, value in config.to_hyperparameters().items() if name not in HARMLESS}
+    return settings | {"data": data_fingerprint}
+
+
+class Checkpoints:
+    """The checkpoint folder of one job."""
+
+    def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
+        self._folder = folder
+        self._identity = dict(identity)
+
+    def save(self, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer, best: Weights) -> None:
+        """Writes a checkpoint and removes all but the newest KEPT.
+
+        Raises:
+            PlatformError: the disk is full or not writable; the checkpoints there are stay as they are.
+        """
+        self._write(Checkpoint(progress, model.state_dict(), optimizer.state_dict(), best))
+        self._keep(KEPT)
+
+    def finish(self, progress: Progress, best: Weights) -> None:
+        """Marks the job as finished: started again, it finds its result instead of training. Keeps nothing else."""
+        self._write(Checkpoint(progress, {}, {}, best))
+        self._keep(1)
+
+    def load(self) -> Checkpoint | None:
+        """The newest checkpoint that can be read, None to start from the beginning.
+
+        Raises:
+            JobError: the folder holds the checkpoints of a different job.
+        """
+        for path in self._files():
+            try:
+                content = torch.load(path, map_location="cpu", weights_only=True)
+                checkpoint = Checkpoint(
+                    Progress(**content["progress"]), content["model"], content["optimizer"], content["best"]
+                )
+                found = dict(content["identity"])
+            except Exception as error:  # torch raises many types on damaged bytes
+                log.warning("checkpoint %s is damaged and passed over: %s", path, describe(error))
+                continue
+            self._check_identity(found)
+            log.info("resuming from %s", path)
+            return checkpoint
+        return None
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        progress = checkpoint.progress
+        content = {
+            "identity": self._identity,
+            "progress": dataclasses.asdict(progress),
+            "model": checkpoint.model,
+            "optimizer": checkpoint.optimizer,
+            "best": checkpoint.best,
+        }
+        path = self._folder / f"epoch-{progress.epoch:05d}-step-{progress.step:07d}.ckpt"
+        try:
+            with replacing(path) as file:
+                torch.save(content, file)
+        except RuntimeError as error:  # torch's writer turns a full disk into one
+            raise PlatformError(f"cannot write {path}: {describe(error)}", "free some space") from error
+
+    def _check_identity(self, found: Mapping[str, str]) -> None:
+        for name, value in self._identity.items():
+            if found.get(name) != value:
+                what = "other images" if name == "data" else f"{name}={found.get(name)}, not {value}"
+                raise JobError(
+                    f"the checkpoints in {self._folder} are of a job with {what}",
+                    "give every job a checkpoint folder of its own, or empty this one to start anew",
+                )
+
+    def _keep(self, count: int) -> None:
+        for path in self._files()[count:]:
+            path.unlink(missing_ok=True)
+        for leftover in self._folder.glob(".*.ckpt.*.tmp"):  # of a process that was killed while writing
+            leftover.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        """Newest first: the names sort by progress."""
+        return sorted(self._folder.glob("epoch-*.ckpt"), reverse=True)

@@ -1,0 +1,65 @@
+"""Golden samples: a few images that travel with the model, and what it must answer to them wherever it is served."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from image_classifier.contract.errors import RequestError
+from image_classifier.vision.artifact import GoldenSample
+from image_classifier.vision.decode import decode
+from image_classifier.vision.folders import Split
+from image_classifier.vision.preprocess import DRAFT_MARGIN, Preprocessing, load
+
+MAX_BYTES = 128 * 1024  # a larger file is stored as a smaller JPEG: the samples are no ballast
+JPEG_QUALITY = 90
+
+
+def golden_samples(model: nn.Module, split: Split, preprocessing: Preprocessing, count: int) -> list[GoldenSample]:
+    """Takes `count` readable images, of as many classes as there are, with the probabilities `model` gives them.
+
+    The probabilities are those of the stored bytes, computed in float32 on the CPU, one image at a time: the reference
+    every other engine and precision is held against. `model` is moved to the CPU.
+    """
+    model = model.cpu().eval()
+    samples: list[GoldenSample] = []
+    for path in by_turns(split):
+        if len(samples) == count:
+            break
+        name = path.relative_to(split.root)
+        try:
+            image = path.read_bytes()
+            if len(image) > MAX_BYTES:
+                name, image = name.with_suffix(".jpg"), smaller_jpeg(image, preprocessing)
+            pixels = torch.from_numpy(load(image, preprocessing))[None]  # (1, 3, H, W) float32
+        except (RequestError, OSError):  # counted and named when it was evaluated
+            continue
+        with torch.inference_mode():
+            probabilities = model(pixels.to(memory_format=torch.channels_last)).double().softmax(1)[0].tolist()
+        samples.append(GoldenSample(name.as_posix(), image, tuple(probabilities)))
+    return samples
+
+
+def by_turns(split: Split) -> Iterator[Path]:
+    """The images of a split, one of each class, then a second of each, and so on."""
+    taken: dict[int, int] = {}
+    turns = []
+    for path, label in zip(split.paths, split.labels, strict=True):
+        taken[label] = taken.get(label, 0) + 1
+        turns.append((taken[label], label, path))
+    return (path for _, _, path in sorted(turns))
+
+
+def smaller_jpeg(source: bytes, preprocessing: Preprocessing) -> bytes:
+    """The picture as a JPEG with no more pixels than preprocessing makes use of. Raises ImageError."""
+    side = DRAFT_MARGIN * preprocessing.resize_size
+    image = decode(source, min_side=side)
+    scale = min(1.0, side / min(image.size))
+    image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()

@@ -1,0 +1,188 @@
+"""One training job from channels to model: what is made, in which order, and handed to whom."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torchvision.models.resnet import ResNet
+
+from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.errors import ConfigError, JobStopped
+from image_classifier.contract.metrics import metric_line
+from image_classifier.contract.paths import MlPaths
+from image_classifier.training.checkpoint import Checkpoint, Checkpoints, Progress, identity
+from image_classifier.training.data import BadImages, ImageDataset, Loader, num_workers
+from image_classifier.training.device import choose_device, describe_device, use_bf16
+from image_classifier.training.evaluate import Evaluation, Interrupted, evaluate
+from image_classifier.training.golden import golden_samples
+from image_classifier.training.hook import Hook, make_hook
+from image_classifier.training.loop import Training, fit, min_images
+from image_classifier.training.optim import make_optimizer
+from image_classifier.training.outputs import write_bad_images, write_history, write_json, write_test_results
+from image_classifier.training.stop import StopFlag
+from image_classifier.vision.artifact import write_model
+from image_classifier.vision.folders import SPLIT_FOLDERS, ImageFolders, Split, fingerprint, scan
+from image_classifier.vision.model import build_model, load_starting_weights, state_arrays
+from image_classifier.vision.preprocess import Preprocessing
+
+log = logging.getLogger(__name__)
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors")  # whose versions the model's manifest names
+
+
+def run(config: TrainConfig, paths: MlPaths, stop: StopFlag) -> None:
+    """Trains, tests, and writes the model and its metrics.
+
+    Raises:
+        ClassifierError: bad settings, data or weights; a full disk; a training that diverged or was stopped.
+    """
+    if config.batch_size < min_images(config.fine_tune):
+        raise ConfigError("batch_size 1 cannot train batch norms", "use 2 or more, or fine_tune=head")
+    channels = {name: paths.channel(name) for name in SPLIT_FOLDERS if paths.channel(name).is_dir()}
+    folders = scan(channels, valid_fraction=config.valid_fraction, seed=config.seed)
+    describe_data(folders)
+    data_fingerprint = fingerprint(folders)
+    checkpoints = Checkpoints(paths.checkpoints, identity(config, data_fingerprint))
+    checkpoint = checkpoints.load()
+    device = choose_device()
+    model = make_model(config, len(folders.classes), paths.channel("weights"), checkpoint, device)
+    training = make_training(
+        config, folders, model, device, checkpoints=checkpoints, checkpoint=checkpoint, stop=stop, paths=paths
+    )
+    hook = make_hook(config.debug, paths, model)
+    try:
+        fit(training, hook)
+        finish(training, hook, folders, data_fingerprint, paths)
+    finally:
+        write_bad_images(paths.output_data, training.bad.found)
+        hook.close()
+
+
+def describe_data(folders: ImageFolders) -> None:
+    """One line in the log, and one for each thing the user did not ask for."""
+    images = " ".join(f"{split.name}={len(split)}" for split in folders.splits)
+    log.info("data: %d classes, images %s", len(folders.classes), images)
+    if folders.valid_split_off:
+        log.info("there is no valid channel: %d of the train images were split off for it", len(folders.valid))
+    if folders.test is None:
+        log.info("there is no test channel: no test metrics, golden samples come from valid")
+
+
+def make_model(
+    config: TrainConfig, num_classes: int, weights_channel: Path, checkpoint: Checkpoint | None, device: torch.device
+) -> ResNet:
+    """The network with its starting weights or the checkpoint's, on the device; frozen but for the head if asked."""
+    torch.manual_seed(config.seed)
+    model = build_model(num_classes)
+    if checkpoint is None:
+        channel = weights_channel if weights_channel.is_dir() else None
+        log.info("weights: %s", load_starting_weights(model, config.weights, channel=channel))
+    elif checkpoint.model:
+        model.load_state_dict(checkpoint.model)
+    if config.fine_tune == "head":
+        model.requires_grad_(False)
+        model.fc.requires_grad_(True)
+    return model.to(device, memory_format=torch.channels_last)
+
+
+def make_training(
+    config: TrainConfig,
+    folders: ImageFolders,
+    model: ResNet,
+    device: torch.device,
+    *,
+    checkpoints: Checkpoints,
+    checkpoint: Checkpoint | None,
+    stop: StopFlag,
+    paths: MlPaths,
+) -> Training:
+    """Puts together what the loop needs, at the point where the checkpoint left off."""
+    preprocessing = Preprocessing.for_image_size(config.image_size)
+    workers = num_workers(config.workers, device)
+    bf16 = use_bf16(config.amp, device)
+    log.info("device: %s, %s, workers=%d", describe_device(device), "bf16" if bf16 else "float32", workers)
+    optimizer = make_optimizer(model, config)
+    if checkpoint is not None and checkpoint.optimizer:
+        optimizer.load_state_dict(checkpoint.optimizer)
+    progress = Progress() if checkpoint is None else checkpoint.progress
+    train = ImageDataset(folders.train, preprocessing, augment=config.augment, seed=config.seed)
+    return Training(
+        config=config,
+        model=model,
+        optimizer=optimizer,
+        device=device,
+        bf16=bf16,
+        train=Loader(
+            train, config.batch_size, workers=workers, shuffle_seed=config.seed, pin_memory=device.type == "cuda"
+        ),
+        valid=evaluation_loader(folders.valid, config, device),
+        bad=BadImages(config.max_bad_images, progress.unreadable),
+        checkpoints=checkpoints,
+        stop=stop,
+        progress=progress,
+        best={} if checkpoint is None else checkpoint.best,
+        on_epoch=lambda progress: write_history(paths.output_data, progress.history),
+    )
+
+
+def evaluation_loader(split: Split, config: TrainConfig, device: torch.device) -> Loader:
+    """A split as it is served: no crops, no shuffling."""
+    dataset = ImageDataset(split, Preprocessing.for_image_size(config.image_size))
+    workers = num_workers(config.workers, device)
+    return Loader(dataset, config.batch_size, workers=workers, pin_memory=device.type == "cuda")
+
+
+def finish(training: Training, hook: Hook, folders: ImageFolders, data_fingerprint: str, paths: MlPaths) -> None:
+    """Tests the best epoch's weights, then writes metrics and model. Raises JobStopped when a stop is asked for."""
+    started = time.perf_counter()
+    progress, config, model = training.progress, training.config, training.model
+    write_history(paths.output_data, progress.history)
+    model.load_state_dict(training.best)
+    metrics = dict(progress.history[progress.best_epoch - 1])
+    if folders.test is not None:
+        test = run_test(training, hook, folders.test)
+        write_test_results(paths.output_data, test, folders.test, folders.classes)
+        log.info(metric_line(progress.best_epoch, test.metrics("test")))
+        metrics |= test.metrics("test")
+    preprocessing = Preprocessing.for_image_size(config.image_size)
+    golden = golden_samples(model, folders.test or folders.valid, preprocessing, config.golden_samples)
+    write_model(
+        paths.model,
+        weights=state_arrays(model),
+        classes=folders.classes,
+        preprocessing=preprocessing,
+        golden=golden,
+        config=config.to_hyperparameters(),
+        metrics=metrics,
+        data_fingerprint=data_fingerprint,
+        versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+    )
+    result = {
+        "best_epoch": progress.best_epoch,
+        "epochs": len(progress.history),
+        "metrics": {name: value for name, value in metrics.items() if ":" in name},
+        "classes": len(folders.classes),
+        "images": {split.name: len(split) for split in folders.splits},
+        "unreadable_images": len(training.bad.found),
+        "seconds": round(progress.total_seconds + time.perf_counter() - started, 3),
+        "device": describe_device(training.device),
+        "bf16": training.bf16,
+    }
+    write_json(paths.output_data / "metrics.json", result)
+    log.info("done: best epoch %d of %d, model in %s", progress.best_epoch, len(progress.history), paths.model)
+
+
+def run_test(training: Training, hook: Hook, split: Split) -> Evaluation:
+    """Answers to the test images in float32, the precision in which the model is stored and served."""
+    loader = evaluation_loader(split, training.config, training.device)
+    try:
+        return evaluate(training.model, loader, hook, training.bad, training.stop, device=training.device, bf16=False)
+    except Interrupted:
+        raise JobStopped(
+            f"stopped by {training.stop.reason} while testing; the training has finished and is saved",
+            "start again with the same checkpoint folder to test and write the model",
+        ) from None

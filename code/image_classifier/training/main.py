@@ -1,0 +1,87 @@
+"""The outside of a training job: arguments in, exit code and failure file out. What a job does is in `job.py`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.errors import ClassifierError, JobError, JobStopped, PlatformError, describe
+from image_classifier.contract.paths import FAILURE_MAX_CHARS, MlPaths
+from image_classifier.training.stop import StopFlag
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one training job with the hyperparameters in `argv` (`--name value ...`).
+
+    Returns:
+        0 when the model was written, 143 when the job was stopped and can be resumed, 2 for a hyperparameter that
+        is unknown or out of range, 1 for any other failure. Unless it is 0, the failure file holds the cause.
+    """
+    configure_logging()
+    stop = StopFlag()
+    stop.install()
+    paths = MlPaths.from_environment()
+    paths.failure.unlink(missing_ok=True)  # an earlier attempt's
+    try:
+        config = TrainConfig.from_argv(argv)
+        from image_classifier.training.job import run  # after the arguments: torch takes seconds to import
+
+        run(config, paths, stop)
+    except Exception as caught:
+        error = explain(caught)
+        if not isinstance(caught, (ClassifierError, OSError)):
+            log.error("the job failed in a way nobody foresaw", exc_info=caught)
+        log.log(logging.WARNING if isinstance(error, JobStopped) else logging.ERROR, "%s", error.message)
+        if error.hint:
+            log.info("hint: %s", error.hint)
+        write_failure(paths.failure, error)
+        return error.exit_code
+    return 0
+
+
+def configure_logging() -> None:
+    """One line a message on standard output: `14:03:07 epoch=1/10 step=10/40 loss=1.23`."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.captureWarnings(True)
+
+
+class _Formatter(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # the base class's name
+        text = super().formatMessage(record)
+        if record.levelno < logging.WARNING:
+            return text
+        return text.replace(record.message, f"{record.levelname.lower()}: {record.message}", 1)
+
+
+def explain(error: Exception) -> ClassifierError:
+    """Any exception as one of ours, so that every failure has a sentence and an exit code."""
+    if isinstance(error, ClassifierError):
+        return error
+    if isinstance(error, OSError):
+        return PlatformError(describe(error))
+    text = str(error)
+    if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        return JobError("the memory ran out", "lower batch_size or image_size")
+    if "DataLoader worker" in text:
+        return JobError(
+            f"a data loading process died: {describe(error)}",
+            "a container needs shared memory for them (--shm-size=1g); workers=0 does without them",
+        )
+    return JobError(describe(error))
+
+
+def write_failure(path: Path, error: ClassifierError) -> None:
+    """The sentence, and the hint on a second line, cut to what SageMaker shows of a failure file."""
+    text = f"{error.message}\nhint: {error.hint}" if error.hint else error.message
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text[:FAILURE_MAX_CHARS], encoding="utf-8")
+    except OSError as problem:
+        log.error("%s cannot be written: %s", path, describe(problem))

@@ -1,0 +1,30 @@
+"""A polite stop: SIGTERM and SIGINT set a flag that the loop looks at between steps."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+
+class StopFlag:
+    """Remembers the first stop signal. A second one changes nothing: the state is being saved already."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+
+    def install(self) -> None:
+        """Handles SIGTERM (spot interruption, StopTrainingJob, `docker stop`) and SIGINT (Ctrl-C) from now on."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        self.reason = self.reason or signal.Signals(number).name
+
+    def __bool__(self) -> bool:
+        return self.reason is not None
+
+
+def ignore_stop_signals() -> None:
+    """For data loading processes: a signal to the whole group must not kill them under the loop that stops them."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,281 @@
+"""Is this data set fit for training? Every image is decoded; what is found is reported, nothing is changed.
+
+Errors, which training would fail on or which make its numbers wrong:
+    unreadable      an image that cannot be decoded: truncated, damaged, empty, another format, too large
+    leakage         the same bytes in two splits: the test would ask for what was learned by heart
+    contradiction   the same bytes in two classes of one split: one label must be wrong
+
+Warnings, which a person should know:
+    duplicate       the same bytes twice in one class of one split
+    imbalance       the largest class of train has IMBALANCE_RATIO times the images of the smallest, or more
+    few             a class of train with fewer than FEW_IMAGES images
+    missing         a class without images in valid or test: its accuracy cannot be known
+    small           images with a side shorter than SMALL_SIDE
+    ignored         files that look like images in formats that are not accepted
+
+Folders that cannot be used at all (no train folder, one class, ...) are a DataError, as in training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import multiprocessing
+import os
+import signal
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.errors import ClassifierError, PlatformError, describe
+from image_classifier.vision.decode import decode
+from image_classifier.vision.folders import ImageFolders, find_channels, fingerprint, scan
+
+IMBALANCE_RATIO = 5
+FEW_IMAGES = 10
+SMALL_SIDE = 32  # pixels; the smallest image_size there is
+OTHER_SUFFIXES = frozenset(
+    {".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jfif", ".jpe", ".jp2", ".svg", ".raw"}
+)
+
+_IMAGES_A_WORKER = 200  # fewer are decoded sooner than another process has started
+_MIN_IMAGES_A_CALL = 8
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that is wrong.
+
+    Args:
+        kind: one of the words in this module's docstring.
+        message: a sentence with the numbers.
+        hint: what to do about it.
+        files: the images concerned, relative to the data set, all of them.
+    """
+
+    kind: str
+    message: str
+    hint: str = ""
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckReport:
+    """What `check_dataset` found.
+
+    Args:
+        root: the data set.
+        classes: sorted class names.
+        counts: split -> class -> number of images, unreadable ones included.
+        valid_split_off: there is no valid folder, so valid is a share of train.
+        smallest, largest: (width, height) of the images with the fewest and the most pixels; None without any.
+        fingerprint: names the data (`folders.fingerprint`).
+    """
+
+    root: str
+    classes: tuple[str, ...]
+    counts: Mapping[str, Mapping[str, int]]
+    valid_split_off: bool
+    smallest: tuple[int, int] | None
+    largest: tuple[int, int] | None
+    fingerprint: str
+    errors: tuple[Finding, ...]
+    warnings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """No errors; there may be warnings."""
+        return not self.errors
+
+    @property
+    def num_images(self) -> int:
+        return sum(sum(of_class.values()) for of_class in self.counts.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values, and `ok` and `num_images`."""
+        return asdict(self) | {"ok": self.ok, "num_images": self.num_images}
+
+
+@dataclass(frozen=True)
+class _Image:
+    """One inspected file; `size` is None and `fault` says why when it cannot be decoded."""
+
+    split: str
+    label: int
+    name: str
+    digest: str
+    size: tuple[int, int] | None
+    fault: str
+
+
+def check_dataset(
+    root: Path,
+    *,
+    valid_fraction: float = TrainConfig.valid_fraction,
+    seed: int = TrainConfig.seed,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> CheckReport:
+    """Decodes every image of the data set `root`, which holds train and optionally valid and test folders.
+
+    Args:
+        valid_fraction, seed: as in training, for the split when there is no valid folder.
+        workers: processes to decode in; None for one a core, or none at all for a small data set.
+        progress: called with (images done, images in all) now and then.
+
+    Raises:
+        DataError: the folders cannot be used at all.
+        PlatformError: a decoding process was killed, most likely for lack of memory.
+    """
+    channels = find_channels(root)
+    folders = scan(channels, valid_fraction=valid_fraction, seed=seed)
+    images = list(_inspect_all(root, folders, workers, progress))
+    readable = [image for image in images if image.size is not None]
+    sizes = sorted((image.size for image in images if image.size is not None), key=math.prod)
+    counts = {
+        split.name: {name: Counter(split.labels)[label] for label, name in enumerate(folders.classes)}
+        for split in folders.splits
+    }
+    return CheckReport(
+        root=str(root),
+        classes=folders.classes,
+        counts=counts,
+        valid_split_off=folders.valid_split_off,
+        smallest=sizes[0] if sizes else None,
+        largest=sizes[-1] if sizes else None,
+        fingerprint=fingerprint(folders),
+        errors=(*_unreadable(images), *_same_bytes(readable, folders, errors=True)),
+        warnings=(
+            *_same_bytes(readable, folders, errors=False),
+            *_uneven(counts),
+            *_small(readable),
+            *_ignored(channels.values()),
+        ),
+    )
+
+
+def _inspect_all(root: Path, folders: ImageFolders, workers: int | None, progress: Progress | None) -> Iterator[_Image]:
+    todo = [
+        (split.name, label, path)
+        for split in folders.splits
+        for path, label in zip(split.paths, split.labels, strict=True)
+    ]
+    paths = [path for _, _, path in todo]
+    for done, ((split, label, path), result) in enumerate(zip(todo, _map_inspect(paths, workers), strict=True), 1):
+        yield _Image(split, label, _shown(path, root), *result)
+        if progress is not None:
+            progress(done, len(todo))
+
+
+def _map_inspect(paths: Sequence[Path], workers: int | None) -> Iterator[tuple[str, tuple[int, int] | None, str]]:
+    if workers is None:
+        workers = min(os.cpu_count() or 1, len(paths) // _IMAGES_A_WORKER)
+    if workers <= 1:
+        yield from map(_inspect, paths)
+        return
+    context = multiprocessing.get_context("spawn")  # the caller may have threads, which a fork would break
+    try:
+        with ProcessPoolExecutor(workers, context, initializer=_ignore_interrupts) as pool:
+            yield from pool.map(_inspect, paths, chunksize=_MIN_IMAGES_A_CALL)
+    except BrokenProcessPool as error:
+        raise PlatformError("a process that decodes images was killed", "is there enough memory?") from error
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C reaches every process of a terminal; the parent ends the pool, without a traceback from each worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _inspect(path: Path) -> tuple[str, tuple[int, int] | None, str]:
+    """(sha256 of the bytes, size in pixels or None, why it cannot be decoded)."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return "", None, error.strerror or describe(error)
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        return digest, decode(data).size, ""
+    except ClassifierError as error:
+        return digest, None, error.message
+
+
+def _unreadable(images: Iterable[_Image]) -> Iterator[Finding]:
+    for image in images:
+        if image.size is None:
+            yield Finding(
+                kind="unreadable",
+                message=f"{image.name}: {image.fault}",
+                hint="replace the file with an intact copy, or remove it",
+                files=(image.name,),
+            )
+
+
+def _same_bytes(images: Iterable[_Image], folders: ImageFolders, *, errors: bool) -> Iterator[Finding]:
+    """A finding for each group of identical files: those that are errors, or those that are warnings."""
+    groups = defaultdict(list)
+    for image in images:
+        groups[image.digest].append(image)
+    for same in groups.values():
+        if len(same) == 1:
+            continue
+        files = tuple(image.name for image in same)
+        splits = list(dict.fromkeys(image.split for image in same))
+        labels = sorted({image.label for image in same})
+        if len(splits) > 1:
+            kind, where = "leakage", f"in {' and '.join(splits)}"
+        elif len(labels) > 1:
+            kind, where = "contradiction", f"in the classes {' and '.join(folders.classes[label] for label in labels)}"
+        else:
+            kind, where = "duplicate", f"{len(same)} times in {splits[0]}"
+        if errors == (kind != "duplicate"):
+            yield Finding(
+                kind=kind,
+                message=f"the same image is {where}: {', '.join(files)}",
+                hint="keep one of the files",
+                files=files,
+            )
+
+
+def _uneven(counts: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
+    train = counts["train"]
+    small, large = min(train, key=train.__getitem__), max(train, key=train.__getitem__)
+    if train[large] >= IMBALANCE_RATIO * train[small]:
+        message = f"train is unbalanced: {train[large]} images of {large}, {train[small]} of {small}"
+        yield Finding(kind="imbalance", message=message, hint="add images of the small classes")
+    few = [f"{name} ({count})" for name, count in train.items() if count < FEW_IMAGES]
+    if few:
+        message = f"train has fewer than {FEW_IMAGES} images of {', '.join(few)}"
+        yield Finding(kind="few", message=message, hint="add images; 50 a class or more are usual")
+    for split, of_class in counts.items():
+        none = [name for name, count in of_class.items() if count == 0]
+        if none:
+            yield Finding(kind="missing", message=f"{split} has no images of {', '.join(none)}", hint="add some")
+
+
+def _small(images: Iterable[_Image]) -> Iterator[Finding]:
+    files = tuple(image.name for image in images if image.size is not None and min(image.size) < SMALL_SIDE)
+    if files:
+        message = f"images with a side shorter than {SMALL_SIDE} pixels: {len(files)}"
+        yield Finding(kind="small", message=message, hint="use larger originals", files=files)
+
+
+def _ignored(roots: Iterable[Path]) -> Iterator[Finding]:
+    found: Counter[str] = Counter()
+    for root in roots:
+        for _, _, names in os.walk(root):
+            found.update(suffix for suffix in (Path(name).suffix.lower() for name in names) if suffix in OTHER_SUFFIXES)
+    if found:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(found.items()))
+        yield Finding(kind="ignored", message=f"files passed over: {kinds}", hint="convert them to JPEG or PNG")
+
+
+def _shown(path: Path, root: Path) -> str:
+    """The path below `root` as text that can be printed, whatever bytes the name has."""
+    return os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "replace")

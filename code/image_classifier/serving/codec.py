@@ -85,9 +85,7 @@ def encode(ranking: Ranking, *, model: str, response_type: str) -> Response:
         csv.writer(text, lineterminator="\n").writerows((label, f"{p:.6f}") for label, p in ranking)
         return Response(status=200, content_type=f"{CSV_TYPE}; charset=utf-8", body=text.getvalue().encode())
     predictions = [{"label": label, "probability": round(p, 6)} for label, p in ranking]
-    return Response(
-        status=200, content_type=JSON_TYPE, body=_json_bytes({"predictions": predictions, "model": model})
-    )
+    return Response(status=200, content_type=JSON_TYPE, body=_json_bytes({"predictions": predictions, "model": model}))
 
 
 def encode_error(error: RequestError) -> Response:
@@ -140,7 +138,7 @@ def _parse_range(text: str) -> tuple[str, float]:
 
 def _quality(offered: str, ranges: Sequence[tuple[str, float]]) -> tuple[float, int]:
     """(q-value, exactness 0..2) of the most exact range that covers `offered`; (0, -1) when none does."""
-    patterns = ("*/*", f"{offered.split('/')[0]}/*", offered)
+    patterns = ("*/*", f"{offered.split('/', maxsplit=1)[0]}/*", offered)
     matches = [(patterns.index(media_range), q) for media_range, q in ranges if media_range in patterns]
     exactness, q = max(matches, default=(-1, 0.0))
     return q, exactness

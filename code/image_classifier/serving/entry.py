@@ -5,8 +5,8 @@
     requests in flight answered -> nothing left
 
 Exit codes: 0 after SIGTERM or SIGINT, also while starting; 1 with an `error:` line when the model or the machine is at
-fault, or when the model server dies; 2 for a wrong setting. The settings are in `contract.endpoint`, the model folder is
-$SAGEMAKER_BASE_DIR/model.
+fault, or when the model server dies; 2 for a wrong setting. The settings are in `contract.endpoint`, the model folder
+is $SAGEMAKER_BASE_DIR/model.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ from image_classifier.contract.wire import JSON_TYPE, TOP_K_HEADER
 from image_classifier.serving.classifier import check_answer
 from image_classifier.serving.cores import usable_cores
 from image_classifier.serving.engines import has_gpu, requested_engine
-from image_classifier.serving.scratch import Scratch
+from image_classifier.serving.scratch import Report, Scratch
 from image_classifier.serving.server import Address, ServerProcess
 from image_classifier.vision.artifact import Artifact, load_model
 from image_classifier.vision.manifest import GoldenSample
 
-_POLL_S = 0.05
+_STARTUP_POLL_S = 0.05
+_WATCH_POLL_S = 0.5
+_SEE_ABOVE = "its own messages stand above"
 _GPU_WORKERS = 4  # a worker decodes one image at a time; more of them only fill the GPU's memory
 _INVOCATION_TIMEOUT_S = 60
 
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(number, lambda *_: stop.set())
     try:
         if arguments not in ([], ["serve"]):
-            raise ConfigError(f"unknown argument {' '.join(arguments)!r}", "serve takes its settings from the environment")
+            raise ConfigError(f"unknown argument {' '.join(arguments)!r}", "settings come from the environment")
         _serve(stop)
     except ClassifierError as error:
         print(f"error: {error.message}", file=sys.stderr)
@@ -67,48 +69,60 @@ def _serve(stop: threading.Event) -> None:
     num_workers = _number(endpoint.WORKERS_VARIABLE, _default_workers(), high=1024)
     address.check_free()
     artifact = load_model(MlPaths.from_environment().model)
-    scratch = Scratch(Path(tempfile.mkdtemp(prefix="ic-")))
-    scratch.create()
-    with ServerProcess(scratch, address, num_workers=num_workers) as server:
-        engine = _wait_for_workers(server, scratch, num_workers, deadline, stop)
-        if engine is None:
-            return
-        server.open_port(deadline)
-        for sample in artifact.golden:
-            check_answer(sample, artifact.classes, _invoke(address, artifact, sample))
-        line = endpoint.ready_line(
-            url=address.url,
-            model=artifact.fingerprint,
-            engine=engine,
-            workers=num_workers,
-            startup_s=time.monotonic() - started,
-        )
-        print(line, flush=True)
-        while not stop.wait(_POLL_S):
-            if server.ended():
-                raise PlatformError("the model server ended by itself", "its own messages stand above")
-        server.drain()
+    with tempfile.TemporaryDirectory(prefix="ic-", ignore_cleanup_errors=True) as folder:
+        scratch = Scratch(Path(folder))
+        scratch.create()
+        with ServerProcess(scratch, address, num_workers=num_workers) as server:
+            engine = _wait_for_workers(server, scratch, num_workers, deadline, stop)
+            if engine is None:
+                return
+            server.open_port(deadline)
+            for sample in artifact.golden:
+                check_answer(sample, artifact.classes, _invoke(address, artifact, sample))
+            line = endpoint.ready_line(
+                url=address.url,
+                model=artifact.fingerprint,
+                engine=engine,
+                workers=num_workers,
+                startup_s=time.monotonic() - started,
+            )
+            print(line, flush=True)
+            _watch(server, scratch, stop)
+            server.drain()
 
 
 def _wait_for_workers(
     server: ServerProcess, scratch: Scratch, num_workers: int, deadline: float, stop: threading.Event
 ) -> str | None:
     """The name of the engine once all workers have loaded; None when told to stop. Raises what a worker reported."""
-    while not stop.wait(_POLL_S):
-        reports = scratch.reports()
-        for report in reports:
-            if report.error:
-                raise ArtifactError(report.error, report.hint)
+    while not stop.wait(_STARTUP_POLL_S):
+        reports = _good_reports(scratch)
         if len(reports) >= num_workers:
             return reports[0].engine
         if server.ended():
-            raise PlatformError("the model server ended while starting", "its own messages stand above")
+            raise PlatformError("the model server ended while starting", _SEE_ABOVE)
         if time.monotonic() > deadline:
             raise PlatformError(
                 f"only {len(reports)} of {num_workers} workers loaded the model in time",
                 f"raise {endpoint.STARTUP_TIMEOUT_VARIABLE} or lower {endpoint.WORKERS_VARIABLE}",
             )
     return None
+
+
+def _watch(server: ServerProcess, scratch: Scratch, stop: threading.Event) -> None:
+    """Returns when told to stop. Raises when the server is gone, or a replaced worker cannot load the model again."""
+    while not stop.wait(_WATCH_POLL_S):
+        _good_reports(scratch)
+        if server.ended():
+            raise PlatformError("the model server ended by itself", _SEE_ABOVE)
+
+
+def _good_reports(scratch: Scratch) -> list[Report]:
+    reports = scratch.reports()
+    for report in reports:
+        if report.error:
+            raise ArtifactError(report.error, report.hint)
+    return reports
 
 
 def _invoke(address: Address, artifact: Artifact, sample: GoldenSample) -> dict[str, float]:
@@ -121,9 +135,7 @@ def _invoke(address: Address, artifact: Artifact, sample: GoldenSample) -> dict[
         answer = json.loads(response.read())
         return {item["label"]: item["probability"] for item in answer["predictions"]}
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
-        raise PlatformError(
-            f"the server does not answer the golden sample {sample.name}", "its own messages stand above"
-        ) from error
+        raise PlatformError(f"the server does not answer the golden sample {sample.name}", _SEE_ABOVE) from error
     finally:
         connection.close()
 

@@ -1,4 +1,4 @@
-"""Cleans up after the server program, however that ends: `python janitor.py PROCESS_GROUP FOLDER`, stdin a pipe from it.
+"""Cleans up after the server program, however that ends: `python janitor.py PROCESS_GROUP FOLDER`, stdin its pipe.
 
 When the pipe closes (a normal end closes it; kill -9 does as well) the process group is killed and the folder removed.
 Started as a bare script, without site packages, because it lies in wait for the server's whole life.

@@ -57,7 +57,8 @@ def _bottleneck(x: Any, weights: _Weights, name: str, *, stride: int) -> Any:
 
 
 def _convolution(x: Any, weights: _Weights, conv: str, norm: str, *, stride: int = 1) -> Any:
-    """Convolution with "same" padding, the batch norm folded in: w' = w g / sqrt(v + eps), b' = b - m g / sqrt(v + eps)."""
+    """Convolution with "same" padding, the batch norm folded in: with s = gamma / sqrt(variance + eps), w' = w s and
+    b' = beta - mean s."""
     kernel = _array(weights, f"{conv}.weight")
     gamma, beta, mean, variance = (
         _array(weights, f"{norm}.{part}").astype(np.float64)

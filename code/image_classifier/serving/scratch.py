@@ -43,7 +43,9 @@ class Scratch:
         try:
             return cls(Path(os.environ[SCRATCH_VARIABLE]))
         except KeyError:
-            raise PlatformError("this program is started by the server", "start image_classifier.serving.entry") from None
+            raise PlatformError(
+                "this program is started by the server", "start image_classifier.serving.entry"
+            ) from None
 
     def create(self) -> None:
         """Makes the folders below `root`."""

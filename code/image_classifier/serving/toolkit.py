@@ -8,26 +8,22 @@ The toolkit is made for a container that holds one server and trusts its model. 
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from pathlib import Path
 
 import psutil
 from sagemaker_inference import environment, model_server
 
 from image_classifier.serving.scratch import Scratch
+from image_classifier.serving.server import SOURCE, adopt_orphans
 
 HANDLER = "image_classifier.serving.handler:handle"
 LOG_CONFIG = Path(__file__).with_name("log4j2.xml")
-SOURCE = Path(__file__).parents[2]
-
-_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 def main() -> None:
     """Starts the server and returns when it has ended."""
     scratch = Scratch.from_environment()
-    _adopt_orphans()
+    adopt_orphans()  # the JVM, which its launcher leaves behind
     environment.code_dir = str(SOURCE)
     environment.model_dir = str(scratch.model)
     model_server.REQUIREMENTS_PATH = str(scratch.model / "requirements.txt")
@@ -36,13 +32,6 @@ def main() -> None:
     # the toolkit calls it again every second until it succeeds
     model_server._retrieve_mms_server_process = lambda: psutil.Process(int(scratch.server_pid.read_text()))
     model_server.start_model_server(handler_service=HANDLER)
-
-
-def _adopt_orphans() -> None:
-    """Makes the JVM, which its launcher leaves behind, a child of this process, so that its end is noticed even where
-    process 1 reaps nothing. Linux only; elsewhere process 1 does."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 if __name__ == "__main__":

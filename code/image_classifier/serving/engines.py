@@ -56,8 +56,8 @@ class OpenVinoEngine:
     def logits(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         if image.shape != self._shape:
             raise ValueError(f"expected a tensor of shape {self._shape}, got {image.shape}")
-        output: NDArray[np.float32] = self._request.infer([image[None]])[0]
-        return output[0]
+        output: NDArray[np.float32] = self._request.infer([image[None]])[0][0]
+        return output
 
 
 class TorchEngine:

@@ -38,13 +38,14 @@ DEFAULT_VM_ARGS = (
     "-Xms64m -Xmx1g -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:+ExitOnOutOfMemoryError -XX:-UsePerfData "
     "--enable-native-access=ALL-UNNAMED --sun-misc-unsafe-memory-access=allow"
 )
-# Above wire.MAX_BODY_BYTES, so that it is our sentence that answers a body that is somewhat too large. The server itself
-# answers larger ones with a bare 413.
+# Above wire.MAX_BODY_BYTES, so that it is our sentence that answers a body that is somewhat too large. The server
+# itself answers larger ones with a bare 413.
 SERVER_MAX_BODY_BYTES = 16 * 1024 * 1024
 DRAIN_LIMIT_S = 1.5
 DEFAULT_RESPONSE_TIMEOUT_S = 120  # then a worker counts as hung and is replaced; loading the model counts as well
 _RESPONSE_TIMEOUT_VARIABLE = "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS"
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_REAP_LIMIT_S = 0.5
 _FLUSH_S = 0.05  # between the last worker's answer and the last byte on the client's connection
 
 
@@ -140,9 +141,7 @@ class ServerProcess:
         if self._janitor.stdin is not None:
             self._janitor.stdin.close()
         self._janitor.wait()
-        with suppress(ChildProcessError):
-            while os.waitpid(-1, 0)[0]:
-                pass
+        _reap_orphans()
 
     def ended(self) -> bool:
         """Whether the server is gone, for whatever reason."""
@@ -169,8 +168,8 @@ class ServerProcess:
     def drain(self) -> None:
         """Returns when every request that arrived before is answered, or after DRAIN_LIMIT_S.
 
-        Each worker is sent a request that it holds for ever: requests are queued in order, so a worker that meets it has
-        answered all that came before.
+        Each worker is sent a request that it holds for ever: requests are queued in order, so a worker that meets it
+        has answered all that came before.
         """
         deadline = time.monotonic() + DRAIN_LIMIT_S
         for _ in range(self._num_workers):
@@ -191,6 +190,15 @@ def adopt_orphans() -> None:
     process 1 reaps nothing, as in a container. Linux only; elsewhere process 1 does."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _reap_orphans() -> None:
+    """Takes the exit status of the killed processes this one adopted; no longer than that takes."""
+    deadline = time.monotonic() + _REAP_LIMIT_S
+    with suppress(ChildProcessError):
+        while time.monotonic() < deadline:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                time.sleep(0.005)
 
 
 def find_java_home() -> Path:

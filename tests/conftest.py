@@ -1,0 +1,61 @@
+"""Parts that many tests share."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+MODEL_CLASSES = ("daisy", 'comma, "quoted"', "Löwenzahn", "日本桜", "rose", "tulip")  # what CSV and JSON must carry
+
+
+def jpeg(seed: int, width: int = 90, height: int = 70) -> bytes:
+    """A small picture with soft shapes, as a JPEG."""
+    blobs = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(blobs).resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=92)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model artifact of an untrained ResNet50 at 64 pixels with three golden samples. Shared: do not change it."""
+    import torch
+
+    from image_classifier.vision.artifact import GoldenSample, write_model
+    from image_classifier.vision.model import build_model, state_arrays
+    from image_classifier.vision.preprocess import Preprocessing, load
+
+    torch.manual_seed(0)
+    model = build_model(len(MODEL_CLASSES))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # as after training: no norm is the identity, no branch is dead
+            torch.nn.init.uniform_(module.weight, 0.5, 1.0)
+            torch.nn.init.normal_(module.bias, 0.0, 0.1)
+            torch.nn.init.normal_(module.running_mean, 0.0, 0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    torch.nn.init.normal_(model.fc.weight, 0.0, 0.5)  # answers that differ from picture to picture
+    model.eval()
+    preprocessing = Preprocessing.for_image_size(64)
+    images = [jpeg(seed) for seed in range(3)]
+    with torch.inference_mode():
+        batch = torch.stack([torch.from_numpy(load(image, preprocessing)) for image in images])
+        answers = model(batch).softmax(1).tolist()
+    directory = tmp_path_factory.mktemp("model")
+    write_model(
+        directory,
+        weights=state_arrays(model),
+        classes=MODEL_CLASSES,
+        preprocessing=preprocessing,
+        golden=[
+            GoldenSample(f"{i}.jpg", image, tuple(p)) for i, (image, p) in enumerate(zip(images, answers, strict=True))
+        ],
+        config={},
+        metrics={},
+        data_fingerprint="0" * 64,
+        versions={},
+    )
+    return directory

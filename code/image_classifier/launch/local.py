@@ -1,0 +1,146 @@
+"""Jobs on this machine: the containers' own entry programs as processes, in a run folder laid out like /opt/ml."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.endpoint import HOST_VARIABLE, PORT_VARIABLE
+from image_classifier.contract.errors import PlatformError
+from image_classifier.contract.files import write_text
+from image_classifier.contract.paths import BASE_DIR_VARIABLE
+from image_classifier.launch.process import Job
+from image_classifier.launch.runs import Run
+
+SOURCE = Path(__file__).resolve().parents[2]
+TRAIN_PACKAGES = ("contract", "vision", "training", "debugging")  # what the training image ships, if it exists yet
+SERVE_PACKAGES = ("contract", "vision", "serving")  # what the serving image ships
+HOST = "localhost"  # resolves on every machine; the toolkit retries a name that does not for 15 minutes
+FREE_BYTES_FOR_TRAINING = 1_500_000_000  # two checkpoints of weights, momentum and best weights (0.28 GB each), one
+# more while it is being written, the model and its archive (0.1 GB each), and room for metrics and logs
+
+
+def prepare_training(run: Run, config: TrainConfig, channels: Mapping[str, Path]) -> None:
+    """Fills a run folder with what SageMaker gives a training container: source, hyperparameters, channels, hosts.
+
+    Args:
+        channels: channel name -> folder, linked and never copied.
+    """
+    paths = run.paths
+    _snapshot(run, TRAIN_PACKAGES, scripts=("train.py",))
+    for folder in (paths.config, paths.data, paths.checkpoints, paths.model, paths.output_data):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, folder in channels.items():
+        paths.channel(name).unlink(missing_ok=True)
+        paths.channel(name).symlink_to(folder.resolve(), target_is_directory=True)
+    channel = {"TrainingInputMode": "File", "S3DistributionType": "FullyReplicated", "RecordWrapperType": "None"}
+    write_text(paths.hyperparameters, json.dumps(config.to_hyperparameters(), indent=1))
+    write_text(paths.input_data_config, json.dumps(dict.fromkeys(channels, channel), indent=1))
+    write_text(paths.resource_config, json.dumps({"current_host": HOST, "hosts": [HOST]}, indent=1))
+
+
+def start_training(run: Run, *, share: int = 1) -> Job:
+    """Starts `train` of sagemaker-training on a prepared run folder, and again on one that was interrupted.
+
+    Args:
+        share: how many jobs share the machine's cores.
+
+    Raises:
+        PlatformError: the program is not installed, or cannot be started.
+    """
+    program = Path(sys.executable).parent / "train"
+    if not program.exists():
+        raise PlatformError(
+            f"the program `train` of sagemaker-training is missing beside {sys.executable}",
+            "run deploy.py with the project's environment: .venv/bin/python deploy.py",
+        )
+    for leftover in (run.paths.failure, run.paths.output / "success"):
+        leftover.unlink(missing_ok=True)
+    shutil.rmtree(run.paths.model)  # an interrupted attempt may have left half a model
+    run.paths.model.mkdir()
+    env = _environment(run) | {
+        "SAGEMAKER_PROGRAM": "train.py",
+        "SAGEMAKER_TRAINING_MODULE": "image_classifier.training.toolkit:main",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, usable_cores() // share)),
+    }
+    job = Job.start([str(program)], env=env, cwd=run.path, log=run.log)
+    run.begin(job.pid)
+    return job
+
+
+def start_server(run: Run, *, host: str, port: int) -> Job:
+    """Starts the model server on `<run>/model`. Raises PlatformError when the port is taken."""
+    require_free_port(host, port)
+    _snapshot(run, SERVE_PACKAGES)
+    env = _environment(run) | {PORT_VARIABLE: str(port), HOST_VARIABLE: host}
+    job = Job.start([sys.executable, "-m", "image_classifier.serving.entry"], env=env, cwd=run.path, log=run.log)
+    run.begin(job.pid)
+    return job
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Raises PlatformError when nothing can listen on `host`:`port`."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except socket.gaierror:
+        raise PlatformError(f"{host} is no address of this machine", "use --host 127.0.0.1") from None
+    except PermissionError:
+        raise PlatformError(f"port {port} is reserved for the system", "choose one above 1023 with --port") from None
+    except OSError as error:
+        raise PlatformError(
+            f"port {port} on {host} is in use" if error.errno == errno.EADDRINUSE else f"cannot listen on {host}: {error.strerror}",
+            f"stop what listens there, or choose another port: --port {port + 1 if port < 65_535 else 8080}",
+        ) from None
+
+
+def require_free_disk(folder: Path, jobs: int = 1) -> None:
+    """Raises PlatformError when the disk below `folder` has no room for the outputs of `jobs` trainings."""
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    free, needed = shutil.disk_usage(place).free, FREE_BYTES_FOR_TRAINING * jobs
+    if free < needed:
+        raise PlatformError(
+            f"only {free / 1e9:.1f} GB are free in {place}, the job needs about {needed / 1e9:.1f} GB",
+            "free some space, or choose another place with --runs-dir",
+        )
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _environment(run: Run) -> dict[str, str]:
+    """This environment without another job's settings, plus what every program in a run folder needs."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("SM_")}
+    return ours | {
+        BASE_DIR_VARIABLE: str(run.path),
+        "PYTHONPATH": str(run.paths.code),
+        "PYTHONUNBUFFERED": "1",
+        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))),
+    }
+
+
+def _snapshot(run: Run, packages: tuple[str, ...], scripts: tuple[str, ...] = ()) -> None:
+    """Copies the source that the job's image would ship, so that editing it does not touch a running job."""
+    package = run.paths.code / "image_classifier"
+    shutil.rmtree(run.paths.code, ignore_errors=True)
+    package.mkdir(parents=True)
+    for script in scripts:
+        shutil.copy2(SOURCE / script, run.paths.code)
+    shutil.copy2(SOURCE / "image_classifier" / "__init__.py", package)
+    for name in packages:
+        folder = SOURCE / "image_classifier" / name
+        if folder.is_dir():
+            shutil.copytree(folder, package / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,0 +1,157 @@
+"""Jobs as processes of this machine: start one under its guard, read its log as it grows, stop it, kill it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
+
+from image_classifier.contract.errors import PlatformError
+from image_classifier.launch import guard
+
+POLL_S = 0.1
+GRACE_S = 60.0  # for a job whose launcher died to save its state; SageMaker gives 120 s
+
+
+class Job:
+    """A program running under its guard in a session of its own, its output going to a log file."""
+
+    def __init__(self, guarded: subprocess.Popen[bytes], log: Path, offset: int) -> None:
+        self._guarded = guarded
+        self._log = log.open("rb")
+        self._log.seek(offset)
+        self._rest = b""
+
+    @classmethod
+    def start(cls, command: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Path) -> Self:
+        """Starts `command`; its output is appended to `log`, from where `lines` reads it.
+
+        Raises:
+            PlatformError: the program or the log cannot be opened.
+        """
+        guarded = [sys.executable, "-P", guard.__file__, str(GRACE_S), *command]
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("ab") as output:
+                offset = output.tell()
+                process = subprocess.Popen(
+                    guarded,
+                    env=dict(env),
+                    cwd=cwd,
+                    stdin=subprocess.PIPE,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    bufsize=0,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise PlatformError(f"cannot start {Path(command[0]).name}: {error.strerror}: {error.filename}") from None
+        return cls(process, log, offset)
+
+    @property
+    def pid(self) -> int:
+        """The guard's process id: it lives as long as anything of the job does."""
+        return self._guarded.pid
+
+    def lines(self) -> list[str]:
+        """The complete log lines written since the last call, and the unfinished rest once the job has ended."""
+        ended = self._guarded.poll() is not None
+        *complete, self._rest = (self._rest + self._log.read()).split(b"\n")
+        if ended and self._rest:
+            complete.append(self._rest)
+            self._rest = b""
+        return [line.decode("utf-8", errors="replace").rstrip("\r") for line in complete]
+
+    def poll(self) -> int | None:
+        """The exit status, 128 + N after signal N, or None while the job runs."""
+        status = self._guarded.poll()
+        if status is None:
+            return None
+        if status < 0:  # the guard itself was killed: what it watched over goes with it
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._guarded.pid, signal.SIGKILL)
+            return 128 - status
+        return status
+
+    def stop(self) -> None:
+        """Asks the job to save its state and end (SIGTERM)."""
+        self._order(guard.STOP)
+
+    def kill(self) -> None:
+        """Ends the job and all it started at once (SIGKILL)."""
+        self._order(guard.KILL)
+
+    def _order(self, order: bytes) -> None:
+        assert self._guarded.stdin is not None  # noqa: S101  # started with a pipe
+        with contextlib.suppress(BrokenPipeError):
+            self._guarded.stdin.write(order)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Nothing is left running, whatever happened in the block."""
+        if self.poll() is None:
+            self.kill()
+            self._guarded.wait()
+        if self._guarded.stdin is not None:
+            self._guarded.stdin.close()
+        self._log.close()
+
+
+class Interrupts:
+    """Within the block, Ctrl-C, SIGTERM and SIGHUP are counted instead of ending the program."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.last = signal.SIGTERM
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        self.last = signal.Signals(number)
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell expects of a program ended by the last signal."""
+        return 128 + self.last
+
+
+def follow(
+    job: Job, on_line: Callable[[str], bool | None], interrupts: Interrupts, on_stop: Callable[[], None] = lambda: None
+) -> int | None:
+    """Hands every log line to `on_line` until the job has ended, or until `on_line` answers True.
+
+    Returns the exit status, None in the second case. The first interrupt asks the job to stop (and calls `on_stop`), the second kills it.
+    """
+    obeyed = 0
+    while True:
+        status = job.poll()
+        if any([on_line(line) for line in job.lines()]):  # a list: every line is handed on
+            return None
+        if status is not None:
+            return status
+        if interrupts.count > obeyed:
+            if obeyed == 0:
+                on_stop()
+                job.stop()
+            if interrupts.count > 1:
+                job.kill()
+            obeyed = interrupts.count
+        time.sleep(POLL_S)

@@ -1,0 +1,97 @@
+"""How far a training job is, read from what it logs."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+from image_classifier.contract.metrics import parse_metric_line
+
+STEP = re.compile(r"(?:^|\s)epoch=(\d+)/(\d+) step=(\d+)/(\d+)(?:\s|$)")
+LOSS = re.compile(r"(?:^|\s)loss=([-+.0-9e]+)")
+SPEED = re.compile(r"(?:^|\s)images/s=([.0-9e+]+)")
+
+
+@dataclass
+class Progress:
+    """The state of one job. `epoch` epochs of `epochs` are done; `step` of `steps` in the one that runs."""
+
+    epochs: int
+    epoch: int = 0
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    images_per_second: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    _first: tuple[float, float] | None = None
+
+    def feed(self, line: str, now: float | None = None) -> Literal["step", "epoch", "other"]:
+        """Takes in one log line, at `now` seconds on the monotonic clock, and tells what it was."""
+        now = time.monotonic() if now is None else now
+        if parsed := parse_metric_line(line):
+            epoch, values = parsed
+            self.metrics |= values
+            self.images_per_second = values.get("train:images_per_second", self.images_per_second)
+            if "train:loss" not in values and "validation:loss" not in values:
+                return "other"
+            self.epoch, self.step = epoch, 0
+            self._first = self._first or (now, self.done)
+            return "epoch"
+        if match := STEP.search(line):
+            epoch, self.epochs, self.step, self.steps = (int(text) for text in match.groups())
+            self.epoch = epoch - 1
+            self.loss = _number(LOSS, line, self.loss)
+            self.images_per_second = _number(SPEED, line, self.images_per_second)
+            self._first = self._first or (now, self.done)
+            return "step"
+        return "other"
+
+    @property
+    def done(self) -> float:
+        """Epochs done, with the share of the one that runs."""
+        return self.epoch + (self.step / self.steps if self.steps else 0.0)
+
+    def seconds_left(self, now: float | None = None) -> float | None:
+        """Estimated from the pace since the first line; None until there is one."""
+        if self._first is None:
+            return None
+        start, done_then = self._first
+        passed = (time.monotonic() if now is None else now) - start
+        advanced = self.done - done_then
+        return passed / advanced * (self.epochs - self.done) if advanced > 0 else None
+
+    def describe(self) -> str:
+        """The last epoch in one line: `epoch 3/10  loss 0.81  accuracy 0.712  ...`."""
+        names = {
+            "train:loss": "loss",
+            "validation:loss": "validation loss",
+            "validation:accuracy": "validation accuracy",
+        }
+        parts = [f"epoch {self.epoch}/{self.epochs}"]
+        parts += [f"{text} {self.metrics[name]:.3f}" for name, text in names.items() if name in self.metrics]
+        if self.images_per_second:
+            parts.append(f"{self.images_per_second:.1f} images/s")
+        left = self.seconds_left()
+        if left is not None and self.epoch < self.epochs:
+            parts.append(f"{duration(left)} left")
+        return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 20 s` or `2 h 5 min`."""
+    whole = round(max(0.0, seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _number(pattern: re.Pattern[str], line: str, otherwise: float | None) -> float | None:
+    match = pattern.search(line)
+    try:
+        return float(match.group(1)) if match else otherwise
+    except ValueError:
+        return otherwise

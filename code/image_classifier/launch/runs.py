@@ -1,0 +1,282 @@
+"""Run folders: one a job, with everything that went in and came out.
+
+    RUNS/train-20261122-155611-name/
+        job.json        what runs, since when, how it ended
+        code/           snapshot of the source the job ran
+        input/          hyperparameters, channels (links to the data), hosts
+        checkpoints/    kept across restarts
+        model/          the model; packed into model.tar.gz at the end
+        output/         metrics, predictions, failure
+        logs/job.log    all the job printed
+
+The layout below the folder is MlPaths'. A job whose processes are gone without having reported an end is seen as
+failed: the truth is in the files and the process table, not in job.json alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import image_classifier
+from image_classifier.contract.errors import ConfigError, PlatformError, describe
+from image_classifier.contract.files import write_text
+from image_classifier.contract.paths import MlPaths
+
+RECORD_NAME = "job.json"
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
+SAME_START_S = 2.0  # the kernel's start times, read back, differ by rounding only
+
+
+class Status(StrEnum):
+    """How a job stands; SageMaker's own words."""
+
+    STARTING = "Starting"
+    IN_PROGRESS = "InProgress"
+    COMPLETED = "Completed"
+    FAILED = "Failed"
+    STOPPED = "Stopped"
+
+
+ACTIVE = (Status.STARTING, Status.IN_PROGRESS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """The contents of job.json.
+
+    `started` and `ended` are ISO 8601 in UTC; `processes` are (pid, start time in seconds since the epoch) of the
+    launcher and of the job's guard; `details` belongs to the kind of job.
+    """
+
+    kind: str
+    status: Status = Status.STARTING
+    started: str = ""
+    ended: str = ""
+    processes: tuple[tuple[int, float], ...] = ()
+    attempts: int = 0
+    exit_code: int | None = None
+    failure: str = ""
+    data: str = ""
+    config: Mapping[str, str] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    version: str = ""
+    git: str = ""
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds from the start of the last attempt to its end, or to now."""
+        if not self.started:
+            return 0.0
+        end = datetime.fromisoformat(self.ended) if self.ended else datetime.now(UTC)
+        return (end - datetime.fromisoformat(self.started)).total_seconds()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run folder."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def paths(self) -> MlPaths:
+        return MlPaths(base=self.path)
+
+    @property
+    def log(self) -> Path:
+        return self.path / "logs" / "job.log"
+
+    @property
+    def archive(self) -> Path:
+        return self.path / "model.tar.gz"
+
+    def record(self) -> Record:
+        """How the job stands in truth. Raises PlatformError when job.json cannot be read."""
+        record = self._read()
+        if record.status not in ACTIVE or any(_is_alive(pid, start) for pid, start in record.processes):
+            return record
+        failure = self.failure()[0] or "the job was killed before it could report an end"
+        stopped = failure.startswith("stopped by")
+        return dataclasses.replace(
+            record,
+            status=Status.STOPPED if stopped else Status.FAILED,
+            failure=failure,
+            ended=_iso(self.log.stat().st_mtime) if self.log.exists() else record.started,
+        )
+
+    def _read(self) -> Record:
+        path = self.path / RECORD_NAME
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            processes = tuple((int(pid), float(start)) for pid, start in document.pop("processes"))
+            return Record(status=Status(document.pop("status")), processes=processes, **document)
+        except OSError as error:
+            raise PlatformError(f"{self.path} is no run folder: {describe(error)}") from None
+        except (ValueError, KeyError, TypeError):
+            raise PlatformError(f"{path} is damaged", f"remove {self.path}, or mend the file") from None
+
+    def write(self, record: Record) -> None:
+        """Writes job.json, whole or not at all."""
+        write_text(self.path / RECORD_NAME, json.dumps(dataclasses.asdict(record), indent=1) + "\n")
+
+    def update(self, **changes: Any) -> Record:
+        """Writes job.json with `changes`."""
+        record = dataclasses.replace(self._read(), **changes)
+        self.write(record)
+        return record
+
+    def begin(self, *pids: int) -> None:
+        """Notes a new attempt, run by this process and by `pids`."""
+        processes = tuple((pid, start) for pid in (os.getpid(), *pids) if (start := _start_time(pid)) is not None)
+        self.update(
+            status=Status.IN_PROGRESS,
+            started=_iso(time.time()),
+            ended="",
+            processes=processes,
+            attempts=self._read().attempts + 1,
+            exit_code=None,
+            failure="",
+        )
+
+    def end(self, status: Status, *, exit_code: int | None = None, failure: str = "") -> None:
+        """Notes the end of the attempt."""
+        self.update(status=status, ended=_iso(time.time()), exit_code=exit_code, failure=failure)
+
+    def failure(self) -> tuple[str, str]:
+        """The first cause and the hint as the job wrote them, two empty strings when it wrote none."""
+        try:
+            text = self.paths.failure.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return "", ""
+        message, _, hint = text.strip().partition("\nhint: ")
+        return message.strip(), hint.strip()
+
+    def metrics(self) -> dict[str, Any]:
+        """The job's final metrics, empty when it left none."""
+        try:
+            document = json.loads((self.paths.output_data / "metrics.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return document if isinstance(document, dict) else {}
+
+
+def create_run(runs_dir: Path, kind: str, name: str = "", **record: Any) -> Run:
+    """Makes a new run folder, also when another is made in the same second.
+
+    Raises:
+        ConfigError: the name holds something else than letters, digits, `.`, `_` and `-`.
+        PlatformError: the folder cannot be made.
+    """
+    if name and not NAME_PATTERN.fullmatch(name):
+        raise ConfigError(f"{name!r} is no name for a run", "use up to 40 letters, digits, dots, underscores and dashes")
+    stem = "-".join(part for part in (kind, datetime.now().strftime("%Y%m%d-%H%M%S"), name) if part)
+    path = _make_folder(runs_dir, stem)
+    return open_run(path, Record(kind=kind, **record))
+
+
+def open_run(path: Path, record: Record) -> Run:
+    """Puts a job.json into the folder `path` (made if missing) and returns the run."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PlatformError(f"cannot make {path}: {error.strerror}") from None
+    run = Run(path=path)
+    run.write(dataclasses.replace(record, version=image_classifier.__version__, git=git_revision()))
+    return run
+
+
+def _make_folder(runs_dir: Path, stem: str) -> Path:
+    try:
+        runs_dir.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 1000):
+            path = runs_dir / (stem if number == 1 else f"{stem}-{number}")
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            return path.resolve()
+    except OSError as error:
+        raise PlatformError(
+            f"cannot make a run folder in {runs_dir}: {error.strerror}", "choose another place with --runs-dir"
+        ) from None
+    raise PlatformError(f"{runs_dir} holds too many runs named {stem}")
+
+
+def list_runs(runs_dir: Path) -> list[Run]:
+    """All runs below `runs_dir`, oldest first."""
+    if not runs_dir.is_dir():
+        return []
+    found = [Run(path=path.parent.resolve()) for path in runs_dir.glob(f"*/{RECORD_NAME}")]
+    return sorted(found, key=lambda run: run.name.partition("-")[2])  # by the time in the name, whatever the kind
+
+
+def find_run(runs_dir: Path, text: str = "", *, kind: str = "", status: Status | None = None) -> Run:
+    """The run that `text` means: a folder, or a name below `runs_dir`; without it, the newest.
+
+    Args:
+        kind: only runs of this kind.
+        status: only runs that stand like this; for the newest one only.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if text:
+        for path in (Path(text), runs_dir / text):
+            if (path / RECORD_NAME).is_file():
+                run = Run(path=path.resolve())
+                if kind and run.record().kind != kind:
+                    raise ConfigError(f"{text} is a {run.record().kind} run, not a {kind} run")
+                return run
+        raise ConfigError(f"there is no run {text!r} in {runs_dir}", "`deploy.py status` lists the runs")
+    for run in reversed(list_runs(runs_dir)):
+        record = run.record()
+        if (not kind or record.kind == kind) and (status is None or record.status == status):
+            return run
+    wanted = " ".join(word for word in ("finished" if status else "", kind, "run") if word)
+    raise ConfigError(f"there is no {wanted} in {runs_dir}", "`deploy.py status` lists the runs")
+
+
+def git_revision() -> str:
+    """The source's short revision, `-dirty` when it was edited since, empty outside a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _start_time(pid: int) -> float | None:
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return None
+
+
+def _is_alive(pid: int, start: float) -> bool:
+    """Whether the process of that id is still the one that started then, and no zombie."""
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - start) < SAME_START_S and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False

@@ -7,7 +7,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-LOCKS := train serve deploy dev
+LOCKS := torch train serve deploy dev
 export PYTHONPATH := code
 
 .PHONY: help demo test unit lint types check lock bench clean
@@ -49,6 +49,11 @@ lock: ## solve requirements/*.in again into hashed locks (needs uv: pip install 
 	@uv pip compile -q $(LOCK_FLAGS) requirements/dev.in -o requirements/dev.txt
 	@for name in $(filter-out dev,$(LOCKS)); do \
 	  uv pip compile -q $(LOCK_FLAGS) -c requirements/dev.txt requirements/$$name.in -o requirements/$$name.txt; done
+	@grep -E '^[a-z]' requirements/dev.txt | grep -vE "^($$(sed -nE 's/^([a-z-]+)[=<].*/\1/p' requirements/cu12.in | paste -sd '|'))==" \
+	  | sed 's/ \\$$//' > requirements/cu12.constraints
+	@for name in torch train serve; do \
+	  uv pip compile -q $(LOCK_FLAGS) -c requirements/cu12.constraints --override requirements/cu12.in requirements/$$name.in \
+	    -o requirements/$$name-cu12.txt; done; rm requirements/cu12.constraints
 LOCK_FLAGS := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate $(LOCK_ARGS)
 
 bench: $(STAMP) ## measure every claim again and rewrite benchmarks/results

@@ -1,0 +1,292 @@
+"""The files in which a job writes what it observed of itself, and what its rules say. Standard library only.
+
+    output/tensors/attempt-N/                 smdebug: losses, labels and predictions every step, reduced tensors
+    output/profiler/system/incremental/       system metrics, in the format smdebug's readers parse
+        YYYYMMDDHH/<unix minute>.algo-N.json  one SystemSample a line
+    output/data/job.json                      JobFacts: the configuration and the machine
+    output/data/steps.jsonl                   one StepRecord a line: losses, and where the step's time went
+    output/data/statistics.jsonl              one StatisticsRecord a line: gradients, weights, activations by layer
+    output/data/rules.json                    a list of RuleResults, in the order of the rule table
+    output/data/trace.json.gz                 a torch.profiler window, opens in https://ui.perfetto.dev
+
+Steps are counted from 0 over the whole job, each mode for itself, also through an interruption: a line written again
+after one replaces the line before it. Times are Unix seconds, durations seconds. A number that is not finite is
+written as Python's json module writes it: NaN, Infinity. With several processes, all but rank 0 add `-rank-R` to the
+stem of the file's name (`steps-rank-1.jsonl`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal
+
+JOB_FILE = "job.json"
+STEPS_FILE = "steps.jsonl"
+STATISTICS_FILE = "statistics.jsonl"
+RULES_FILE = "rules.json"
+TRACE_FILE = "trace.json.gz"
+SYSTEM_FOLDER = "profiler/system/incremental"  # below output/
+
+Mode = Literal["train", "eval", "test"]
+MODES: tuple[Mode, ...] = ("train", "eval", "test")  # smdebug's TRAIN, EVAL and PREDICT
+
+PHASES = ("data_wait_s", "h2d_s", "forward_s", "backward_s", "optimizer_s", "hook_s")
+"""Where a step's time goes, in the order of the step; `h2d` is the copy of the batch to the device, `hook` the
+observing itself. What is left of `seconds` is Python between the phases."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One step: a line of steps.jsonl.
+
+    Args:
+        step: from 0, over the whole job, of this mode.
+        epoch: from 1; for `test`, the best epoch.
+        mode: train, eval (the validation after an epoch) or test.
+        time: when the step ended, Unix seconds.
+        seconds: from the end of the step before to the end of this one, on the CPU's clock.
+        images: in the batch, over the readable ones.
+        loss: mean over the batch, of the loss that is minimised (with label smoothing, when training).
+        clean_loss: mean cross entropy against the true labels, comparable between modes.
+        data_wait_s, h2d_s, forward_s, backward_s, optimizer_s, hook_s: see PHASES. On a GPU, h2d to optimizer are
+            measured on the GPU by events. None where the mode has no such phase, or it was not measured.
+    """
+
+    step: int
+    epoch: int
+    mode: Mode
+    time: float
+    seconds: float
+    images: int
+    loss: float
+    clean_loss: float
+    data_wait_s: float | None = None
+    h2d_s: float | None = None
+    forward_s: float | None = None
+    backward_s: float | None = None
+    optimizer_s: float | None = None
+    hook_s: float | None = None
+
+
+Statistics = Mapping[str, Mapping[str, float]]  # tensor's name -> statistic -> value
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatisticsRecord:
+    """The tensors of one training step: a line of statistics.jsonl. A part that was not recorded is empty.
+
+    Args:
+        step: as in StepRecord, of mode train.
+        gradients: parameter -> abs_mean, l2, abs_max; of the gradient the optimiser used.
+        weights: parameter -> abs_mean, l2, abs_max before the step, and update_ratio, the l2 norm of the step's
+            change divided by the l2 norm of the weights (+ 1e-9).
+        activations: activation layer and its call (`layer1.0.relu.2`) -> input_std, of what goes in; output_abs_max;
+            zero_share, of the outputs; dead_share, of its units (channels) that are above 0 for less than 1 % of
+            images and positions. Layers in the order of the forward pass.
+        inputs: channel (`0`, `1`, `2`) -> mean, std of the batch, normalised as the network sees it; images.
+    """
+
+    step: int
+    gradients: Statistics = field(default_factory=dict)
+    weights: Statistics = field(default_factory=dict)
+    activations: Statistics = field(default_factory=dict)
+    inputs: Statistics = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemSample:
+    """One system metric at one moment: a line of a profiler file. `to_line` writes the names smdebug expects.
+
+    | type    | name             | dimension                                  | value                     |
+    |---------|------------------|--------------------------------------------|---------------------------|
+    | cpu     | cpu0, cpu1, ...  | CPUUtilization                             | percent of the core       |
+    | cpu     | cpu0, cpu1, ...  | I/OWaitPercentage                          | percent of the core       |
+    | memory  | memory           | MemoryUsedPercent                          | percent of the machine    |
+    | memory  | process          | ProcessMemoryBytes                         | bytes, with its children  |
+    | disk    | disk             | DiskReadBytesPerSecond, ...Write...        | bytes a second            |
+    | network | network          | NetworkReceivedBytesPerSecond, ...Sent...  | bytes a second            |
+    | gpu     | gpu0, gpu1, ...  | GPUUtilization, GPUMemoryUtilization       | percent                   |
+    | gpu     | gpu0, gpu1, ...  | GPUPowerWatts                              | watts                     |
+
+    GPUMemoryUtilization is the share of the GPU's memory that is in use.
+    """
+
+    type: str
+    name: str
+    dimension: str
+    value: float
+    node: str
+    time: float
+
+    def to_line(self) -> str:
+        """As smdebug's readers parse it."""
+        names = ("Type", "Name", "Dimension", "Value", "NodeId", "Timestamp")
+        return json.dumps(dict(zip(names, dataclasses.astuple(self), strict=True)))
+
+    @classmethod
+    def from_line(cls, line: str) -> SystemSample:
+        """The inverse of `to_line`. Raises ValueError or KeyError on anything else."""
+        row = json.loads(line)
+        return cls(
+            type=row["Type"],
+            name=row["Name"],
+            dimension=row["Dimension"],
+            value=float(row["Value"]),
+            node=row["NodeId"],
+            time=float(row["Timestamp"]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobFacts:
+    """What the rules and the report know of a job besides its measurements: job.json.
+
+    Args:
+        config: hyperparameter -> value, all of them.
+        classes: in the order of the labels.
+        images: split -> number of images.
+        steps_per_epoch: training steps.
+        started: Unix seconds at which the job's (first attempt's) process began.
+        cores: CPU cores the job may use.
+        gpus: GPUs' names, empty without one.
+        world_size: training processes.
+        environment: name -> text: python, torch, platform, device, number format, host.
+    """
+
+    config: dict[str, Any]
+    classes: list[str] = field(default_factory=list)
+    images: dict[str, int] = field(default_factory=dict)
+    steps_per_epoch: int = 0
+    started: float = 0.0
+    cores: int = 1
+    gpus: list[str] = field(default_factory=list)
+    world_size: int = 1
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+class Verdict(str, Enum):
+    """What a rule says."""
+
+    NO_ISSUES = "NoIssuesFound"
+    ISSUES = "IssuesFound"
+    INSUFFICIENT_DATA = "InsufficientData"
+    ERROR = "Error"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """One measurement that made a rule fire: `name` says of what (`gradient layer1.0.conv1.weight abs_mean`), `step`
+    when, None for a measurement over the whole job."""
+
+    step: int | None
+    name: str
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleResult:
+    """What one rule says of one job: an element of rules.json.
+
+    Args:
+        rule: its name, in CamelCase: VanishingGradient.
+        verdict: see Verdict.
+        severity: how much it matters when it fires: info, warning or critical.
+        summary: one sentence: what was found, or what is missing.
+        advice: one sentence that names hyperparameters; empty unless issues were found.
+        evidence: at most MAX_EVIDENCE; for a rule of statistics (OverallSystemUsage), its table whatever the verdict.
+        parameters: of the rule, name -> value.
+        datapoints: how many measurements it looked at.
+    """
+
+    rule: str
+    verdict: Verdict
+    severity: Literal["info", "warning", "critical"]
+    summary: str
+    advice: str = ""
+    evidence: tuple[Evidence, ...] = ()
+    parameters: Mapping[str, float | int | str | bool] = field(default_factory=dict)
+    datapoints: int = 0
+
+
+MAX_EVIDENCE = 20
+
+
+def to_json(record: Any) -> str:
+    """One line of JSON for any dataclass here. Fields that are None or empty are left out of step and statistics
+    records."""
+    row = dataclasses.asdict(record)
+    if isinstance(record, (StepRecord, StatisticsRecord)):
+        row = {name: value for name, value in row.items() if value is not None and value != {}}
+    return json.dumps(row, ensure_ascii=False)
+
+
+def rule_results_to_json(results: Iterable[RuleResult]) -> str:
+    """The text of rules.json."""
+    return json.dumps([dataclasses.asdict(each) for each in results], indent=2, ensure_ascii=False) + "\n"
+
+
+def rule_results_from_json(text: str) -> list[RuleResult]:
+    """The inverse. Raises ValueError, KeyError or TypeError on anything else."""
+    results = []
+    for row in json.loads(text):
+        evidence = tuple(Evidence(**each) for each in row.pop("evidence"))
+        results.append(RuleResult(**row | {"verdict": Verdict(row["verdict"]), "evidence": evidence}))
+    return results
+
+
+def read_steps(folder: Path, rank: int = 0) -> list[StepRecord]:
+    """steps.jsonl of output/data: of each mode and step the last line, ordered by time; empty without the file."""
+    rows: dict[tuple[str, int], StepRecord] = {}
+    for row in _rows(folder / of_rank(STEPS_FILE, rank)):
+        record = StepRecord(**row)
+        rows[record.mode, record.step] = record
+    return sorted(rows.values(), key=lambda record: record.time)
+
+
+def read_statistics(folder: Path) -> list[StatisticsRecord]:
+    """statistics.jsonl of output/data, one record a step in the order of the steps; empty without the file."""
+    rows: dict[int, StatisticsRecord] = {}
+    for row in _rows(folder / STATISTICS_FILE):
+        record = StatisticsRecord(**row)
+        rows[record.step] = record
+    return [rows[step] for step in sorted(rows)]
+
+
+def read_system(output: Path) -> list[SystemSample]:
+    """All system metrics below a job's output folder, of every host, in the order of time; empty without any."""
+    samples = []
+    for path in sorted((output / SYSTEM_FOLDER).glob("*/*.json")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                samples.append(SystemSample.from_line(line))
+            except (ValueError, KeyError):  # the last line of a process that was killed
+                continue
+    return sorted(samples, key=lambda sample: sample.time)
+
+
+def read_job(folder: Path) -> JobFacts | None:
+    """job.json of output/data, None without it."""
+    path = folder / JOB_FILE
+    return JobFacts(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def of_rank(name: str, rank: int) -> str:
+    """The name of a file of one process: `steps.jsonl`, `steps-rank-1.jsonl`."""
+    stem, dot, suffix = name.partition(".")
+    return name if rank == 0 else f"{stem}-rank-{rank}{dot}{suffix}"
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects in a file of JSON lines, but for a last line that was cut off."""
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue

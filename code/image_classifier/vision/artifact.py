@@ -41,6 +41,7 @@ from image_classifier.vision.manifest import (
     Manifest,
     Member,
     check_member,
+    checksum,
 )
 from image_classifier.vision.preprocess import Preprocessing
 
@@ -74,7 +75,7 @@ class Artifact:
 
     Args:
         directory: where it lies.
-        fingerprint: sha256 (hex) of the manifest, which holds the checksums of everything else: names the model.
+        fingerprint: the manifest's checksum (sha256, hex), which covers those of all other files: names the model.
     """
 
     directory: Path
@@ -129,11 +130,13 @@ def write_model(
         classes=tuple(classes),
         preprocessing=preprocessing,
         config=dict(config),
-        metrics={name: value if math.isfinite(value) else None for name, value in metrics.items()},
+        metrics={name: float(value) if math.isfinite(value) else None for name, value in metrics.items()},
         data_fingerprint=data_fingerprint,
         versions=dict(versions),
         created=created or datetime.now(UTC).isoformat(timespec="seconds"),
-        golden=tuple((m, sample.name, tuple(sample.probabilities)) for m, sample in zip(members, golden, strict=True)),
+        golden=tuple(
+            (m, sample.name, tuple(map(float, sample.probabilities))) for m, sample in zip(members, golden, strict=True)
+        ),
         members={name: Member(len(data), hashlib.sha256(data).hexdigest()) for name, data in contents.items()},
     )
     manifest.check()
@@ -171,7 +174,7 @@ def load_model(directory: Path) -> Artifact:
         )
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"cannot read the model: {describe(error)}") from error
-    return Artifact(directory=directory, manifest=manifest, golden=golden, fingerprint=hashlib.sha256(data).hexdigest())
+    return Artifact(directory=directory, manifest=manifest, golden=golden, fingerprint=checksum(manifest.to_json()))
 
 
 def pack(directory: Path, archive: Path) -> None:

@@ -43,7 +43,7 @@ OTHER_SUFFIXES = frozenset(
     {".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jfif", ".jpe", ".jp2", ".svg", ".raw"}
 )
 
-_IMAGES_A_WORKER = 200  # fewer are decoded sooner than another process has started
+_IMAGES_A_WORKER = 1000  # fewer are decoded sooner than another process has started (about 1 s)
 _MIN_IMAGES_A_CALL = 8
 
 Progress = Callable[[int, int], None]

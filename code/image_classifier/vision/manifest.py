@@ -6,6 +6,7 @@ Knows nothing of folders and archives; `artifact` reads and writes those.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import re
@@ -80,9 +81,14 @@ class Manifest:
     precision: str = "float32"
     format_version: int = FORMAT_VERSION
 
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return dataclasses.asdict(self) | {"preprocessing": self.preprocessing.to_json()}
+
     def to_bytes(self) -> bytes:
-        """The file's bytes: UTF-8 JSON, the same for the same values."""
-        values = dataclasses.asdict(self) | {"preprocessing": self.preprocessing.to_json()}
+        """The file's bytes: UTF-8 JSON with a checksum of itself, the same for the same values."""
+        values = self.to_json()
+        values["checksum"] = checksum(values)
         return (json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
     @classmethod
@@ -90,8 +96,9 @@ class Manifest:
         """Reads and checks a manifest. Raises ArtifactError on anything `to_bytes` would not write."""
         try:
             values = json.loads(data)
-            version = values["format_version"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            version, expected = values["format_version"], values.pop("checksum")
+            actual = checksum(values)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ArtifactError(f"{MANIFEST} is not the manifest of a model ({describe(error)})") from error
         if not isinstance(version, int) or version < 1:
             raise ArtifactError(f"{MANIFEST} has the format version {version!r}")
@@ -100,6 +107,8 @@ class Manifest:
                 f"the model has format version {version}, this program reads up to {FORMAT_VERSION}",
                 "update this program, or train the model again with it",
             )
+        if expected != actual:
+            raise ArtifactError(f"the model is damaged: {MANIFEST} is not as it was written", "fetch it again")
         try:
             manifest = cls._from_json(values)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -141,6 +150,11 @@ class Manifest:
             check_member(name, member.size)
         for _, name, probabilities in self.golden:
             _check_probabilities(name, probabilities, len(self.classes))
+
+
+def checksum(values: Mapping[str, Any]) -> str:
+    """sha256 (hex) of the manifest's values in one canonical form; names the model, whose files' sums it covers."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def check_member(name: str, size: int) -> None:

@@ -1,0 +1,143 @@
+"""Image folders: what is found, in which order, and what is refused. The files here are empty: none is opened."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from image_classifier.contract.errors import DataError
+from image_classifier.vision.folders import ImageFolders, find_channels, fingerprint, image_files, scan
+
+
+def make(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return root
+
+
+def data_set(root: Path, *, classes: tuple[str, ...] = ("cat", "dog"), count: int = 10) -> Path:
+    return make(root, *(f"train/{name}/{i}.jpg" for name in classes for i in range(count)))
+
+
+def scanned(root: Path, seed: int = 0, valid_fraction: float = 0.2) -> ImageFolders:
+    return scan(find_channels(root), valid_fraction=valid_fraction, seed=seed)
+
+
+def test_classes_are_folder_names_sorted_by_code_point(tmp_path: Path) -> None:
+    names = ("Zebra", "apple", "été", "犬", "two words", "a.b", "10", "9")
+    folders = scanned(data_set(tmp_path, classes=names, count=2))
+    assert folders.classes == tuple(sorted(names))
+    assert {folders.classes[label] for label in folders.train.labels} == set(names)
+    for path, label in zip(folders.train.paths, folders.train.labels, strict=True):
+        assert path.parent.name == folders.classes[label]
+
+
+def test_suffixes_in_any_case_count_and_all_else_is_passed_over(tmp_path: Path) -> None:
+    images = {"a.jpg", "b.JPG", "c.Jpeg", "d.png", "e.WEBP", "f.bmp", "deep/er/g.jpg"}
+    make(tmp_path, *images, ".hidden.jpg", ".cache/h.jpg", "notes.txt", "k.gif", "jpg", "Thumbs.db")
+    os.mkfifo(tmp_path / "pipe.jpg")  # opening it would wait for ever
+    assert {path.relative_to(tmp_path).as_posix() for path in image_files(tmp_path)} == images
+
+
+def test_links_are_followed_once_and_a_dangling_one_is_kept(tmp_path: Path) -> None:
+    make(tmp_path, "store/x.jpg", "c/a.jpg")
+    (tmp_path / "c" / "linked").symlink_to(tmp_path / "store")
+    (tmp_path / "c" / "b.jpg").symlink_to(tmp_path / "store" / "x.jpg")
+    (tmp_path / "c" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (tmp_path / "c" / "loop").symlink_to(tmp_path / "c")
+    assert [path.name for path in image_files(tmp_path / "c")] == ["a.jpg", "b.jpg", "gone.jpg", "x.jpg"]
+
+
+def test_valid_is_split_off_by_name_stratified_and_said_so(tmp_path: Path) -> None:
+    root = data_set(tmp_path, classes=("cat", "dog", "owl"))
+    folders = scanned(root)
+    assert folders.valid_split_off
+    assert [folders.valid.labels.count(label) for label in range(3)] == [2, 2, 2]
+    assert [folders.train.labels.count(label) for label in range(3)] == [8, 8, 8]
+    assert not set(folders.train.paths) & set(folders.valid.paths)
+    assert folders == scanned(root)
+    assert folders.valid.paths != scanned(root, seed=1).valid.paths
+    before = set(folders.valid.paths)
+    make(root, "train/cat/new.jpg")
+    assert len(before & set(scanned(root).valid.paths)) >= 5  # the others are not reshuffled
+
+
+def test_split_off_leaves_an_image_of_every_class_on_both_sides(tmp_path: Path) -> None:
+    folders = scanned(make(data_set(tmp_path, count=2), "train/rare/1.jpg"), valid_fraction=0.01)
+    assert sorted(folders.train.labels) == [0, 1, 2]
+    assert sorted(folders.valid.labels) == [0, 1]
+
+
+def test_given_splits_are_used_as_they_are(tmp_path: Path) -> None:
+    root = make(data_set(tmp_path), "Validation/cat/v.jpg", "test/dog/t.jpg", "test/cat/.keep")
+    folders = scanned(root)
+    assert not folders.valid_split_off
+    assert folders.valid.paths == (root / "Validation" / "cat" / "v.jpg",)
+    assert folders.test is not None
+    assert folders.test.labels == (1,)
+    assert [len(split) for split in folders.splits] == [20, 1, 1]
+
+
+def test_decomposed_and_composed_names_are_one_class(tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    root = make(tmp_path, f"train/{composed}/1.jpg", "train/tea/1.jpg", f"valid/{decomposed}/2.jpg")
+    folders = scanned(root)
+    assert folders.classes == (composed, "tea")
+    assert folders.valid.labels == (0,)
+
+
+def test_fingerprint_changes_with_the_data_only(tmp_path: Path) -> None:
+    first, second = (data_set(tmp_path / name) for name in ("one", "two"))
+    assert fingerprint(scanned(first)) == fingerprint(scanned(second))
+    (second / "train" / "cat" / "1.jpg").write_bytes(b"x")
+    assert fingerprint(scanned(first)) != fingerprint(scanned(second))
+    (first / "train" / "cat" / "link.jpg").symlink_to("nowhere")
+    assert len(fingerprint(scanned(first))) == 64
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        ((), "there is no train folder in"),
+        (("cat/1.jpg", "dog/1.jpg"), "there is no train folder in"),
+        (("train/notes.txt",), "there are no images in the train folder"),
+        (("train/1.jpg", "train/2.jpg"), "has 2 images of its own but none in class folders"),
+        (("train/cat/1.jpg",), "only one class, cat"),
+        (("train/cat/1.jpg", "train/dog/.keep"), "train has no images of dog"),
+        (("train/cat/1.jpg", "train/dog/1.jpg"), "no class in .* has two images"),
+        (("train/cat/1.jpg", "train/dog/1.jpg", "valid/.keep"), "there are no images in the valid folder"),
+        (("train/cat/1.jpg", "train/dog/1.jpg", "valid/owl/1.jpg"), "valid has classes that train lacks: owl"),
+        (
+            ("train/cat/1.jpg", "train/dog/1.jpg", "val/cat/1.jpg", "valid/cat/1.jpg"),
+            "two valid folders: val and",
+        ),
+        (("train/train/cat/1.jpg", "train/valid/cat/1.jpg"), "looks like a whole data set"),
+    ],
+)
+def test_unusable_folders_are_refused_with_a_hint(tmp_path: Path, names: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(DataError, match=sentence) as caught:
+        scanned(make(tmp_path, *names))
+    assert caught.value.hint
+
+
+def test_paths_that_are_no_folders_are_refused(tmp_path: Path) -> None:
+    make(tmp_path, "file")
+    with pytest.raises(DataError, match="does not exist"):
+        find_channels(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="is a file"):
+        find_channels(tmp_path / "file")
+    with pytest.raises(DataError, match="there is no train channel"):
+        scan({}, valid_fraction=0.2, seed=0)
+    with pytest.raises(DataError, match=r"the train folder .* does not exist"):
+        scan({"train": tmp_path / "nowhere"}, valid_fraction=0.2, seed=0)
+
+
+def test_class_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    data_set(tmp_path)
+    (tmp_path / "train" / os.fsdecode(b"caf\xe9")).mkdir()
+    with pytest.raises(DataError, match="not UTF-8"):
+        scanned(tmp_path)

@@ -21,7 +21,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -169,7 +169,7 @@ class JobFacts:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-class Verdict(str, Enum):
+class Verdict(StrEnum):
     """What a rule says."""
 
     NO_ISSUES = "NoIssuesFound"

@@ -11,6 +11,7 @@ import re
 
 PORT_VARIABLE = "SAGEMAKER_BIND_TO_PORT"
 DEFAULT_PORT = 8080
+MAX_PORT = 32_766  # multi-model-server 1.1.11 refuses higher ones
 WORKERS_VARIABLE = "SAGEMAKER_MODEL_SERVER_WORKERS"  # processes that answer requests; default: one a usable core
 STARTUP_TIMEOUT_VARIABLE = "SAGEMAKER_STARTUP_TIMEOUT"  # seconds
 DEFAULT_STARTUP_TIMEOUT_S = 230  # SageMaker gives a container 4 minutes to pass its first health check

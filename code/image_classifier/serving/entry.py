@@ -63,7 +63,7 @@ def _serve(stop: threading.Event) -> None:
     started = time.monotonic()
     address = Address(
         host=os.environ.get(endpoint.HOST_VARIABLE) or endpoint.DEFAULT_HOST,
-        port=_number(endpoint.PORT_VARIABLE, endpoint.DEFAULT_PORT, high=65_535),
+        port=_number(endpoint.PORT_VARIABLE, endpoint.DEFAULT_PORT, high=endpoint.MAX_PORT),
     )
     deadline = started + _number(endpoint.STARTUP_TIMEOUT_VARIABLE, endpoint.DEFAULT_STARTUP_TIMEOUT_S, high=86_400)
     num_workers = _number(endpoint.WORKERS_VARIABLE, _default_workers(), high=1024)

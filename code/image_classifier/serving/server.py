@@ -138,10 +138,18 @@ class ServerProcess:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        self._reap_group()
         if self._janitor.stdin is not None:
             self._janitor.stdin.close()
         self._janitor.wait()
-        _reap_orphans()
+
+    def _reap_group(self) -> None:
+        """Takes the exit status of the killed processes, which this one adopted when their parents died."""
+        deadline = time.monotonic() + _REAP_LIMIT_S
+        with suppress(ChildProcessError):
+            while time.monotonic() < deadline:
+                if os.waitpid(-self._process.pid, os.WNOHANG)[0] == 0:
+                    time.sleep(0.005)
 
     def ended(self) -> bool:
         """Whether the server is gone, for whatever reason."""
@@ -190,15 +198,6 @@ def adopt_orphans() -> None:
     process 1 reaps nothing, as in a container. Linux only; elsewhere process 1 does."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def _reap_orphans() -> None:
-    """Takes the exit status of the killed processes this one adopted; no longer than that takes."""
-    deadline = time.monotonic() + _REAP_LIMIT_S
-    with suppress(ChildProcessError):
-        while time.monotonic() < deadline:
-            if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                time.sleep(0.005)
 
 
 def find_java_home() -> Path:

@@ -1,0 +1,82 @@
+"""The engines on a real artifact: they compute what torch computed when the golden samples were recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from image_classifier.contract.errors import ArtifactError, ConfigError, PlatformError
+from image_classifier.serving.classifier import Classifier
+from image_classifier.serving.engines import Engine, OpenVinoEngine, TorchEngine, load_engine
+from image_classifier.serving.openvino_resnet import resnet50
+from image_classifier.vision.artifact import Artifact, load_model
+
+
+@pytest.fixture(scope="module")
+def artifact(model_dir: Path) -> Artifact:
+    return load_model(model_dir)
+
+
+@pytest.fixture(scope="module", params=["openvino", "torch"])
+def engine(request: pytest.FixtureRequest, artifact: Artifact) -> Engine:
+    return OpenVinoEngine(artifact) if request.param == "openvino" else TorchEngine(artifact, "cpu")
+
+
+def test_an_engine_reproduces_the_golden_samples_to_five_digits(engine: Engine, artifact: Artifact):
+    classifier = Classifier(artifact, engine)
+    for sample in artifact.golden:
+        assert classifier.probabilities(sample.image) == pytest.approx(sample.probabilities, abs=1e-5)
+
+
+def test_an_engine_refuses_a_tensor_of_another_size(engine: Engine):
+    with pytest.raises(ValueError, match="shape"):
+        engine.logits(np.zeros((3, 32, 32), np.float32))
+
+
+def test_bfloat16_comes_from_the_artifact_and_stays_within_the_tolerance(artifact: Artifact):
+    half = dataclasses.replace(artifact, manifest=dataclasses.replace(artifact.manifest, precision="bfloat16"))
+    exact, rounded = (Classifier(a, TorchEngine(a, "cpu")).probabilities(a.golden[1].image) for a in (artifact, half))
+    assert 0 < np.abs(exact - rounded).max() < 0.05
+
+
+def test_an_unknown_precision_is_refused(artifact: Artifact):
+    odd = dataclasses.replace(artifact, manifest=dataclasses.replace(artifact.manifest, precision="int4"))
+    with pytest.raises(ArtifactError, match="int4"):
+        OpenVinoEngine(odd)
+
+
+def test_weights_that_are_not_a_resnet50s_are_refused(artifact: Artifact):
+    weights = load_file(artifact.weights_path)
+    with pytest.raises(ArtifactError, match=r"fc\.bias is missing"):
+        resnet50({name: array for name, array in weights.items() if name != "fc.bias"}, image_size=64)
+    with pytest.raises(ArtifactError, match="not a ResNet50's"):
+        resnet50(weights | {"layer1.0.conv1.weight": np.zeros((64, 63, 1, 1), np.float32)}, image_size=64)
+
+
+def test_the_engine_variable_decides(artifact: Artifact, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CLASSIFIER_ENGINE", "openvino")
+    assert load_engine(artifact).name == "openvino"
+    monkeypatch.setenv("CLASSIFIER_ENGINE", "tensorrt")
+    with pytest.raises(ConfigError, match="tensorrt"):
+        load_engine(artifact)
+    monkeypatch.setenv("CLASSIFIER_ENGINE", "torch")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(PlatformError, match="no usable GPU"):
+        load_engine(artifact)
+
+
+def test_a_cpu_worker_never_imports_torch(model_dir: Path):
+    program = (
+        "import sys; from pathlib import Path; from image_classifier.serving import handler, engines;"
+        "from image_classifier.vision.artifact import load_model;"
+        f"engines.OpenVinoEngine(load_model(Path({str(model_dir)!r})));"
+        "sys.exit('torch' in sys.modules)"
+    )
+    code = str(Path(__file__).parents[2] / "code")
+    assert subprocess.run([sys.executable, "-c", program], env={"PYTHONPATH": code}, check=False).returncode == 0

@@ -1,0 +1,400 @@
+"""The real server program, the real model server under it, and clients on sockets."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import csv
+import dataclasses
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import requests
+from PIL import Image
+from safetensors.numpy import load_file
+from tests.conftest import MODEL_CLASSES, jpeg
+
+from image_classifier.contract.endpoint import MAX_PORT, parse_ready_line
+from image_classifier.vision.artifact import Artifact, load_model, write_model
+
+WORKERS = 2
+PATIENCE_S = 60.0
+EVIL = "import pathlib\npathlib.Path({marker!r}).touch()\n"
+
+
+@dataclass
+class Program:
+    """A server program, everything it printed, and what /ping answered while it started."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    temporary: Path
+    log: Path
+    reports_at_first_ping: int | None = None
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(encoding="utf-8")
+
+    @property
+    def lines(self) -> list[str]:
+        return self.output.splitlines()
+
+    @property
+    def ready(self) -> bool:
+        return any(line.startswith("ready ") for line in self.lines)
+
+    def tree(self) -> list[psutil.Process]:
+        root = psutil.Process(self.process.pid)
+        return [root, *root.children(recursive=True)]
+
+    def workers(self) -> list[psutil.Process]:
+        """The forked processes that answer, not the one they are forked from."""
+        found = [p for p in self.tree() if _runs(p, "model_service_worker")]
+        return [p for p in found if p.parent() in found]
+
+    def post(self, body: bytes, **headers: str) -> requests.Response:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return requests.post(f"{self.url}/invocations", data=body, headers=named, timeout=PATIENCE_S)
+
+
+def _runs(process: psutil.Process, program: str) -> bool:
+    try:
+        return any(program in word for word in process.cmdline())
+    except psutil.Error:  # it ended meanwhile
+        return False
+
+
+def free_port() -> int:
+    """One that the model server takes: the system's own choice is always too high."""
+    while True:
+        port = random.randint(20_000, MAX_PORT)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
+def start(base: Path, temporary: Path, **environment: str) -> Program:
+    """Starts the program as a container does: through the environment only, in a folder it cannot rely on."""
+    temporary.mkdir()
+    port = int(environment.get("SAGEMAKER_BIND_TO_PORT") or free_port())
+    log = temporary.with_suffix(".log")
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "image_classifier.serving.entry", "serve"],
+            env={
+                "PATH": "/usr/bin:/bin",
+                "PYTHONPATH": str(Path(__file__).parents[2] / "code"),
+                "SAGEMAKER_BASE_DIR": str(base),
+                "SAGEMAKER_MODEL_SERVER_WORKERS": str(WORKERS),
+                "CLASSIFIER_BIND_TO_HOST": "127.0.0.1",
+                "TMPDIR": str(temporary),
+            }
+            | environment
+            | {"SAGEMAKER_BIND_TO_PORT": str(port)},
+            cwd="/",
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    return Program(process, f"http://127.0.0.1:{port}", temporary, log)
+
+
+def wait_until(condition: Callable[[], bool], program: Program) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, program.output
+        time.sleep(0.02)
+
+
+def wait_until_ready(program: Program) -> None:
+    """Asks /ping all the time, as SageMaker does, and notes how many workers had reported when it was first 200."""
+    while not program.ready:
+        assert program.process.poll() is None, program.output
+        if program.reports_at_first_ping is None:
+            with suppress(requests.ConnectionError):
+                assert requests.get(f"{program.url}/ping", timeout=5).status_code == 200
+                program.reports_at_first_ping = len(list(program.temporary.glob("ic-*/workers/*")))
+        time.sleep(0.005)
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
+
+
+@pytest.fixture(scope="module")
+def artifact(model_dir: Path) -> Artifact:
+    return load_model(model_dir)
+
+
+@pytest.fixture(scope="module")
+def base(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base folder whose model folder also holds things that a trusting server would run or install."""
+    base = tmp_path_factory.mktemp("base")
+    shutil.copytree(model_dir, base / "model", copy_function=os.link)
+    evil = EVIL.format(marker=str(base / "executed"))
+    (base / "model" / "code").mkdir()
+    (base / "model" / "code" / "requirements.txt").write_text("/nowhere/to/be-found.whl\n")
+    for name in ("inference.py", "sitecustomize.py", "PIL.py", "json.py"):
+        (base / "model" / "code" / name).write_text(evil)
+        (base / "model" / name).write_text(evil)
+    for folder, _, _ in os.walk(base / "model"):
+        Path(folder).chmod(0o555)
+    return base
+
+
+@pytest.fixture(scope="module")
+def server(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    program = start(base, tmp_path_factory.mktemp("server") / "tmp")
+    try:
+        wait_until_ready(program)
+        yield program
+    finally:
+        program.process.terminate()
+        program.process.wait(PATIENCE_S)
+
+
+def test_ping_is_refused_until_every_worker_reproduced_the_golden_samples(server: Program, artifact: Artifact):
+    assert server.reports_at_first_ping == WORKERS
+    (line,) = [line for line in server.lines if line.startswith("ready ")]
+    assert parse_ready_line(line) == (server.url, artifact.fingerprint)
+    assert f"workers={WORKERS}" in line
+    assert len(server.workers()) == WORKERS
+
+
+def test_served_probabilities_are_those_of_training(server: Program, artifact: Artifact):
+    for sample in artifact.golden:
+        response = server.post(sample.image, X_Top_K="100", Content_Type="image/jpeg")
+        assert response.status_code == 200
+        assert response.headers["Content-Type"] == "application/json"
+        answer = {p["label"]: p["probability"] for p in response.json()["predictions"]}
+        assert [answer[label] for label in MODEL_CLASSES] == pytest.approx(sample.probabilities, abs=1e-5)
+        assert response.json()["model"] == artifact.fingerprint
+
+
+def picture(mode: str, file_format: str, **options: object) -> bytes:
+    levels = np.linspace(0, 255, 80 * 60).reshape(60, 80).astype(np.uint8)
+    image = Image.fromarray(levels)
+    if mode == "I;16":
+        image = Image.fromarray(levels.astype(np.uint16) * 257)
+    elif mode != "L":
+        image = image.convert(mode)
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("image/jpeg", picture("CMYK", "JPEG")),
+        ("image/jpeg", picture("L", "JPEG")),
+        ("image/png", picture("RGBA", "PNG")),
+        ("image/png", picture("I;16", "PNG")),
+        ("image/webp", picture("RGB", "WEBP")),
+        ("image/bmp", picture("P", "BMP")),
+        ("Application/X-Image; charset=x", picture("LA", "PNG")),
+        ("application/octet-stream", picture("RGB", "JPEG", exif=b"Exif\0\0broken")),
+        ("", picture("RGB", "JPEG")),
+    ],
+)
+def test_every_kind_of_picture_is_answered(server: Program, content_type: str, body: bytes):
+    response = server.post(body, Content_Type=content_type, Accept="text/csv;q=0.8, text/html")
+    assert response.status_code == 200, response.text
+    rows = list(csv.reader(io.StringIO(response.content.decode("utf-8"))))
+    assert len(rows) == 5
+    assert {label for label, _ in rows} < set(MODEL_CLASSES)
+
+
+def raw(url: str, head: bytes, body: bytes = b"") -> tuple[int, bytes]:
+    """A request written byte by byte: (status, body of the answer)."""
+    host, port = url.removeprefix("http://").split(":")
+    with closing(socket.create_connection((host, int(port)), timeout=PATIENCE_S)) as connection:
+        connection.sendall(head.replace(b"\n", b"\r\n") + b"Connection: close\r\nHost: x\r\n\r\n" + body)
+        answer = b""
+        with suppress(ConnectionResetError):  # how this server closes a connection, after its answer
+            while data := connection.recv(65536):
+                answer += data
+    status_line, _, rest = answer.partition(b"\r\n")
+    return int(status_line.split()[1]), rest.partition(b"\r\n\r\n")[2]
+
+
+def bad_post(headers: bytes, body: bytes = b"x") -> tuple[bytes, bytes]:
+    return b"POST /invocations HTTP/1.1\nContent-Length: %d\n" % len(body) + headers, body
+
+
+def huge_png() -> bytes:
+    """The header of a PNG of 50,000 x 50,000 pixels, which no server should start to decode."""
+    small = io.BytesIO()
+    Image.new("1", (8, 8)).save(small, "PNG")
+    import struct
+    import zlib
+
+    header = b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 1, 0, 0, 0, 0)
+    return small.getvalue()[:12] + header + struct.pack(">I", zlib.crc32(header)) + small.getvalue()[33:]
+
+
+JPEG = b"Content-Type: image/jpeg\n"
+BAD_REQUESTS = [
+    (400, bad_post(JPEG, b"")),
+    (400, bad_post(JPEG, b"this is no image")),
+    (400, bad_post(JPEG, jpeg(0)[:400])),
+    (400, bad_post(JPEG, b"GIF89a" + bytes(50))),
+    (400, bad_post(JPEG + b"X-Top-K: many\n", jpeg(0))),
+    (400, bad_post(JPEG + b"X-Amzn-SageMaker-Custom-Attributes: top_k=0\n", jpeg(0))),
+    (406, bad_post(JPEG + b"Accept: image/png\n", jpeg(0))),
+    (406, bad_post(JPEG + "Accept: té日\n".encode(), jpeg(0))),
+    (413, bad_post(JPEG, bytes(7 * 1024 * 1024))),
+    (413, bad_post(b"Content-Type: image/png\n", huge_png())),
+    (415, bad_post("Content-Type: image/jpég\n".encode())),
+    (415, bad_post(b"Content-Type: \xff\xfe\n")),
+    (415, bad_post(b"Content-Type: application/x-npy\n", b"\x93NUMPY")),
+    (415, bad_post(b"Content-Type: application/json\n", b"{not json")),
+    (415, bad_post(b"Content-Type: text/plain\n", b"\xff\xfe")),
+    (415, bad_post(b"Content-Type: multipart/form-data\n")),
+    (415, bad_post(b"Content-Type: application/x-www-form-urlencoded\n", b"body=1&body=2")),
+]
+
+
+def test_bad_requests_get_a_sentence_and_cost_no_worker(server: Program):
+    before = {p.pid for p in server.workers()}
+    for status, (head, body) in BAD_REQUESTS:
+        answered, text = raw(server.url, head, body)
+        assert (answered, head) == (status, head)
+        answer = json.loads(text)
+        assert set(answer) == {"error", "hint"}
+        assert "Traceback" not in answer["error"]
+    assert raw(server.url, *bad_post(JPEG, bytes(17 * 1024 * 1024)))[0] == 413  # beyond the frontend's own limit
+    form, body = bad_post(b"Content-Type: application/x-www-form-urlencoded\n", b"body=%zz&body=1")
+    answered, text = raw(server.url, form, body)  # the frontend fails to parse it, and no handler is ever asked
+    assert (answered, json.loads(text)["code"]) == (500, 500)
+    assert b".java" not in text
+    assert {p.pid for p in server.workers()} == before
+    assert "Traceback" not in server.output
+
+
+def test_a_client_goes_on_in_its_session_after_errors(server: Program):
+    with requests.Session() as session:
+        statuses = [
+            session.post(f"{server.url}/invocations", data=body, timeout=PATIENCE_S).status_code
+            for body in (jpeg(0), b"no image", jpeg(1), b"", jpeg(2))
+        ]
+    assert statuses == [200, 400, 200, 400, 200]
+
+
+def test_the_management_api_is_on_no_port(server: Program):
+    assert raw(server.url, b"DELETE /models/model HTTP/1.1\n")[0] == 404
+    assert raw(server.url, b"PUT /models/model?min_worker=0 HTTP/1.1\n")[0] == 404
+    assert raw(server.url, b"POST /models?url=http://127.0.0.1:1/x HTTP/1.1\nContent-Length: 0\n")[0] == 404
+    ports = {c.laddr.port for p in server.tree() for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    gate = {c.laddr.port for c in psutil.Process(server.process.pid).net_connections("tcp")}
+    assert ports - gate == {int(server.url.rsplit(":", 1)[1])}
+    assert server.post(jpeg(0)).status_code == 200
+
+
+def test_nothing_is_run_or_installed_from_the_model_folder(server: Program, base: Path):
+    assert server.post(jpeg(0)).status_code == 200
+    assert not (base / "executed").exists()
+    assert "be-found" not in server.output
+
+
+def test_a_killed_worker_is_replaced(server: Program):
+    victim = server.workers()[0]
+    victim.kill()
+    wait_until(lambda: len(server.workers()) == WORKERS and victim.pid not in {p.pid for p in server.workers()}, server)
+    for seed in range(4):
+        assert server.post(jpeg(seed)).status_code == 200
+
+
+def test_sigterm_answers_what_is_in_flight_and_leaves_nothing(server: Program):
+    large = jpeg(5, 5000, 4000)
+    tree, posted = server.tree(), threading.Semaphore(0)
+
+    def ask() -> int:
+        host, port = server.url.removeprefix("http://").split(":")
+        with closing(socket.create_connection((host, int(port)), timeout=PATIENCE_S)) as connection:
+            head, body = bad_post(JPEG, large)
+            connection.sendall(head.replace(b"\n", b"\r\n") + b"\r\n" + body)
+            posted.release()
+            return int(connection.recv(65536).split()[1])
+
+    with concurrent.futures.ThreadPoolExecutor(3 * WORKERS) as pool:
+        answers = [pool.submit(ask) for _ in range(3 * WORKERS)]
+        for _ in answers:
+            posted.acquire()
+        time.sleep(0.05)  # the server has read what the clients have written
+        server.process.send_signal(signal.SIGTERM)
+        assert [answer.result(PATIENCE_S) for answer in answers] == [200] * len(answers)
+    assert server.process.wait(PATIENCE_S) == 0, server.output
+    wait_until(lambda: gone(tree), server)
+    assert list(server.temporary.iterdir()) == []
+    socket.create_server(("127.0.0.1", int(server.url.rsplit(":", 1)[1]))).close()
+
+
+def test_two_servers_run_side_by_side_and_each_end_is_clean(base: Path, tmp_path: Path):
+    first, second = (start(base, tmp_path / name, SAGEMAKER_MODEL_SERVER_WORKERS="1") for name in ("a", "b"))
+    wait_until_ready(first)
+    wait_until_ready(second)
+    trees = first.tree() + second.tree()
+    (jvm,) = [p for p in second.tree() if p.name() == "java"]
+
+    first.process.kill()
+    jvm.kill()
+
+    assert second.process.wait(PATIENCE_S) == 1
+    wait_until(lambda: gone(trees), second)
+    wait_until(lambda: not any(p.iterdir() for p in (first.temporary,) if list(p.iterdir())), first)
+    wait_until(lambda: "error: the model server ended by itself" in second.output, second)
+    assert list(second.temporary.iterdir()) == []
+
+
+def test_a_port_in_use_is_an_error_before_anything_is_loaded(tmp_path: Path):
+    port = str(free_port())
+    with socket.create_server(("127.0.0.1", int(port))):
+        program = start(tmp_path / "no-model-there", tmp_path / "tmp", SAGEMAKER_BIND_TO_PORT=port)
+        assert program.process.wait(PATIENCE_S) == 1
+    wait_until(lambda: f"error: port {port} is in use" in program.lines, program)
+    wait_until(lambda: any(line.startswith("hint: ") for line in program.lines), program)
+
+
+def test_a_model_that_does_not_reproduce_its_golden_samples_is_not_served(model_dir: Path, tmp_path: Path):
+    artifact = load_model(model_dir)
+    write_model(
+        tmp_path / "base" / "model",
+        weights=load_file(artifact.weights_path),
+        classes=artifact.classes,
+        preprocessing=artifact.preprocessing,
+        golden=[dataclasses.replace(s, probabilities=s.probabilities[::-1]) for s in artifact.golden],
+        config={},
+        metrics={},
+        data_fingerprint="",
+        versions={},
+    )
+    program = start(tmp_path / "base", tmp_path / "tmp")
+    assert program.process.wait(PATIENCE_S) == 1
+    wait_until(lambda: "error: the model does not reproduce its golden sample" in program.output, program)
+    assert list(program.temporary.iterdir()) == []
+
+
+def test_a_server_told_to_stop_while_starting_stops(base: Path, tmp_path: Path):
+    program = start(base, tmp_path / "tmp")
+    wait_until(lambda: any(p.name() == "java" for p in program.tree()), program)
+    tree = program.tree()
+    program.process.send_signal(signal.SIGINT)
+    assert program.process.wait(PATIENCE_S) == 0, program.output
+    wait_until(lambda: gone(tree), program)
+    assert not program.ready
+    assert list(program.temporary.iterdir()) == []

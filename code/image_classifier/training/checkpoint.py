@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import time
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +20,12 @@ import torch
 from torch import nn
 
 from image_classifier.contract.config import TrainConfig
-from image_classifier.contract.errors import JobError, PlatformError, describe
+from image_classifier.contract.errors import JobError, describe
 from image_classifier.contract.files import replacing
 
 log = logging.getLogger(__name__)
 
+MAX_SHARE = 0.05  # of the time may go into checkpoints: after short epochs there is not always one
 KEPT = 2  # the newest, and the one before in case the newest turns out damaged
 HARMLESS = frozenset({"workers", "log_interval", "debug", "golden_samples", "max_bad_images"})  # change no weight
 Weights = dict[str, torch.Tensor]
@@ -89,6 +92,12 @@ class Checkpoints:
     def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
         self._folder = folder
         self._identity = dict(identity)
+        self._due = -math.inf  # of time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether enough time has passed since the last checkpoint; that took a second or so for a ResNet50."""
+        return time.monotonic() >= self._due
 
     def save(self, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer, best: Weights) -> None:
         """Writes a checkpoint and removes all but the newest KEPT.
@@ -96,8 +105,11 @@ class Checkpoints:
         Raises:
             PlatformError: the disk is full or not writable; the checkpoints there are stay as they are.
         """
+        started = time.monotonic()
         self._write(Checkpoint(progress, model.state_dict(), optimizer.state_dict(), best))
         self._keep(KEPT)
+        ended = time.monotonic()
+        self._due = ended + (ended - started) / MAX_SHARE
 
     def finish(self, progress: Progress, best: Weights) -> None:
         """Marks the job as finished: started again, it finds its result instead of training. Keeps nothing else."""
@@ -112,6 +124,7 @@ class Checkpoints:
         """
         for path in self._files():
             try:
+                check_sums(path)
                 content = torch.load(path, map_location="cpu", weights_only=True)
                 checkpoint = Checkpoint(
                     Progress(**content["progress"]), content["model"], content["optimizer"], content["best"]
@@ -135,11 +148,13 @@ class Checkpoints:
             "best": checkpoint.best,
         }
         path = self._folder / f"epoch-{progress.epoch:05d}-step-{progress.step:07d}.ckpt"
-        try:
-            with replacing(path) as file:
+        with replacing(path) as file:
+            try:
                 torch.save(content, file)
-        except RuntimeError as error:  # torch's writer turns a full disk into one
-            raise PlatformError(f"cannot write {path}: {describe(error)}", "free some space") from error
+            except RuntimeError as error:  # what torch's writer makes of a full disk
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
 
     def _check_identity(self, found: Mapping[str, str]) -> None:
         for name, value in self._identity.items():
@@ -159,3 +174,14 @@ class Checkpoints:
     def _files(self) -> list[Path]:
         """Newest first: the names sort by progress."""
         return sorted(self._folder.glob("epoch-*.ckpt"), reverse=True)
+
+
+def check_sums(path: Path) -> None:
+    """Compares the checksums in the file, a zip archive, with its content: torch's reader does not.
+
+    Raises:
+        zipfile.BadZipFile: a byte is different, or the file is cut off.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if (member := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"wrong checksum of {member}")

@@ -32,7 +32,7 @@ class Training:
     Args:
         bf16: autocast to bf16.
         best: weights of the best epoch so far, on the CPU; empty before the first validation.
-        on_epoch: called after each epoch, when `progress` and its checkpoint are up to date.
+        on_epoch: called after each epoch.
     """
 
     config: TrainConfig
@@ -140,7 +140,7 @@ def train_step(training: Training, batch: Batch, criterion: nn.Module) -> tuple[
 
 
 def end_epoch(training: Training, evaluation: Evaluation) -> None:
-    """Reports the epoch, keeps its weights if it is the best, decides whether to go on, writes the checkpoint."""
+    """Reports the epoch, keeps its weights if it is the best, decides whether to go on, writes a due checkpoint."""
     config, progress = training.config, training.progress
     if progress.images == 0:
         raise DataError("no image of the train split can be read", "bad_images.json names the reasons")
@@ -165,7 +165,8 @@ def end_epoch(training: Training, evaluation: Evaluation) -> None:
         training.checkpoints.finish(progress, training.best)
     else:
         progress.start_epoch(progress.epoch + 1)
-        training.checkpoints.save(progress, training.model, training.optimizer, training.best)
+        if training.checkpoints.due:
+            training.checkpoints.save(progress, training.model, training.optimizer, training.best)
     training.on_epoch(copy.deepcopy(progress))
 
 

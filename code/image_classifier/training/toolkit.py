@@ -8,6 +8,7 @@ failure file stays as it wrote it. Preparing code, arguments and SM_* variables 
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-from sagemaker_training import entry_point, environment
+from sagemaker_training import entry_point, environment, logging_config
 from sagemaker_training.process import ProcessRunner
 
 from image_classifier.contract.errors import EXIT_FAILURE, EXIT_STOPPED, JobError, JobStopped
@@ -31,6 +32,7 @@ def main() -> None:
     paths = MlPaths.from_environment()
     paths.failure.unlink(missing_ok=True)  # an earlier attempt's: the toolkit would keep it
     _install(_stop_before_start)  # the toolkit may wait for host names, deaf to signals, for 15 minutes
+    logging_config.get_logger().setLevel(logging.WARNING)  # it reports every hyperparameter that is not JSON, twice
     env = environment.Environment()
     arguments, variables = env.to_cmd_args(), env.to_env_vars()
     runner = ScriptRunner(env.user_entry_point, arguments, variables, processes_per_host=1)

@@ -1,0 +1,219 @@
+"""`train` of sagemaker-training with our module, as a container runs it: real program, real signals, real files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from image_classifier.contract.metrics import parse_metric_line
+from image_classifier.contract.paths import MlPaths
+from image_classifier.vision.artifact import load_model
+from image_classifier.vision.model import build_model, load_safetensors
+from image_classifier.vision.preprocess import load
+from image_classifier.vision.sample_data import make_sample_data
+
+CODE = Path(__file__).parents[2] / "code"
+TRAIN = Path(sys.executable).parent / "train"
+HYPERPARAMETERS = {
+    "weights": "none", "image_size": "32", "epochs": "3", "batch_size": "4", "lr": "0.01", "augment": "light",
+    "log_interval": "1", "valid_fraction": "0.25", "seed": "7",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes without a valid split; one train image is a text, one is empty."""
+    root = tmp_path_factory.mktemp("data") / "images"
+    make_sample_data(root, num_classes=2, train_per_class=13, valid_per_class=0, test_per_class=3, size=48)
+    first, second = sorted((root / "train").iterdir())
+    (first / "empty.jpg").touch()
+    (second / "text.jpg").write_text("not an image")
+    return root
+
+
+class Job:
+    """A /opt/ml below a folder, and the `train` program in it."""
+
+    def __init__(self, base: Path, data: Path, **hyperparameters: str) -> None:
+        self.paths = MlPaths(base=base)
+        shutil.copytree(CODE, self.paths.code, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(data, self.paths.data)
+        self.paths.config.mkdir()
+        self._write(self.paths.hyperparameters, HYPERPARAMETERS | hyperparameters)
+        self._write(self.paths.input_data_config, {folder.name: {} for folder in self.paths.data.iterdir()})
+        self._write(self.paths.resource_config, {"current_host": "localhost", "hosts": ["localhost"]})
+
+    @staticmethod
+    def _write(path: Path, value: Mapping[str, object]) -> None:
+        path.write_text(json.dumps(value))
+
+    def start(self) -> subprocess.Popen[str]:
+        environment = os.environ | {
+            "SAGEMAKER_BASE_DIR": str(self.paths.base),
+            "SAGEMAKER_PROGRAM": "train.py",
+            "SAGEMAKER_TRAINING_MODULE": "image_classifier.training.toolkit:main",
+            "PYTHONPATH": str(self.paths.code),
+            "OMP_NUM_THREADS": "1",
+        }
+        return subprocess.Popen(
+            [TRAIN], env=environment, cwd=self.paths.base, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    def run(self) -> tuple[int, str]:
+        """Exit code and log of a whole run."""
+        with self.start() as train:
+            log, _ = train.communicate(timeout=300)
+        return train.returncode, log
+
+    def run_until(self, line: str, interrupt: signal.Signals, *, script: bool) -> tuple[int, str]:
+        """Signals `train`, or the script it runs, when `line` appears in the log; waits for the end of both."""
+        with self.start() as train:
+            assert train.stdout is not None
+            seen = []
+            for text in train.stdout:
+                seen.append(text)
+                if line in text:
+                    break
+            family = psutil.Process(train.pid).children(recursive=True)
+            os.kill(family[0].pid if script else train.pid, interrupt)
+            seen.append(train.communicate(timeout=60)[0])
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert not alive, "a process outlived the job"
+        assert line in "".join(seen), "".join(seen)
+        return train.returncode, "".join(seen)
+
+    @property
+    def failure(self) -> str:
+        return self.paths.failure.read_text()
+
+    @property
+    def weights(self) -> dict[str, np.ndarray]:
+        return load_file(load_model(self.paths.model).weights_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[Job, str]:
+    """A job that ran through, with two data loading processes, and its log."""
+    job = Job(tmp_path_factory.mktemp("job") / "ml", data, workers="2")
+    code, log = job.run()
+    assert code == 0, log
+    return job, log
+
+
+def test_train_writes_model_metrics_and_tables(finished: tuple[Job, str], data: Path) -> None:
+    job, log = finished
+    output = job.paths.output_data
+    lines = [parsed for parsed in map(parse_metric_line, log.splitlines()) if parsed]
+    history = [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()]
+    result = json.loads((output / "metrics.json").read_text())
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    assert [epoch for epoch, _ in lines] == [1, 2, 3, result["best_epoch"]]
+    assert lines[0][1]["validation:loss"] == pytest.approx(history[0]["validation:loss"], rel=1e-4)
+    assert result["best_epoch"] == 1 + int(
+        np.lexsort([[row["validation:loss"] for row in history], [-row["validation:accuracy"] for row in history]])[0]
+    )
+    assert "split off" in log
+    assert not job.paths.failure.exists()
+    bad = json.loads((output / "bad_images.json").read_text())
+    assert sorted(Path(path).name for path in bad) == ["empty.jpg", "text.jpg"]
+    assert all(log.count(f"skipped: {reason}") == 1 for reason in bad.values())
+    confusion = list(csv.reader((output / "confusion.csv").read_text().splitlines()))
+    assert sum(int(cell) for row in confusion[1:] for cell in row[1:]) == 6
+    assert [row["class"] for row in csv.DictReader((output / "per_class.csv").read_text().splitlines())] == confusion[
+        0
+    ][1:]
+    assert result["metrics"]["test:accuracy"] * 6 == sum(int(confusion[i][i]) for i in (1, 2))
+    assert "Traceback" not in log
+
+
+def test_artifact_reproduces_golden_samples_and_test_predictions(finished: tuple[Job, str]) -> None:
+    job, _ = finished
+    artifact = load_model(job.paths.model)
+    model = build_model(len(artifact.classes)).eval()
+    load_safetensors(model, artifact.weights_path)
+
+    def answer(source: bytes | Path) -> np.ndarray:
+        with torch.inference_mode():
+            pixels = torch.from_numpy(load(source, artifact.preprocessing))[None]
+            return model(pixels).softmax(1)[0].numpy()
+
+    assert len(artifact.golden) == 4
+    for sample in artifact.golden:
+        np.testing.assert_allclose(answer(sample.image), sample.probabilities, atol=1e-4)
+    rows = list(csv.DictReader((job.paths.output_data / "test_predictions.csv").read_text().splitlines()))
+    assert len(rows) == 6
+    for row in rows:
+        probabilities = answer(job.paths.channel("test") / row["path"])
+        assert row["predicted"] == artifact.classes[probabilities.argmax()]
+        assert float(row["probability"]) == pytest.approx(probabilities.max(), abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")  # smdebug and what it imports are of 2023
+def test_recorded_losses_are_readable_by_smdebug(finished: tuple[Job, str]) -> None:
+    from smdebug.pytorch import modes
+    from smdebug.trials import create_trial
+
+    trial = create_trial(str(finished[0].paths.tensors / "attempt-1"))
+    (name,) = trial.tensor_names(collection="losses")
+    losses = trial.tensor(name)
+    assert len(losses.steps(mode=modes.TRAIN)) == 15  # 3 epochs of 20 images in batches of 4
+    assert len(losses.steps(mode=modes.EVAL)) == 3 * 2 + 2
+    assert all(np.isfinite(losses.value(step, mode=modes.TRAIN)) for step in losses.steps(mode=modes.TRAIN))
+
+
+def test_interrupted_and_killed_job_ends_as_the_uninterrupted_one(
+    finished: tuple[Job, str], tmp_path: Path, data: Path
+) -> None:
+    job = Job(tmp_path / "ml", data, workers="0")  # another number of workers must not matter either
+    code, log = job.run_until("epoch=2/3 step=2/5", signal.SIGTERM, script=False)
+    assert code == 143, log
+    assert job.failure.startswith("stopped by SIGTERM in epoch 2 of 3, step ")
+    code, log = job.run_until("epoch=3/3 step=2/5", signal.SIGKILL, script=True)
+    assert code == 137, log
+    assert "killed by SIGKILL" in job.failure
+    assert "epoch=1/3" not in log
+    assert "epoch=2/3 step=1/5" not in log
+    code, log = job.run()
+    assert code == 0, log
+    assert "epoch=1/3" not in log
+    assert not job.paths.failure.exists()
+    expected, got = finished[0].weights, job.weights
+    assert all(np.array_equal(expected[name], got[name]) for name in expected)
+    assert sorted(folder.name for folder in job.paths.tensors.iterdir()) == ["attempt-1", "attempt-2", "attempt-3"]
+
+
+def test_finished_job_started_again_writes_the_model_without_training(finished: tuple[Job, str]) -> None:
+    job, _ = finished
+    before = job.weights
+    shutil.rmtree(job.paths.model)
+    code, log = job.run()
+    assert code == 0, log
+    assert "step=" not in log
+    assert all(np.array_equal(before[name], array) for name, array in job.weights.items())
+
+
+def test_failure_file_holds_first_cause(tmp_path: Path, data: Path) -> None:
+    job = Job(tmp_path / "ml", data, max_bad_images="1")
+    code, log = job.run()
+    assert code == 1
+    assert job.failure.startswith("2 images cannot be read, more than max_bad_images=1; the last: ")
+    assert "hint: " in job.failure
+    assert len(json.loads((job.paths.output_data / "bad_images.json").read_text())) == 2
+    assert "Traceback" not in log
+    job = Job(tmp_path / "other", data, lr="fast")
+    code, log = job.run()
+    assert (code, job.failure) == (2, "lr must be a number, not 'fast'")
+    assert "Traceback" not in log

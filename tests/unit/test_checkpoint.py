@@ -1,0 +1,140 @@
+"""What a checkpoint folder holds, survives and refuses."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.errors import JobError, PlatformError
+from image_classifier.training.checkpoint import Checkpoints, Progress, identity
+from image_classifier.training.optim import make_optimizer
+
+CONFIG = TrainConfig(weights="none")
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(300, 100)
+
+
+def save(folder: Path, model: nn.Module, *, epoch: int, config: TrainConfig = CONFIG, data: str = "d") -> None:
+    checkpoints = Checkpoints(folder, identity(config, data))
+    checkpoints.save(Progress(epoch=epoch), model, make_optimizer(model, config), {"w": torch.ones(1)})
+
+
+def load_epoch(folder: Path, *, config: TrainConfig = CONFIG, data: str = "d") -> int | None:
+    checkpoint = Checkpoints(folder, identity(config, data)).load()
+    return None if checkpoint is None else checkpoint.progress.epoch
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir())
+
+
+def test_progress_and_weights_come_back(tmp_path: Path, model: nn.Module) -> None:
+    progress = Progress(epoch=3, step=5, loss_sum=0.1, history=[{"epoch": 1}], unreadable={"a.jpg": "empty"})
+    checkpoints = Checkpoints(tmp_path, {})
+    checkpoints.save(progress, model, make_optimizer(model, CONFIG), {"w": torch.ones(1)})
+    checkpoint = checkpoints.load()
+    assert checkpoint is not None
+    assert checkpoint.progress == progress
+    assert torch.equal(checkpoint.model["weight"], model.weight)
+    assert torch.equal(checkpoint.best["w"], torch.ones(1))
+
+
+def test_two_newest_are_kept_and_a_killed_writers_leftover_is_removed(tmp_path: Path, model: nn.Module) -> None:
+    (tmp_path / ".epoch-00001-step-0000000.ckpt.77.tmp").touch()
+    for epoch in (9, 10, 11):
+        save(tmp_path, model, epoch=epoch)
+    assert [path.name for path in files(tmp_path)] == ["epoch-00010-step-0000000.ckpt", "epoch-00011-step-0000000.ckpt"]
+
+
+def test_damaged_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, model: nn.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    for epoch in (1, 2):
+        save(tmp_path, model, epoch=epoch)
+    before, newest = files(tmp_path)
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1  # one flipped bit
+    newest.write_bytes(content)
+    assert load_epoch(tmp_path) == 1
+    assert f"{newest} is damaged" in caplog.text
+    newest.write_bytes(content[:1000])
+    assert load_epoch(tmp_path) == 1
+    before.write_bytes(b"")
+    assert load_epoch(tmp_path) is None
+
+
+def test_checkpoint_that_executes_code_is_not_loaded(tmp_path: Path) -> None:
+    mark = tmp_path / "executed"
+
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+            return (Path.touch, (mark,))
+
+    torch.save({"progress": Bomb()}, tmp_path / "epoch-00001-step-0000000.ckpt")
+    assert load_epoch(tmp_path) is None
+    assert not mark.exists()
+
+
+def test_checkpoint_of_another_job_is_refused_by_name(tmp_path: Path, model: nn.Module) -> None:
+    save(tmp_path, model, epoch=1)
+    with pytest.raises(JobError, match=r"of a job with lr=0\.01, not 0\.02"):
+        load_epoch(tmp_path, config=CONFIG.replace(lr=0.02))
+    with pytest.raises(JobError, match="of a job with epochs=10, not 20"):
+        load_epoch(tmp_path, config=CONFIG.replace(epochs=20))
+    with pytest.raises(JobError, match="of a job with other images"):
+        load_epoch(tmp_path, data="other")
+
+
+def test_settings_that_change_no_weight_may_change(tmp_path: Path, model: nn.Module) -> None:
+    save(tmp_path, model, epoch=4)
+    changed = CONFIG.replace(workers=3, log_interval=1, debug=False, golden_samples=1, max_bad_images=0)
+    assert load_epoch(tmp_path, config=changed) == 4
+
+
+def test_finished_job_keeps_only_its_result(tmp_path: Path, model: nn.Module) -> None:
+    save(tmp_path, model, epoch=1)
+    Checkpoints(tmp_path, identity(CONFIG, "d")).finish(Progress(epoch=2, step=7, finished=True), {"w": torch.ones(1)})
+    (only,) = files(tmp_path)
+    checkpoint = Checkpoints(tmp_path, identity(CONFIG, "d")).load()
+    assert only.stat().st_size < 10_000
+    assert checkpoint is not None
+    assert checkpoint.progress.finished
+
+
+@contextmanager
+def no_file_larger_than(num_bytes: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_full_disk_names_the_file_and_keeps_the_checkpoint_there_is(tmp_path: Path, model: nn.Module) -> None:
+    save(tmp_path, model, epoch=1)
+    with (
+        pytest.raises(PlatformError, match=r"cannot write .*epoch-00002-step-0000000\.ckpt"),
+        no_file_larger_than(9999),
+    ):
+        save(tmp_path, model, epoch=2)
+    assert len(files(tmp_path)) == 1
+    assert load_epoch(tmp_path) == 1
+
+
+def test_short_epochs_do_not_all_write_a_checkpoint(tmp_path: Path, model: nn.Module) -> None:
+    checkpoints = Checkpoints(tmp_path, {})
+    assert checkpoints.due
+    checkpoints.save(Progress(), model, make_optimizer(model, CONFIG), {})
+    assert not checkpoints.due

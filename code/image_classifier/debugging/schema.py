@@ -6,6 +6,7 @@
     output/data/job.json                      JobFacts: the configuration and the machine
     output/data/steps.jsonl                   one StepRecord a line: losses, and where the step's time went
     output/data/statistics.jsonl              one StatisticsRecord a line: gradients, weights, activations by layer
+    output/data/classes.jsonl                 one ClassCounts a line: labels and right answers of an epoch by class
     output/data/rules.json                    a list of RuleResults, in the order of the rule table
     output/data/trace.json.gz                 a torch.profiler window, opens in https://ui.perfetto.dev
 
@@ -28,6 +29,7 @@ from typing import Any, Literal
 JOB_FILE = "job.json"
 STEPS_FILE = "steps.jsonl"
 STATISTICS_FILE = "statistics.jsonl"
+CLASSES_FILE = "classes.jsonl"
 RULES_FILE = "rules.json"
 TRACE_FILE = "trace.json.gz"
 SYSTEM_FOLDER = "profiler/system/incremental"  # below output/
@@ -82,12 +84,13 @@ class StatisticsRecord:
 
     Args:
         step: as in StepRecord, of mode train.
-        gradients: parameter -> abs_mean, l2, abs_max; of the gradient the optimiser used.
-        weights: parameter -> abs_mean, l2, abs_max before the step, and update_ratio, the l2 norm of the step's
-            change divided by the l2 norm of the weights (+ 1e-9).
-        activations: activation layer and its call (`layer1.0.relu.2`) -> input_std, of what goes in; output_abs_max;
-            zero_share, of the outputs; dead_share, of its units (channels) that are above 0 for less than 1 % of
-            images and positions. Layers in the order of the forward pass.
+        gradients: parameter -> abs_mean, l2, abs_max; of the gradient the optimiser used. Trained parameters with two
+            dimensions or more (filters and matrices), in the order of the network.
+        weights: the same parameters -> abs_mean, l2, abs_max before the step, and update_ratio, the l2 norm of the
+            step's change divided by the l2 norm of the weights (+ 1e-9).
+        activations: activation layer and its call (`layer1.0.relu_output_2`) -> input_std, of what goes in; abs_max
+            and zero_share of what comes out; dead_share, of its units (channels) that are above 0 for less than 1 %
+            of images and positions. Layers in the order of the forward pass.
         inputs: channel (`0`, `1`, `2`) -> mean, std of the batch, normalised as the network sees it; images.
     """
 
@@ -99,13 +102,31 @@ class StatisticsRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassCounts:
+    """The classes of one epoch's images: a line of classes.jsonl.
+
+    Args:
+        step: last step of the epoch, of this mode.
+        epoch: from 1.
+        labels: by class, how many images had it as their label.
+        hits: by class, how many of these were classified correctly.
+    """
+
+    mode: Mode
+    step: int
+    epoch: int
+    labels: tuple[int, ...]
+    hits: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SystemSample:
     """One system metric at one moment: a line of a profiler file. `to_line` writes the names smdebug expects.
 
     | type    | name             | dimension                                  | value                     |
     |---------|------------------|--------------------------------------------|---------------------------|
     | cpu     | cpu0, cpu1, ...  | CPUUtilization                             | percent of the core       |
-    | cpu     | cpu0, cpu1, ...  | I/OWaitPercentage                          | percent of the core       |
+    | cpu     | cpu              | I/OWaitPercentage                          | percent of all cores      |
     | memory  | memory           | MemoryUsedPercent                          | percent of the machine    |
     | memory  | process          | ProcessMemoryBytes                         | bytes, with its children  |
     | disk    | disk             | DiskReadBytesPerSecond, ...Write...        | bytes a second            |
@@ -255,6 +276,15 @@ def read_statistics(folder: Path) -> list[StatisticsRecord]:
         record = StatisticsRecord(**row)
         rows[record.step] = record
     return [rows[step] for step in sorted(rows)]
+
+
+def read_classes(folder: Path) -> list[ClassCounts]:
+    """classes.jsonl of output/data, of each mode and step the last line; empty without the file."""
+    rows: dict[tuple[str, int], ClassCounts] = {}
+    for row in _rows(folder / CLASSES_FILE):
+        record = ClassCounts(**row | {"labels": tuple(row["labels"]), "hits": tuple(row["hits"])})
+        rows[record.mode, record.step] = record
+    return list(rows.values())
 
 
 def read_system(output: Path) -> list[SystemSample]:

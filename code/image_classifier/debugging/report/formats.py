@@ -1,0 +1,62 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+
+DASH = "–"
+_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """0.9312 -> `93.1 %`."""
+    return DASH if share is None else f"{100 * share:.{digits}f} %"
+
+
+def points(difference: float) -> str:
+    """A difference of two shares in percentage points: 0.081 -> `8.1 points`."""
+    return f"{100 * difference:.1f} points"
+
+
+def duration(seconds: float | None) -> str:
+    """`850 µs`, `12 ms`, `3.2 s`, `4 min 10 s`, `3 h 05 min`."""
+    if seconds is None:
+        return DASH
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} µs"
+    if seconds < 1:
+        return f"{seconds * 1e3:.{0 if seconds >= 0.01 else 1}f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number to `digits` significant digits, `1.2e-05` when it is tiny, `12.3k` when it is large."""
+    if value is None or not math.isfinite(value):
+        return DASH if value is None else str(value)
+    if value == int(value) and abs(value) < 10_000:
+        return str(int(value))
+    for factor, prefix in _PREFIXES:
+        if abs(value) >= max(factor, 10_000):
+            return f"{value / factor:.{digits}g}{prefix}"
+    if abs(value) < 1e-3:
+        mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+        return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
+    return f"{value:.{digits}g}"
+
+
+def count(value: int, noun: str, plural: str = "") -> str:
+    """`1 image`, `2 images`, `8,351 images`."""
+    return f"{value:,} {noun if value == 1 else plural or noun + 's'}"
+
+
+def short(text: str, limit: int) -> str:
+    """The text, cut in the middle when it is longer than `limit`."""
+    if len(text) <= limit:
+        return text
+    keep = limit - 1
+    return f"{text[: keep - keep // 2]}…{text[len(text) - keep // 2 :]}"

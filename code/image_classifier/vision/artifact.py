@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors import numpy as safetensors_numpy
 
 from image_classifier.contract.errors import ArtifactError, ClassifierError, PlatformError, describe
+from image_classifier.contract.files import replacing
 from image_classifier.contract.wire import TYPE_BY_SUFFIX
 from image_classifier.vision.manifest import (
     MANIFEST,
@@ -145,7 +146,7 @@ def write_model(
         shutil.rmtree(directory / "golden", ignore_errors=True)
         (directory / "golden").mkdir(parents=True, exist_ok=True)
         for name, data in (contents | {MANIFEST: manifest.to_bytes()}).items():
-            with _replacing(directory / name) as file:
+            with replacing(directory / name) as file:
                 file.write(data)
     return manifest
 
@@ -188,7 +189,7 @@ def pack(directory: Path, archive: Path) -> None:
     with _platform_errors():
         archive.parent.mkdir(parents=True, exist_ok=True)
         with (
-            _replacing(archive) as file,
+            replacing(archive) as file,
             # level 1: weights hardly compress, and higher levels only cost time
             gzip.GzipFile(filename="", fileobj=file, mode="wb", compresslevel=1, mtime=0) as zipped,
             tarfile.open(fileobj=zipped, mode="w|", format=tarfile.USTAR_FORMAT) as tar,
@@ -294,20 +295,6 @@ def _read(path: Path, limit: int) -> bytes:
 def _suffix(name: str) -> str:
     suffix = Path(name).suffix.lower()
     return suffix if suffix in TYPE_BY_SUFFIX else ".jpg"
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A new file that takes the place of `path` when the block ends well, and vanishes when it does not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -98,7 +98,7 @@ def test_a_wrong_setting_is_a_sentence_and_exit_code_2(variable, value, monkeypa
 def test_the_janitor_kills_the_group_and_removes_the_folder_when_its_pipe_closes(tmp_path):
     folder = tmp_path / "scratch"
     (folder / "inner").mkdir(parents=True)
-    victim = subprocess.Popen(["/bin/sh", "-c", "sleep 60 & sleep 60"], start_new_session=True)
+    victim = subprocess.Popen(["/bin/sleep", "60"], start_new_session=True)
     command = [sys.executable, "-S", "-E", janitor.__file__, str(victim.pid), str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as cleaner:
         assert folder.is_dir()

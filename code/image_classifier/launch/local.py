@@ -97,9 +97,10 @@ def require_free_port(host: str, port: int) -> None:
     except PermissionError:
         raise PlatformError(f"port {port} is reserved for the system", "choose one above 1023 with --port") from None
     except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
         raise PlatformError(
-            f"port {port} on {host} is in use" if error.errno == errno.EADDRINUSE else f"cannot listen on {host}: {error.strerror}",
-            f"stop what listens there, or choose another port: --port {port + 1 if port < 65_535 else 8080}",
+            f"port {port} on {host} is in use" if taken else f"cannot listen on {host}: {error.strerror}",
+            f"stop what listens there, or choose another port: --port {port % 65_535 + 1}",
         ) from None
 
 

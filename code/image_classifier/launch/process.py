@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Self
 
 from image_classifier.contract.errors import PlatformError
@@ -89,14 +89,14 @@ class Job:
         self._order(guard.KILL)
 
     def _order(self, order: bytes) -> None:
-        assert self._guarded.stdin is not None  # noqa: S101  # started with a pipe
+        assert self._guarded.stdin is not None  # started with a pipe
         with contextlib.suppress(BrokenPipeError):
             self._guarded.stdin.write(order)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Nothing is left running, whatever happened in the block."""
         if self.poll() is None:
             self.kill()
@@ -119,7 +119,7 @@ class Interrupts:
         self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -134,16 +134,30 @@ class Interrupts:
 
 
 def follow(
-    job: Job, on_line: Callable[[str], bool | None], interrupts: Interrupts, on_stop: Callable[[], None] = lambda: None
-) -> int | None:
-    """Hands every log line to `on_line` until the job has ended, or until `on_line` answers True.
+    job: Job, on_line: Callable[[str], None], interrupts: Interrupts, on_stop: Callable[[], None] = lambda: None
+) -> int:
+    """Hands every log line to `on_line` until the job has ended; returns its exit status.
 
-    Returns the exit status, None in the second case. The first interrupt asks the job to stop (and calls `on_stop`), the second kills it.
+    The first interrupt asks the job to stop (and calls `on_stop`), the second kills it.
     """
+
+    def never(line: str) -> bool:
+        on_line(line)
+        return False
+
+    status = follow_until(job, never, interrupts, on_stop)
+    return 0 if status is None else status
+
+
+def follow_until(
+    job: Job, on_line: Callable[[str], bool], interrupts: Interrupts, on_stop: Callable[[], None] = lambda: None
+) -> int | None:
+    """As `follow`, but also ends, with None, when `on_line` answers True."""
     obeyed = 0
     while True:
         status = job.poll()
-        if any([on_line(line) for line in job.lines()]):  # a list: every line is handed on
+        answers = [on_line(line) for line in job.lines()]
+        if any(answers):
             return None
         if status is not None:
             return status

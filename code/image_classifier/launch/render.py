@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 from image_classifier.contract.errors import ClassifierError
 
+LABEL_STYLES = {"error": "bold red", "warning": "yellow", "hint": "cyan"}
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", numbers: Sequence[str] = ()) -> None:
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", numbers: Sequence[str] = ()
+) -> None:
     """Prints a table; the columns named in `numbers` are right-aligned on a terminal."""
     if not sys.stdout.isatty():
         for row in (columns, *rows):
@@ -35,20 +38,22 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
 
 def facts(pairs: Iterable[tuple[str, object]], *, title: str = "") -> None:
     """Prints names and values, one pair a line."""
-    pairs = [(name, str(value)) for name, value in pairs]
+    texts = [(name, str(value)) for name, value in pairs]
     if not sys.stdout.isatty():
-        for name, value in pairs:
-            print(f"{name}\t{_flat(value)}")
+        for name, text in texts:
+            print(f"{name}\t{_flat(text)}")
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(title=title or None, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+    made = Table(
+        title=title or None, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False
+    )
     made.add_column(style="dim")
     made.add_column(overflow="fold")
-    for name, value in pairs:
-        made.add_row(name, Text(value, style=_style(value)))
+    for name, text in texts:
+        made.add_row(name, Text(text, style=_style(text)))
     Console().print(made)
 
 
@@ -64,24 +69,25 @@ def note(text: str) -> None:
 
 def warn(text: str) -> None:
     """Prints a warning."""
-    _labelled("warning", text, "yellow")
+    labelled("warning", text)
 
 
 def error(problem: ClassifierError) -> None:
     """Prints `error:` and `hint:`."""
-    _labelled("error", problem.message, "bold red")
+    labelled("error", problem.message)
     if problem.hint:
-        _labelled("hint", problem.hint, "cyan")
+        labelled("hint", problem.hint)
 
 
-def _labelled(label: str, text: str, style: str) -> None:
+def labelled(label: str, text: str) -> None:
+    """Prints `label: text`."""
     if not sys.stderr.isatty():
         print(f"{label}: {text}", file=sys.stderr, flush=True)
         return
     from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True, soft_wrap=True).print(Text.assemble((f"{label}:", style), " ", text))
+    Console(stderr=True, soft_wrap=True).print(Text.assemble((f"{label}:", LABEL_STYLES[label]), " ", text))
 
 
 class Live(Protocol):
@@ -95,7 +101,7 @@ class Live(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(self, *exception: object) -> None: ...
 
 
 class PlainLive:
@@ -110,7 +116,7 @@ class PlainLive:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *exception: object) -> None:
         pass
 
 
@@ -135,7 +141,7 @@ class TerminalLive:
         self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._live.stop()
 
 

@@ -184,7 +184,7 @@ def create_run(runs_dir: Path, kind: str, name: str = "", **record: Any) -> Run:
         PlatformError: the folder cannot be made.
     """
     if name and not NAME_PATTERN.fullmatch(name):
-        raise ConfigError(f"{name!r} is no name for a run", "use up to 40 letters, digits, dots, underscores and dashes")
+        raise ConfigError(f"{name!r} is no name for a run", "use up to 40 letters, digits and . _ -")
     stem = "-".join(part for part in (kind, datetime.now().strftime("%Y%m%d-%H%M%S"), name) if part)
     path = _make_folder(runs_dir, stem)
     return open_run(path, Record(kind=kind, **record))
@@ -256,7 +256,9 @@ def git_revision() -> str:
     """The source's short revision, `-dirty` when it was edited since, empty outside a repository."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False, timeout=10)
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -10,7 +10,7 @@ from pathlib import Path
 from image_classifier.contract.endpoint import parse_ready_line
 from image_classifier.contract.errors import ConfigError, JobError, JobStopped
 from image_classifier.launch import local
-from image_classifier.launch.process import Interrupts, Job, follow
+from image_classifier.launch.process import Interrupts, Job, follow, follow_until
 from image_classifier.launch.runs import Run, Status, create_run, find_run
 from image_classifier.vision import artifact
 
@@ -83,9 +83,10 @@ def serving(
 
 def serve(archive: Path, runs_dir: Path, *, host: str, port: int, on_line: Callable[[str], None]) -> None:
     """Serves until Ctrl-C or SIGTERM. `on_line` gets every log line, the ready line too. Raises as `serving`."""
-    with Interrupts() as interrupts, serving(
-        archive, runs_dir, interrupts, host=host, port=port, on_line=on_line
-    ) as endpoint:
+    with (
+        Interrupts() as interrupts,
+        serving(archive, runs_dir, interrupts, host=host, port=port, on_line=on_line) as endpoint,
+    ):
         status = follow(endpoint.job, on_line, interrupts)
         if status != 0 and interrupts.count == 0:
             raise JobError(_reason(endpoint.run, status), f"the log is {endpoint.run.log}")
@@ -106,11 +107,13 @@ def _wait_until_ready(run: Run, job: Job, interrupts: Interrupts, on_line: Calla
             found.append(ready)
         return bool(ready)
 
-    status = follow(job, look, interrupts)
+    status = follow_until(job, look, interrupts)
     if found:
         return Endpoint(run=run, job=job, url=found[0][0], model=found[0][1])
     if interrupts.count:
-        raise JobStopped("stopped before the endpoint was ready")
+        stopped = JobStopped("stopped before the endpoint was ready")
+        stopped.exit_code = interrupts.exit_code
+        raise stopped
     raise JobError(_reason(run, status or 0), f"the log is {run.log}")
 
 

@@ -1,0 +1,330 @@
+"""The command line: parse, call, render. What a command needs is imported when it runs, so that --help is fast."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import image_classifier
+from image_classifier.contract.config import Value, parameters_of
+from image_classifier.contract.errors import EXIT_FAILURE, EXIT_USAGE, ClassifierError, PlatformError, describe
+from image_classifier.launch import flags
+from image_classifier.launch.settings import General, PredictSettings, ServeSettings, Settings, TuneSettings, load
+
+if TYPE_CHECKING:
+    from image_classifier.launch.runs import Run
+
+EXIT_INTERRUPTED = 130  # 128 + SIGINT
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
+GENERAL = {param.name: param for param in parameters_of(General)}
+PATH = click.Path(path_type=Path)
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="print one JSON document")
+DATA = flags.setting("", GENERAL["data"], "Options")
+
+
+@dataclass
+class Call:
+    """What stands before the command."""
+
+    debug: bool = False
+    file: Path | None = None
+    given: dict[str, Value] = field(default_factory=dict)
+
+    def settings(self, given: dict[str, Value] | None = None, best: Path | None = None) -> Settings:
+        """All settings, with the flags of a command on top."""
+        return load(self.given | (given or {}), file=self.file, best=best)
+
+
+class Commands(flags.StoryGroup):
+    """The commands in the order of the story."""
+
+    stories = {  # noqa: RUF012  # a constant of the class
+        "From images to predictions": ("check", "sample-data", "tune", "train", "serve", "predict"),
+        "Look after it": ("status", "logs", "config", "demo"),
+    }
+
+
+@click.group(
+    cls=Commands,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda text: text.replace("_", "-"),
+    },
+    epilog="""
+python deploy.py sample-data data                  # or your own data/train/CLASS/*.jpg
+python deploy.py tune --data data --trials 8
+python deploy.py train --data data --best tune-20260102-030405
+python deploy.py serve                             # in one terminal
+python deploy.py predict photo.jpg                 # in another
+""",
+)
+@click.option("--config", "file", type=PATH, help="settings file  [default: deploy.toml, if there is one]")
+@flags.setting("", GENERAL["target"], "Options")
+@flags.setting("", GENERAL["runs_dir"], "Options")
+@click.option("--debug", is_flag=True, help="show the traceback and the end of the log with an error")
+@click.version_option(image_classifier.__version__, message="%(version)s")
+@click.pass_obj
+def app(call: Call, file: Path | None, target: str | None, runs_dir: str | None, debug: bool) -> None:
+    """Folders of images to a tuned ResNet50 behind an endpoint, on this machine."""
+    call.debug, call.file = debug, file
+    call.given = {key: value for key, value in (("target", target), ("runs_dir", runs_dir)) if value is not None}
+
+
+@app.command()
+@click.argument("data", type=PATH, required=False)
+@AS_JSON
+@click.pass_obj
+def check(call: Call, data: Path | None, as_json: bool) -> int:
+    """Look for unreadable files, duplicates and imbalance in DATA."""
+    from image_classifier.launch import show_data
+
+    settings = call.settings()
+    return show_data.check(data or Path(settings.general.data), settings.train, as_json=as_json)
+
+
+@app.command(name="sample-data")
+@click.argument("folder", metavar="DIR", type=PATH)
+@click.option("--classes", default=4, show_default=True, help="number of classes")
+@click.option(
+    "--images", default=30, show_default=True, help="training images a class; a quarter more to valid and test"
+)
+@click.option("--size", default=96, show_default=True, help="side of the images in pixels")
+@click.option("--seed", default=0, show_default=True, help="another seed makes other images")
+def sample_data(folder: Path, classes: int, images: int, size: int, seed: int) -> None:
+    """Make a small photo-like data set in DIR."""
+    from image_classifier.launch import render
+    from image_classifier.vision.sample_data import make_sample_data
+
+    held_out = max(1, round(images / 4))
+    count = make_sample_data(
+        folder,
+        num_classes=classes,
+        train_per_class=images,
+        valid_per_class=held_out,
+        test_per_class=held_out,
+        size=size,
+        seed=seed,
+    )
+    render.note(f"{count} images in {classes} classes: {folder}")
+    render.note(f"next: python deploy.py train --data {folder} --weights none --image-size 64")
+
+
+@app.command(
+    epilog="""
+python deploy.py tune --data data --trials 8 --parallel 2
+python deploy.py tune --resume tune-20260102-030405 --trials 16
+""",
+)
+@DATA
+@click.option("--name", default="", help="added to the name of the run's folder")
+@click.option("--resume", metavar="RUN", default="", help="go on with an interrupted search")
+@flags.settings_of(TuneSettings, "tune", "Search", without=("seed",))
+@flags.hyperparameters(without=("epochs",))
+@click.pass_obj
+def tune(call: Call, /, data: str | None, name: str, resume: str, **given: Any) -> None:
+    """Search the best hyperparameters with many training jobs.
+
+    What is searched stands under [tune.search] in the settings file: learning rate and batch size by default. A
+    hyperparameter that is given as a flag is not searched.
+    """
+    from image_classifier.launch import show_jobs
+    from image_classifier.launch import tune as tuning
+
+    chosen = flags.given(given, "tune", "train")
+    settings = call.settings(chosen | _data(data))
+    settings.require_target()
+    runs_dir = Path(settings.general.runs_dir)
+    if resume:
+        _refuse(
+            resume, {key: value for key, value in chosen.items() if key not in tuning.RESUME_MAY_CHANGE}, data, name
+        )
+        search = tuning.resume(_run(settings, resume, kind=tuning.KIND), chosen)
+    else:
+        search = tuning.create(settings, Path(settings.general.data), runs_dir, name=name)
+    show_jobs.tuned(tuning.run(search))
+
+
+@app.command(
+    epilog="""
+python deploy.py train --data data --epochs 20 --lr 0.02
+python deploy.py train --data data --best tune-20260102-030405
+python deploy.py train --resume train-20260102-030405
+""",
+)
+@DATA
+@click.option("--best", metavar="FILE|RUN", default="", help="take the best hyperparameters of a tuning run")
+@click.option("--name", default="", help="added to the name of the run's folder")
+@click.option("--resume", metavar="RUN", default="", help="go on with an interrupted training")
+@flags.hyperparameters()
+@click.pass_obj
+def train(call: Call, /, data: str | None, best: str, name: str, resume: str, **given: Any) -> None:
+    """Train a model."""
+    from image_classifier.launch import show_jobs
+    from image_classifier.launch import train as training
+    from image_classifier.launch.tune import find_best
+
+    chosen = flags.given(given, "train")
+    settings = call.settings(chosen | _data(data))
+    settings.require_target()
+    if resume:
+        _refuse(resume, chosen, data, name or best)
+        outcome = training.resume(_run(settings, resume, kind=training.KIND))
+    else:
+        runs_dir = Path(settings.general.runs_dir)
+        if best:
+            settings = call.settings(chosen | _data(data), best=find_best(best, runs_dir))
+        show_jobs.announce(settings)
+        outcome = training.train(settings.train, Path(settings.general.data), runs_dir, name=name)
+    show_jobs.trained(outcome)
+
+
+@app.command(
+    epilog="""
+python deploy.py serve
+python deploy.py serve train-20260102-030405 --port 9000
+python deploy.py serve model.tar.gz
+""",
+)
+@click.argument("model", metavar="[MODEL|RUN]", required=False, default="")
+@flags.settings_of(ServeSettings, "serve", "Options")
+@click.pass_obj
+def serve(call: Call, /, model: str, **given: Any) -> None:
+    """Serve a model.tar.gz, or the model of a run (the newest without a name), until Ctrl-C."""
+    from image_classifier.launch import serve as serving
+    from image_classifier.launch import show_jobs
+
+    settings = call.settings(flags.given(given, "serve"))
+    settings.require_target()
+    runs_dir, address = Path(settings.general.runs_dir), settings.serve
+    archive = serving.find_archive(model, runs_dir)
+    serving.serve(archive, runs_dir, host=address.host, port=address.port, on_line=show_jobs.ServeView(archive).line)
+
+
+@app.command(
+    epilog="""
+python deploy.py predict photo.jpg
+python deploy.py predict data/test --top-k 1 --json > predictions.json
+""",
+)
+@click.argument("images", metavar="IMAGE|FOLDER...", nargs=-1, required=True, type=PATH)
+@flags.settings_of(PredictSettings, "predict", "Options")
+@AS_JSON
+@click.pass_obj
+def predict(call: Call, /, images: tuple[Path, ...], as_json: bool, **given: Any) -> int:
+    """Ask the endpoint about images."""
+    from image_classifier.launch import show_data
+    from image_classifier.launch.client import Client, find_images
+
+    settings = call.settings(flags.given(given, "predict"))
+    settings.require_target()
+    client = Client(settings.url)
+    answers = client.predict_all(find_images(images), top_k=settings.predict.top_k)
+    return show_data.predictions(client.url, answers, as_json=as_json)
+
+
+@app.command()
+@click.argument("run", metavar="[RUN]", required=False, default="")
+@AS_JSON
+@click.pass_obj
+def status(call: Call, run: str, as_json: bool) -> None:
+    """List the runs, or show one of them."""
+    from image_classifier.launch import show_jobs
+    from image_classifier.launch.runs import list_runs
+
+    settings = call.settings()
+    if run:
+        show_jobs.one_run(_run(settings, run), as_json=as_json)
+    else:
+        show_jobs.all_runs(list_runs(Path(settings.general.runs_dir)), as_json=as_json)
+
+
+@app.command()
+@click.argument("run", metavar="[RUN]", required=False, default="")
+@click.option("-f", "--follow", is_flag=True, help="go on until the job ends")
+@click.pass_obj
+def logs(call: Call, run: str, follow: bool) -> None:
+    """Print what a job logged (the newest without a name)."""
+    from image_classifier.launch import show_jobs
+
+    show_jobs.log(_run(call.settings(), run), follow=follow)
+
+
+@app.command()
+@AS_JSON
+@click.pass_obj
+def config(call: Call, as_json: bool) -> None:
+    """Show every setting and where its value comes from."""
+    from image_classifier.launch import show_data
+
+    show_data.settings(call.settings(), as_json=as_json)
+
+
+@app.command()
+@click.argument("folder", metavar="[DIR]", type=PATH, default=Path("demo"))
+@click.pass_obj
+def demo(call: Call, folder: Path) -> int | None:
+    """Show all of the above on sample images, in DIR."""
+    from image_classifier.launch.demo import run_demo
+
+    return run_demo(folder)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911  # one for each way to end
+    """Runs one command and returns the exit code: 0, 1 failed, 2 wrong usage, 130 or 143 stopped."""
+    call = Call()
+    try:
+        code = app.main(args=arguments, prog_name="deploy.py", standalone_mode=False, obj=call)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.UsageError as error:
+        return _fail(ClassifierError(error.format_message().rstrip("."), _usage_hint(error)), call, EXIT_USAGE)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail(ClassifierError("interrupted"), call, EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        sys.stdout = None  # the reader is gone: nothing is left to flush
+        return EXIT_BROKEN_PIPE
+    except ClassifierError as error:
+        return _fail(error, call, error.exit_code)
+    except OSError as error:
+        return _fail(PlatformError(describe(error)), call, EXIT_FAILURE)
+    except Exception as error:
+        hint = "this is a defect of deploy.py: report it with the output of --debug"
+        return _fail(ClassifierError(describe(error), hint), call, EXIT_FAILURE)
+
+
+def _fail(error: ClassifierError, call: Call, code: int) -> int:
+    from image_classifier.launch import render
+
+    if call.debug:
+        traceback.print_exc()
+    render.error(error)
+    return code
+
+
+def _usage_hint(error: click.UsageError) -> str:
+    path = error.ctx.command_path if error.ctx else "deploy.py"
+    if isinstance(error, click.NoSuchOption) and error.option_name in {"--config", "--target", "--runs-dir", "--debug"}:
+        return f"{error.option_name} stands before the command: deploy.py {error.option_name} ..."
+    return f"see {path} --help"
+
+
+def _data(data: str | None) -> dict[str, Value]:
+    return {} if data is None else {"data": data}
+
+
+def _run(settings: Settings, text: str, kind: str = "") -> Run:
+    from image_classifier.launch.runs import find_run
+
+    return find_run(Path(settings.general.runs_dir), text, kind=kind)
+
+
+def _refuse(run: str, chosen: dict[str, Value], *others: str | None) -> None:
+    """A resumed run keeps its settings: raises a usage error when some were given."""
+    if chosen or any(others):
+        raise click.UsageError(f"{run} goes on with the settings it was started with: give --resume alone")

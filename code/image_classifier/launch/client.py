@@ -1,0 +1,158 @@
+"""Asks an endpoint about images: one request a file, over kept connections, a few at a time."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import urllib3
+
+from image_classifier.contract import wire
+from image_classifier.contract.errors import (
+    ClassifierError,
+    ConfigError,
+    ImageError,
+    PlatformError,
+    RequestError,
+    describe,
+)
+from image_classifier.vision.decode import decode
+from image_classifier.vision.folders import image_files
+
+CONNECTIONS = 4  # requests under way at a time: enough to keep a small endpoint busy
+TIMEOUT = urllib3.Timeout(connect=5.0, read=90.0)  # SageMaker gives an invocation 60 s
+BUSY = frozenset({503})  # the server's queue is full: try again
+RETRIES = urllib3.Retry(
+    total=3, connect=0, read=0, status_forcelist=BUSY, allowed_methods=None, backoff_factor=0.5, raise_on_status=False
+)
+SHRINK_SIDES = (4096, 3072, 2048, 1024)  # longer sides tried, in pixels, until a picture fits into a request
+JPEG_QUALITY = 92
+START_HINT = "start one in another terminal: deploy.py serve"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What the endpoint said about one file: label and probability, best first; or the error."""
+
+    file: str
+    predictions: tuple[tuple[str, float], ...] = ()
+    model: str = ""
+    note: str = ""
+    error: str = ""
+    hint: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As `predict --json` prints it."""
+        if self.error:
+            return {"file": self.file, "error": self.error, "hint": self.hint}
+        ranked = [{"label": label, "probability": probability} for label, probability in self.predictions]
+        return {"file": self.file, "predictions": ranked, "model": self.model} | (
+            {"note": self.note} if self.note else {}
+        )
+
+
+class Client:
+    """A connection to one endpoint. Threads may share it."""
+
+    def __init__(self, url: str) -> None:
+        """Raises ConfigError when `url` is no HTTP address."""
+        try:
+            parsed = urllib3.util.parse_url(url)
+        except urllib3.exceptions.LocationParseError:
+            parsed = urllib3.util.Url()
+        if parsed.scheme not in {"http", "https"} or not parsed.host:
+            raise ConfigError(f"{url!r} is no address of an endpoint", "it looks like http://127.0.0.1:8080")
+        self.url = url.rstrip("/")
+        self._invocations = self.url if self.url.endswith("/invocations") else f"{self.url}/invocations"
+        self._pool = urllib3.PoolManager(maxsize=CONNECTIONS, block=True, retries=RETRIES, timeout=TIMEOUT)
+
+    def invoke(self, image: bytes, *, content_type: str, top_k: int) -> tuple[tuple[tuple[str, float], ...], str]:
+        """Sends one image; returns (label, probability) pairs and the model's fingerprint.
+
+        Raises:
+            RequestError: the endpoint refused this image.
+            PlatformError: nothing answers, or not as our endpoint does.
+        """
+        headers = {"Content-Type": content_type, "Accept": wire.JSON_TYPE, wire.TOP_K_HEADER: str(top_k)}
+        try:
+            reply = self._pool.request("POST", self._invocations, body=image, headers=headers)
+        except urllib3.exceptions.HTTPError as error:
+            reason = getattr(error, "reason", None) or error
+            if isinstance(reason, (urllib3.exceptions.ReadTimeoutError, urllib3.exceptions.ProtocolError)):
+                raise PlatformError(f"the endpoint at {self.url} broke off: {type(reason).__name__}") from None
+            raise PlatformError(f"no endpoint answers at {self.url}", START_HINT) from None
+        try:
+            document = json.loads(reply.data)
+            if reply.status == 200:
+                pairs = ((str(each["label"]), float(each["probability"])) for each in document["predictions"])
+                return tuple(pairs), str(document["model"])
+            message, hint = str(document["error"]), str(document.get("hint", ""))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise PlatformError(
+                f"what answers at {self.url} is not our endpoint (HTTP {reply.status})", START_HINT
+            ) from None
+        if reply.status >= 500:
+            raise PlatformError(message, hint)
+        raise RequestError(message, hint)
+
+    def predict(self, file: Path, *, top_k: int) -> Answer:
+        """Asks about one file. Errors of this one image are in the answer; raises PlatformError for all others."""
+        try:
+            image, content_type, note = read_image(file)
+            predictions, model = self.invoke(image, content_type=content_type, top_k=top_k)
+        except RequestError as error:
+            return Answer(file=str(file), error=error.message, hint=error.hint)
+        return Answer(file=str(file), predictions=predictions, model=model, note=note)
+
+    def predict_all(self, files: Sequence[Path], *, top_k: int) -> Iterator[Answer]:
+        """The answers in the order of `files`. Raises PlatformError when the endpoint is not there."""
+        with ThreadPoolExecutor(max_workers=CONNECTIONS) as threads:
+            futures = [threads.submit(self.predict, file, top_k=top_k) for file in files]
+            try:
+                for future in futures:
+                    yield future.result()
+            except ClassifierError:
+                threads.shutdown(cancel_futures=True)
+                raise
+
+
+def read_image(file: Path) -> tuple[bytes, str, str]:
+    """The bytes to send, their media type, and a note when the picture was made smaller to fit into a request.
+
+    Raises:
+        ImageError, TooLarge: it cannot be read, or is too large and cannot be made smaller.
+    """
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ImageError(f"cannot be read: {describe(error).partition(':')[0]}") from None
+    if len(data) <= wire.MAX_BODY_BYTES:
+        return data, wire.TYPE_BY_SUFFIX.get(file.suffix.lower(), wire.GENERIC_TYPES[0]), ""
+    for side in SHRINK_SIDES:
+        picture = decode(data, min_side=side)
+        picture.thumbnail((side, side))
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
+        if buffer.tell() <= wire.MAX_BODY_BYTES:
+            width, height = picture.size
+            return buffer.getvalue(), "image/jpeg", f"sent as {width}x{height}, the file has {len(data) / 1e6:.1f} MB"
+    raise ImageError("the picture cannot be made to fit into a request")
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """The files to ask about: those named, and all images below the folders named. Raises ConfigError on none."""
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            below = sorted(image_files(path))
+            if not below:
+                raise ConfigError(f"there are no images in {path}", f"looked for {', '.join(wire.TYPE_BY_SUFFIX)}")
+            found += below
+        else:
+            found.append(path)
+    return found

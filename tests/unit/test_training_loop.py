@@ -1,0 +1,175 @@
+"""The loop, with a network small enough to train in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.errors import DataError, JobError, JobStopped
+from image_classifier.contract.metrics import parse_metric_line
+from image_classifier.training.checkpoint import Checkpoint, Checkpoints, Progress, identity
+from image_classifier.training.data import BadImages, ImageDataset, Loader
+from image_classifier.training.hook import NoHook
+from image_classifier.training.loop import Training, fit, is_best
+from image_classifier.training.optim import make_optimizer
+from image_classifier.training.stop import StopFlag
+from image_classifier.vision.folders import Split
+from image_classifier.vision.preprocess import Preprocessing
+
+CONFIG = TrainConfig(weights="none", epochs=3, batch_size=4, lr=0.05, image_size=32, log_interval=1, workers=0)
+PREPROCESSING = Preprocessing.for_image_size(32)
+
+
+class Net(nn.Module):
+    """A body with a batch norm, and a head called fc, as in a ResNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3, stride=8), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.body(images).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
+    """Nine pictures, dark ones and bright ones: the last batch of four holds one."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    paths = tuple(root / f"{i}.png" for i in range(9))
+    for i, path in enumerate(paths):
+        Image.fromarray(rng.integers(0, 100, (40, 40, 3), np.uint8) + np.uint8(100 * (i % 2))).save(path)
+    return Split("train", root, paths, tuple(i % 2 for i in range(9)))
+
+
+def training(
+    split: Split, folder: Path, config: TrainConfig = CONFIG, *, on_epoch: Callable[[Progress], None] = lambda _: None
+) -> Training:
+    """A training as a job makes one, resumed when the folder holds a checkpoint."""
+    torch.manual_seed(config.seed)
+    model = Net()
+    if config.fine_tune == "head":
+        model.body.requires_grad_(False)
+    optimizer = make_optimizer(model, config)
+    checkpoints = Checkpoints(folder, identity(config, "data"))
+    found = checkpoints.load()
+    checkpoint = found or Checkpoint(Progress(), {}, {}, {})
+    if checkpoint.model:
+        model.load_state_dict(checkpoint.model)
+        optimizer.load_state_dict(checkpoint.optimizer)
+    train = ImageDataset(split, PREPROCESSING, augment=config.augment, seed=config.seed)
+    return Training(
+        config=config,
+        model=model,
+        optimizer=optimizer,
+        device=torch.device("cpu"),
+        bf16=False,
+        train=Loader(train, config.batch_size, workers=0, shuffle_seed=config.seed),
+        valid=Loader(ImageDataset(split, PREPROCESSING), config.batch_size, workers=0),
+        bad=BadImages(config.max_bad_images, checkpoint.progress.unreadable),
+        checkpoints=checkpoints,
+        stop=StopFlag(),
+        progress=checkpoint.progress,
+        best=checkpoint.best,
+        on_epoch=on_epoch,
+    )
+
+
+class StopAfter(NoHook):
+    """Asks for a stop when so many losses have been recorded."""
+
+    def __init__(self, stop: StopFlag, steps: int) -> None:
+        self.stop, self.steps = stop, steps
+
+    def record(self, loss: torch.Tensor) -> None:
+        self.steps -= 1
+        if self.steps == 0:
+            self.stop.reason = "SIGTERM"
+
+
+def without_times(progress: Progress) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if "second" not in k} for row in progress.history]
+
+
+def test_training_learns_and_reports_each_epoch(split: Split, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    job = training(split, tmp_path, CONFIG.replace(epochs=15))
+    fit(job, NoHook())
+    lines = [parsed for parsed in map(parse_metric_line, caplog.messages) if parsed]
+    assert [epoch for epoch, _ in lines] == list(range(1, 16))
+    assert lines[-1][1]["validation:loss"] < lines[0][1]["validation:loss"]
+    assert job.progress.history[-1]["validation:accuracy"] == 1.0
+    assert "epoch=1/15 step=1/3 loss=" in caplog.text
+
+
+@pytest.mark.parametrize("steps", range(1, 13))  # an epoch records 2 losses of training and 3 of validation
+def test_stopped_anywhere_and_resumed_equals_uninterrupted(split: Split, tmp_path: Path, steps: int) -> None:
+    whole, part = training(split, tmp_path / "whole"), training(split, tmp_path / "part")
+    fit(whole, NoHook())
+    with pytest.raises(JobStopped, match=r"stopped by SIGTERM in epoch . of 3, step . of 3; the state is saved"):
+        fit(part, StopAfter(part.stop, steps))
+    rest = training(split, tmp_path / "part")
+    fit(rest, NoHook())
+    assert without_times(rest.progress) == without_times(whole.progress)
+    assert all(torch.equal(rest.best[name], value) for name, value in whole.best.items())
+    assert all(torch.equal(rest.model.state_dict()[k], v) for k, v in whole.model.state_dict().items())
+
+
+def test_diverged_training_ends_with_a_sentence(split: Split, tmp_path: Path) -> None:
+    job = training(split, tmp_path)
+    nn.init.constant_(job.model.fc.weight, float("nan"))
+    with pytest.raises(JobError, match=r"training loss became nan in epoch 1, by step 1") as caught:
+        fit(job, NoHook())
+    assert "lower lr" in caught.value.hint
+
+
+def test_patience_ends_a_training_that_does_not_improve(split: Split, tmp_path: Path) -> None:
+    job = training(split, tmp_path, CONFIG.replace(epochs=50, patience=2, lr=1e-8, fine_tune="head"))
+    nn.init.zeros_(job.model.fc.weight)  # with lr too small to move a float32 away from where it is
+    nn.init.constant_(job.model.fc.bias, 100.0)
+    fit(job, NoHook())
+    assert len(job.progress.history) == 3
+    assert job.progress.finished
+
+
+def test_best_epoch_has_the_highest_accuracy_and_of_equals_the_lowest_loss() -> None:
+    rows = [(0.5, 1.0), (0.7, 0.9), (0.7, 0.8), (0.6, 0.1), (0.7, 0.8)]
+    history = [{"validation:accuracy": accuracy, "validation:loss": loss} for accuracy, loss in rows]
+    assert [is_best(Progress(history=history[: n + 1])) for n in range(5)] == [True, True, True, False, False]
+
+
+def test_frozen_body_keeps_weights_and_statistics(split: Split, tmp_path: Path) -> None:
+    job = training(split, tmp_path, CONFIG.replace(fine_tune="head", batch_size=1))
+    before = {name: value.clone() for name, value in job.model.state_dict().items()}
+    fit(job, NoHook())
+    changed = {name for name, value in job.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"fc.weight", "fc.bias"}
+
+
+def test_batch_of_one_image_is_left_out_of_a_full_training(split: Split, tmp_path: Path) -> None:
+    job = training(split, tmp_path, CONFIG.replace(epochs=1))
+    seen: list[int] = []
+    job.model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])) if module.training else None)
+    fit(job, NoHook())
+    assert seen == [4, 4]
+
+
+def test_batch_size_may_exceed_the_data(split: Split, tmp_path: Path) -> None:
+    job = training(split, tmp_path, CONFIG.replace(epochs=1, batch_size=64))
+    fit(job, NoHook())
+    assert job.train.num_steps == 1
+
+
+def test_split_without_a_readable_image_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    split = Split("train", tmp_path, (tmp_path / "a.jpg",) * 3, (0, 1, 0))
+    with pytest.raises(DataError, match="no image of the train split can be read"):
+        fit(training(split, tmp_path / "checkpoints"), NoHook())

@@ -1,0 +1,41 @@
+"""The learning rate of every step, and what weight decay touches."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from image_classifier.contract.config import TrainConfig
+from image_classifier.training.optim import learning_rate, make_optimizer, set_learning_rate
+
+CONFIG = TrainConfig(weights="none", epochs=10, warmup_epochs=2.0, lr=0.4)
+
+
+def test_learning_rate_warms_up_linearly_then_follows_a_cosine_to_zero() -> None:
+    rates = [learning_rate(CONFIG, step, 5) for step in range(50)]
+    assert rates[:10] == pytest.approx([0.04 * (step + 1) for step in range(10)])
+    assert rates[10] == pytest.approx(0.4)
+    assert rates[30] == pytest.approx(0.2)
+    assert 0 < rates[49] < 0.002
+    assert all(earlier > later for earlier, later in itertools.pairwise(rates[10:]))
+
+
+def test_learning_rate_without_warmup_or_with_nothing_else() -> None:
+    assert learning_rate(CONFIG.replace(warmup_epochs=0.0), 0, 5) == pytest.approx(0.4)
+    assert learning_rate(CONFIG.replace(warmup_epochs=10.0), 49, 5) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_weight_decay_spares_biases_and_batch_norms_and_frozen_parameters_are_left_out(name: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    model[2].requires_grad_(False)
+    optimizer = make_optimizer(model, CONFIG.replace(optimizer=name, weight_decay=0.1))
+    decayed, spared = optimizer.param_groups
+    assert [p.shape for p in decayed["params"]] == [torch.Size([4, 3, 3, 3])]
+    assert len(spared["params"]) == 3
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    set_learning_rate(optimizer, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]

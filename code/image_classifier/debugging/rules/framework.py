@@ -1,0 +1,155 @@
+"""Rules over where the steps' time goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from image_classifier.debugging.rules.base import Finding, Rule, healthy, insufficient, issue, listed, percent
+from image_classifier.debugging.rules.system import data_wait_share, more_workers
+from image_classifier.debugging.rundata import RunData
+from image_classifier.debugging.schema import MODES, PHASES, Evidence
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameworkRule(Rule):
+    """A rule over step phases."""
+
+    about: ClassVar[Literal["tensors", "system"]] = "system"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOutlier(FrameworkRule):
+    """Some steps take far longer than the others.
+
+    An outlier is a training step, but for each epoch's first, whose duration exceeds mean + `stddev` standard
+    deviations and twice the median. Fires when there are more than `outliers` among more than `min_steps` steps.
+    """
+
+    stddev: float = 3.0
+    outliers: int = 10
+    min_steps: int = 100
+
+    def judge(self, run: RunData) -> Finding:
+        series, epochs = run.step("train", "seconds"), run.epochs("train").values
+        if len(series) <= self.min_steps or len(series) != len(epochs):
+            return insufficient(f"needs more than {self.min_steps} steps with a duration", len(series))
+        keep = np.diff(epochs, prepend=-1) == 0
+        seconds, steps = series.values[keep], series.steps[keep]
+        median = float(np.median(seconds))
+        limit = max(float(seconds.mean() + self.stddev * seconds.std()), 2 * median)
+        slow = np.flatnonzero(seconds > limit)
+        if len(slow) <= self.outliers:
+            return healthy(f"{len(slow)} outliers; the median step takes {median:.3g} s", len(seconds))
+        waits = dict(zip(run.step("train", "data_wait_s").steps, run.step("train", "data_wait_s").values, strict=True))
+        waiting = sum(waits.get(steps[index], 0.0) for index in slow) / float(seconds[slow].sum())
+        where = (
+            f"{percent(waiting)} of their time is data wait: {more_workers(run)}"
+            if waiting > 0.5
+            else ("they do not wait for data: see what else runs on the machine, and checkpoints (checkpoint storage)")
+        )
+        worst = sorted(slow, key=lambda index: -seconds[index])
+        return issue(
+            f"{len(slow)} of {len(seconds)} steps took longer than {limit:.3g} s, the median is {median:.3g} s",
+            where,
+            [Evidence(step=int(steps[index]), name="seconds", value=float(seconds[index])) for index in worst],
+            len(seconds),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataloader(FrameworkRule):
+    """Training waits for images.
+
+    Fires when waiting for the next batch takes more than `threshold` of the training steps' time, over at least
+    `min_steps` steps, the first left out; or when there are more loading processes than `max_share` times the cores.
+
+    The managed rule looks only at the number of processes (70-200 % of the cores); what it costs is the wait.
+    """
+
+    threshold: float = 0.3
+    max_share: float = 2.0
+    min_steps: int = 10
+
+    def judge(self, run: RunData) -> Finding:
+        wait, seconds = run.step("train", "data_wait_s"), run.step("train", "seconds")
+        if len(wait) < self.min_steps:
+            return insufficient(f"needs {self.min_steps} steps with a data wait", len(wait))
+        share = data_wait_share(run)
+        workers = int(run.job.config.get("workers", -1))
+        evidence = [Evidence(step=None, name="share of data_wait_s in the step", value=share)]
+        if share > self.threshold:
+            slowest = np.argsort(-wait.values)[:5]
+            at = [Evidence(step=int(wait.steps[i]), name="data_wait_s", value=float(wait.values[i])) for i in slowest]
+            return issue(
+                f"data wait is {percent(share)} of the step; without it an epoch would take {percent(1 - share)} of "
+                "the time",
+                more_workers(run),
+                evidence + at,
+                len(wait),
+            )
+        if workers > self.max_share * run.job.cores:
+            evidence.append(Evidence(step=None, name="workers", value=workers))
+            return issue(
+                f"{workers} loading processes share {run.job.cores} cores",
+                f"set workers={run.job.cores}",
+                evidence,
+                len(seconds),
+            )
+        return healthy(f"data wait is {percent(share)} of the step", len(wait), evidence)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxInitializationTime(FrameworkRule):
+    """It takes too long until the first step.
+
+    Fires when the first step ended more than `threshold_s` seconds after the job's process began, or has not ended
+    for that long.
+    """
+
+    threshold_s: float = 1200.0
+
+    def judge(self, run: RunData) -> Finding:
+        if run.job.started <= 0:
+            return insufficient("the job's start is not known")
+        times = run.times("train").values
+        first = float(times.min()) if len(times) else run.last_time
+        waited = first - run.job.started
+        if len(times) == 0 and waited <= self.threshold_s:
+            return insufficient("needs a step")
+        if waited <= self.threshold_s:
+            return healthy(f"the first step ended after {waited:.0f} s", 1)
+        return issue(
+            f"{'the first step ended' if len(times) else 'no step had ended'} after {waited:.0f} s",
+            "see the log: downloading data (FastFile mode starts at once) or weights (a weights channel), or a peer "
+            "that did not come up",
+            [Evidence(step=0, name="seconds to the first step", value=waited)],
+            1,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverallFrameworkMetrics(FrameworkRule):
+    """Where the time of the steps went: a table, no judgement. Never fires.
+
+    Evidence holds the seconds of each mode, and of each phase of the training steps.
+    """
+
+    severity: ClassVar[Literal["info", "warning", "critical"]] = "info"
+
+    def judge(self, run: RunData) -> Finding:
+        totals = {mode: float(run.step(mode, "seconds").values.sum()) for mode in MODES}
+        if not totals["train"]:
+            return insufficient("needs steps with a duration")
+        evidence = [Evidence(step=None, name=f"{mode} seconds", value=value) for mode, value in totals.items() if value]
+        phases = {name: float(run.step("train", name).values.sum()) for name in PHASES if len(run.step("train", name))}
+        evidence += [Evidence(step=None, name=f"train {name}", value=value) for name, value in phases.items()]
+        largest = sorted(phases.items(), key=lambda item: -item[1])
+        shares = [f"{name.removesuffix('_s')} {percent(value / totals['train'])}" for name, value in largest]
+        return healthy(
+            f"training took {totals['train']:.0f} s: {listed(shares, most=6)}",
+            len(run.step("train", "seconds")),
+            evidence,
+        )

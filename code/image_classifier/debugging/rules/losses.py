@@ -1,0 +1,337 @@
+"""Rules over losses, classes and inputs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from image_classifier.debugging.rules.base import Finding, Rule, healthy, insufficient, issue, listed, percent, short
+from image_classifier.debugging.rundata import Floats, RunData, of_epochs
+from image_classifier.debugging.schema import Evidence
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossNotDecreasing(Rule):
+    """The training loss does not go down, or goes up again.
+
+    The losses are averaged over windows of `window` steps: m_0, m_1, ... with standard errors. Fires when
+    - after the warm-up and `num_steps` further steps, at `patience` windows in a row,
+      m_0 - m_k < max(diff_percent % of m_0, 2 standard errors of the difference): it never went down; or
+    - at `patience` windows in a row, m_k - min(m_j, j < k) > increase_percent % of m_0 + 3 standard errors: it rises.
+
+    With `literal` it is the managed rule: at every `literal_steps`-th step, the loss must lie `diff_percent` % below
+    the one `literal_steps` steps before. On single batches that fires on nearly every healthy run.
+    """
+
+    window: int = 20
+    num_steps: int = 100
+    diff_percent: float = 0.1
+    increase_percent: float = 5.0
+    patience: int = 2
+    literal: bool = False
+    literal_steps: int = 10
+
+    def judge(self, run: RunData) -> Finding:
+        series = run.step("train", "loss")
+        losses, steps = series.values, series.steps
+        if self.literal:
+            return self._literal(run, steps, losses)
+        start = run.job.config.get("warmup_epochs", 0) * run.job.steps_per_epoch + self.num_steps
+        needed = math.ceil(start / self.window) + self.patience
+        count = len(losses) // self.window
+        if count < needed:
+            return insufficient(f"needs {needed * self.window} steps", len(losses))
+        windows = losses[: count * self.window].reshape(count, self.window)
+        means, errors = windows.mean(axis=1), windows.std(axis=1, ddof=1) / math.sqrt(self.window)
+        both = np.hypot(errors, errors[0])
+        flat = means[0] - means < np.maximum(self.diff_percent / 100 * means[0], 2 * both)
+        flat[: needed - self.patience] = False
+        best = np.minimum.accumulate(means)
+        best = np.concatenate([means[:1], best[:-1]])
+        rising = means - best > self.increase_percent / 100 * means[0] + 3 * both
+        ends = steps[self.window - 1 :: self.window]
+        lr = run.job.config.get("lr", "?")
+        for bad, what, advice in (
+            (flat, "has not gone down", f"change lr (it is {lr}); check that labels and images belong together"),
+            (rising, "is rising", f"lower lr (it is {lr}) or raise warmup_epochs"),
+        ):
+            at = first_run(bad, self.patience)
+            if at is not None:
+                names = ("the first window", "the lowest window so far", "this window")
+                values = (means[0], best[at], means[at])
+                evidence = [
+                    Evidence(step=int(ends[at]), name=f"train loss, mean of {name}", value=float(value))
+                    for name, value in zip(names, values, strict=True)
+                ]
+                summary = f"the training loss {what}: {short(means[0])} at first, {short(means[at])} by step"
+                return issue(f"{summary} {int(ends[at])}", advice, evidence, len(losses))
+        return healthy(f"the training loss went from {short(means[0])} to {short(means[-1])}", len(losses))
+
+    def _literal(self, run: RunData, steps: Floats, losses: Floats) -> Finding:
+        evidence = []
+        for index in range(self.literal_steps, len(losses), self.literal_steps):
+            drop = (losses[index - self.literal_steps] - losses[index]) / abs(losses[index - self.literal_steps])
+            if not drop * 100 >= self.diff_percent:
+                evidence.append(Evidence(step=int(steps[index]), name="train loss", value=float(losses[index])))
+        if len(losses) <= self.literal_steps:
+            return insufficient(f"needs more than {self.literal_steps} steps", len(losses))
+        if not evidence:
+            return healthy("the loss went down at every comparison", len(losses))
+        return issue(
+            f"the loss did not go down by {self.diff_percent} % at {len(evidence)} comparisons",
+            f"change lr (it is {run.job.config.get('lr', '?')}), or use the windowed form: batches differ",
+            evidence,
+            len(losses),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overfit(Rule):
+    """The network learns the training images by heart: validation gets worse while training gets better.
+
+    On mean losses of epochs against true labels (no smoothing), from epoch `start_epoch` on. Fires when at `patience`
+    epochs in a row the validation loss lies more than `rise` above its best and more than `ratio` above the training
+    loss, while the training loss has gone down since that best epoch.
+
+    With `literal` it is the managed rule: (validation - training) / training > `ratio`. Any network that fits its
+    training images well has that.
+    """
+
+    start_epoch: int = 1
+    patience: int = 3
+    ratio: float = 0.1
+    rise: float = 0.1
+    literal: bool = False
+
+    def judge(self, run: RunData) -> Finding:
+        epochs, train, valid = both_losses(run)
+        keep = epochs >= self.start_epoch
+        epochs, train, valid = epochs[keep], train[keep], valid[keep]
+        if len(epochs) < self.patience + (0 if self.literal else 1):
+            return insufficient(f"needs {self.patience + 1} epochs with a validation", len(epochs))
+        gap = valid > (1 + self.ratio) * train
+        best = np.array([int(np.argmin(valid[: index + 1])) for index in range(len(valid))])
+        worse = gap if self.literal else gap & (valid > (1 + self.rise) * valid[best]) & (train < train[best])
+        at = first_run(worse, self.patience)
+        if at is None:
+            return healthy(
+                f"validation loss {short(valid[-1])}, at best {short(valid.min())}; training loss {short(train[-1])}",
+                len(epochs),
+            )
+        since = int(epochs[best[at]])
+        evidence = [
+            Evidence(step=int(epoch), name=f"{name} loss of epoch", value=float(value))
+            for epoch, *pair in zip(
+                epochs[at + 1 - self.patience : at + 1],
+                train[at + 1 - self.patience : at + 1],
+                valid[at + 1 - self.patience : at + 1],
+                strict=True,
+            )
+            for name, value in zip(("train", "eval"), pair, strict=True)
+        ]
+        return issue(
+            f"validation loss rose from {short(valid[best[at]])} (epoch {since}) to {short(valid[at])} while training "
+            f"loss fell to {short(train[at])}",
+            f"stop earlier (patience={self.patience} or epochs={since + 1}), augment=standard, raise weight_decay, or "
+            "add images; check for wrong labels",
+            evidence,
+            len(epochs),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overtraining(Rule):
+    """The training goes on although nothing gets better.
+
+    Fires when the validation loss has not gone below its best by more than `delta` (a share of it) for
+    `patience_valid` epochs in a row, and the training loss not below its best for `patience_train` epochs in a row.
+    The model is not harmed, the best epoch's weights are kept; time is lost.
+    """
+
+    severity: ClassVar[Literal["info", "warning", "critical"]] = "info"
+    patience_train: int = 5
+    patience_valid: int = 10
+    delta: float = 0.01
+
+    def judge(self, run: RunData) -> Finding:
+        epochs, train, valid = both_losses(run)
+        if len(epochs) <= self.patience_valid:
+            return insufficient(f"needs more than {self.patience_valid} epochs with a validation", len(epochs))
+        since_train, since_valid = self._since_gain(train), self._since_gain(valid)
+        idle = (since_train >= self.patience_train) & (since_valid >= self.patience_valid)
+        if not idle.any():
+            return healthy(
+                f"the validation loss last improved {int(since_valid[-1])} epochs before the end", len(epochs)
+            )
+        at = int(np.argmax(idle))
+        useful = int(epochs[at - int(since_valid[at])])
+        evidence = [
+            Evidence(step=int(epochs[at]), name="epochs without a better eval loss", value=float(since_valid[at])),
+            Evidence(step=int(epochs[at]), name="epochs without a better train loss", value=float(since_train[at])),
+        ]
+        return issue(
+            f"by epoch {int(epochs[at])} nothing had improved since epoch {useful}, of {int(epochs[-1])}",
+            f"set epochs={useful + 1} or patience={self.patience_valid // 2}",
+            evidence,
+            len(epochs),
+        )
+
+    def _since_gain(self, losses: Floats) -> Floats:
+        """For each epoch, how many epochs ago the best loss so far, of gains above delta, was reached."""
+        best, at, since = math.inf, 0, []
+        for index, loss in enumerate(losses):
+            if loss < best * (1 - self.delta):
+                best, at = float(loss), index
+            since.append(index - at)
+        return np.array(since, np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassImbalance(Rule):
+    """Some classes have far fewer images than others, or are not learned while the others are.
+
+    Fires when the largest class has more than `imbalance` times the smallest's training images (of an epoch with at
+    least `samples` images, or the whole epoch); or when, in the last validation, a class with at least `class_samples`
+    images has an error above `error` while the mean error of the classes is below half of it.
+    """
+
+    imbalance: float = 10.0
+    error: float = 0.7
+    samples: int = 500
+    class_samples: int = 5
+
+    def judge(self, run: RunData) -> Finding:
+        train = [each for each in run.classes if each.mode == "train"]
+        valid = [each for each in run.classes if each.mode == "eval"]
+        if not train:
+            return insufficient("needs the labels of an epoch")
+        names = run.job.classes or [str(index) for index in range(len(train[0].labels))]
+        labels = np.array(train[-1].labels, np.float64)
+        datapoints = int(labels.sum())
+        smallest, largest = int(labels.argmin()), int(labels.argmax())
+        evidence: list[Evidence] = []
+        if labels[largest] > self.imbalance * labels[smallest]:
+            for index in (smallest, largest):
+                evidence.append(Evidence(step=None, name=f"training images of {names[index]}", value=labels[index]))
+            return issue(
+                f"{names[largest]} has {short(labels[largest] / max(labels[smallest], 1))} times the training images "
+                f"of {names[smallest]}",
+                f"add images of {names[smallest]} or leave the class out; the per-class table shows what it costs",
+                evidence,
+                datapoints,
+            )
+        if valid:
+            counts, hits = np.array(valid[-1].labels, np.float64), np.array(valid[-1].hits, np.float64)
+            errors = 1 - hits / np.maximum(counts, 1)
+            datapoints += int(counts.sum())
+            present = counts > 0
+            failed = (errors > self.error) & (counts >= self.class_samples)
+            if failed.any() and errors[present].mean() < self.error / 2:
+                which = [int(index) for index in np.flatnonzero(failed)]
+                evidence = [
+                    Evidence(step=valid[-1].step, name=f"error of {names[i]}", value=float(errors[i])) for i in which
+                ]
+                return issue(
+                    f"the network does not know {listed([names[i] for i in which])}: {percent(errors[which[0]])} of its"
+                    f" validation images are wrong, of all classes {percent(errors[present].mean())}",
+                    "look at these classes' images and labels, and at what they are taken for in the confusion matrix",
+                    evidence,
+                    datapoints,
+                )
+        return healthy(
+            f"the largest class has {short(labels[largest] / max(labels[smallest], 1))} times the smallest's images",
+            datapoints,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckInputImages(Rule):
+    """The images are not what a network with ImageNet's normalisation expects.
+
+    Over the first `samples` or more images, as the network sees them: fires when a channel's absolute mean is above
+    `threshold_mean`, or the mean of its batches' standard deviations is below `threshold_std`. Photographs have means
+    within about 0.7 of 0 and deviations near 1.
+
+    The managed rule's threshold is an absolute mean of 0.2, which dark, bright or plainly green photographs exceed.
+    """
+
+    threshold_mean: float = 1.0
+    threshold_std: float = 0.35
+    samples: int = 500
+
+    def judge(self, run: RunData) -> Finding:
+        channels = dict(run.tensors("inputs", "mean"))
+        images = next((series for _, series in run.tensors("inputs", "images")), None)
+        epoch_is_over = any(each.mode == "train" for each in run.classes)
+        if images is None or (images.values.sum() < self.samples and not epoch_is_over):
+            return insufficient(f"needs {self.samples} images, or an epoch")
+        weights = images.values / images.values.sum()
+        evidence = []
+        means = []
+        for name, series in channels.items():
+            mean = float((series.values * weights).sum())
+            std = float((run.statistics("inputs", name)["std"].values * weights).sum())
+            means.append(mean)
+            if abs(mean) > self.threshold_mean:
+                evidence.append(Evidence(step=None, name=f"input channel_{name} mean", value=mean))
+            if std < self.threshold_std:
+                evidence.append(Evidence(step=None, name=f"input channel_{name} std", value=std))
+        datapoints = int(images.values.sum())
+        if not evidence:
+            return healthy(f"channel means {', '.join(short(mean) for mean in means)}", datapoints)
+        return issue(
+            f"{evidence[0].name} of the normalised images is {short(evidence[0].value)}",
+            "look at the images: are they black, white, nearly uniform, or scaled to 0..1 before they were saved? "
+            "weights=imagenet expects photographs",
+            evidence,
+            datapoints,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StalledTraining(Rule):
+    """No step ended for a long time.
+
+    Fires when more than `threshold_s` seconds lie between the ends of two steps (of any mode), or between the last
+    step's end and the newest observation. The time to the first step is MaxInitializationTime's.
+    """
+
+    severity: ClassVar[Literal["info", "warning", "critical"]] = "critical"
+    threshold_s: float = 1800.0
+
+    def judge(self, run: RunData) -> Finding:
+        times = np.sort(np.concatenate([run.times(mode).values for mode in ("train", "eval", "test")]))
+        if len(times) < 2:
+            return insufficient("needs the times of two steps", len(times))
+        gaps = np.diff(np.append(times, max(run.last_time, times[-1])))
+        longest = float(gaps.max())
+        if longest <= self.threshold_s:
+            return healthy(f"the longest pause between steps was {longest:.1f} s", len(times))
+        return issue(
+            f"no step ended for {longest:.0f} s",
+            "look at the log and the system timeline of that time: a data loading process that hangs (workers=0 shows "
+            "it), storage that does not answer, or a peer that is gone",
+            [Evidence(step=int(gaps.argmax()), name="seconds after this many steps", value=longest)],
+            len(times),
+        )
+
+
+def both_losses(run: RunData) -> tuple[Floats, Floats, Floats]:
+    """Epochs that have been validated, and their mean training and validation losses against true labels."""
+    train_epochs, train = of_epochs(run, "train", "clean_loss")
+    valid_epochs, valid = of_epochs(run, "eval", "clean_loss")
+    common, left, right = np.intersect1d(train_epochs, valid_epochs, return_indices=True)
+    return common.astype(np.float64), train[left], valid[right]
+
+
+def first_run(bad: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], patience: int) -> int | None:
+    """Index at which `bad` has held `patience` times in a row for the first time."""
+    length = 0
+    for index, value in enumerate(bad):
+        length = length + 1 if value else 0
+        if length == patience:
+            return index
+    return None

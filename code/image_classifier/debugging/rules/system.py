@@ -1,0 +1,352 @@
+"""Rules over the machine's metrics. Those about GPUs have nothing to say of a job without one.
+
+The managed rules wait for 1,000 samples (8.3 minutes at 500 ms); these count seconds, as samples may lie further apart.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from image_classifier.debugging.rules.base import Finding, Rule, healthy, insufficient, issue, listed, percent, short
+from image_classifier.debugging.rundata import Floats, RunData, Series
+from image_classifier.debugging.schema import Evidence
+
+NO_GPU = "this job had no GPU"
+BUSY = 90.0  # percent of a core: the managed CPUBottleneck's threshold
+IDLE_GPU = 10.0  # percent: the managed bottleneck rules' threshold
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemRule(Rule):
+    """A rule over system metrics; looks at the time in which steps were made, after the first `warmup_s` seconds.
+
+    Args:
+        warmup_s: seconds after the first step that do not count: caches fill, kernels are chosen.
+        min_s: seconds of steps below which nothing is said.
+    """
+
+    about: ClassVar[Literal["tensors", "system"]] = "system"
+    warmup_s: float = 10.0
+    min_s: float = 60.0
+
+    def window(self, run: RunData) -> tuple[float, float]:
+        """First and last Unix second that count; (0, 0) when there are too few."""
+        times = np.concatenate([run.times("train").values, run.times("eval").values])
+        if not len(times):
+            return 0.0, 0.0
+        start, end = float(times.min()) + self.warmup_s, float(times.max())
+        return (start, end) if end - start >= self.min_s else (0.0, 0.0)
+
+    def in_window(self, run: RunData, dimension: str) -> dict[str, Floats]:
+        """`node/name` -> values of the seconds that count."""
+        start, end = self.window(run)
+        found = {name: within(series, start, end) for name, series in run.system(dimension).items()}
+        return {name: values for name, values in found.items() if len(values)}
+
+    def too_short(self) -> Finding:
+        """The answer to a job that has not run for long enough."""
+        return insufficient(f"needs {self.warmup_s + self.min_s:.0f} s of training")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowGPUUtilization(SystemRule):
+    """The GPU is not used, or only in bursts.
+
+    Over the counted time, by GPU: fires when the 95th percentile of its utilization is below `threshold_p95`, or when
+    it is above and the 5th percentile is below `threshold_p5`.
+    """
+
+    threshold_p95: float = 70.0
+    threshold_p5: float = 10.0
+
+    def judge(self, run: RunData) -> Finding:
+        if not run.system("GPUUtilization"):
+            return insufficient(NO_GPU)
+        gpus = self.in_window(run, "GPUUtilization")
+        if not gpus:
+            return self.too_short()
+        datapoints = sum(map(len, gpus.values()))
+        evidence = []
+        for name, values in gpus.items():
+            p5, p95 = np.percentile(values, (5, 95))
+            if p95 < self.threshold_p95 or p5 < self.threshold_p5:
+                evidence.append(Evidence(step=None, name=f"{name} GPUUtilization p95", value=float(p95)))
+                evidence.append(Evidence(step=None, name=f"{name} GPUUtilization p5", value=float(p5)))
+        if not evidence:
+            mean = float(np.mean([values.mean() for values in gpus.values()]))
+            return healthy(f"the GPUs were busy {mean:.0f} % of the time", datapoints)
+        p95, p5 = evidence[0].value, evidence[1].value
+        wait = data_wait_share(run)
+        if wait > 0.2:
+            advice = f"data wait is {percent(wait)} of the step: {more_workers(run)}"
+        else:
+            advice = f"raise batch_size (it is {run.job.config.get('batch_size', '?')}) or take a smaller GPU"
+        how = "low throughout" if p95 < self.threshold_p95 else "high only in bursts"
+        return issue(
+            f"{len(evidence) // 2} of {len(gpus)} GPUs: utilization is {how} (95th percentile {p95:.0f} %, 5th {p5:.0f} %)",
+            advice,
+            evidence,
+            datapoints,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CPUBottleneck(SystemRule):
+    """The GPU waits while the CPU works.
+
+    Fires when, of the seconds in which a GPU is below `gpu_threshold` or its data wait is on, more than `threshold`
+    have a core above `cpu_threshold`, and such seconds are more than `threshold` of all: the share of samples with
+    some GPU < `gpu_threshold` and some core > `cpu_threshold` is above `threshold`.
+    """
+
+    threshold: float = 0.5
+    gpu_threshold: float = IDLE_GPU
+    cpu_threshold: float = BUSY
+
+    def judge(self, run: RunData) -> Finding:
+        return self._share(run, "CPUUtilization", self.cpu_threshold, "a CPU core is busy", more_workers(run))
+
+    def _share(self, run: RunData, dimension: str, limit: float, what: str, advice: str) -> Finding:
+        if not run.system("GPUUtilization"):
+            return insufficient(NO_GPU)
+        start, end = self.window(run)
+        moments, gpu = joint(list(run.system("GPUUtilization").values()), start, end)
+        others, cpu = joint(list(run.system(dimension).values()), start, end)
+        _, left, right = np.intersect1d(moments, others, return_indices=True)
+        if not len(left):
+            return self.too_short()
+        both = (gpu[:, left].min(axis=0) < self.gpu_threshold) & (cpu[:, right].max(axis=0) > limit)
+        share = float(both.mean())
+        evidence = [Evidence(step=None, name=f"samples with an idle GPU and {dimension} > {limit:g}", value=share)]
+        if share <= self.threshold:
+            return healthy(f"a GPU is idle while {what} {percent(share)} of the time", len(left), evidence)
+        return issue(f"a GPU is idle while {what} {percent(share)} of the time", advice, evidence, len(left))
+
+
+@dataclass(frozen=True, kw_only=True)
+class IOBottleneck(CPUBottleneck):
+    """The GPU waits while the CPU waits for the disk.
+
+    Fires when the share of samples with some GPU < `gpu_threshold` and the I/O wait of the cores > `io_threshold` is
+    above `threshold`.
+    """
+
+    io_threshold: float = 50.0
+
+    def judge(self, run: RunData) -> Finding:
+        return self._share(
+            run,
+            "I/OWaitPercentage",
+            self.io_threshold,
+            "the cores wait for the disk",
+            f"the storage is the limit: copy the images to a local disk (File instead of FastFile mode), make them "
+            f"smaller, or raise workers (it is {run.job.config.get('workers', '?')})",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPUMemoryIncrease(SystemRule):
+    """The GPU's memory fills up in the course of the training.
+
+    Over the counted time, by GPU: the moving average over `window_size` samples; fires when it ends more than
+    `increase` percentage points above its lowest value, and its last third's mean is above its middle third's by more
+    than a quarter of that. The second condition tells a leak from the step to a higher level that the first validation
+    or the allocator's cache makes.
+    """
+
+    increase: float = 5.0
+    window_size: int = 10
+
+    def judge(self, run: RunData) -> Finding:
+        if not run.system("GPUMemoryUtilization"):
+            return insufficient(NO_GPU)
+        gpus = self.in_window(run, "GPUMemoryUtilization")
+        if not gpus or min(map(len, gpus.values())) < 3 * self.window_size:
+            return self.too_short()
+        evidence = []
+        for name, values in gpus.items():
+            average = np.convolve(values, np.full(self.window_size, 1 / self.window_size), mode="valid")
+            rise = float(average[-1] - average.min())
+            _, middle, last = (part.mean() for part in np.array_split(average, 3))
+            if rise > self.increase and last - middle > self.increase / 4:
+                evidence.append(Evidence(step=None, name=f"{name} GPUMemoryUtilization rise", value=rise))
+        datapoints = sum(map(len, gpus.values()))
+        if not evidence:
+            return healthy("GPU memory use is steady", datapoints)
+        return issue(
+            f"the memory in use of {evidence[0].name.split(' ')[0]} rose by {evidence[0].value:.0f} percentage points",
+            f"look for tensors kept from step to step; lower batch_size (it is {run.job.config.get('batch_size', '?')})"
+            " if it may run out",
+            evidence,
+            datapoints,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSize(SystemRule):
+    """The batch is too small for the machine: nothing is busy.
+
+    Fires when the 95th percentiles of CPU (mean over cores), GPU and GPU memory utilization are all below their
+    thresholds.
+    """
+
+    cpu_threshold_p95: float = 70.0
+    gpu_threshold_p95: float = 70.0
+    gpu_memory_threshold_p95: float = 70.0
+
+    def judge(self, run: RunData) -> Finding:
+        if not run.system("GPUUtilization"):
+            return insufficient(NO_GPU)
+        start, end = self.window(run)
+        limits = {
+            "CPUUtilization": self.cpu_threshold_p95,
+            "GPUUtilization": self.gpu_threshold_p95,
+            "GPUMemoryUtilization": self.gpu_memory_threshold_p95,
+        }
+        evidence, datapoints = [], 0
+        for dimension, limit in limits.items():
+            _, table = joint(list(run.system(dimension).values()), start, end)
+            if not table.size:
+                return self.too_short()
+            datapoints += table.size
+            p95 = float(np.percentile(table.mean(axis=0), 95))
+            if p95 < limit:
+                evidence.append(Evidence(step=None, name=f"{dimension} p95", value=p95))
+        if len(evidence) < len(limits):
+            return healthy("something is busy", datapoints)
+        size = run.job.config.get("batch_size", "?")
+        return issue(
+            "CPU, GPU and GPU memory are all used below "
+            + ", ".join(f"{limit:g} %" for limit in dict.fromkeys(limits.values())),
+            f"raise batch_size (it is {size}) and lr with it, or take a smaller instance",
+            evidence,
+            datapoints,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadBalancing(SystemRule):
+    """The GPUs do not share the work evenly.
+
+    The distance of two GPUs is the square root of the Jensen-Shannon divergence (base 2) of their utilization
+    histograms, ten bins over 0..100 %; 0 for equal ones, 1 for disjoint ones. Fires when a GPU's distance to any
+    other exceeds `threshold`.
+    """
+
+    threshold: float = 0.5
+
+    def judge(self, run: RunData) -> Finding:
+        if len(run.system("GPUUtilization")) < 2:
+            return insufficient("needs two GPUs")
+        gpus = self.in_window(run, "GPUUtilization")
+        if len(gpus) < 2:
+            return self.too_short()
+        histograms = {name: np.histogram(values, 10, (0, 100))[0] / len(values) for name, values in gpus.items()}
+        distances = {
+            (a, b): jensen_shannon(histograms[a], histograms[b]) for a, b in itertools.combinations(histograms, 2)
+        }
+        datapoints = sum(map(len, gpus.values()))
+        far = sorted(((distance, pair) for pair, distance in distances.items()), reverse=True)
+        evidence = [
+            Evidence(step=None, name=f"distance of {a} and {b}", value=distance)
+            for distance, (a, b) in far
+            if distance > self.threshold
+        ]
+        if not evidence:
+            return healthy(f"the largest distance of two GPUs is {short(far[0][0])}", datapoints)
+        return issue(
+            f"the utilizations of {far[0][1][0]} and {far[0][1][1]} are {short(far[0][0])} apart",
+            "see whether one GPU decodes more or larger images, is shared with another job, or is throttled",
+            evidence,
+            datapoints,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverallSystemUsage(SystemRule):
+    """How much of the machine was used: a table, no judgement. Never fires.
+
+    Evidence holds max, p99, p95, p50 and min of CPU (mean over cores), I/O wait, memory, GPU, GPU memory.
+    """
+
+    severity: ClassVar[Literal["info", "warning", "critical"]] = "info"
+
+    def judge(self, run: RunData) -> Finding:
+        start, end = self.window(run)
+        evidence, datapoints = [], 0
+        dimensions = (
+            "CPUUtilization",
+            "I/OWaitPercentage",
+            "MemoryUsedPercent",
+            "GPUUtilization",
+            "GPUMemoryUtilization",
+        )
+        for dimension in dimensions:
+            _, table = joint(list(run.system(dimension).values()), start, end)
+            if table.size:
+                datapoints += table.size
+                quantiles = np.percentile(table.mean(axis=0), (100, 99, 95, 50, 0))
+                for label, value in zip(("max", "p99", "p95", "p50", "min"), quantiles, strict=True):
+                    evidence.append(Evidence(step=None, name=f"{dimension} {label}", value=float(value)))
+        if not evidence:
+            return self.too_short()
+        medians = [each for each in evidence if each.name.endswith("p50")]
+        summary = listed([f"{each.name.split(' ')[0]} {each.value:.0f} %" for each in medians], most=5)
+        return healthy(f"medians: {summary}", datapoints, evidence)
+
+
+def within(series: Series, start: float, end: float) -> Floats:
+    """The values of the seconds in [start, end]."""
+    at = series.steps
+    return series.values[(at >= start) & (at <= end)]
+
+
+def joint(all_series: list[Series], start: float, end: float) -> tuple[Floats, Floats]:
+    """Values at the moments that all series have.
+
+    Returns:
+        (moments,) float64 Unix seconds, and (series, moments) float64.
+    """
+    if not all_series:
+        return np.empty(0), np.empty((0, 0))
+    moments = all_series[0].steps
+    for series in all_series[1:]:
+        moments = np.intersect1d(moments, series.steps)
+    moments = moments[(moments >= start) & (moments <= end)]
+    return moments, np.array([series.values[np.isin(series.steps, moments)] for series in all_series])
+
+
+def jensen_shannon(p: Floats, q: Floats) -> float:
+    """Square root of the Jensen-Shannon divergence, base 2, of two histograms that sum to 1. In 0..1."""
+    mean = (p + q) / 2
+
+    def divergence(a: Floats) -> float:
+        used = a > 0
+        return float((a[used] * np.log2(a[used] / mean[used])).sum())
+
+    return float(np.sqrt(max(0.0, (divergence(p) + divergence(q)) / 2)))
+
+
+def data_wait_share(run: RunData) -> float:
+    """The share of the training steps' time that went into waiting for data; 0 when it was not measured."""
+    wait, seconds = run.step("train", "data_wait_s").values, run.step("train", "seconds").values
+    return float(wait[1:].sum() / seconds[1:].sum()) if len(wait) == len(seconds) > 1 else 0.0
+
+
+def more_workers(run: RunData) -> str:
+    """What to set `workers` to, given the cores; or what else helps when all have work."""
+    workers, cores = int(run.job.config.get("workers", -1)), run.job.cores
+    if workers >= cores:
+        return (
+            f"workers={workers} already fills the {cores} cores: make the images smaller (image_size is what is "
+            "needed), augment=light, or take an instance with more cores"
+        )
+    return (
+        f"set workers={cores}"
+        if workers >= 0
+        else f"set workers={cores} (auto chose fewer), or make the images smaller"
+    )

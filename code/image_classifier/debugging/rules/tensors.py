@@ -1,0 +1,360 @@
+"""Rules over the statistics of gradients, weights and activations by layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import reduce
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from image_classifier.debugging.rules.base import Finding, Rule, healthy, insufficient, issue, listed, percent, short
+from image_classifier.debugging.rundata import Floats, RunData, Series
+from image_classifier.debugging.schema import Evidence
+
+
+@dataclass(frozen=True, kw_only=True)
+class VanishingGradient(Rule):
+    """Some layers learn nothing because their gradients are far smaller than the others'.
+
+    A layer's gradient vanishes at a recorded step when its mean absolute value is below `threshold` and below
+    `relative` times the largest layer's. Fires when a layer's gradient vanishes at `patience` recorded steps in a row,
+    all after `start_step`.
+
+    `threshold` is the managed rule's. It fires on any layer below it; the second condition keeps quiet at the end of a
+    good training, where the loss and with it all gradients shrink together. `start_step` lets residual branches that
+    start at zero (zero_init_residual) come to life.
+    """
+
+    threshold: float = 1e-7
+    relative: float = 1e-3
+    patience: int = 2
+    start_step: int = 5
+
+    def judge(self, run: RunData) -> Finding:
+        layers = dict(run.tensors("gradients", "abs_mean"))
+        steps, table = aligned(layers, self.start_step)
+        if len(steps) < self.patience:
+            return insufficient(f"needs gradients of {self.patience} steps from step {self.start_step} on", table.size)
+        largest = np.nanmax(table, axis=0) if table.size else np.empty(0)
+        vanished = (table < self.threshold) & (table < self.relative * largest)
+        evidence = in_a_row(vanished, self.patience, steps, table, [f"gradient {name} abs_mean" for name in layers])
+        if not evidence:
+            return healthy(f"the smallest gradient's mean is {short(float(np.nanmin(table)))}", table.size)
+        names = unique_names(evidence)
+        return issue(
+            f"the gradients of {len(names)} of {len(layers)} layers vanish: {listed(names)}",
+            "use ReLU with batch norm or residual connections instead of saturating activations; with weights=none "
+            "check the initialisation, else start from weights=imagenet",
+            evidence,
+            table.size,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplodingTensor(Rule):
+    """A loss, gradient, weight or activation is no longer a finite number.
+
+    Fires when any recorded loss or statistic is infinite or NaN; with `only_nan`, only for NaN.
+    """
+
+    severity: ClassVar[Literal["info", "warning", "critical"]] = "critical"
+    only_nan: bool = False
+
+    def judge(self, run: RunData) -> Finding:
+        evidence: list[Evidence] = []
+        datapoints = 0
+        for name, series in everything(run):
+            values = series.values
+            datapoints += len(values)
+            bad = np.isnan(values) if self.only_nan else ~np.isfinite(values)
+            if bad.any():
+                first = int(np.argmax(bad))
+                evidence.append(Evidence(step=int(series.steps[first]), name=name, value=float(values[first])))
+        if not datapoints:
+            return insufficient("no losses or tensors were recorded")
+        if not evidence:
+            return healthy("every recorded number is finite", datapoints)
+        evidence.sort(key=lambda each: each.step or 0)
+        first_one = evidence[0]
+        lr = run.job.config.get("lr", "?")
+        return issue(
+            f"{first_one.name} became {first_one.value} at step {first_one.step}",
+            f"lower lr (it is {lr}), raise warmup_epochs, or set amp=off if it only happens in bf16",
+            evidence,
+            datapoints,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightUpdateRatio(Rule):
+    """Weights move too little or too much in a step, relative to their size.
+
+    The ratio is l2(change in one optimiser step) / (l2(weights) + 1e-9). Fires when a layer's median ratio over the
+    recorded steps from `start_step` on is below `small` or above `large`, or its first ratios already are above
+    `large` at `patience` recorded steps in a row. Healthy training moves weights by about 1e-4 to 1e-2 of their size.
+
+    The managed rule's bounds are 1e-8 and 10, on any single step. A ratio of 10 replaces the weights ten times over;
+    ours is 0.3, which a training does not survive for long either. A median passes over the last steps of a cosine.
+    """
+
+    small: float = 1e-8
+    large: float = 0.3
+    patience: int = 3
+    start_step: int = 1
+
+    def judge(self, run: RunData) -> Finding:
+        layers = dict(run.tensors("weights", "update_ratio"))
+        steps, table = aligned(layers, self.start_step)
+        if len(steps) < self.patience:
+            return insufficient(f"needs {self.patience} recorded steps from step {self.start_step} on", table.size)
+        labels = [f"weight {name} update_ratio" for name in layers]
+        medians = np.nanmedian(table, axis=1)
+        too_large = in_a_row(table > self.large, self.patience, steps, table, labels)
+        at = [(index, int(steps[-1])) for index in np.flatnonzero((medians < self.small) | (medians > self.large))]
+        evidence = [*too_large, *(Evidence(step=s, name=labels[i], value=float(medians[i])) for i, s in at)]
+        if not evidence:
+            low, high = float(medians.min()), float(medians.max())
+            return healthy(f"layers move by {short(low)} to {short(high)} of their size in a step", table.size)
+        names = unique_names(evidence)
+        lr = run.job.config.get("lr", "?")
+        if evidence[0].value > self.large:
+            return issue(
+                f"{len(names)} of {len(layers)} layers change by more than {percent(self.large)} of their size in one "
+                f"step: {listed(names)}",
+                f"lower lr (it is {lr}) or raise warmup_epochs",
+                evidence,
+                table.size,
+            )
+        return issue(
+            f"{len(names)} of {len(layers)} layers hardly move: {listed(names)}",
+            f"raise lr (it is {lr}); a layer that should not train is better frozen (fine_tune=head)",
+            evidence,
+            table.size,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnchangedTensor(Rule):
+    """A tensor that should change does not.
+
+    Fires when all statistics of a gradient or weight are the same, within `rtol` and `atol`, at `patience` recorded
+    steps in a row that lie at least `min_steps` steps apart in all.
+
+    The managed rule compares elements with rtol 1e-5. Statistics differ far less than elements (a norm hardly feels a
+    rotation), hence 1e-7, one unit in the last place of a float32.
+    """
+
+    rtol: float = 1e-7
+    atol: float = 1e-12
+    patience: int = 3
+    min_steps: int = 10
+
+    def judge(self, run: RunData) -> Finding:
+        evidence: list[Evidence] = []
+        datapoints, num_tensors, seen = 0, 0, 0
+        for kind in ("gradients", "weights"):
+            for name, first in run.tensors(kind, "abs_mean"):
+                statistics = run.statistics(kind, name)
+                rows = np.array([statistics[each].values for each in ("abs_mean", "l2", "abs_max")])
+                steps = first.steps
+                datapoints += rows.size
+                num_tensors += 1
+                seen = max(seen, len(steps) if len(steps) and steps[-1] - steps[0] >= self.min_steps else 0)
+                end = self._unchanged_until(rows, steps)
+                if end is not None:
+                    label = f"{kind[:-1]} {name} l2"
+                    evidence.append(Evidence(step=int(steps[end]), name=label, value=float(rows[1, end])))
+        if seen < self.patience:
+            return insufficient(f"needs {self.patience} recorded steps over {self.min_steps} steps", datapoints)
+        if not evidence:
+            return healthy(f"all {num_tensors} recorded tensors change", datapoints)
+        names = unique_names(evidence)
+        return issue(
+            f"{len(evidence)} of {num_tensors} recorded tensors did not change in {self.patience} recorded steps: "
+            f"{listed(names)}",
+            f"raise lr (it is {run.job.config.get('lr', '?')}), and check that the layer is used and handed to the "
+            "optimiser",
+            evidence,
+            datapoints,
+        )
+
+    def _unchanged_until(self, rows: Floats, steps: Floats) -> int | None:
+        """Index of the step at which the tensor has been the same for long enough, None if it changes."""
+        same = (np.abs(np.diff(rows, axis=1)) <= self.atol + self.rtol * np.abs(rows[:, :-1])).all(axis=0)
+        start = 0
+        for index, unchanged in enumerate(same, start=1):
+            if not unchanged:
+                start = index
+            elif index - start + 1 >= self.patience and steps[index] - steps[start] >= self.min_steps:
+                return index
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllZero(Rule):
+    """A tensor holds nothing but zeros.
+
+    Fires when the largest absolute value of a gradient, weight or activation is 0 at `patience` recorded steps in a
+    row from `start_step` on (residual branches that start at zero have no gradient at step 0).
+    """
+
+    patience: int = 2
+    start_step: int = 2
+
+    def judge(self, run: RunData) -> Finding:
+        evidence: list[Evidence] = []
+        datapoints, recorded = 0, 0
+        for kind in ("gradients", "weights", "activations"):
+            layers = dict(run.tensors(kind, "abs_max"))
+            steps, table = aligned(layers, self.start_step)
+            datapoints += table.size
+            recorded = max(recorded, len(steps))
+            labels = [f"{kind[:-1]} {name} abs_max" for name in layers]
+            evidence += in_a_row(table == 0, self.patience, steps, table, labels)
+        if recorded < self.patience:
+            return insufficient(f"needs {self.patience} recorded steps from step {self.start_step} on", datapoints)
+        if not evidence:
+            return healthy("no recorded tensor is all zeros", datapoints)
+        return issue(
+            f"{len(evidence)} recorded tensors are all zeros: {listed(unique_names(evidence))}",
+            "the layer learns nothing: check its initialisation and what feeds it; with weights=none lower lr, dead "
+            "units do not come back",
+            evidence,
+            datapoints,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadRelu(Rule):
+    """Units of a ReLU that are never above zero learn nothing.
+
+    A unit (channel) is dead at a recorded step when less than 1 % of its outputs, over images and positions, are above
+    0. Fires when more than `threshold` of a layer's units are dead at `patience` recorded steps in a row, from
+    `start_step` on. Only for activations with zeros: ReLU and its like.
+    """
+
+    threshold: float = 0.5
+    patience: int = 2
+    start_step: int = 1
+
+    def judge(self, run: RunData) -> Finding:
+        layers = {
+            name: series
+            for name, series in run.tensors("activations", "dead_share")
+            if run.statistics("activations", name)["zero_share"].values.any()
+        }
+        if not layers:
+            return insufficient("no activations with zeros were recorded")
+        steps, table = aligned(layers, self.start_step)
+        if len(steps) < self.patience:
+            return insufficient(
+                f"needs activations of {self.patience} steps from step {self.start_step} on", table.size
+            )
+        labels = [f"activation {name} dead_share" for name in layers]
+        evidence = in_a_row(table > self.threshold, self.patience, steps, table, labels)
+        if not evidence:
+            worst = float(np.nanmax(table[:, -1]))
+            return healthy(f"at most {percent(worst)} of a layer's units are dead", table.size)
+        worst_one = max(evidence, key=lambda each: each.value)
+        return issue(
+            f"{percent(worst_one.value)} of the units of {unique_names([worst_one])[0]} are dead, "
+            f"and more than {percent(self.threshold)} in {len(evidence)} of {len(layers)} layers",
+            f"lower lr (it is {run.job.config.get('lr', '?')}) or raise warmup_epochs; dead units do not come back",
+            evidence,
+            table.size,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoorWeightInitialization(Rule):
+    """The initial weights let the signal die out or blow up from layer to layer.
+
+    Looks at the recorded steps among the first `steps`, and fires when at any of them
+    - the standard deviation of what enters the activations differs between layers by more than a factor of
+      `std_ratio` (a layer without any deviation counts as infinitely far), or
+    - the median layer's mean absolute gradient is below `gradient_ratio` times the largest layer's, from step 2 on
+      (residual branches that start at zero have no gradient at step 0).
+
+    The managed rule takes variances apart by a factor of 10 (a standard deviation of 3.2), which the sum over
+    residual blocks of a healthy ResNet50 exceeds.
+    """
+
+    steps: int = 10
+    std_ratio: float = 30.0
+    gradient_ratio: float = 1e-3
+
+    def judge(self, run: RunData) -> Finding:
+        stds = dict(run.tensors("activations", "input_std"))
+        gradients = dict(run.tensors("gradients", "abs_mean"))
+        std_steps, std_table = aligned(stds, 0, self.steps)
+        gradient_steps, gradient_table = aligned(gradients, 2, self.steps)
+        datapoints = std_table.size + gradient_table.size
+        if not std_table.size or len(gradients) < 2 or not len(gradient_steps):
+            return insufficient(f"needs activations and gradients of the first {self.steps} steps", datapoints)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            spread = std_table.max(axis=0) / std_table.min(axis=0)
+            shrink = np.median(gradient_table, axis=0) / gradient_table.max(axis=0)
+        spread[std_table.min(axis=0) == 0] = math.inf
+        evidence = [
+            Evidence(step=int(step), name="activations largest / smallest input_std", value=float(value))
+            for step, value in zip(std_steps, spread, strict=True)
+            if value > self.std_ratio
+        ]
+        evidence += [
+            Evidence(step=int(step), name="gradients median / largest abs_mean", value=float(value))
+            for step, value in zip(gradient_steps, shrink, strict=True)
+            if not value >= self.gradient_ratio
+        ]
+        if not evidence:
+            return healthy(f"the signal's deviation differs by a factor of {short(float(spread.max()))}", datapoints)
+        return issue(
+            f"{evidence[0].name} is {short(evidence[0].value)} at step {evidence[0].step}: the signal dies out or "
+            "blows up from layer to layer",
+            "start from weights=imagenet; for layers of your own use He initialisation and batch norm",
+            evidence,
+            datapoints,
+        )
+
+
+def aligned(layers: dict[str, Series], start_step: float = 0, end_step: float = math.inf) -> tuple[Floats, Floats]:
+    """The steps in [start_step, end_step) at which every layer was recorded.
+
+    Returns:
+        (steps,) and (layers, steps) float64.
+    """
+    if not layers:
+        return np.empty(0), np.empty((0, 0))
+    common: Floats = reduce(np.intersect1d, (series.steps for series in layers.values()))
+    common = common[(common >= start_step) & (common < end_step)]
+    return common, np.array([series.values[np.isin(series.steps, common)] for series in layers.values()])
+
+
+def in_a_row(
+    bad: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], patience: int, steps: Floats, table: Floats, names: list[str]
+) -> list[Evidence]:
+    """For each row that is bad at `patience` steps in a row, the last of the first such run."""
+    found = []
+    for row, name in enumerate(names):
+        length = 0
+        for column in range(len(steps)):
+            length = length + 1 if bad[row, column] else 0
+            if length == patience:
+                found.append(Evidence(step=int(steps[column]), name=name, value=float(table[row, column])))
+                break
+    return found
+
+
+def unique_names(evidence: list[Evidence]) -> list[str]:
+    """The tensors' own names, each once: `gradient fc.weight abs_mean` -> `fc.weight`."""
+    return list(dict.fromkeys(each.name.split(" ")[1] for each in evidence))
+
+
+def everything(run: RunData) -> list[tuple[str, Series]]:
+    """Every loss and statistic there is, by the name it has in evidence."""
+    found = [(f"{mode} loss", run.step(mode, "loss")) for mode in ("train", "eval")]
+    for kind in run.kinds():
+        for statistic in ("abs_max", "abs_mean", "l2", "input_std", "mean"):
+            found += [(f"{kind[:-1]} {name} {statistic}", series) for name, series in run.tensors(kind, statistic)]
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import csv
 import dataclasses
+import http.client
 import io
 import json
 import os
@@ -14,7 +15,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -223,13 +223,11 @@ def raw(url: str, head: bytes, body: bytes = b"") -> tuple[int, bytes]:
     """A request written byte by byte: (status, body of the answer)."""
     host, port = url.removeprefix("http://").split(":")
     with closing(socket.create_connection((host, int(port)), timeout=PATIENCE_S)) as connection:
-        connection.sendall(head.replace(b"\n", b"\r\n") + b"Connection: close\r\nHost: x\r\n\r\n" + body)
-        answer = b""
-        with suppress(ConnectionResetError):  # how this server closes a connection, after its answer
-            while data := connection.recv(65536):
-                answer += data
-    status_line, _, rest = answer.partition(b"\r\n")
-    return int(status_line.split()[1]), rest.partition(b"\r\n\r\n")[2]
+        connection.sendall(head.replace(b"\n", b"\r\n") + b"Host: x\r\n\r\n" + body)
+        response = http.client.HTTPResponse(connection)
+        with closing(response):
+            response.begin()
+            return response.status, response.read()
 
 
 def bad_post(headers: bytes, body: bytes = b"x") -> tuple[bytes, bytes]:
@@ -320,24 +318,16 @@ def test_a_killed_worker_is_replaced(server: Program):
 
 
 def test_sigterm_answers_what_is_in_flight_and_leaves_nothing(server: Program):
-    large = jpeg(5, 5000, 4000)
-    tree, posted = server.tree(), threading.Semaphore(0)
-
-    def ask() -> int:
-        host, port = server.url.removeprefix("http://").split(":")
-        with closing(socket.create_connection((host, int(port)), timeout=PATIENCE_S)) as connection:
-            head, body = bad_post(JPEG, large)
-            connection.sendall(head.replace(b"\n", b"\r\n") + b"\r\n" + body)
-            posted.release()
-            return int(connection.recv(65536).split()[1])
-
+    tree, workers = server.tree(), server.workers()
+    for worker in workers:
+        worker.suspend()  # so that every request is certainly under way when the signal comes
     with concurrent.futures.ThreadPoolExecutor(3 * WORKERS) as pool:
-        answers = [pool.submit(ask) for _ in range(3 * WORKERS)]
-        for _ in answers:
-            posted.acquire()
-        time.sleep(0.05)  # the server has read what the clients have written
+        answers = [pool.submit(server.post, jpeg(seed)) for seed in range(3 * WORKERS)]
+        time.sleep(0.5)  # the server reads what the clients wrote
         server.process.send_signal(signal.SIGTERM)
-        assert [answer.result(PATIENCE_S) for answer in answers] == [200] * len(answers)
+        for worker in workers:
+            worker.resume()
+        assert [answer.result(PATIENCE_S).status_code for answer in answers] == [200] * len(answers)
     assert server.process.wait(PATIENCE_S) == 0, server.output
     wait_until(lambda: gone(tree), server)
     assert list(server.temporary.iterdir()) == []
@@ -353,10 +343,11 @@ def test_two_servers_run_side_by_side_and_each_end_is_clean(base: Path, tmp_path
 
     first.process.kill()
     jvm.kill()
+    first.process.wait(PATIENCE_S)
 
     assert second.process.wait(PATIENCE_S) == 1
     wait_until(lambda: gone(trees), second)
-    wait_until(lambda: not any(p.iterdir() for p in (first.temporary,) if list(p.iterdir())), first)
+    wait_until(lambda: not list(first.temporary.iterdir()), first)
     wait_until(lambda: "error: the model server ended by itself" in second.output, second)
     assert list(second.temporary.iterdir()) == []
 

@@ -2,7 +2,15 @@ import re
 
 import pytest
 
-from image_classifier.contract.metrics import DEFAULT_OBJECTIVE, METRIC_BY_NAME, METRICS, metric_line, parse_metric_line
+from image_classifier.contract.metrics import (
+    DEFAULT_OBJECTIVE,
+    METRIC_BY_NAME,
+    METRICS,
+    metric_line,
+    parse_metric_line,
+    running_best,
+    with_best,
+)
 
 
 def test_every_metric_is_read_back_from_its_line_by_its_own_regex() -> None:
@@ -43,3 +51,21 @@ def test_definitions_fit_the_platforms_limits() -> None:
     assert len(METRICS) <= 40
     assert all(len(metric.regex) <= 500 for metric in METRICS)
     assert DEFAULT_OBJECTIVE in METRIC_BY_NAME
+
+
+def test_the_running_best_keeps_the_best_epoch_of_each_validation_metric() -> None:
+    history = [
+        {"validation:accuracy": 0.9, "validation:loss": 0.5},
+        {"validation:accuracy": 0.7, "validation:loss": 0.3},
+    ]
+    values = with_best({"train:loss": 0.1, "validation:accuracy": 0.8, "validation:loss": 0.4}, history)
+    assert values["best:accuracy"] == 0.9
+    assert values["best:loss"] == 0.3
+    assert values["validation:accuracy"] == 0.8
+    assert "best:loss" not in with_best({"train:loss": 0.1}, [])
+
+
+def test_every_validation_metric_has_a_running_best_of_the_same_direction() -> None:
+    for metric in METRICS:
+        if metric.name.startswith("validation:"):
+            assert METRIC_BY_NAME[running_best(metric.name)].maximize == metric.maximize

@@ -28,3 +28,10 @@ def test_the_layout_is_the_one_the_toolkit_uses(tmp_path: Path) -> None:
     paths = MlPaths(base=tmp_path)
     ours = [paths.model, paths.output_data, paths.hyperparameters, paths.channel("train"), paths.code]
     assert json.loads(answer.stdout) == [str(path) for path in ours]
+
+
+def test_trials_that_share_a_checkpoint_folder_keep_to_one_of_their_own(tmp_path: Path) -> None:
+    environ = {"SAGEMAKER_BASE_DIR": str(tmp_path), "TRAINING_JOB_NAME": "tune-1-003"}
+    assert MlPaths.from_environment(environ).checkpoints == tmp_path / "checkpoints"
+    shared = environ | {"CLASSIFIER_SHARED_CHECKPOINTS": "1"}
+    assert MlPaths.from_environment(shared).checkpoints == tmp_path / "checkpoints" / "tune-1-003"

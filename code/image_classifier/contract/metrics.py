@@ -9,7 +9,7 @@ expressions:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 PREFIX = "metrics"
@@ -41,8 +41,32 @@ METRICS: tuple[Metric, ...] = (
     Metric(name="test:accuracy", maximize=True, help="top-1 accuracy on the test images, 0..1"),
     Metric(name="test:top5_accuracy", maximize=True, help="top-5 accuracy on the test images, 0..1"),
 )
+METRICS += tuple(
+    Metric(name=f"best:{metric.name.partition(':')[2]}", maximize=metric.maximize, help=f"best {metric.name} so far")
+    for metric in METRICS
+    if metric.name.startswith("validation:")
+)
 METRIC_BY_NAME: Mapping[str, Metric] = {metric.name: metric for metric in METRICS}
 DEFAULT_OBJECTIVE = "validation:accuracy"
+
+
+def running_best(name: str) -> str:
+    """The metric that holds the best value of `validation:...` so far: `best:...`.
+
+    SageMaker's tuner judges a job by the last value it logged, but a job keeps the weights of its best epoch.
+    """
+    return METRIC_BY_NAME[name.replace("validation:", "best:")].name
+
+
+def with_best(values: Mapping[str, float], history: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """`values` of one epoch with the running best of each validation metric, `history` being the epochs before it."""
+    rows = [*history, values]
+    best = {
+        running_best(name): (max if METRIC_BY_NAME[name].maximize else min)(row[name] for row in rows if name in row)
+        for name in values
+        if name.startswith("validation:")
+    }
+    return {**values, **best}
 
 
 def metric_line(epoch: int, values: Mapping[str, float]) -> str:

@@ -21,20 +21,31 @@ from pathlib import Path
 
 BASE_DIR_VARIABLE = "SAGEMAKER_BASE_DIR"
 DEFAULT_BASE_DIR = Path("/opt/ml")
+SHARED_CHECKPOINTS_VARIABLE = "CLASSIFIER_SHARED_CHECKPOINTS"  # set for the trials of a tuning job, see MlPaths
+JOB_NAME_VARIABLE = "TRAINING_JOB_NAME"  # set by SageMaker
 FAILURE_MAX_CHARS = 1024  # DescribeTrainingJob's FailureReason shows this many characters
 
 
 @dataclass(frozen=True, kw_only=True)
 class MlPaths:
-    """Where a job finds its input and leaves its output, below one base folder."""
+    """Where a job finds its input and leaves its output, below one base folder.
+
+    Args:
+        checkpoint_folder: below `checkpoints`. All trials of a SageMaker tuning job are given the same S3 folder for
+            their checkpoints, so each keeps to the folder of its own name in there.
+    """
 
     base: Path
+    checkpoint_folder: str = ""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> MlPaths:
         """The layout below $SAGEMAKER_BASE_DIR, or /opt/ml without it."""
         environ = os.environ if environ is None else environ
-        return cls(base=Path(environ.get(BASE_DIR_VARIABLE) or DEFAULT_BASE_DIR))
+        return cls(
+            base=Path(environ.get(BASE_DIR_VARIABLE) or DEFAULT_BASE_DIR),
+            checkpoint_folder=environ.get(JOB_NAME_VARIABLE, "") if environ.get(SHARED_CHECKPOINTS_VARIABLE) else "",
+        )
 
     @property
     def code(self) -> Path:
@@ -70,7 +81,7 @@ class MlPaths:
 
     @property
     def checkpoints(self) -> Path:
-        return self.base / "checkpoints"
+        return self.base / "checkpoints" / self.checkpoint_folder
 
     @property
     def model(self) -> Path:

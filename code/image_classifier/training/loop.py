@@ -14,7 +14,7 @@ from torch import nn
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import DataError, JobError, JobStopped
-from image_classifier.contract.metrics import metric_line
+from image_classifier.contract.metrics import metric_line, with_best
 from image_classifier.training.checkpoint import Checkpoints, Progress, Weights
 from image_classifier.training.data import BadImages, Batch, Loader
 from image_classifier.training.evaluate import Evaluation, Interrupted, evaluate
@@ -147,7 +147,7 @@ def end_epoch(training: Training, evaluation: Evaluation) -> None:
     values = epoch_metrics(progress) | evaluation.metrics("validation")
     if not math.isfinite(evaluation.loss):
         raise not_finite("validation loss", evaluation.loss, progress, config)
-    log.info(metric_line(progress.epoch, values))
+    log.info(metric_line(progress.epoch, with_best(values, progress.history)))
     progress.history.append({"epoch": progress.epoch, **values, "seconds": progress.seconds})
     if is_best(progress):
         progress.best_epoch = progress.epoch

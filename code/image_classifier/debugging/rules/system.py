@@ -87,7 +87,8 @@ class LowGPUUtilization(SystemRule):
             advice = f"raise batch_size (it is {run.job.config.get('batch_size', '?')}) or take a smaller GPU"
         how = "low throughout" if p95 < self.threshold_p95 else "high only in bursts"
         return issue(
-            f"{len(evidence) // 2} of {len(gpus)} GPUs: utilization is {how} (95th percentile {p95:.0f} %, 5th {p5:.0f} %)",
+            f"{len(evidence) // 2} of {len(gpus)} GPUs: utilization is {how} "
+            f"(95th percentile {p95:.0f} %, 5th {p5:.0f} %)",
             advice,
             evidence,
             datapoints,
@@ -98,9 +99,8 @@ class LowGPUUtilization(SystemRule):
 class CPUBottleneck(SystemRule):
     """The GPU waits while the CPU works.
 
-    Fires when, of the seconds in which a GPU is below `gpu_threshold` or its data wait is on, more than `threshold`
-    have a core above `cpu_threshold`, and such seconds are more than `threshold` of all: the share of samples with
-    some GPU < `gpu_threshold` and some core > `cpu_threshold` is above `threshold`.
+    Fires when the share of samples with some GPU below `gpu_threshold` and some core above `cpu_threshold` percent is
+    above `threshold`.
     """
 
     threshold: float = 0.5

@@ -1,0 +1,72 @@
+"""Where a step's time goes: on the CPU by its clock, on a GPU by events that are read later, so that nothing waits."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+GPU_PHASES = frozenset({"h2d_s", "forward_s", "backward_s", "optimizer_s"})  # the GPU does these in its own time
+
+
+class Phases:
+    """The durations of one step's phases; those on a GPU are known once it has come that far."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    def add(self, phase: str, seconds: float) -> None:
+        """Seconds by the CPU's clock; a phase may come more than once in a step."""
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
+
+    def add_events(self, phase: str, start: torch.cuda.Event, end: torch.cuda.Event) -> None:
+        """What the GPU did between two events."""
+        self._events.append((phase, start, end))
+
+    def resolve(self) -> dict[str, float]:
+        """Phase -> seconds. Waits for the GPU where it has not come that far."""
+        for phase, start, end in self._events:
+            end.synchronize()
+            self.add(phase, start.elapsed_time(end) / 1000)
+        self._events.clear()
+        return self._seconds
+
+
+class StepClock:
+    """A stopwatch for one step after the other: `begin`, then `mark` at the end of each phase, then `end`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._last_end = time.perf_counter()
+        self._last_mark = self._last_end
+        self._last_event: torch.cuda.Event | None = None
+        self._phases = Phases()
+
+    def begin(self) -> None:
+        """What has passed since the last step does not belong to the next: another epoch or mode begins."""
+        self._last_end = self._last_mark = time.perf_counter()
+        self._last_event = self._event()
+        self._phases = Phases()
+
+    def mark(self, phase: str) -> None:
+        """The phase that began with the last mark ends here."""
+        now, event = time.perf_counter(), self._event()
+        if phase in GPU_PHASES and event is not None and self._last_event is not None:
+            self._phases.add_events(phase, self._last_event, event)
+        else:
+            self._phases.add(phase, now - self._last_mark)
+        self._last_mark, self._last_event = now, event
+
+    def end(self) -> tuple[float, Phases]:
+        """Ends the step. Returns its seconds by the CPU's clock, and its phases."""
+        now, phases = self._last_mark, self._phases
+        seconds, self._last_end, self._phases = now - self._last_end, now, Phases()
+        return seconds, phases
+
+    def _event(self) -> torch.cuda.Event | None:
+        if not self._cuda:
+            return None
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event

@@ -1,0 +1,268 @@
+"""The live observer of a training: told of each step, it measures, keeps what it saw, and hands it to its sinks.
+
+Per step it costs a few appends: losses and statistics stay on the device as scalars and are fetched together, every
+FLUSH_STEPS steps and at the end of an epoch. A recorder is an observer: when it fails, it is switched off with a
+warning and the training goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # everybody's name for it
+from torch import nn
+
+from image_classifier.contract.errors import describe
+from image_classifier.debugging.clock import Phases, StepClock
+from image_classifier.debugging.rundata import RunData
+from image_classifier.debugging.schema import ClassCounts, Mode, StatisticsRecord, StepRecord
+from image_classifier.debugging.tensorstats import (
+    Scalars,
+    WeightWatch,
+    activation_statistics,
+    input_statistics,
+    to_numbers,
+)
+
+log = logging.getLogger(__name__)
+
+FLUSH_STEPS = 20
+# A training shows most in its first steps; from `debug_interval` and `activation_interval` on, these count.
+FIRST_STEPS = frozenset({0, 1, 2, 5, 10, 20, 50})
+FIRST_ACTIVATION_STEPS = frozenset({0, 5, 50})
+INPUT_IMAGES = 512  # the inputs' statistics are taken of the first images only: what CheckInputImages needs
+
+
+class Sink(Protocol):
+    """Takes what was observed; called between steps."""
+
+    def add(self, record: StepRecord, statistics: StatisticsRecord | None) -> None:
+        """One step, and the statistics of its tensors if there are any."""
+
+    def add_classes(self, counts: ClassCounts) -> None:
+        """The classes of the epoch whose last step was the last one added."""
+
+    def flush(self) -> None:
+        """Makes what was added safe: the process may be killed."""
+
+    def close(self) -> None:
+        """Nothing more will come."""
+
+
+@dataclass
+class _Pending:
+    """A step whose numbers are still on the device."""
+
+    step: int
+    epoch: int
+    mode: Mode
+    time: float
+    seconds: float
+    images: int
+    loss: torch.Tensor
+    clean_loss: torch.Tensor
+    phases: Phases
+    tensors: dict[str, Scalars] = field(default_factory=dict)
+
+
+class Recorder:
+    """Observes one process of a training.
+
+    Args:
+        run: filled with what is observed; None where nobody judges (all ranks but 0).
+        sinks: get it too.
+        model: as it is trained: compiled, wrapped or bare.
+        num_classes: of the labels.
+        debug_interval: steps between statistics of gradients and weights; 0 for none.
+        activation_interval: steps between statistics of activations; 0 for none.
+        bf16: autocast the extra forward pass for activations.
+    """
+
+    def __init__(
+        self,
+        run: RunData | None,
+        sinks: Sequence[Sink],
+        model: nn.Module,
+        device: torch.device,
+        *,
+        num_classes: int,
+        debug_interval: int,
+        activation_interval: int,
+        bf16: bool = False,
+    ) -> None:
+        self.run = run
+        self._sinks = sinks
+        self._model = model
+        self._clock = StepClock(device)
+        self._counts = torch.zeros((2, num_classes), dtype=torch.int64, device=device)  # labels, hits
+        self._debug_interval = debug_interval
+        self._activation_interval = activation_interval
+        self._bf16 = bf16
+        self._pending: list[_Pending] = []
+        self._mode: Mode = "train"
+        self._step, self._epoch = 0, 1
+        self._tensors: dict[str, Scalars] = {}
+        self._watch: WeightWatch | None = None
+        self._inputs_seen = 0
+        self._failed = False
+
+    def begin(self, mode: Mode, epoch: int, step: int) -> None:
+        """An epoch's training, or an evaluation, begins; the next step that ends is number `step` of this mode."""
+        self._mode, self._epoch, self._step = mode, epoch, step
+        self._guarded(self._counts.zero_)
+        self._guarded(self._clock.begin)
+
+    def mark(self, phase: str) -> None:
+        """A phase of the step (one of schema.PHASES) ends here."""
+        self._guarded(lambda: self._clock.mark(phase))
+
+    def before_forward(self, images: torch.Tensor) -> None:
+        """The batch, (n, 3, H, W), is on the device."""
+        self._guarded(lambda: self._before_forward(images))
+
+    def after_backward(self) -> None:
+        """The gradients are what the optimiser will use."""
+        if self._due(self._debug_interval, FIRST_STEPS):
+            self._guarded(self._after_backward)
+
+    def after_update(self) -> None:
+        """The optimiser has made its step."""
+        if self._watch is not None:
+            self._guarded(self._after_update)
+
+    def end_step(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """The step ends.
+
+        Args:
+            loss: scalar, the one that is minimised.
+            logits: (n, classes).
+            labels: (n,) int64.
+        """
+        self._guarded(lambda: self._end_step(loss.detach(), logits.detach(), labels))
+        self._step += 1
+
+    def skip_step(self) -> None:
+        """A step without a readable image: nothing to record."""
+        self._guarded(self._clock.begin)
+        self._step += 1
+
+    def end_epoch(self) -> None:
+        """The epoch's training, or the evaluation, is over."""
+        self._guarded(self._end_epoch)
+
+    def flush(self) -> None:
+        """Fetches what is still on the device and makes it safe."""
+        self._guarded(self._flush)
+
+    def close(self) -> None:
+        """Flushes, and closes the sinks."""
+        self._guarded(self._flush)
+        for sink in self._sinks:
+            self._guarded(sink.close)
+
+    def _due(self, interval: int, first: frozenset[int]) -> bool:
+        return self._mode == "train" and interval > 0 and (self._step % interval == 0 or self._step in first)
+
+    def _before_forward(self, images: torch.Tensor) -> None:
+        if self._mode == "train" and self._inputs_seen < INPUT_IMAGES:
+            self._inputs_seen += images.shape[0]
+            self._tensors["inputs"] = input_statistics(images)
+        if self._due(self._activation_interval, FIRST_ACTIVATION_STEPS):
+            with torch.no_grad():
+                self._tensors["activations"] = activation_statistics(self._model, images, bf16=self._bf16)
+        self._clock.mark("hook_s")
+
+    def _after_backward(self) -> None:
+        self._watch = WeightWatch(self._model)
+        self._clock.mark("hook_s")
+
+    def _after_update(self) -> None:
+        if self._watch is not None:
+            self._tensors |= {"gradients": self._watch.gradients, "weights": self._watch.after()}
+            self._watch = None
+            self._clock.mark("hook_s")
+
+    def _end_step(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        clean_loss = F.cross_entropy(logits.float(), labels)
+        hits = (logits.argmax(1) == labels).to(self._counts.dtype)
+        self._counts[0].index_add_(0, labels, torch.ones_like(labels))
+        self._counts[1].index_add_(0, labels, hits)
+        self._clock.mark("hook_s")
+        seconds, phases = self._clock.end()
+        pending = _Pending(
+            step=self._step,
+            epoch=self._epoch,
+            mode=self._mode,
+            time=time.time(),
+            seconds=seconds,
+            images=len(labels),
+            loss=loss,
+            clean_loss=clean_loss,
+            phases=phases,
+            tensors=self._tensors,
+        )
+        self._pending.append(pending)
+        self._tensors = {}
+        if len(self._pending) >= FLUSH_STEPS:
+            self._flush()
+
+    def _end_epoch(self) -> None:
+        self._flush()
+        labels, hits = self._counts.tolist()
+        counts = ClassCounts(
+            mode=self._mode, step=self._step - 1, epoch=self._epoch, labels=tuple(labels), hits=tuple(hits)
+        )
+        if self.run is not None:
+            self.run.add_classes(counts)
+        for sink in self._sinks:
+            sink.add_classes(counts)
+            sink.flush()
+
+    def _flush(self) -> None:
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        losses = torch.stack([torch.stack([each.loss.float(), each.clean_loss.float()]) for each in pending]).tolist()
+        for each, (loss, clean_loss) in zip(pending, losses, strict=True):
+            record = StepRecord(
+                step=each.step,
+                epoch=each.epoch,
+                mode=each.mode,
+                time=round(each.time, 4),
+                seconds=_digits(each.seconds),
+                images=each.images,
+                loss=loss,
+                clean_loss=clean_loss,
+                **{phase: _digits(seconds) for phase, seconds in each.phases.resolve().items()},
+            )
+            statistics = StatisticsRecord(step=each.step, **to_numbers(each.tensors)) if each.tensors else None
+            self._hand_out(record, statistics)
+        for sink in self._sinks:
+            sink.flush()
+
+    def _hand_out(self, record: StepRecord, statistics: StatisticsRecord | None) -> None:
+        if self.run is not None:
+            self.run.add_step(record)
+            if statistics is not None:
+                self.run.add_statistics(statistics)
+        for sink in self._sinks:
+            sink.add(record, statistics)
+
+    def _guarded(self, action: Callable[[], Any]) -> None:
+        if self._failed:
+            return
+        try:
+            action()
+        except Exception as error:  # any: the recording is worth less than the training
+            self._failed = True
+            log.warning("the debug recorder failed and is switched off: %s", describe(error))
+
+
+def _digits(seconds: float) -> float:
+    """Six significant digits: more only make the file longer."""
+    return float(f"{seconds:.6g}")

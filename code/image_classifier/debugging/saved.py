@@ -1,0 +1,172 @@
+"""A run from what it saved: its files, or the tensors that smdebug wrote, on this machine or in S3."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from image_classifier.contract.errors import DataError, describe
+from image_classifier.debugging.rundata import RunData
+from image_classifier.debugging.schema import (
+    ClassCounts,
+    JobFacts,
+    Mode,
+    StatisticsRecord,
+    StepRecord,
+    read_classes,
+    read_job,
+    read_statistics,
+    read_steps,
+    read_system,
+)
+from image_classifier.debugging.smdebug_names import (
+    CLEAN_LOSS,
+    EPOCH,
+    HITS,
+    IMAGES,
+    LABELS,
+    LOSS,
+    MODE_NAMES,
+    OUTPUT,
+    parse_tensor_name,
+)
+
+
+def read_files(output: Path) -> RunData:
+    """A run from the files below its output folder (schema.py); what is missing there is missing in the run."""
+    data = output / "data"
+    run = RunData(read_job(data) or JobFacts(config={}))
+    for record in read_steps(data):
+        run.add_step(record)
+    for statistics in read_statistics(data):
+        run.add_statistics(statistics)
+    for counts in read_classes(data):
+        run.add_classes(counts)
+    for sample in read_system(output):
+        run.add_system(sample)
+    return run
+
+
+def read_trial(path: Path | str, job: JobFacts | None = None) -> RunData:
+    """A run from smdebug's files: losses, classes and tensors; neither times nor system metrics are in there.
+
+    Args:
+        path: the folder of one attempt (`output/tensors/attempt-1`), of all (`output/tensors`), or `s3://...` of one.
+        job: what is known of the job; without it, rules cannot name its hyperparameters.
+
+    Raises:
+        DataError: there are no such files, or they cannot be read.
+    """
+    run = RunData(job or JobFacts(config={}))
+    steps: dict[tuple[Mode, int], StepRecord] = {}
+    statistics: dict[int, StatisticsRecord] = {}
+    classes: dict[tuple[Mode, int], ClassCounts] = {}
+    for attempt in _attempts(path):  # a step that was made again counts as it was made last
+        trial = _Trial(attempt)
+        steps |= trial.steps()
+        statistics |= trial.statistics()
+        classes |= trial.classes()
+    for key in sorted(steps, key=lambda key: key[1]):
+        run.add_step(steps[key])
+    for step in sorted(statistics):
+        run.add_statistics(statistics[step])
+    for counts in sorted(classes.values(), key=lambda counts: counts.step):
+        run.add_classes(counts)
+    return run
+
+
+def _attempts(path: Path | str) -> list[str]:
+    if str(path).startswith("s3://"):
+        return [str(path)]
+    folder = Path(path)
+    attempts = sorted(folder.glob("attempt-*"), key=lambda each: int(each.name.rpartition("-")[2]))
+    found = [str(each) for each in attempts or [folder] if (each / "collections").is_dir()]
+    if not found:
+        raise DataError(f"{path} holds no tensors of smdebug", "name the tensors folder of a job's output")
+    return found
+
+
+class _Trial:
+    """One folder that a hook of ours wrote, through smdebug's own reader."""
+
+    def __init__(self, path: str) -> None:
+        os.environ.setdefault("SMDEBUG_LOG_LEVEL", "error")
+        os.environ.setdefault("TRAINING_END_DELAY_REFRESH", "0")  # seconds it waits for more of a run that has ended
+        logging.getLogger("smdebug").setLevel(logging.ERROR)
+        from smdebug import modes
+        from smdebug.trials import create_trial
+
+        try:
+            self._trial: Any = create_trial(path)
+            self._names: list[str] = self._trial.tensor_names()
+        except Exception as error:  # smdebug and boto raise many types on files that are damaged or not there
+            raise DataError(f"the tensors in {path} cannot be read: {describe(error)}") from error
+        self._modes: Mapping[Mode, Any] = {mode: modes[name] for mode, name in MODE_NAMES.items()}
+
+    def steps(self) -> dict[tuple[Mode, int], StepRecord]:
+        """Losses of every step; times are not kept."""
+        found = {}
+        for mode in MODE_NAMES:
+            columns = {name: self._scalars(name + OUTPUT, mode) for name in (LOSS, CLEAN_LOSS, EPOCH, IMAGES)}
+            for step, loss in columns[LOSS].items():
+                found[mode, step] = StepRecord(
+                    step=step,
+                    epoch=int(columns[EPOCH].get(step, 0)),
+                    mode=mode,
+                    time=0.0,
+                    seconds=0.0,
+                    images=int(columns[IMAGES].get(step, 0)),
+                    loss=loss,
+                    clean_loss=columns[CLEAN_LOSS].get(step, loss),
+                )
+        return found
+
+    def statistics(self) -> dict[int, StatisticsRecord]:
+        """All reduced tensors, by step."""
+        model = next((m.group(1) for name in self._names if (m := re.match(r"gradient/([^_]+)_", name))), "")
+        found: dict[int, dict[str, dict[str, dict[str, float]]]] = {}
+        for tensor_name in self._names:
+            parsed = parse_tensor_name(tensor_name, model)
+            if parsed is None:
+                continue
+            kind, name = parsed
+            tensor = self._trial.tensor(tensor_name)
+            for step in tensor.steps(mode=self._modes["train"]):
+                values = tensor.reduction_values(step, mode=self._modes["train"])
+                numbers = {_statistic(*key): float(value.item()) for key, value in values.items()}
+                if numbers:
+                    found.setdefault(step, {}).setdefault(kind, {})[name] = numbers
+        return {step: StatisticsRecord(step=step, **parts) for step, parts in found.items()}
+
+    def classes(self) -> dict[tuple[Mode, int], ClassCounts]:
+        """Label and hit counts, at the last step of each epoch."""
+        found = {}
+        for mode in MODE_NAMES:
+            epochs = self._scalars(EPOCH + OUTPUT, mode)
+            labels, hits = (self._values(name + OUTPUT, mode) for name in (LABELS, HITS))
+            for step, counts in labels.items():
+                found[mode, step] = ClassCounts(
+                    mode=mode,
+                    step=step,
+                    epoch=int(epochs.get(step, 0)),
+                    labels=tuple(int(count) for count in counts),
+                    hits=tuple(int(count) for count in hits[step]),
+                )
+        return found
+
+    def _scalars(self, name: str, mode: Mode) -> dict[int, float]:
+        return {step: float(value.item()) for step, value in self._values(name, mode).items()}
+
+    def _values(self, name: str, mode: Mode) -> dict[int, Any]:
+        if name not in self._names:
+            return {}
+        tensor = self._trial.tensor(name)
+        return {step: tensor.value(step, mode=self._modes[mode]) for step in tensor.steps(mode=self._modes[mode])}
+
+
+def _statistic(reduction: str, absolute: bool) -> str:
+    return f"abs_{reduction}" if absolute else reduction

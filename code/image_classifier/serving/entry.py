@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from image_classifier.contract import endpoint
-from image_classifier.contract.errors import ArtifactError, ClassifierError, ConfigError, PlatformError
+from image_classifier.contract.errors import ArtifactError, ClassifierError, ConfigError, PlatformError, describe
 from image_classifier.contract.paths import MlPaths
 from image_classifier.contract.wire import JSON_TYPE, TOP_K_HEADER
 from image_classifier.serving.classifier import check_answer
@@ -36,6 +36,7 @@ from image_classifier.vision.manifest import GoldenSample
 
 _STARTUP_POLL_S = 0.05
 _WATCH_POLL_S = 0.5
+_MAX_TEMPORARY_BYTES = 70  # a socket's path has at most 107 bytes on Linux, 103 on macOS; ours add 30
 _SEE_ABOVE = "its own messages stand above"
 _GPU_WORKERS = 4  # a worker decodes one image at a time; more of them only fill the GPU's memory
 _INVOCATION_TIMEOUT_S = 60
@@ -52,11 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(f"unknown argument {' '.join(arguments)!r}", "settings come from the environment")
         _serve(stop)
     except ClassifierError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr, flush=True)
-        return error.exit_code
+        return _fail(error)
+    except OSError as error:  # no temporary folder, a full disk, no more processes
+        return _fail(PlatformError(describe(error), "the server needs a writable temporary folder ($TMPDIR)"))
     return 0
+
+
+def _fail(error: ClassifierError) -> int:
+    print(f"error: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr, flush=True)
+    return error.exit_code
 
 
 def _serve(stop: threading.Event) -> None:
@@ -69,7 +76,7 @@ def _serve(stop: threading.Event) -> None:
     num_workers = _number(endpoint.WORKERS_VARIABLE, _default_workers(), high=1024)
     address.check_free()
     artifact = load_model(MlPaths.from_environment().model)
-    with tempfile.TemporaryDirectory(prefix="ic-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="ic-", dir=_temporary(), ignore_cleanup_errors=True) as folder:
         scratch = Scratch(Path(folder))
         scratch.create()
         with ServerProcess(scratch, address, num_workers=num_workers) as server:
@@ -138,6 +145,12 @@ def _invoke(address: Address, artifact: Artifact, sample: GoldenSample) -> dict[
         raise PlatformError(f"the server does not answer the golden sample {sample.name}", _SEE_ABOVE) from error
     finally:
         connection.close()
+
+
+def _temporary() -> str:
+    """The folder for temporary files, or /tmp where its name is too long to hold the server's sockets."""
+    folder = tempfile.gettempdir()
+    return folder if len(os.fsencode(folder)) <= _MAX_TEMPORARY_BYTES else "/tmp"  # noqa: S108
 
 
 def _default_workers() -> int:

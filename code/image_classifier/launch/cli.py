@@ -267,12 +267,12 @@ def config(call: Call, as_json: bool) -> None:
 
 @app.command()
 @click.argument("folder", metavar="[DIR]", type=PATH, default=Path("demo"))
-@click.pass_obj
-def demo(call: Call, folder: Path) -> int | None:
-    """Show all of the above on sample images, in DIR."""
+@click.option("--port", default=8080, show_default=True, help="port to serve on")
+def demo(folder: Path, port: int) -> int:
+    """Go through all of the above on sample images, in DIR (default: demo)."""
     from image_classifier.launch.demo import run_demo
 
-    return run_demo(folder)
+    return run_demo(folder, port=port)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911  # one for each way to end

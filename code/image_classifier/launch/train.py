@@ -19,6 +19,7 @@ from image_classifier.vision import artifact
 from image_classifier.vision.folders import ImageFolders, find_channels, scan
 
 KIND = "train"
+EXIT_KILLED = 137  # 128 + SIGKILL
 LAST_LINES = 20  # of the log, shown with --debug when a job failed
 
 
@@ -120,9 +121,18 @@ def ending(run: Run, status: int, interrupts: Interrupts, how_to_resume: str) ->
             stopped.exit_code = interrupts.exit_code
         run.end(Status.STOPPED, exit_code=status, failure=stopped.message)
         return stopped
-    message = message or f"the job ended with exit status {status} and gave no reason"
+    message = message or silent_end(status)
     run.end(Status.FAILED, exit_code=status, failure=message)
-    return JobError(message, f"{hint}; the log is {run.log}" if hint else f"the log is {run.log}")
+    error = JobError(message, f"{hint}; the log is {run.log}" if hint else f"the log is {run.log}")
+    error.add_note(last_lines(run.log))  # shown by --debug, with the traceback
+    return error
+
+
+def silent_end(status: int) -> str:
+    """The cause of an end that the job could not explain itself."""
+    if status == EXIT_KILLED:
+        return "the job was killed: memory ran out, or somebody killed it"
+    return f"the job ended with exit status {status} and gave no reason"
 
 
 def last_lines(log: Path) -> str:

@@ -27,7 +27,7 @@ from image_classifier.launch.process import POLL_S, Interrupts, Job
 from image_classifier.launch.progress import Progress
 from image_classifier.launch.runs import ACTIVE, Record, Run, Status, create_run, find_run, open_run
 from image_classifier.launch.settings import Settings, TuneSettings
-from image_classifier.launch.train import check_data, resolve_weights
+from image_classifier.launch.train import check_data, resolve_weights, silent_end
 from image_classifier.launch.trials import TRIALS, Found, TrialRow, objective_at_best, pick_best, write_results
 from image_classifier.launch.tune_view import TuneView
 from image_classifier.vision.folders import ImageFolders, find_channels
@@ -305,7 +305,7 @@ class Tuner:
             active.run.end(Status.STOPPED, exit_code=status, failure=message or "killed before it saved its state")
             return
         else:
-            message = message or f"the job ended with exit status {status} and gave no reason"
+            message = message or silent_end(status)
             active.run.end(Status.FAILED, exit_code=status, failure=message)
             trial.set_user_attr("failure", message)
             self._study.tell(trial, state=TrialState.FAIL)

@@ -33,13 +33,13 @@ def draw(path: Path, rows: Sequence[TrialRow], best: TrialRow, objective: str, s
     with mpl.rc_context(
         {"svg.hashsalt": "tuning", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
     ):
-        figure = Figure(figsize=(4.2 * (len(panels) + 1), 4.0), layout="constrained")
+        figure = Figure(figsize=(4.2 * (len(panels) + 1) + 1.6, 4.0), layout="constrained")
         axes = figure.subplots(1, len(panels) + 1, sharey=True, squeeze=False)[0]
         for axis, name in zip(axes, panels, strict=False):
             _against(axis, name, space[name], rows, best=best, colours=colours)
         axes[0].set_ylabel(f"{objective}, best epoch")
-        _curves(axes[-1], rows, best, colours, objective)
-        _legend(figure, axes[0], colour_by, colours, rows)
+        _curves(axes[-1], rows, best, colours)
+        _legend(figure, colour_by, colours, rows)
         direction = "highest" if METRIC_BY_NAME[objective].maximize else "lowest"
         figure.suptitle(f"{len(rows)} trials, {direction} {objective} {best.value:.4f} in trial {best.number}")
         with replacing(path) as file:
@@ -70,7 +70,7 @@ def _against(
         filled = row.value is not None
         axis.plot(x, row.best.value, "o", color=colour, fillstyle="full" if filled else "none", markersize=8, alpha=0.9)
         if row is best:
-            axis.plot(x, row.best.value, "*", color="white", markeredgecolor="black", markersize=16, zorder=5)
+            axis.plot(x, row.best.value, "*", color=colour, markeredgecolor="black", markersize=18, zorder=5)
     if places is not None:
         axis.set_xticks(list(places.values()), [format_value(value) for value in places])
         axis.set_xlim(-0.5, len(places) - 0.5)
@@ -84,7 +84,7 @@ def _against(
     axis.grid(alpha=0.25)
 
 
-def _curves(axis: Any, rows: Sequence[TrialRow], best: TrialRow, colours: Mapping[int, str], objective: str) -> None:
+def _curves(axis: Any, rows: Sequence[TrialRow], best: TrialRow, colours: Mapping[int, str]) -> None:
     """The objective after each epoch of each trial; the best one thick, the pruned ones dashed."""
     from matplotlib.ticker import MaxNLocator
 
@@ -101,22 +101,17 @@ def _curves(axis: Any, rows: Sequence[TrialRow], best: TrialRow, colours: Mappin
             linewidth=3 if row is best else 1.2,
             alpha=1.0 if row is best else 0.7,
         )
-        axis.annotate(
-            str(row.number),
-            (epochs[-1], values[-1]),
-            xytext=(4, 0),
-            textcoords="offset points",
-            fontsize=8,
-            va="center",
-        )
+        if row is best:
+            axis.annotate(
+                f"trial {row.number}", (epochs[-1], values[-1]), xytext=(-6, 6), textcoords="offset points", ha="right"
+            )
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axis.set_xlabel(f"epoch ({objective} of each trial)")
+    axis.set_xlabel("epoch")
+    axis.set_title("each trial, epoch by epoch", fontsize=10)
     axis.grid(alpha=0.25)
 
 
-def _legend(
-    figure: Any, axis: Any, colour_by: str | None, colours: Mapping[int, str], rows: Sequence[TrialRow]
-) -> None:
+def _legend(figure: Any, colour_by: str | None, colours: Mapping[int, str], rows: Sequence[TrialRow]) -> None:
     from matplotlib.lines import Line2D
 
     handles = []
@@ -131,4 +126,4 @@ def _legend(
         handles.append(Line2D([], [], marker="o", linestyle="--", fillstyle="none", color=GREY, label="pruned"))
     if any(row.best is None for row in rows):
         handles.append(Line2D([], [], marker="x", linestyle="", color="#B00020", label="failed"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)

@@ -22,6 +22,7 @@ import re
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -245,9 +246,10 @@ def find_run(runs_dir: Path, text: str = "", *, kind: str = "", status: Status |
                 return run
         raise ConfigError(f"there is no run {text!r} in {runs_dir}", "`deploy.py status` lists the runs")
     for run in reversed(list_runs(runs_dir)):
-        record = run.record()
-        if (not kind or record.kind == kind) and (status is None or record.status == status):
-            return run
+        with suppress(PlatformError):  # a damaged record: `status` names it
+            record = run.record()
+            if (not kind or record.kind == kind) and (status is None or record.status == status):
+                return run
     wanted = " ".join(word for word in ("finished" if status else "", kind, "run") if word)
     raise ConfigError(f"there is no {wanted} in {runs_dir}", "`deploy.py status` lists the runs")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from image_classifier.contract.config import parameters
 from image_classifier.contract.endpoint import parse_ready_line
+from image_classifier.contract.errors import PlatformError
 from image_classifier.launch import render
 from image_classifier.launch.process import POLL_S
 from image_classifier.launch.progress import duration
@@ -88,14 +89,24 @@ class ServeView:
 def all_runs(runs: list[Run], *, as_json: bool) -> None:
     """Lists the runs, oldest first."""
     if as_json:
-        render.document([_summary(run) for run in runs])
+        summaries = []
+        for run in runs:
+            try:
+                summaries.append(_summary(run))
+            except PlatformError as error:
+                render.warn(error.message)
+        render.document(summaries)
         return
     if not runs:
         render.note("no runs yet")
         return
     rows = []
     for run in runs:
-        record = run.record()
+        try:
+            record = run.record()
+        except PlatformError as error:
+            rows.append([run.name, "", "Damaged", "", error.message])
+            continue
         rows.append([run.name, record.kind, record.status, duration(record.duration_s), _result(run)])
     render.table(["run", "kind", "status", "time", "result"], rows, numbers=("time",))
 

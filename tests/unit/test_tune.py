@@ -1,0 +1,228 @@
+"""The search: which trials are run, what becomes of good, hopeless and crashing ones, and how it goes on.
+
+The training job is a stand-in here, a script that logs what a job logs; integration/test_tune_job.py has the real one.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from image_classifier.contract.errors import ConfigError, JobError, JobStopped
+from image_classifier.contract.search import Categorical, Continuous, Integer
+from image_classifier.launch import local, settings, tune
+from image_classifier.launch.process import Interrupts, Job
+from image_classifier.launch.runs import Run, Status
+from image_classifier.launch.trials import Best, TrialRow, objective_at_best, pick_best
+from image_classifier.launch.tune import combinations, find_best, num_combinations
+from image_classifier.vision.sample_data import make_sample_data
+
+# Learns to `batch_size` percent. Batch size 13 crashes; an existing checkpoint makes it skip the epochs it counts.
+STAND_IN = """
+import json, pathlib, signal, sys, time
+base = pathlib.Path.cwd()
+hyper = json.loads((base / "input/config/hyperparameters.json").read_text())
+batch, epochs = int(hyper["batch_size"]), int(hyper["epochs"])
+def stop(*_):
+    (base / "output/failure").write_text("stopped by SIGTERM")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+if batch == 13:
+    (base / "output/failure").write_text("thirteen is unlucky\\nhint: take another")
+    sys.exit(1)
+counter, history = base / "checkpoints/epoch", base / "output/data/history.jsonl"
+first = int(counter.read_text()) + 1 if counter.exists() else 1
+for epoch in range(first, epochs + 1):
+    accuracy = batch / 100 * epoch / epochs
+    row = {"validation:accuracy": accuracy, "validation:loss": 1 - accuracy}
+    with history.open("a") as file:
+        file.write(json.dumps(row) + "\\n")
+    counter.write_text(str(epoch))
+    print(f"metrics epoch={epoch} " + " ".join(f"{k}={v}" for k, v in row.items()), flush=True)
+    while epoch == 2 and (base / "../../hold").exists():
+        time.sleep(0.01)
+    time.sleep(0.2 if batch == 10 and epochs == 9 else 0)
+(base / "model/manifest.json").write_text("{}")
+"""
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    make_sample_data(tmp_path / "data", num_classes=2, train_per_class=50, valid_per_class=1, test_per_class=0, size=32)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts the stand-in in the place of the training program."""
+
+    def start(run: Run, *, share: int = 1) -> Job:
+        job = Job.start([sys.executable, "-c", STAND_IN], env=os.environ, cwd=run.path, log=run.log)
+        run.begin(job.pid)
+        return job
+
+    monkeypatch.setattr(local, "start_training", start)
+
+
+def search(data: Path, batch_sizes: object, **flags: settings.Value) -> tune.Search:
+    """A search over batch sizes only."""
+    file = data.parent / "deploy.toml"
+    file.write_text(f"runs_dir = 'runs'\n[tune.search]\nbatch_size = {batch_sizes}\n")
+    given = {"tune.epochs": 3, "tune.prune": False} | {key.replace("__", "."): value for key, value in flags.items()}
+    made = settings.load(given, file=file, environ={})
+    return tune.create(made, data, data.parent / "runs")
+
+
+def rows_of(run: Run) -> list[dict[str, str]]:
+    with (run.path / "trials.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_every_combination_is_tried_once_and_the_best_kept(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = search(data, [10, 20, 13, 30, 64, 500], tune__trials=9)
+    found = tune.run(made)
+    assert "batch_size 500 left out: there are only 100 training images" in capsys.readouterr().err
+    rows = rows_of(made.run)
+    assert sorted(row["batch_size"] for row in rows) == ["10", "13", "20", "30", "64"]  # 5 trials, not 9
+    crashed = next(row for row in rows if row["batch_size"] == "13")
+    assert (crashed["status"], crashed["failure"]) == ("Failed", "thirteen is unlucky")
+    assert (found.best_values, found.best_value) == ({"batch_size": 64}, 0.64)
+    best = json.loads((made.run.path / "best.json").read_text())
+    assert best["hyperparameters"] == {"batch_size": "64"}
+    assert settings.load({}, best=find_best(made.run.name, data.parent / "runs"), environ={}).train.batch_size == 64
+    assert (made.run.path / "tuning.svg").read_text().startswith("<?xml")
+    models = [path.parents[1].name for path in made.run.path.glob("trials/*/model/manifest.json")]
+    assert models == [f"{found.best_trial:03}"]  # the weights of the others are gone
+    assert not list(made.run.path.glob("trials/*/checkpoints"))
+    assert made.run.record().status == Status.COMPLETED
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_search_ends_early_when_all_trials_fail_alike(data: Path) -> None:
+    made = search(data, [13, 13], train__lr=0.1)  # one combination
+    with pytest.raises(JobError, match="no trial finished; the first one failed with: thirteen is unlucky"):
+        tune.run(made)
+    assert made.run.record().status == Status.FAILED
+    made = dataclass_with_lr(search(data, [13]))
+    with pytest.raises(JobError, match="the first 3 trials failed in the same way: thirteen is unlucky"):
+        tune.run(made)
+
+
+def dataclass_with_lr(made: tune.Search) -> tune.Search:
+    """The same search with an endless space."""
+    wider = {**made.space, "lr": Continuous(low=0.001, high=0.1, log=True)}
+    return dataclasses.replace(made, space=wider, tune=dataclasses.replace(made.tune, trials=8))
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_hopeless_trial_is_pruned(data: Path) -> None:
+    made = search(data, "{ low = 10, high = 64 }", tune__trials=4, tune__epochs=9, tune__prune=True)
+    study = tune.open_study(made)
+    for value in (62, 63, 64, 10):
+        study.enqueue_trial({"batch_size": value})
+    tune.run(made)
+    rows = rows_of(made.run)
+    assert [row["status"] for row in rows] == ["Completed"] * 3 + ["Pruned"]
+    record = Run(path=made.run.path / "trials/004").record()
+    assert (record.status, record.exit_code) == (Status.STOPPED, 143)
+    assert record.failure.startswith("pruned after epoch")
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_interrupted_search_goes_on_where_it_was(data: Path) -> None:
+    made = search(data, [10, 20, 30], tune__trials=3)
+    hold = made.run.path / "hold"
+
+    class InterruptedInTheSecondTrial(tune.TuneView):
+        """Presses Ctrl-C when the second trial has reached its second epoch."""
+
+        def epoch(self, number: int, progress: tune.Progress) -> None:
+            if number == 1:
+                hold.touch()
+            if (number, progress.epoch) == (2, 2):
+                interrupts.count += 1
+
+    with Interrupts() as interrupts, tune.render.live() as live:
+        made.run.begin()
+        view = InterruptedInTheSecondTrial(live, made.run.log, made.tune)
+        with (
+            tune.Tuner(made, view, interrupts) as tuner,
+            pytest.raises(JobStopped, match="stopped after 1 of 3 trials") as stopped,
+        ):
+            tuner.work()
+    assert made.run.name in stopped.value.hint
+    made.run.end(Status.STOPPED)
+    hold.unlink()
+    (made.run.path / "study.journal.lock").symlink_to("study.journal")  # as a killed search leaves them
+    with (made.run.path / "study.journal").open("a") as journal:
+        journal.write('{"op_code": 4, "worker')
+    tune.run(tune.resume(made.run, {}))
+    rows = rows_of(made.run)
+    assert [row["status"] for row in rows] == ["Completed"] * 3
+    assert sorted(row["batch_size"] for row in rows) == ["10", "20", "30"]
+    second = Run(path=made.run.path / "trials/002")
+    assert second.record().attempts == 2
+    assert second.log.read_text().count("metrics epoch=") == 3  # no epoch was run twice
+    again = tune.resume(made.run, {"tune.trials": 3, "tune.parallel": 2})
+    assert tune.run(again).best_values == {"batch_size": 30}  # nothing is left to run, the result is the same
+
+
+def test_searched_hyperparameter_given_as_flag_is_fixed(data: Path) -> None:
+    made = settings.load({"train.lr": 0.02, "train.image_size": 64, "tune.epochs": 2}, environ={})
+    made = tune.create(made, data, data.parent / "runs")
+    assert set(made.space) == {"batch_size"}
+    assert made.carried == {"lr": "0.02", "image_size": "64"}
+    assert (made.base.lr, made.base.epochs) == (0.02, 2)
+    everything = settings.load({"train.lr": 0.02, "train.batch_size": 8}, environ={})
+    with pytest.raises(ConfigError, match="nothing is left to search"):
+        tune.create(everything, data, data.parent / "runs")
+
+
+def test_batch_sizes_must_fit_the_data(data: Path) -> None:
+    with pytest.raises(ConfigError, match="every batch size of the search is larger than the 100 training images"):
+        search(data, [128, 256])
+
+
+def test_combinations_are_counted_and_listed() -> None:
+    space = {"epochs": Integer(low=2, high=4), "optimizer": Categorical(values=("sgd", "adamw"))}
+    points = list(combinations(space))
+    assert num_combinations(space) == len(points) == 6
+    assert {"epochs": 4, "optimizer": "adamw"} in points
+    endless = {**space, "lr": Continuous(low=0.1, high=0.2)}
+    assert num_combinations(endless) == float("inf")
+    assert list(combinations(endless)) == []
+
+
+def test_loss_settles_ties_and_best_epoch_counts(tmp_path: Path) -> None:
+    folder = Run(path=tmp_path).paths.output_data
+    folder.mkdir(parents=True)
+    history = [(0.5, 1.0), (0.9, 0.5), (0.9, 0.4), (0.8, 0.3), (float("nan"), 0.1)]
+    lines = [json.dumps({"validation:accuracy": value, "validation:loss": loss}) for value, loss in history]
+    (folder / "history.jsonl").write_text("\n".join(lines))
+    best = objective_at_best(Run(path=tmp_path), "validation:accuracy")
+    assert best == Best(value=0.9, epoch=3, loss=0.4)
+    assert objective_at_best(Run(path=tmp_path), "validation:loss") == Best(value=0.1, epoch=5, loss=0.1)
+    rows = [row(1, 0.9, 0.5), row(2, 0.9, 0.4), row(3, None, 0.1), row(4, 0.8, 0.1)]
+    assert pick_best(rows, "validation:accuracy") is rows[1]
+    assert pick_best(rows[2:3], "validation:accuracy") is None
+
+
+def row(number: int, value: float | None, loss: float) -> TrialRow:
+    return TrialRow(
+        number=number,
+        status="Completed" if value is not None else "Failed",
+        config=settings.TrainConfig(),
+        value=value,
+        best=None if value is None else Best(value=value, epoch=1, loss=loss),
+        seconds=1.0,
+        failure="",
+        path=Path(),
+        curve=(),
+    )

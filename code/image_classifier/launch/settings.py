@@ -21,6 +21,7 @@ from image_classifier.contract.config import Param, TrainConfig, Value, check, p
 from image_classifier.contract.errors import ConfigError, NotAvailable
 from image_classifier.contract.metrics import DEFAULT_OBJECTIVE, METRICS
 from image_classifier.contract.search import DEFAULT_SEARCH_SPACE, SearchSpace, parse_search_space
+from image_classifier.launch.sagemaker.settings import SageMakerSettings
 
 FILE_NAME = "deploy.toml"
 VARIABLE_PREFIX = "CLASSIFIER_"
@@ -29,6 +30,7 @@ SEARCH_KEY = "tune.search"
 OBJECTIVES = tuple(metric.name for metric in METRICS if metric.name.startswith("validation:"))
 PATH_KEYS = ("runs_dir", "data")
 NAMED_WEIGHTS = ("imagenet", "none")
+CHECKED_SECTIONS = ("train", "tune", "predict", "sagemaker")  # an unknown variable of one is a mistake, not another's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,7 @@ SECTIONS: Mapping[str, type] = {
     "tune": TuneSettings,
     "serve": ServeSettings,
     "predict": PredictSettings,
+    "sagemaker": SageMakerSettings,
 }
 
 
@@ -86,6 +89,7 @@ class Settings:
     tune: TuneSettings
     serve: ServeSettings
     predict: PredictSettings
+    sagemaker: SageMakerSettings
     search: SearchSpace
     origins: Mapping[str, str]
 
@@ -246,7 +250,7 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Value]:
         if name in by_variable:
             key = by_variable[name]
             values[key] = _blame(name, parse_as, table[key], text)
-        elif name.startswith(tuple(f"{VARIABLE_PREFIX}{section.upper()}_" for section in ("train", "tune", "predict"))):
+        elif name.startswith(tuple(f"{VARIABLE_PREFIX}{section.upper()}_" for section in CHECKED_SECTIONS)):
             near = difflib.get_close_matches(name, by_variable, n=1)
             raise ConfigError(f"unknown environment variable {name}", f"did you mean {near[0]}?" if near else "")
     return values

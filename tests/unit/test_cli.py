@@ -1,0 +1,207 @@
+"""The command line's manners: help, exit codes, what goes to which stream."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from image_classifier.contract.config import parameters
+from image_classifier.launch.cli import main
+from image_classifier.launch.runs import Status, create_run
+from image_classifier.vision.sample_data import make_sample_data
+
+DEPLOY = Path(__file__).parents[2] / "deploy.py"
+HEAVY = {"torch", "boto3", "botocore", "sagemaker", "optuna", "PIL", "numpy", "rich", "matplotlib", "urllib3"}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_help_needs_nothing_heavy() -> None:
+    code = f"""
+import runpy, sys
+sys.argv = ["deploy.py", "--help"]
+try:
+    runpy.run_path({str(DEPLOY)!r}, run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+print(*sorted({{name.partition(".")[0] for name in sys.modules}}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "From images to predictions" in done.stdout
+    assert not HEAVY & set(done.stdout.splitlines()[-1].split())
+
+
+def test_help_tells_every_hyperparameter(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    page = capsys.readouterr().out
+    for param in parameters():
+        assert f"--{param.name.replace('_', '-')}" in page
+    assert "1e-08 to 10" in page
+    assert "sgd|adamw" in page
+
+
+@pytest.mark.parametrize(
+    "command", ["check", "sample-data", "tune", "train", "serve", "predict", "status", "logs", "config", "demo"]
+)
+def test_every_command_has_a_help_page(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "-h"]) == 0
+    assert f"Usage: deploy.py {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "error: No such command 'trian'"),
+        (["train", "--lr", "fast"], "error: Invalid value for '--lr': lr must be a number, not 'fast'"),
+        (["train", "--lr", "11"], "lr must lie in 1e-08 .. 10, not 11"),
+        (["train", "--optimizer", "adam"], "optimizer must be one of sgd, adamw, not 'adam'"),
+        (["train", "--runs-dir", "x"], "hint: --runs-dir stands before the command"),
+        (["train", "--resume", "x", "--lr", "0.1"], "goes on with the settings it was started with"),
+        (["predict"], "error: Missing argument"),
+        (["--config", "no.toml", "config"], "error: cannot read no.toml"),
+        (["status", "nothing"], "error: there is no run 'nothing' in runs"),
+        (["serve"], "error: there is no finished train run in runs"),
+        (["train", "--warmup-epochs", "3", "--epochs", "2"], "warmup_epochs (3) is longer than the 2 epochs"),
+    ],
+)
+def test_wrong_usage_is_a_sentence_and_exit_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", [["train"], ["tune"], ["serve"], ["predict", "x.jpg"]])
+def test_reserved_target_is_answered(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--target", "docker", *command]) == 1
+    assert "error: target 'docker' does not exist yet" in capsys.readouterr().err
+
+
+def test_flags_take_dashes_and_underscores(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag in ("--batch-size", "--batch_size"):
+        assert main(["train", "--data", "none", flag, "8"]) == 1
+        err = capsys.readouterr().err
+        assert "batch_size = 8  (flag --batch-size)" in err
+        assert "error: there is no data folder none" in err
+
+
+def test_config_shows_where_each_value_comes_from(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("deploy.toml").write_text("[train]\nlr = 0.5\n")
+    monkeypatch.setenv("CLASSIFIER_SERVE_PORT", "9999")
+    assert main(["--runs-dir", "there", "config", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["train.lr"] == {"value": 0.5, "origin": "deploy.toml"}
+    assert shown["serve.port"] == {"value": 9999, "origin": "environment CLASSIFIER_SERVE_PORT"}
+    assert shown["runs_dir"] == {"value": "there", "origin": "flag --runs-dir"}
+    assert main(["config"]) == 0
+    assert "train.lr\t0.5\tdeploy.toml" in capsys.readouterr().out.splitlines()
+
+
+def test_check_counts_and_names_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    make_sample_data(Path("data"), num_classes=2, train_per_class=3, valid_per_class=1, test_per_class=0, size=32)
+    assert main(["check", "data"]) == 0
+    assert "all\t6\t2" in capsys.readouterr().out
+    broken = next(Path("data/train").glob("*/*.jpg"))
+    broken.write_bytes(broken.read_bytes()[:200])
+    assert main(["check", "data"]) == 1
+    err = capsys.readouterr().err
+    assert "error:" in err
+    assert broken.name in err
+    assert main(["check", "data", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["ok"] is False
+
+
+def test_unusable_data_stops_before_a_run_is_made(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("empty/train").mkdir(parents=True)
+    assert main(["train", "--data", "empty"]) == 1
+    assert "error:" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_full_disk_is_seen_before_a_run_is_made(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    make_sample_data(Path("data"), num_classes=2, train_per_class=3, valid_per_class=1, test_per_class=0, size=32)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1_000_000}))
+    assert main(["train", "--data", "data", "--weights", "none"]) == 1
+    assert "error: only 0.0 GB are free" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_port_in_use_is_said_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("model.tar.gz").touch()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "model.tar.gz", "--port", str(port)]) == 1
+    assert f"error: port {port} on 127.0.0.1 is in use" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_damaged_archive_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("model.tar.gz").write_bytes(b"\x1f\x8b\x08 and no more")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    assert main(["serve", "model.tar.gz", "--port", str(port)]) == 1
+    assert "error:" in capsys.readouterr().err
+    assert main(["status", "--json"]) == 0
+    (run,) = json.loads(capsys.readouterr().out)
+    assert (run["kind"], run["status"]) == ("serve", "Failed")
+
+
+def test_status_and_logs_show_the_newest_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status"]) == 0
+    assert "no runs yet" in capsys.readouterr().err
+    run = create_run(Path("runs"), "train", config={"lr": "0.5", "epochs": "10"})
+    run.log.parent.mkdir()
+    run.log.write_text("one\ntwo\n")
+    run.end(Status.FAILED, exit_code=1, failure="it broke")
+    assert main(["status"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split("\t") == [run.name, "train", "Failed", "0 s", "it broke"]
+    assert main(["status", run.name]) == 0
+    out = capsys.readouterr().out
+    assert "failure\tit broke" in out
+    assert "hyperparameters\tlr=0.5\n" in out  # those that differ from their defaults
+    assert main(["logs", "-f"]) == 0
+    assert capsys.readouterr().out == "one\ntwo\n"
+    (run.path / "job.json").write_text("{")
+    assert main(["status"]) == 0
+    assert "Damaged" in capsys.readouterr().out
+
+
+def test_unforeseen_error_is_no_traceback_without_debug(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import image_classifier.launch.runs as runs
+
+    def defect(path: Path) -> None:
+        raise RuntimeError("impossible")
+
+    monkeypatch.setattr(runs, "list_runs", defect)
+    assert main(["status"]) == 1
+    err = capsys.readouterr().err
+    assert "error: RuntimeError: impossible" in err
+    assert "Traceback" not in err
+    assert main(["--debug", "status"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    command = f"{sys.executable} {DEPLOY} config | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("setting\t")
+    assert done.stderr == ""

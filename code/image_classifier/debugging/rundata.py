@@ -78,12 +78,13 @@ class RunData:
 
     def add_step(self, record: StepRecord) -> None:
         """One step more, later than those before it."""
+        timed = record.time > 0  # smdebug keeps no times
         for name in STEP_VALUES:
             value = getattr(record, name)
-            if value is not None:
+            if value is not None and (timed or not name.endswith(("seconds", "_s"))):
                 self._steps.setdefault((record.mode, name), Series()).add(record.step, _float32(value))
         self._epochs.setdefault(record.mode, Series()).add(record.step, record.epoch)
-        if record.time > 0:
+        if timed:
             self._times.setdefault(record.mode, Series()).add(record.step, record.time)
             self._last_time = max(self._last_time, record.time)
 

@@ -88,9 +88,9 @@ class StatisticsRecord:
             dimensions or more (filters and matrices), in the order of the network.
         weights: the same parameters -> abs_mean, l2, abs_max before the step, and update_ratio, the l2 norm of the
             step's change divided by the l2 norm of the weights (+ 1e-9).
-        activations: activation layer and its call (`layer1.0.relu_output_2`) -> input_std, of what goes in; abs_max
-            and zero_share of what comes out; dead_share, of its units (channels) that are above 0 for less than 1 %
-            of images and positions. Layers in the order of the forward pass.
+        activations: activation layer and its call (`layer1.0.relu_output_2`) -> input_std, of what goes in, over
+            images and positions, mean over units (channels); abs_max and zero_share of what comes out; dead_share, of
+            its units that are above 0 for less than 1 % of images and positions. In the order of the forward pass.
         inputs: channel (`0`, `1`, `2`) -> mean, std of the batch, normalised as the network sees it; images.
     """
 

@@ -107,7 +107,7 @@ def activation_statistics(model: nn.Module, images: torch.Tensor, *, bf16: bool 
     }
 
     def before(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        inputs[module] = arguments[0].float().std()  # before the call: an in-place activation overwrites it
+        inputs[module] = _mean_std(arguments[0].float())  # before the call: an in-place activation overwrites it
 
     def after(module: nn.Module, _arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         name = names[module]
@@ -129,6 +129,11 @@ def activation_statistics(model: nn.Module, images: torch.Tensor, *, bf16: bool 
         for handle in handles:
             handle.remove()
     return found
+
+
+def _mean_std(values: torch.Tensor) -> torch.Tensor:
+    """The standard deviation over images and positions, averaged over units: of the signal, whatever the biases."""
+    return values.std(dim=[dim for dim in range(values.ndim) if dim != 1], unbiased=False).mean()
 
 
 def _of_output(output: torch.Tensor) -> dict[str, torch.Tensor]:

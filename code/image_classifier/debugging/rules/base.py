@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
+
 from image_classifier.contract.errors import describe
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.schema import MAX_EVIDENCE, Evidence, RuleResult, Verdict
@@ -59,7 +61,8 @@ class Rule(ABC):
     def check(self, run: RunData) -> RuleResult:
         """The answer as it is kept; never raises."""
         try:
-            finding = self.judge(run)
+            with np.errstate(invalid="ignore", over="ignore"):  # numbers that are not finite are findings, not faults
+                finding = self.judge(run)
         except Exception as error:  # a rule must never end a job
             finding = Finding(Verdict.ERROR, f"the rule failed: {describe(error)}")
         return RuleResult(

@@ -37,11 +37,11 @@ class VanishingGradient(Rule):
         steps, table = aligned(layers, self.start_step)
         if len(steps) < self.patience:
             return insufficient(f"needs gradients of {self.patience} steps from step {self.start_step} on", table.size)
-        largest = np.nanmax(table, axis=0) if table.size else np.empty(0)
+        largest = table.max(axis=0)
         vanished = (table < self.threshold) & (table < self.relative * largest)
         evidence = in_a_row(vanished, self.patience, steps, table, [f"gradient {name} abs_mean" for name in layers])
         if not evidence:
-            return healthy(f"the smallest gradient's mean is {short(float(np.nanmin(table)))}", table.size)
+            return healthy(f"the smallest gradient's mean is {short(float(table.min()))}", table.size)
         names = unique_names(evidence)
         return issue(
             f"the gradients of {len(names)} of {len(layers)} layers vanish: {listed(names)}",
@@ -110,7 +110,7 @@ class WeightUpdateRatio(Rule):
         if len(steps) < self.patience:
             return insufficient(f"needs {self.patience} recorded steps from step {self.start_step} on", table.size)
         labels = [f"weight {name} update_ratio" for name in layers]
-        medians = np.nanmedian(table, axis=1)
+        medians = np.median(table, axis=1)
         too_large = in_a_row(table > self.large, self.patience, steps, table, labels)
         at = [(index, int(steps[-1])) for index in np.flatnonzero((medians < self.small) | (medians > self.large))]
         evidence = [*too_large, *(Evidence(step=s, name=labels[i], value=float(medians[i])) for i, s in at)]
@@ -255,7 +255,7 @@ class DeadRelu(Rule):
         labels = [f"activation {name} dead_share" for name in layers]
         evidence = in_a_row(table > self.threshold, self.patience, steps, table, labels)
         if not evidence:
-            worst = float(np.nanmax(table[:, -1]))
+            worst = float(table[:, -1].max())
             return healthy(f"at most {percent(worst)} of a layer's units are dead", table.size)
         worst_one = max(evidence, key=lambda each: each.value)
         return issue(
@@ -274,8 +274,8 @@ class PoorWeightInitialization(Rule):
     Looks at the recorded steps among the first `steps`, and fires when at any of them
     - the standard deviation of what enters the activations differs between layers by more than a factor of
       `std_ratio` (a layer without any deviation counts as infinitely far), or
-    - the median layer's mean absolute gradient is below `gradient_ratio` times the largest layer's, from step 2 on
-      (residual branches that start at zero have no gradient at step 0).
+    - the median layer's mean absolute gradient is below `gradient_ratio` times the largest layer's, from step 5 on
+      (residual branches that start at zero have hardly any gradient before).
 
     The managed rule takes variances apart by a factor of 10 (a standard deviation of 3.2), which the sum over
     residual blocks of a healthy ResNet50 exceeds.
@@ -283,17 +283,17 @@ class PoorWeightInitialization(Rule):
 
     steps: int = 10
     std_ratio: float = 30.0
-    gradient_ratio: float = 1e-3
+    gradient_ratio: float = 1e-5
 
     def judge(self, run: RunData) -> Finding:
         stds = dict(run.tensors("activations", "input_std"))
         gradients = dict(run.tensors("gradients", "abs_mean"))
         std_steps, std_table = aligned(stds, 0, self.steps)
-        gradient_steps, gradient_table = aligned(gradients, 2, self.steps)
+        gradient_steps, gradient_table = aligned(gradients, 5, self.steps)
         datapoints = std_table.size + gradient_table.size
         if not std_table.size or len(gradients) < 2 or not len(gradient_steps):
             return insufficient(f"needs activations and gradients of the first {self.steps} steps", datapoints)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):  # infinities and zeros are what it looks for
             spread = std_table.max(axis=0) / std_table.min(axis=0)
             shrink = np.median(gradient_table, axis=0) / gradient_table.max(axis=0)
         spread[std_table.min(axis=0) == 0] = math.inf
@@ -322,13 +322,14 @@ def aligned(layers: dict[str, Series], start_step: float = 0, end_step: float = 
     """The steps in [start_step, end_step) at which every layer was recorded.
 
     Returns:
-        (steps,) and (layers, steps) float64.
+        (steps,) and (layers, steps) float64, with infinity in place of NaN.
     """
     if not layers:
         return np.empty(0), np.empty((0, 0))
     common: Floats = reduce(np.intersect1d, (series.steps for series in layers.values()))
     common = common[(common >= start_step) & (common < end_step)]
-    return common, np.array([series.values[np.isin(series.steps, common)] for series in layers.values()])
+    table = np.array([series.values[np.isin(series.steps, common)] for series in layers.values()])
+    return common, np.where(np.isnan(table), math.inf, table)
 
 
 def in_a_row(

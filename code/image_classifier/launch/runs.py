@@ -51,6 +51,7 @@ class Status(StrEnum):
     STOPPED = "Stopped"
 
 
+REMOTE = "aws"  # in a record's details: the job runs elsewhere, and how it stands is asked there
 ACTIVE = (Status.STARTING, Status.IN_PROGRESS)
 
 
@@ -110,7 +111,11 @@ class Run:
     def record(self) -> Record:
         """How the job stands in truth. Raises PlatformError when job.json cannot be read."""
         record = self._read()
-        if record.status not in ACTIVE or any(_is_alive(pid, start) for pid, start in record.processes):
+        if (
+            record.status not in ACTIVE
+            or REMOTE in record.details
+            or any(_is_alive(pid, start) for pid, start in record.processes)
+        ):
             return record
         failure = self.failure()[0] or "the job was killed before it could report an end"
         stopped = failure.startswith("stopped by")

@@ -91,7 +91,7 @@ def objective_at_best(run: Run, objective: str) -> Best | None:
     """The best epoch in a job's history.jsonl; None when it has none."""
     sign = 1.0 if METRIC_BY_NAME[objective].maximize else -1.0
     best: Best | None = None
-    for epoch, row in enumerate(_history(run), 1):
+    for epoch, row in enumerate(history(run), 1):
         value = row.get(objective)
         if value is None or not math.isfinite(value):
             continue
@@ -183,7 +183,8 @@ def _csv(rows: Sequence[TrialRow], objective: str, space: Mapping[str, Range]) -
     return text.getvalue()
 
 
-def _history(run: Run) -> list[dict[str, float]]:
+def history(run: Run) -> list[dict[str, float]]:
+    """The epochs of a job, metric name -> value; empty when it left none."""
     try:
         lines = (run.paths.output_data / "history.jsonl").read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]

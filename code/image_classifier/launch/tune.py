@@ -43,20 +43,34 @@ LARGEST_GRID = 10_000  # spaces with more combinations count as endless
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
-    """What a tuning run was asked for.
+class Plan:
+    """What is searched, wherever the trials run.
 
     Args:
         base: the hyperparameters of every trial, before the searched ones are put in.
         carried: hyperparameters given as flags, which best.json passes on to train.
     """
 
-    run: Run
-    data: Path
     base: TrainConfig
     space: Mapping[str, Range]
     tune: TuneSettings
     carried: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """What job.json keeps of it beside `base`."""
+        return {
+            "space": {name: _to_json(spec) for name, spec in self.space.items()},
+            "tune": dataclasses.asdict(self.tune),
+            "carried": self.carried,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(Plan):
+    """A tuning run on this machine."""
+
+    run: Run
+    data: Path
 
 
 def find_best(text: str, runs_dir: Path) -> Path:
@@ -69,27 +83,27 @@ def find_best(text: str, runs_dir: Path) -> Path:
     return run.path / "best.json"
 
 
-def create(settings: Settings, data: Path, runs_dir: Path, *, name: str = "") -> Search:
-    """Checks everything and makes the run's folder. Raises ConfigError, DataError or PlatformError."""
-    base = resolve_weights(settings.train)
+def make_plan(settings: Settings, base: TrainConfig, folders: ImageFolders) -> Plan:
+    """Settles what is searched on this data set. Raises ConfigError when nothing is left to search."""
     if settings.tune.epochs:
         base = base.replace(epochs=settings.tune.epochs)
     given = settings.given_flags()
     space = {name: spec for name, spec in settings.search.items() if name not in given}
     if not space:
         raise ConfigError("nothing is left to search: every searched hyperparameter is given as a flag")
-    folders = check_data(data, base)
     space = _fit_batch_sizes(space, folders)
-    tune = _fit_trials(settings.tune, space)
-    local.require_free_disk(runs_dir, tune.parallel)
     carried = {name: text for name, text in base.to_hyperparameters().items() if name in given and name != "epochs"}
-    details = {
-        "space": {name: _to_json(spec) for name, spec in space.items()},
-        "tune": dataclasses.asdict(tune),
-        "carried": carried,
-    }
-    run = create_run(runs_dir, KIND, name, data=str(data.resolve()), config=base.to_hyperparameters(), details=details)
-    return Search(run=run, data=data.resolve(), base=base, space=space, tune=tune, carried=carried)
+    return Plan(base=base, space=space, tune=_fit_trials(settings.tune, space), carried=carried)
+
+
+def create(settings: Settings, data: Path, runs_dir: Path, *, name: str = "") -> Search:
+    """Checks everything and makes the run's folder. Raises ConfigError, DataError or PlatformError."""
+    base = resolve_weights(settings.train)
+    plan = make_plan(settings, base, check_data(data, base))
+    local.require_free_disk(runs_dir, plan.tune.parallel)
+    config = plan.base.to_hyperparameters()
+    run = create_run(runs_dir, KIND, name, data=str(data.resolve()), config=config, details=plan.to_json())
+    return Search(run=run, data=data.resolve(), **vars(plan))
 
 
 def resume(run: Run, changes: Mapping[str, Value]) -> Search:

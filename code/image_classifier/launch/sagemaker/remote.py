@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from image_classifier.contract.errors import ConfigError
-from image_classifier.launch.runs import Run, create_run
+from image_classifier.launch.runs import REMOTE, Run, create_run
 from image_classifier.launch.sagemaker.requests import ID_TAG, Place
 from image_classifier.launch.sagemaker.session import Session
 
-KEY = "aws"
 TRAINING_JOB = "training job"
 TUNING_JOB = "tuning job"
 TRANSFORM_JOB = "transform job"
@@ -43,7 +42,7 @@ def create(session: Session, runs_dir: Any, kind: str, name: str, **record: Any)
         "root": place.root,
         "resources": [],
     }
-    run.update(details={**run.record().details, KEY: details})
+    run.update(details={**run.record().details, REMOTE: details})
     return run, place
 
 
@@ -55,7 +54,7 @@ def place_of(run: Run) -> Place:
 
 def details_of(run: Run) -> Mapping[str, Any]:
     """What is known of a run on AWS. Raises ConfigError for a run of this machine."""
-    details = run.record().details.get(KEY)
+    details = run.record().details.get(REMOTE)
     if not isinstance(details, Mapping):
         raise ConfigError(f"{run.name} did not run on SageMaker")
     return details
@@ -63,7 +62,7 @@ def details_of(run: Run) -> Mapping[str, Any]:
 
 def remember(run: Run, **facts: Any) -> None:
     """Adds facts about the run on AWS."""
-    run.update(details={**run.record().details, KEY: {**details_of(run), **facts}})
+    run.update(details={**run.record().details, REMOTE: {**details_of(run), **facts}})
 
 
 def note(run: Run, kind: str, name: str) -> None:

@@ -180,8 +180,6 @@ def tuning_job(
     The objective is the running best of the one in the settings: SageMaker judges a trial by the last value it logged,
     which is not its best epoch's.
     """
-    if tune.epochs:
-        config = config.replace(epochs=tune.epochs, warmup_epochs=min(config.warmup_epochs, tune.epochs))
     objective = METRIC_BY_NAME[running_best(tune.objective)]
     static = {key: value for key, value in config.to_hyperparameters().items() if key not in search}
     early = settings.early_stopping and settings.strategy != "Hyperband"

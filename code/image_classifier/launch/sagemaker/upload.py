@@ -140,8 +140,8 @@ def upload_file(session: Session, path: Path, folder: str) -> str:
     """Puts one file to `PREFIX/folder/SHA256/NAME` unless it is there; returns its S3 URI. Raises AwsError."""
     from boto3.exceptions import S3UploadFailedError
 
-    file = _read(path.name, path)
-    key = f"{session.settings.prefix.strip('/')}/{folder}/{file.sha256[:16]}/{path.name}"
+    uri = file_uri(session, path, folder)
+    _, key = split_uri(uri)
     ensure_bucket(session)
     if not _exists(session, key):
         options = _put_options(session)
@@ -150,7 +150,12 @@ def upload_file(session: Session, path: Path, folder: str) -> str:
                 session.client("s3").upload_file(str(path), session.bucket, key, ExtraArgs=options)
         except S3UploadFailedError as error:
             raise describe_call("HTTPClientError", str(error), f"upload {path.name}") from error
-    return f"s3://{session.bucket}/{key}"
+    return uri
+
+
+def file_uri(session: Session, path: Path, folder: str) -> str:
+    """Where `upload_file` puts a file."""
+    return f"{session.root}/{folder}/{_read(path.name, path).sha256[:16]}/{path.name}"
 
 
 def ensure_bucket(session: Session) -> None:

@@ -10,9 +10,9 @@ from tests.conftest import MODEL_CLASSES, jpeg
 
 from image_classifier.contract.errors import ArtifactError
 from image_classifier.serving import handler
-from image_classifier.serving.classifier import Classifier, check_answer
+from image_classifier.serving.classifier import Classifier
 from image_classifier.serving.scratch import SCRATCH_VARIABLE, Scratch
-from image_classifier.vision.artifact import GoldenSample, load_model, write_model
+from image_classifier.vision.artifact import GoldenSample, check_answer, load_model, write_model
 from image_classifier.vision.preprocess import Preprocessing, load
 
 PREPROCESSING = Preprocessing.for_image_size(32)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.contract.errors import ArtifactError
 from image_classifier.serving.codec import Ranking
 from image_classifier.serving.engines import Engine
-from image_classifier.vision.artifact import GOLDEN_TOLERANCE, Artifact
-from image_classifier.vision.manifest import GoldenSample
+from image_classifier.vision.artifact import Artifact, check_answer
 from image_classifier.vision.preprocess import load
 
 
@@ -40,19 +36,3 @@ class Classifier:
         for sample in self.artifact.golden:
             answer = dict(zip(self.artifact.classes, self.probabilities(sample.image), strict=True))
             check_answer(sample, self.artifact.classes, answer)
-
-
-def check_answer(sample: GoldenSample, classes: Sequence[str], answer: Mapping[str, float]) -> None:
-    """Compares a complete answer, label -> probability, with the one recorded for a golden sample.
-
-    Raises:
-        ArtifactError: a label is missing, or a probability is off by more than GOLDEN_TOLERANCE.
-    """
-    if set(answer) != set(classes):
-        raise ArtifactError(f"the golden sample {sample.name} was answered with other labels than the model's")
-    difference = max(abs(answer[label] - p) for label, p in zip(classes, sample.probabilities, strict=True))
-    if not difference <= GOLDEN_TOLERANCE:  # a NaN is no answer either
-        raise ArtifactError(
-            f"the model does not reproduce its golden sample {sample.name}: a probability is off by {difference:.3g}",
-            f"at most {GOLDEN_TOLERANCE:g} is tolerated; the weights, the engine or the preprocessing differ",
-        )

@@ -26,12 +26,11 @@ from image_classifier.contract import endpoint
 from image_classifier.contract.errors import ArtifactError, ClassifierError, ConfigError, PlatformError, describe
 from image_classifier.contract.paths import MlPaths
 from image_classifier.contract.wire import JSON_TYPE, TOP_K_HEADER
-from image_classifier.serving.classifier import check_answer
 from image_classifier.serving.cores import usable_cores
 from image_classifier.serving.engines import has_gpu, requested_engine
 from image_classifier.serving.scratch import Report, Scratch
 from image_classifier.serving.server import Address, ServerProcess
-from image_classifier.vision.artifact import Artifact, load_model
+from image_classifier.vision.artifact import Artifact, check_answer, load_model
 from image_classifier.vision.manifest import GoldenSample
 
 _STARTUP_POLL_S = 0.05

@@ -54,6 +54,7 @@ __all__ = [
     "Artifact",
     "GoldenSample",
     "Manifest",
+    "check_answer",
     "load_model",
     "pack",
     "unpack",
@@ -176,6 +177,22 @@ def load_model(directory: Path) -> Artifact:
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"cannot read the model: {describe(error)}") from error
     return Artifact(directory=directory, manifest=manifest, golden=golden, fingerprint=checksum(manifest.to_json()))
+
+
+def check_answer(sample: GoldenSample, classes: Sequence[str], answer: Mapping[str, float]) -> None:
+    """Compares a complete answer, label -> probability, with the one recorded for a golden sample.
+
+    Raises:
+        ArtifactError: a label is missing, or a probability is off by more than GOLDEN_TOLERANCE.
+    """
+    if set(answer) != set(classes):
+        raise ArtifactError(f"the golden sample {sample.name} was answered with other labels than the model's")
+    difference = max(abs(answer[label] - p) for label, p in zip(classes, sample.probabilities, strict=True))
+    if not difference <= GOLDEN_TOLERANCE:  # a NaN is no answer either
+        raise ArtifactError(
+            f"the model does not reproduce its golden sample {sample.name}: a probability is off by {difference:.3g}",
+            f"at most {GOLDEN_TOLERANCE:g} is tolerated; the weights, the engine or the preprocessing differ",
+        )
 
 
 def pack(directory: Path, archive: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -11,12 +12,25 @@ from pathlib import Path
 import pytest
 
 from image_classifier.contract.config import parameters
+from image_classifier.contract.endpoint import MAX_PORT
 from image_classifier.launch.cli import main
 from image_classifier.launch.runs import Status, create_run
 from image_classifier.vision.sample_data import make_sample_data
 
 DEPLOY = Path(__file__).parents[2] / "deploy.py"
 HEAVY = {"torch", "boto3", "botocore", "sagemaker", "optuna", "PIL", "numpy", "rich", "matplotlib", "urllib3"}
+
+
+def listen(listener: socket.socket) -> int:
+    """Takes a port of the range that the model server can use."""
+    for port in range(20_000 + os.getpid() % 10_000, MAX_PORT):
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        listener.listen()
+        return port
+    raise OSError("no free port found")
 
 
 @pytest.fixture(autouse=True)
@@ -145,8 +159,8 @@ def test_full_disk_is_seen_before_a_run_is_made(
 
 def test_port_in_use_is_said_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
     Path("model.tar.gz").touch()
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.socket() as taken:
+        port = listen(taken)
         assert main(["serve", "model.tar.gz", "--port", str(port)]) == 1
     assert f"error: port {port} on 127.0.0.1 is in use" in capsys.readouterr().err
     assert not Path("runs").exists()
@@ -154,8 +168,8 @@ def test_port_in_use_is_said_before_anything_is_loaded(capsys: pytest.CaptureFix
 
 def test_damaged_archive_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     Path("model.tar.gz").write_bytes(b"\x1f\x8b\x08 and no more")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    with socket.socket() as free:
+        port = listen(free)
     assert main(["serve", "model.tar.gz", "--port", str(port)]) == 1
     assert "error:" in capsys.readouterr().err
     assert main(["status", "--json"]) == 0

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from image_classifier.contract.config import TrainConfig
-from image_classifier.contract.endpoint import HOST_VARIABLE, PORT_VARIABLE
+from image_classifier.contract.endpoint import HOST_VARIABLE, MAX_PORT, PORT_VARIABLE
 from image_classifier.contract.errors import PlatformError
 from image_classifier.contract.files import write_text
 from image_classifier.contract.paths import BASE_DIR_VARIABLE
@@ -100,7 +100,7 @@ def require_free_port(host: str, port: int) -> None:
         taken = error.errno == errno.EADDRINUSE
         raise PlatformError(
             f"port {port} on {host} is in use" if taken else f"cannot listen on {host}: {error.strerror}",
-            f"stop what listens there, or choose another port: --port {port % 65_535 + 1}",
+            f"stop what listens there, or choose another port: --port {port % MAX_PORT + 1}",
         ) from None
 
 

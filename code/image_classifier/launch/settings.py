@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from image_classifier.contract.config import Param, TrainConfig, Value, check, param, parameters_of, parse_as
+from image_classifier.contract.endpoint import DEFAULT_PORT, MAX_PORT
 from image_classifier.contract.errors import ConfigError, NotAvailable
 from image_classifier.contract.metrics import DEFAULT_OBJECTIVE, METRICS
 from image_classifier.contract.search import DEFAULT_SEARCH_SPACE, SearchSpace, parse_search_space
@@ -60,7 +61,7 @@ class ServeSettings:
     """`[serve]`: where the endpoint listens."""
 
     host: str = param("127.0.0.1", "address to listen on")
-    port: int = param(8080, "port to listen on", low=1, high=65_535)
+    port: int = param(DEFAULT_PORT, "port to listen on", low=1, high=MAX_PORT)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,7 @@ class TrainConfig:
     warmup_epochs: float = param(1.0, "epochs of linear warm-up before the cosine", low=0.0, high=10_000)
     patience: int = param(0, "stop after this many epochs without a better validation loss, 0 for never", low=0)
     seed: int = param(0, "seed of everything random", low=0, high=2**32 - 1)
-    workers: int = param(AUTO_WORKERS, "data loading processes, -1 for one a core (at most 8)", low=-1, high=256)
+    workers: int = param(AUTO_WORKERS, "data loading processes, -1 to fit the machine (at most 8)", low=-1, high=256)
     amp: str = param(
         "auto", "bf16 autocast: auto (where the hardware has it), bf16, off", choices=("auto", "bf16", "off")
     )

@@ -19,7 +19,7 @@ from typing import NoReturn
 from sagemaker_training import entry_point, environment, logging_config
 from sagemaker_training.process import ProcessRunner
 
-from image_classifier.contract.errors import EXIT_FAILURE, EXIT_STOPPED, JobError, JobStopped
+from image_classifier.contract.errors import EXIT_FAILURE, EXIT_STOPPED, JobError, JobStopped, NotAvailable
 from image_classifier.contract.paths import MlPaths
 from image_classifier.training.main import write_failure
 
@@ -34,6 +34,10 @@ def main() -> None:
     _install(_stop_before_start)  # the toolkit may wait for host names, deaf to signals, for 15 minutes
     logging_config.get_logger().setLevel(logging.WARNING)  # it reports every hyperparameter that is not JSON, twice
     env = environment.Environment()
+    if len(env.hosts) > 1:  # each would train alone, and all would write the same model
+        error = NotAvailable(f"training on {len(env.hosts)} hosts does not exist yet", "ask for one instance")
+        write_failure(paths.failure, error)
+        _leave(error.exit_code)
     arguments, variables = env.to_cmd_args(), env.to_env_vars()
     runner = ScriptRunner(env.user_entry_point, arguments, variables, processes_per_host=1)
     entry_point.run(env.module_dir, env.user_entry_point, arguments, variables, runner_type=runner)

@@ -30,7 +30,8 @@ def table(
 
     made = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        made.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
+        first = name == columns[0]  # what a person copies stays in one piece
+        made.add_column(name, justify="right" if name in numbers else "left", overflow="fold", no_wrap=first)
     for row in rows:
         made.add_row(*(Text(str(cell), style=_style(str(cell))) for cell in row))
     Console().print(made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,6 +79,8 @@ def serving(
         stopped = isinstance(error, (JobStopped, KeyboardInterrupt))
         run.end(Status.STOPPED if stopped else Status.FAILED, failure=str(error))
         raise
+    finally:
+        shutil.rmtree(run.paths.model, ignore_errors=True)  # 100 MB that the archive has as well
     run.end(Status.STOPPED, exit_code=0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ RETRIES = urllib3.Retry(
 )
 SHRINK_SIDES = (4096, 3072, 2048, 1024)  # longer sides tried, in pixels, until a picture fits into a request
 JPEG_QUALITY = 92
+Ranking = tuple[tuple[str, float], ...]  # label and probability, best first
 START_HINT = "start one in another terminal: deploy.py serve"
 
 
@@ -40,7 +42,7 @@ class Answer:
     """What the endpoint said about one file: label and probability, best first; or the error."""
 
     file: str
-    predictions: tuple[tuple[str, float], ...] = ()
+    predictions: Ranking = ()
     model: str = ""
     note: str = ""
     error: str = ""
@@ -56,49 +58,20 @@ class Answer:
         )
 
 
-class Client:
+class Connection(ABC):
     """A connection to one endpoint. Threads may share it."""
 
-    def __init__(self, url: str) -> None:
-        """Raises ConfigError when `url` is no HTTP address."""
-        try:
-            parsed = urllib3.util.parse_url(url)
-        except urllib3.exceptions.LocationParseError:
-            parsed = urllib3.util.Url()
-        if parsed.scheme not in {"http", "https"} or not parsed.host:
-            raise ConfigError(f"{url!r} is no address of an endpoint", "it looks like http://127.0.0.1:8080")
-        self.url = url.rstrip("/")
-        self._invocations = self.url if self.url.endswith("/invocations") else f"{self.url}/invocations"
-        self._pool = urllib3.PoolManager(maxsize=CONNECTIONS, block=True, retries=RETRIES, timeout=TIMEOUT)
+    url: str
+    """The endpoint's address, for people."""
 
-    def invoke(self, image: bytes, *, content_type: str, top_k: int) -> tuple[tuple[tuple[str, float], ...], str]:
+    @abstractmethod
+    def invoke(self, image: bytes, *, content_type: str, top_k: int) -> tuple[Ranking, str]:
         """Sends one image; returns (label, probability) pairs and the model's fingerprint.
 
         Raises:
             RequestError: the endpoint refused this image.
             PlatformError: nothing answers, or not as our endpoint does.
         """
-        headers = {"Content-Type": content_type, "Accept": wire.JSON_TYPE, wire.TOP_K_HEADER: str(top_k)}
-        try:
-            reply = self._pool.request("POST", self._invocations, body=image, headers=headers)
-        except urllib3.exceptions.HTTPError as error:
-            reason = getattr(error, "reason", None) or error
-            if isinstance(reason, (urllib3.exceptions.ReadTimeoutError, urllib3.exceptions.ProtocolError)):
-                raise PlatformError(f"the endpoint at {self.url} broke off: {type(reason).__name__}") from None
-            raise PlatformError(f"no endpoint answers at {self.url}", START_HINT) from None
-        try:
-            document = json.loads(reply.data)
-            if reply.status == 200:
-                pairs = ((str(each["label"]), float(each["probability"])) for each in document["predictions"])
-                return tuple(pairs), str(document["model"])
-            message, hint = str(document["error"]), str(document.get("hint", ""))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise PlatformError(
-                f"what answers at {self.url} is not our endpoint (HTTP {reply.status})", START_HINT
-            ) from None
-        if reply.status >= 500:
-            raise PlatformError(message, hint)
-        raise RequestError(message, hint)
 
     def predict(self, file: Path, *, top_k: int) -> Answer:
         """Asks about one file. Errors of this one image are in the answer; raises PlatformError for all others."""
@@ -119,6 +92,66 @@ class Client:
             except ClassifierError:
                 threads.shutdown(cancel_futures=True)
                 raise
+
+
+class Client(Connection):
+    """An endpoint with an address of its own, as `serve` starts one on this machine."""
+
+    def __init__(self, url: str) -> None:
+        """Raises ConfigError when `url` is no HTTP address."""
+        try:
+            parsed = urllib3.util.parse_url(url)
+        except urllib3.exceptions.LocationParseError:
+            parsed = urllib3.util.Url()
+        if parsed.scheme not in {"http", "https"} or not parsed.host:
+            raise ConfigError(f"{url!r} is no address of an endpoint", "it looks like http://127.0.0.1:8080")
+        self.url = url.rstrip("/")
+        self._invocations = self.url if self.url.endswith("/invocations") else f"{self.url}/invocations"
+        self._pool = urllib3.PoolManager(maxsize=CONNECTIONS, block=True, retries=RETRIES, timeout=TIMEOUT)
+
+    def invoke(self, image: bytes, *, content_type: str, top_k: int) -> tuple[Ranking, str]:
+        """Asks over HTTP. Raises as `Connection.invoke`."""
+        headers = {"Content-Type": content_type, "Accept": wire.JSON_TYPE, wire.TOP_K_HEADER: str(top_k)}
+        try:
+            reply = self._pool.request("POST", self._invocations, body=image, headers=headers)
+        except urllib3.exceptions.HTTPError as error:
+            reason = getattr(error, "reason", None) or error
+            if isinstance(reason, (urllib3.exceptions.ReadTimeoutError, urllib3.exceptions.ProtocolError)):
+                raise PlatformError(f"the endpoint at {self.url} broke off: {type(reason).__name__}") from None
+            raise PlatformError(f"no endpoint answers at {self.url}", START_HINT) from None
+        try:
+            if reply.status == 200:
+                return read_answer(reply.data)
+            refusal = read_refusal(reply.data)
+        except ValueError:
+            raise PlatformError(
+                f"what answers at {self.url} is not our endpoint (HTTP {reply.status})", START_HINT
+            ) from None
+        raise refused(reply.status, *refusal)
+
+
+def read_answer(body: bytes) -> tuple[Ranking, str]:
+    """Takes a good answer apart. Raises ValueError when it is not ours."""
+    try:
+        document = json.loads(body)
+        pairs = ((str(each["label"]), float(each["probability"])) for each in document["predictions"])
+        return tuple(pairs), str(document["model"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(describe(error)) from None
+
+
+def read_refusal(body: bytes | str) -> tuple[str, str]:
+    """Sentence and hint of a refusal. Raises ValueError when it is not ours."""
+    try:
+        document = json.loads(body)
+        return str(document["error"]), str(document.get("hint", ""))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(describe(error)) from None
+
+
+def refused(status: int, message: str, hint: str) -> ClassifierError:
+    """The error of a refusal: about this image (4xx), or about the endpoint."""
+    return PlatformError(message, hint) if status >= 500 else RequestError(message, hint)
 
 
 def read_image(file: Path) -> tuple[bytes, str, str]:

@@ -6,6 +6,7 @@ and no style. A tooltip is an SVG <title>; the page's script shows it nicer, wit
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ class Axis:
         return self.scale.ticks() if self.ticks is None else self.ticks
 
 
-def svg(width: float, height: float, label: str, *content: Markup, class_: str = "chart") -> Markup:
+def svg(width: float, height: float, label: str, *content: Markup | None, class_: str = "chart") -> Markup:
     """A drawing with a description for those who cannot see it."""
     return tag(
         "svg", *content, viewBox=f"0 0 {width:g} {height:g}", role="img", aria_label=label, class_=class_, width=width
@@ -111,7 +112,7 @@ def hover(series: Sequence[Series], x: Axis, y: Axis) -> Markup:
     places = sorted(table)
     edges = [
         x.scale.start,
-        *((x.scale(a) + x.scale(b)) / 2 for a, b in zip(places, places[1:], strict=False)),
+        *((x.scale(a) + x.scale(b)) / 2 for a, b in itertools.pairwise(places)),
         x.scale.end,
     ]
     top, height = y.scale.end, y.scale.start - y.scale.end
@@ -127,10 +128,10 @@ def hover(series: Sequence[Series], x: Axis, y: Axis) -> Markup:
 def mark(x: Scale, y: Scale, at: float, text: str) -> Markup:
     """A vertical line with a word at its top."""
     place = x(at)
-    anchor = "end" if place > (x.start + x.end) / 2 else "start"
+    anchor = "end" if place > (x.start + 2 * x.end) / 3 else "middle"
     return joined(
         tag("line", class_="mark", x1=place, x2=place, y1=y.start, y2=y.end),
-        tag("text", text, class_="note", x=place + (5 if anchor == "start" else -5), y=y.end + 10, text_anchor=anchor),
+        tag("text", text, class_="note", x=place, y=y.end - 8, text_anchor=anchor),
     )
 
 
@@ -154,14 +155,15 @@ def line_chart(
     *,
     width: float,
     height: float,
-    extra: Markup = Markup(),  # noqa: B008  # an immutable empty text
+    extra: Markup | None = None,
+    named: bool = True,
 ) -> Markup:
-    """A line chart with its legend; `x` and `y` are laid out by `frame`."""
+    """A line chart, with a legend if `named`; the scales of `x` and `y` are laid out by `frame`."""
     drawing = svg(
         width, height, label, axes(x, y), *(line(each, x.scale, y.scale) for each in series), extra, hover(series, x, y)
     )
     names = [(each.style, each.name) for each in series]
-    return joined(legend(names) if len(names) > 1 else None, drawing)
+    return joined(legend(names) if named and len(names) > 1 else None, drawing)
 
 
 def frame(width: float, height: float) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -172,7 +174,7 @@ def frame(width: float, height: float) -> tuple[tuple[float, float], tuple[float
 def stacked_bar(label: str, parts: Sequence[tuple[str, str, float, str]], *, width: float) -> Markup:
     """One bar of `parts` (class, name, share, tooltip), whose shares sum to 1, with the larger shares written in it."""
     left, cells = 0.0, []
-    for style, name, share, tip in parts:
+    for style, _, share, tip in parts:
         wide = share * width
         cells.append(
             tag("g", tag("title", tip), tag("rect", class_=style, x=left, y=0, width=max(wide, 0.5), height=34))

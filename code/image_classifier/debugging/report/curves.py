@@ -11,7 +11,8 @@ import numpy as np
 from image_classifier.debugging.schema import PHASES, StepRecord, SystemSample
 
 MAX_BINS = 120  # points of a curve: more cannot be told apart on a screen
-MIN_STEPS_A_BIN = 4  # fewer have no 10th and 90th percentile worth drawing
+MAX_NOISE_BINS = 60
+MIN_STEPS_A_BIN = 8  # fewer have no 10th and 90th percentile worth drawing
 COMPUTE_PHASES = ("forward_s", "backward_s", "optimizer_s")
 MIN_GAIN = 0.05  # a speed-up below this is not worth a person's time
 
@@ -24,7 +25,7 @@ def batch_losses(steps: Sequence[StepRecord], steps_per_epoch: int) -> dict[str,
     train = [record for record in steps if record.mode == "train"]
     if not train or steps_per_epoch < 1:
         return None
-    bins = max(1, min(MAX_BINS, len(train) // MIN_STEPS_A_BIN))
+    bins = max(1, min(MAX_NOISE_BINS, len(train) // MIN_STEPS_A_BIN))
     curve: dict[str, list[float]] = {"epoch": [], "mean": [], "p10": [], "p90": []}
     for part in np.array_split(np.arange(len(train)), bins):
         losses = np.array([train[i].clean_loss for i in part])
@@ -141,23 +142,24 @@ def timeline(samples: Sequence[SystemSample], steps: Sequence[StepRecord]) -> di
     }
 
 
-def _percentages(samples: Iterable[SystemSample]) -> dict[str, list[tuple[float, float]]]:
-    """(time, percent) of the lines to draw: means over cores, the busiest core, each GPU by itself."""
-    cores: dict[float, list[float]] = {}
-    lines: dict[str, list[tuple[float, float]]] = {}
+_LINES = {
+    "CPUUtilization": "CPU, mean of the cores",
+    "GPUUtilization": "GPU",
+    "GPUMemoryUtilization": "GPU memory",
+    "MemoryUsedPercent": "memory",
+    "I/OWaitPercentage": "waiting for disk",
+}
+
+
+def _percentages(samples: Sequence[SystemSample]) -> dict[str, list[tuple[float, float]]]:
+    """Line to draw -> (time, percent) of all cores, GPUs and hosts; drawing them in bins takes their mean."""
+    gpus = len({(sample.node, sample.name) for sample in samples if sample.dimension == "GPUUtilization"})
+    lines: dict[str, list[tuple[float, float]]] = {name: [] for name in _LINES.values()}
     for sample in samples:
-        if sample.dimension == "CPUUtilization":
-            cores.setdefault(sample.time, []).append(sample.value)
-        elif sample.dimension == "GPUUtilization":
-            lines.setdefault(sample.name.upper().replace("GPU", "GPU "), []).append((sample.time, sample.value))
-        elif sample.dimension == "GPUMemoryUtilization":
-            lines.setdefault("GPU memory", []).append((sample.time, sample.value))
-        elif sample.dimension == "MemoryUsedPercent":
-            lines.setdefault("memory", []).append((sample.time, sample.value))
-        elif sample.dimension == "I/OWaitPercentage":
-            lines.setdefault("waiting for disk", []).append((sample.time, sample.value))
-    cpu = {"CPU, mean of the cores": [(time, sum(values) / len(values)) for time, values in cores.items()]}
-    return (cpu if cores else {}) | lines
+        if sample.dimension in _LINES:
+            lines[_LINES[sample.dimension]].append((sample.time, sample.value))
+    found = {name: points for name, points in lines.items() if points}
+    return {f"{name}, mean of {gpus}" if name.startswith("GPU") and gpus > 1 else name: p for name, p in found.items()}
 
 
 def _spans(steps: Sequence[StepRecord], origin: float) -> list[dict[str, Any]]:

@@ -5,17 +5,28 @@ from __future__ import annotations
 import math
 
 DASH = "–"
+GAP = "\u00a0"  # between a number and its unit, where no line may break
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def percent(share: float | None, digits: int = 1) -> str:
     """0.9312 -> `93.1 %`."""
-    return DASH if share is None else f"{100 * share:.{digits}f} %"
+    return DASH if share is None else f"{100 * share:.{digits}f}{GAP}%"
+
+
+def share_tick(share: float) -> str:
+    """As `percent`, without a decimal that is 0: `80 %`, `82.5 %`."""
+    return percent(share).replace(".0", "")
+
+
+def interval(low: float, high: float) -> str:
+    """Two shares as `71–85 %`."""
+    return f"{100 * low:.0f}–{percent(high, 0)}"
 
 
 def points(difference: float) -> str:
     """A difference of two shares in percentage points: 0.081 -> `8.1 points`."""
-    return f"{100 * difference:.1f} points"
+    return f"{100 * difference:.1f}{GAP}points"
 
 
 def duration(seconds: float | None) -> str:
@@ -23,15 +34,15 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return DASH
     if seconds < 1e-3:
-        return f"{seconds * 1e6:.0f} µs"
+        return f"{seconds * 1e6:.0f}{GAP}µs" if seconds else "0"
     if seconds < 1:
-        return f"{seconds * 1e3:.{0 if seconds >= 0.01 else 1}f} ms"
+        return f"{seconds * 1e3:.{0 if seconds >= 0.01 else 1}f}{GAP}ms"
     if seconds < 60:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f}{GAP}s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+        return f"{minutes}{GAP}min {rest:02d}{GAP}s"
+    return f"{minutes // 60}{GAP}h {minutes % 60:02d}{GAP}min"
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -9,6 +9,7 @@ from image_classifier.debugging.report.charts import svg
 from image_classifier.debugging.report.formats import number, percent, short
 from image_classifier.debugging.report.html import Markup, joined, tag
 
+ROW_HEIGHT = 10.0  # of a heatmap
 SHADES = 9  # q0 .. q8 in the style sheet
 LABEL_CHARS = 22
 CHAR_WIDTH = 6.6  # of the 12-pixel labels, on average
@@ -18,47 +19,41 @@ def heatmap(
     label: str,
     rows: Sequence[str],
     columns: Sequence[str],
-    values: Sequence[Sequence[float]],
+    values: Sequence[Sequence[float | None]],
     *,
     what: str,
     width: float,
-    row_height: float = 11,
+    zero: str = "zero",
 ) -> Markup:
-    """Values on a logarithmic colour ramp; zeros and numbers that are not finite have colours of their own.
+    """Values on a logarithmic colour ramp; numbers that are not finite have a colour of their own.
 
     Args:
         rows, columns: their names.
         values: one sequence a row; None or NaN where nothing was recorded.
         what: the quantity, for legend and tooltips.
+        zero: class of a value that is exactly 0: `zero` alarms, `none` does not.
     """
     positive = [v for row in values for v in row if v is not None and math.isfinite(v) and v > 0]
     low, high = (min(positive), max(positive)) if positive else (1.0, 1.0)
-    shade = _shades(low, high)
+    shade = _shades(low, high, zero)
     left, top = 8 + CHAR_WIDTH * max(len(short(row, LABEL_CHARS)) for row in rows), 6.0
     wide = (width - left - 4) / len(columns)
     cells = []
     for i, row in enumerate(rows):
-        at = top + i * row_height
-        if row_height >= 11 or i % 2 == 0:
-            cells.append(
-                tag(
-                    "text",
-                    short(row, LABEL_CHARS),
-                    class_="tick small",
-                    x=left - 6,
-                    y=at + row_height - 2,
-                    text_anchor="end",
-                )
-            )
+        at = top + i * ROW_HEIGHT
+        shown = short(row, LABEL_CHARS)
+        cells.append(tag("text", shown, class_="tick dense", x=left - 6, y=at + ROW_HEIGHT - 1.5, text_anchor="end"))
         for j, value in enumerate(values[i]):
             if value is None:
                 continue
             tip = f"{row}\nsteps {columns[j]}\n{what} {number(value)}"
             cells.append(
-                f'<rect class="{shade(value)}" x="{left + j * wide:.1f}" y="{at:g}" width="{wide + 0.2:.1f}" '
-                f'height="{row_height + 0.2:g}">{tag("title", tip)}</rect>'
+                Markup(
+                    f'<rect class="{shade(value)}" x="{left + j * wide:.1f}" y="{at:g}" width="{wide + 0.2:.1f}" '
+                    f'height="{ROW_HEIGHT + 0.2:g}">{tag("title", tip)}</rect>'
+                )
             )
-    bottom = top + len(rows) * row_height
+    bottom = top + len(rows) * ROW_HEIGHT
     for j in {0, len(columns) // 4, len(columns) // 2, 3 * len(columns) // 4, len(columns) - 1}:
         at_x = left + (j + 0.5) * wide
         anchor = "start" if j == 0 else "end" if j == len(columns) - 1 else "middle"
@@ -68,14 +63,14 @@ def heatmap(
     return joined(ramp(low, high, what), tag("div", drawing, class_="scroll"))
 
 
-def _shades(low: float, high: float) -> Callable[[float], str]:
+def _shades(low: float, high: float, zero: str) -> Callable[[float], str]:
     span = math.log(high / low) if high > low else 1.0
 
     def shade(value: float) -> str:
         if not math.isfinite(value):
             return "bad"
         if value <= 0:
-            return "zero"
+            return zero
         return f"q{min(int(SHADES * math.log(value / low) / span), SHADES - 1)}"
 
     return shade
@@ -105,14 +100,16 @@ def confusion(classes: Sequence[str], counts: Sequence[Sequence[int]], *, width:
         total = sum(counts[i])
         for j, images in enumerate(counts[i]):
             if images:
-                cells.append(_cell(classes, i, j, images, total, left + j * side, top + i * side, side))
+                cells.append(_cell(classes, i, j, images, total, x=left + j * side, y=top + i * side, side=side))
     outline = tag("rect", class_="outline", x=left, y=top, width=size * side, height=size * side)
     label = f"Confusion matrix of {size} classes: rows are true classes, columns predicted ones"
     drawn = left + size * side + 4
     return svg(drawn, top + size * side + 4, label, outline, *cells, class_="chart matrix")
 
 
-def _cell(classes: Sequence[str], i: int, j: int, images: int, total: int, x: float, y: float, side: float) -> Markup:
+def _cell(
+    classes: Sequence[str], i: int, j: int, images: int, total: int, *, x: float, y: float, side: float
+) -> Markup:
     share = images / max(total, 1)
     shade = min(int(share * 5), 4)
     tip = f"{classes[i]} taken for {classes[j]}\n{images} of {total} images, {percent(share)}"

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Union
 
 Child = Union[str, int, None, Iterable["Child"]]  # noqa: UP007  # a recursive alias needs the quotes
-VOID = frozenset({"meta", "img", "br", "col"})
+VOID = frozenset({"meta", "link", "img", "br"})
 
 
 class Markup(str):

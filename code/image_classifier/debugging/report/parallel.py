@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from image_classifier.debugging.report.charts import svg
 from image_classifier.debugging.report.formats import number
@@ -30,7 +31,7 @@ class _Column:
         self.name = name
         self._scale: Scale | None = None
         numbers = [float(value) for value in values if not isinstance(value, str)]
-        distinct = sorted(set(numbers)) if len(numbers) == len(values) else sorted({str(value) for value in values})
+        distinct: list[Any] = sorted(set(numbers)) if len(numbers) == len(values) else sorted({str(v) for v in values})
         if len(numbers) == len(values) and len(distinct) > 6:
             log = min(numbers) > 0 and max(numbers) / min(numbers) > LOG_FROM_RATIO
             self._scale = fit(numbers, bottom, top, log=log)
@@ -50,14 +51,22 @@ class _Column:
 
 
 def parallel_coordinates(
-    trials: Sequence[Trial], names: Sequence[str], objective: str, *, maximize: bool, width: float, height: float
+    trials: Sequence[Trial],
+    names: Sequence[str],
+    objective: str,
+    *,
+    maximize: bool,
+    best: int | None,
+    width: float,
+    height: float,
 ) -> Markup:
-    """The chart: better trials in stronger colour and on top, the best one thick."""
+    """The chart: better trials in stronger colour and on top, number `best` thick."""
     top, bottom, side = 40.0, height - 16, 60.0
     columns = [_Column(name, [trial.values[name] for trial in trials], top, bottom) for name in names]
     columns.append(_Column(objective, [trial.objective for trial in trials], top, bottom))
     gap = (width - 2 * side) / (len(columns) - 1)
-    ranked = sorted(trials, key=lambda trial: trial.objective, reverse=not maximize)  # the best last, on top
+    ranked = sorted(trials, key=lambda trial: trial.objective, reverse=not maximize)
+    ranked.sort(key=lambda trial: trial.number == best)  # drawn last, so on top
     parts = []
     for place, trial in enumerate(ranked):
         values = [*(trial.values[name] for name in names), trial.objective]
@@ -66,17 +75,16 @@ def parallel_coordinates(
             for i, (column, value) in enumerate(zip(columns, values, strict=True))
         )
         shade = f"q{round((SHADES - 1) * place / max(len(ranked) - 1, 1))}"
-        best = " best" if place == len(ranked) - 1 else ""
         told = [
             f"trial {trial.number}",
             *(f"{name}: {_told(trial.values[name])}" for name in names),
             f"{objective}: {number(trial.objective, 4)}",
         ]
-        drawn = tag("polyline", class_=f"trial {shade}{best}", points=points)
+        drawn = tag("polyline", class_=f"trial {shade}" + (" best" if trial.number == best else ""), points=points)
         wide = tag("polyline", class_="catch", points=points)
         parts.append(tag("g", tag("title", "\n".join(told)), drawn, wide, class_="hit-line"))
     for i, column in enumerate(columns):
-        parts.append(_axis(column, side + i * gap, top, bottom))
+        parts.append(_axis(column, side + i * gap, top, bottom, last=i == len(columns) - 1))
     label = f"Parallel coordinates of {len(trials)} trials over {', '.join([*names, objective])}"
     return tag("div", svg(width, height, label, joined(parts), class_="chart wide"), class_="scroll")
 
@@ -85,7 +93,7 @@ def _told(value: float | str) -> str:
     return value if isinstance(value, str) else number(value)
 
 
-def _axis(column: _Column, x: float, top: float, bottom: float) -> Markup:
+def _axis(column: _Column, x: float, top: float, bottom: float, *, last: bool) -> Markup:
     marks = [
         joined(
             tag("line", class_="axis", x1=x - 4, x2=x, y1=place, y2=place),
@@ -93,8 +101,9 @@ def _axis(column: _Column, x: float, top: float, bottom: float) -> Markup:
         )
         for place, text in column.ticks
     ]
+    anchor = "end" if last else "middle"
     return joined(
         tag("line", class_="axis strong", x1=x, x2=x, y1=top, y2=bottom),
         *marks,
-        tag("text", column.name, class_="title strong", x=x, y=top - 18, text_anchor="middle"),
+        tag("text", column.name, class_="title strong", x=x, y=top - 18, text_anchor=anchor),
     )

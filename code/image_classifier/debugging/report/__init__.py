@@ -1,0 +1,45 @@
+"""The report of a job: report.html, one file that explains itself, and report.json, the same facts for programs.
+
+    facts.py, tuning.py     what there is to say, gathered from a folder (curves, layers, answers, dataset: its parts)
+    advice.py               what to do next
+    job_page.py, ...        the facts as sections (results, inside, tuning_page) on a page (page, style.css, script.js)
+    charts.py, grids.py     drawings (scales, formats and html are below them)
+
+Needs the standard library, numpy and Pillow; runs in the training container and on a laptop alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from image_classifier.contract.files import write_text
+from image_classifier.debugging.report.facts import gather, to_text
+from image_classifier.debugging.report.job_page import render_job
+from image_classifier.debugging.report.sources import REPORT_HTML, REPORT_JSON, locate
+from image_classifier.debugging.report.tuning import gather_tuning, is_tuning
+from image_classifier.debugging.report.tuning_page import render_tuning
+
+
+def render(facts: Mapping[str, Any]) -> str:
+    """The facts of a training job or a tuning run as one self-contained HTML document."""
+    return render_tuning(facts) if facts["kind"] == "tune" else render_job(facts)
+
+
+def write_report(folder: Path) -> Path:
+    """Gathers the facts in `folder`, a training job's or a tuning run's, and writes report.html and report.json.
+
+    Returns:
+        The path of report.html: in output/data of a job, at the top of a tuning run.
+
+    Raises:
+        DataError: there is nothing to report on.
+        PlatformError: the disk is full, or the folder cannot be written.
+    """
+    tuning = is_tuning(folder)
+    facts = gather_tuning(folder) if tuning else gather(folder)
+    target = folder if tuning else locate(folder).data
+    write_text(target / REPORT_HTML, render(facts))
+    write_text(target / REPORT_JSON, to_text(facts))
+    return target / REPORT_HTML

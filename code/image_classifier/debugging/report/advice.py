@@ -1,0 +1,168 @@
+"""What to do next, in the order in which it is worth doing, from the facts of a training job.
+
+Each item is a title (an instruction) and a reason with the numbers it rests on. Rules that fired speak first; what
+they have covered is not said twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from image_classifier.debugging.report.formats import count, percent, points
+
+MAX_ITEMS = 6
+LARGE_GAP = 0.10  # training minus validation accuracy that no sampling noise of a usual validation set explains
+LOW_TRAIN_ACCURACY = 0.80  # below it the network has not yet learned its own training images
+LATE_SHARE = 0.9  # a best epoch in the last tenth: the curve was still rising
+WIDE_INTERVAL = 0.05  # half width of the accuracy's interval that hides the differences people tune for
+PAIR_SHARE = 0.2  # of all errors
+WEAK_RECALL = 0.2  # below the accuracy
+MIN_IMAGES_OF_WEAK = 8  # fewer tell nothing about a class
+GAIN_WORTH_SAYING = 0.10
+OVERFIT_RULES = frozenset({"Overfit", "Overtraining"})
+FLAT_RULES = frozenset({"LossNotDecreasing", "PoorWeightInitialization", "VanishingGradient"})
+SPEED_RULES = frozenset({"DataLoader", "CPUBottleneck", "IOBottleneck", "LowGPUUtilization"})
+IMBALANCE_RULES = frozenset({"ClassImbalance"})
+
+Item = dict[str, str]
+
+
+def what_next(facts: Mapping[str, Any]) -> list[Item]:
+    """At most MAX_ITEMS items, the most important first. Never empty."""
+    fired = [rule for rule in facts["rules"] if rule["verdict"] == "IssuesFound" and rule["severity"] != "info"]
+    names = frozenset(rule["rule"] for rule in fired)
+    items = [*_ending(facts), *_of_rules(fired)]
+    if facts["history"]:
+        items += [*_learning(facts, names), *_errors(facts, names), *_speed(facts, names), *_measuring(facts)]
+    if facts["unreadable"]:
+        items.append(
+            _item(
+                "Repair the unreadable images",
+                f"{count(len(facts['unreadable']), 'image')} could not be read and did not count.",
+            )
+        )
+    if facts["outcome"]["status"] == "completed" and not fired:
+        items.append(_item(f"Serve it: python deploy.py serve {facts['name']}", "No rule objects to this model."))
+    return [item | {"title": item["title"].rstrip(".")} for item in items[:MAX_ITEMS]]
+
+
+def _item(title: str, reason: str) -> Item:
+    return {"title": title, "reason": reason}
+
+
+def _ending(facts: Mapping[str, Any]) -> Iterator[Item]:
+    outcome = facts["outcome"]
+    if outcome["status"] in ("failed", "stopped"):
+        title = outcome["hint"] or "Read the log around the failure"
+        yield _item(title[:1].upper() + title[1:], f"The job ended early: {outcome['failure']}.")
+    elif outcome["status"] == "unfinished":
+        yield _item(
+            "Start the job again with the same checkpoint folder",
+            "It wrote no result: it is still running, or was killed.",
+        )
+
+
+def _of_rules(fired: list[Mapping[str, Any]]) -> Iterator[Item]:
+    for rule in fired[:3]:
+        advice = rule["advice"] or f"See the rule {rule['rule']}"
+        yield _item(advice[:1].upper() + advice[1:], f"{rule['rule']}: {rule['summary']}")
+
+
+def _learning(facts: Mapping[str, Any], fired: frozenset[str]) -> Iterator[Item]:
+    outcome, config, last = facts["outcome"], facts["config"], facts["history"][-1]
+    best = facts["history"][outcome["best_epoch"] - 1]
+    train, valid = best.get("train:accuracy"), best.get("validation:accuracy")
+    if train is None or valid is None:
+        return
+    if config.get("weights") == "none" and valid < 0.95:
+        yield _item(
+            "Start from pretrained weights: weights=imagenet",
+            f"The network began from random numbers and reached {percent(valid)} on validation images; with a few "
+            "hundred images a class, pretrained weights usually decide more than every other setting.",
+        )
+    if train - valid > LARGE_GAP and not fired & OVERFIT_RULES:
+        change = "augment=standard" if config.get("augment") != "standard" else "more images, or a higher weight_decay"
+        yield _item(
+            f"Close the gap between training and validation: {change}",
+            f"In the best epoch, training accuracy is {points(train - valid)} above validation accuracy.",
+        )
+    late = outcome["best_epoch"] >= LATE_SHARE * len(facts["history"])
+    if late and outcome["status"] == "completed" and valid < 0.99 and not fired & (OVERFIT_RULES | FLAT_RULES):
+        epochs = config.get("epochs") or len(facts["history"])
+        yield _item(
+            f"Train longer: epochs={2 * epochs}",
+            f"The best epoch, {outcome['best_epoch']}, is among the last of {len(facts['history'])}: the curve may not have ended.",
+        )
+    elif last.get("train:accuracy", 1.0) < LOW_TRAIN_ACCURACY and not fired & FLAT_RULES:
+        yield _item(
+            "Let the network learn more: tune lr, or train longer",
+            f"Even its training images are classified with {percent(last['train:accuracy'])} accuracy only.",
+        )
+
+
+def _errors(facts: Mapping[str, Any], fired: frozenset[str]) -> Iterator[Item]:
+    confusion = facts["confusion"]
+    if confusion and confusion["pairs"]:
+        pair, errors = confusion["pairs"][0], confusion["errors"]
+        if pair["images"] >= 3 and pair["images"] >= PAIR_SHARE * errors:
+            yield _item(
+                f"Look at {pair['true']} taken for {pair['predicted']}",
+                f"{pair['images']} of the {errors} errors are this one confusion: check the labels, then add images of both.",
+            )
+    accuracy = facts["outcome"]["accuracy"]
+    if accuracy and facts["per_class"] and not fired & IMBALANCE_RULES:
+        weakest = facts["per_class"][0]
+        if weakest["images"] >= MIN_IMAGES_OF_WEAK and weakest["high"] < accuracy["value"]:
+            if accuracy["value"] - weakest["recall"] > WEAK_RECALL:
+                yield _item(
+                    f"Add images of {weakest['class']}",
+                    f"Only {percent(weakest['recall'])} of its {weakest['images']} test images are recognised, "
+                    f"against {percent(accuracy['value'])} overall.",
+                )
+
+
+def _speed(facts: Mapping[str, Any], fired: frozenset[str]) -> Iterator[Item]:
+    found = facts["time"] and facts["time"]["bottleneck"]
+    if not found or found["phase"] == "compute" or found["gain"] < GAIN_WORTH_SAYING or fired & SPEED_RULES:
+        return
+    remedy = REMEDIES[found["phase"]]
+    yield _item(
+        remedy,
+        f"{PHASE_NAMES[found['phase']]} takes {percent(found['share'], 0)} of a step; without it training would be {percent(found['gain'], 0)} faster.",
+    )
+
+
+def _measuring(facts: Mapping[str, Any]) -> Iterator[Item]:
+    accuracy = facts["outcome"]["accuracy"]
+    if not accuracy:
+        return
+    if accuracy["split"] != "test":
+        yield _item(
+            "Add a test folder",
+            "The accuracy was measured on the validation images, which also chose the best epoch: it flatters the model.",
+        )
+    if accuracy["low"] is not None and (accuracy["high"] - accuracy["low"]) / 2 > WIDE_INTERVAL:
+        yield _item(
+            f"Do not compare models on these {accuracy['split']} images alone",
+            f"With {count(accuracy['images'], 'image')} the true accuracy may lie anywhere from {percent(accuracy['low'], 0)} "
+            f"to {percent(accuracy['high'], 0)}; more images narrow it.",
+        )
+
+
+PHASE_NAMES: Mapping[str, str] = {
+    "data_wait_s": "Waiting for data",
+    "h2d_s": "Copying to the device",
+    "forward_s": "Forward pass",
+    "backward_s": "Backward pass",
+    "optimizer_s": "Optimiser",
+    "hook_s": "Recording (hook)",
+    "rest_s": "Python between the phases",
+    "compute": "Computing",
+}
+REMEDIES: Mapping[str, str] = {
+    "data_wait_s": "Feed the network faster: raise workers, or store the images smaller",
+    "h2d_s": "Copy less: a smaller image_size, or larger batches",
+    "hook_s": "Record less often: raise the debug intervals, or debug=False",
+    "rest_s": "Give each step more to do: a larger batch_size",
+}

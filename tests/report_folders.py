@@ -1,0 +1,410 @@
+"""Job and tuning folders as the trainer and the launcher leave them, made up from a seed in a second.
+
+What is learned and what is confused follows simple curves; the formats are written by the schema itself.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from image_classifier.contract.config import TrainConfig
+from image_classifier.debugging.schema import (
+    PHASES,
+    Evidence,
+    JobFacts,
+    RuleResult,
+    StatisticsRecord,
+    StepRecord,
+    SystemSample,
+    Verdict,
+    rule_results_to_json,
+    to_json,
+)
+
+CLASSES = ("aster", "bluebell", "crocus", "daffodil", "foxglove", "iris", "lily", "poppy", "rose", "tulip")
+HOSTILE = "<script>alert(1)</script>"
+CONFIG = TrainConfig(weights="none", epochs=12, batch_size=16, image_size=64, lr=0.02, augment="light")
+STARTED = 1_790_000_000.0
+STEPS_PER_EPOCH = 40
+STEP_S = 0.31
+
+
+def make_job(
+    folder: Path, *, classes: Sequence[str] = CLASSES, epochs: int = CONFIG.epochs, test_per_class: int = 12
+) -> Path:
+    """A finished job with everything a report can show; two of the classes are often confused."""
+    data = folder / "output" / "data"
+    data.mkdir(parents=True)
+    random = np.random.default_rng(7)
+    predictions = _write_images(folder / "input" / "data", classes, test_per_class, random)
+    history = _write_history(data, epochs)
+    _write_answers(data, classes, predictions)
+    steps = _steps(epochs, random)
+    _lines(data / "steps.jsonl", [to_json(step) for step in steps])
+    _lines(data / "statistics.jsonl", [to_json(record) for record in _statistics(epochs, random)])
+    (data / "rules.json").write_text(rule_results_to_json(_rules()), encoding="utf-8")
+    _write_system(folder / "output", steps, random)
+    hits = sum(label == predicted for _, label, predicted, _ in predictions)
+    best = max(range(epochs), key=lambda i: history[i]["validation:accuracy"])
+    test = {"test:loss": 0.52, "test:accuracy": hits / len(predictions), "test:top5_accuracy": 0.98}
+    images = {"train": 60 * len(classes), "valid": 12 * len(classes), "test": len(predictions)}
+    _json(
+        data / "metrics.json",
+        {
+            "best_epoch": best + 1,
+            "epochs": epochs,
+            "metrics": {k: v for k, v in history[best].items() if ":" in k} | test,
+            "classes": len(classes),
+            "images": images,
+            "unreadable_images": 1,
+            "seconds": steps[-1].time - STARTED + 4,
+            "device": "NVIDIA H200",
+            "bf16": True,
+        },
+    )
+    config = {name: getattr(CONFIG, name) for name in CONFIG.to_hyperparameters()}
+    facts = JobFacts(
+        config=config,
+        classes=list(classes),
+        images=images,
+        steps_per_epoch=STEPS_PER_EPOCH,
+        started=STARTED,
+        cores=8,
+        gpus=["NVIDIA H200"],
+        environment={"python": "3.11.2", "torch": "2.14.1", "platform": "Linux x86_64", "host": "algo-1"},
+    )
+    (data / "job.json").write_text(to_json(facts), encoding="utf-8")
+    _json(
+        data / "bad_images.json",
+        {"/opt/ml/input/data/train/iris/0007.jpg": "/opt/ml/input/data/train/iris/0007.jpg is truncated"},
+    )
+    return folder
+
+
+def make_tuning(folder: Path, *, trials: int = 16) -> Path:
+    """A finished search over learning rate, batch size and optimiser, with pruned and failed trials."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(3)
+    rows: list[list[Any]] = []
+    for number in range(1, trials + 1):
+        lr, batch = 10 ** random.uniform(-3, -1), int(random.choice([16, 32, 64, 128]))
+        optimizer = str(random.choice(["sgd", "adamw"]))
+        peak = 0.93 - 0.18 * (math.log10(lr) + 1.9) ** 2 - 0.03 * math.log2(batch / 16) / 3 + random.normal(0, 0.01)
+        status = "Failed" if number == 5 else "Pruned" if peak < 0.8 else "Completed"
+        epochs = {"Failed": 0, "Pruned": 3, "Completed": 8}[status]
+        curve = [peak * (1 - math.exp(-(epoch + 1) / 2.2)) + random.normal(0, 0.008) for epoch in range(epochs)]
+        value = f"{max(curve)!r}" if curve else ""
+        best_epoch = curve.index(max(curve)) + 1 if curve else ""
+        failure = (
+            "the training loss became nan in epoch 1, by step 10: the training has diverged" if number == 5 else ""
+        )
+        rows.append(
+            [
+                number,
+                status,
+                repr(float(f"{lr:.6g}")),
+                batch,
+                optimizer,
+                value,
+                best_epoch,
+                epochs,
+                f"{epochs * 9.2:.1f}",
+                failure,
+                f"trials/{number:03}",
+            ]
+        )
+        if curve:
+            data = folder / "trials" / f"{number:03}" / "output" / "data"
+            data.mkdir(parents=True)
+            _lines(
+                data / "history.jsonl",
+                [json.dumps({"epoch": i, "validation:accuracy": v}) for i, v in enumerate(curve, 1)],
+            )
+    header = [
+        "trial",
+        "status",
+        "lr",
+        "batch_size",
+        "optimizer",
+        "validation:accuracy",
+        "best_epoch",
+        "epochs",
+        "seconds",
+        "failure",
+        "folder",
+    ]
+    _csv(folder / "trials.csv", header, rows)
+    best = max((row for row in rows if row[1] == "Completed"), key=lambda row: float(row[5]))
+    values = {"lr": best[2], "batch_size": str(best[3]), "optimizer": best[4]}
+    _json(
+        folder / "best.json",
+        {
+            "hyperparameters": values,
+            "objective": "validation:accuracy",
+            "value": float(best[5]),
+            "epoch": best[6],
+            "trial": best[0],
+        },
+    )
+    _json(folder / "job.json", {"kind": "tune", "config": CONFIG.to_hyperparameters()})
+    return folder
+
+
+def _write_images(
+    root: Path, classes: Sequence[str], test_per_class: int, random: np.random.Generator
+) -> list[tuple[str, str, str, float]]:
+    """Pictures of every split, and what the network is said to answer to those of test."""
+    predictions = []
+    for split, images in (("train", 3), ("valid", 2), ("test", test_per_class)):
+        for label, name in enumerate(classes):
+            place = root / split / name.replace("/", "_")
+            place.mkdir(parents=True)
+            for index in range(images):
+                path = place / f"{index:04}.jpg"
+                _picture(label, random).save(path, quality=80)
+                if split == "test":
+                    wrong = random.random() < (0.4 if label == 1 else 0.12)
+                    other = 2 if label == 1 and random.random() < 0.8 else int(random.integers(len(classes)))
+                    predicted = classes[other % len(classes)] if wrong else name
+                    predictions.append(
+                        (f"{place.name}/{path.name}", name, predicted, float(random.uniform(0.4, 0.999)))
+                    )
+    return predictions
+
+
+def _picture(label: int, random: np.random.Generator) -> Image.Image:
+    """96 x 72 pixels: a soft disc of the class's hue on a dim ground."""
+    y, x = np.mgrid[0:72, 0:96]
+    distance = np.hypot(x - 48 + random.normal(0, 8), y - 36 + random.normal(0, 6))
+    disc = np.clip((26 - distance + 5 * np.cos((label + 3) * np.arctan2(y - 36, x - 48))) / 6, 0, 1)[..., None]
+    hue = np.array([127 + 120 * math.cos(label), 127 + 120 * math.cos(label + 2.1), 127 + 120 * math.cos(label + 4.2)])
+    pixels = disc * hue + (1 - disc) * np.array([60, 90, 70]) + random.normal(0, 12, (72, 96, 3))
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def _write_history(data: Path, epochs: int) -> list[dict[str, float]]:
+    history = []
+    for epoch in range(1, epochs + 1):
+        learned = 1 - math.exp(-epoch / 3.5)
+        history.append(
+            {
+                "epoch": epoch,
+                "train:loss": 2.3 - 1.9 * learned,
+                "train:accuracy": 0.1 + 0.87 * learned,
+                "train:images_per_second": 51.0,
+                "validation:loss": 2.3 - 1.75 * learned + 0.03 * max(0, epoch - 9),
+                "validation:accuracy": 0.1 + 0.74 * learned - 0.004 * abs(epoch - 10),
+                "validation:top5_accuracy": 0.5 + 0.48 * learned,
+                "seconds": STEPS_PER_EPOCH * STEP_S,
+            }
+        )
+    _lines(data / "history.jsonl", [json.dumps(row) for row in history])
+    return history
+
+
+def _write_answers(data: Path, classes: Sequence[str], predictions: Sequence[tuple[str, str, str, float]]) -> None:
+    counts = [[sum(l == t and p == o for _, l, p, _ in predictions) for o in classes] for t in classes]
+    _csv(
+        data / "confusion.csv",
+        ["true \\ predicted", *classes],
+        [[name, *row] for name, row in zip(classes, counts, strict=True)],
+    )
+    rows = []
+    for i, name in enumerate(classes):
+        images, answered = sum(counts[i]), sum(row[i] for row in counts)
+        recall, precision = counts[i][i] / max(images, 1), counts[i][i] / max(answered, 1)
+        f1 = 2 * counts[i][i] / max(images + answered, 1)
+        rows.append([name, images, f"{precision:.4f}", f"{recall:.4f}", f"{f1:.4f}"])
+    _csv(data / "per_class.csv", ["class", "images", "precision", "recall", "f1"], rows)
+    _csv(
+        data / "test_predictions.csv",
+        ["path", "label", "predicted", "probability"],
+        [[*row[:3], f"{row[3]:.6f}"] for row in predictions],
+    )
+
+
+def _steps(epochs: int, random: np.random.Generator) -> list[StepRecord]:
+    steps, now, evaluations = [], STARTED + 6, 0
+    for step in range(epochs * STEPS_PER_EPOCH):
+        wait = 2.4 if step == 0 else abs(random.normal(0.17, 0.03)) + (0.5 if step % 97 == 0 else 0)
+        phases = dict(zip(PHASES, (wait, 0.004, 0.041, 0.079, 0.008, 0.0006), strict=True))
+        seconds = sum(phases.values()) + 0.006
+        now += seconds
+        loss = 2.25 * math.exp(-step / 140) + 0.25 + random.normal(0, 0.12)
+        epoch = step // STEPS_PER_EPOCH + 1
+        steps.append(
+            StepRecord(
+                step=step,
+                epoch=epoch,
+                mode="train",
+                time=now,
+                seconds=seconds,
+                images=16,
+                loss=loss + 0.2,
+                clean_loss=loss,
+                **phases,
+            )
+        )
+        if (step + 1) % STEPS_PER_EPOCH == 0:
+            for _ in range(8):
+                now += 0.2
+                steps.append(
+                    StepRecord(
+                        step=evaluations,
+                        epoch=epoch,
+                        mode="eval",
+                        time=now,
+                        seconds=0.2,
+                        images=15,
+                        loss=loss,
+                        clean_loss=loss,
+                    )
+                )
+                evaluations += 1
+    for step in range(8):
+        now += 0.2
+        steps.append(
+            StepRecord(step=step, epoch=epochs, mode="test", time=now, seconds=0.2, images=15, loss=0.5, clean_loss=0.5)
+        )
+    return steps
+
+
+def _layers() -> list[str]:
+    blocks = [
+        f"layer{stage}.{block}.conv{conv}"
+        for stage, count in enumerate((3, 4, 6, 3), 1)
+        for block in range(count)
+        for conv in (1, 2, 3)
+    ]
+    return ["conv1", *blocks, "fc"]
+
+
+def _statistics(epochs: int, random: np.random.Generator) -> list[StatisticsRecord]:
+    names, records = _layers(), []
+    for step in range(0, epochs * STEPS_PER_EPOCH, 10):
+        gradients, weights, activations = {}, {}, {}
+        for depth, name in enumerate(names):
+            size = 1e-3 * math.exp(-step / 300 - 0.05 * depth) * random.lognormal(0, 0.3)
+            gradients[f"{name}.weight"] = {"abs_mean": size, "l2": size * 300, "abs_max": size * 20}
+            ratio = 4e-3 * math.exp(-step / 400) * random.lognormal(0, 0.2) * (4 if name == "fc" else 1)
+            weights[f"{name}.weight"] = {
+                "abs_mean": 0.02,
+                "l2": 10 + depth * 0.3 + step / 300,
+                "abs_max": 0.4,
+                "update_ratio": ratio,
+            }
+            if name.endswith("conv3"):
+                dead = 0.0 if step < 60 else 0.01 * depth * random.random()
+                activations[f"{name[:-5]}relu_output_2"] = {
+                    "input_std": 1.0,
+                    "abs_max": 6.0,
+                    "zero_share": 0.5,
+                    "dead_share": dead,
+                }
+        records.append(StatisticsRecord(step=step, gradients=gradients, weights=weights, activations=activations))
+    return records
+
+
+def _rules() -> list[RuleResult]:
+    wait = tuple(Evidence(step=97 * i, name="data_wait share", value=0.55 + 0.01 * i) for i in range(1, 5))
+    return [
+        RuleResult(
+            rule="VanishingGradient",
+            verdict=Verdict.NO_ISSUES,
+            severity="critical",
+            summary="The smallest gradient, 2.1e-05, is far above 1e-07.",
+            parameters={"threshold": 1e-7},
+            datapoints=2400,
+        ),
+        RuleResult(
+            rule="LossNotDecreasing",
+            verdict=Verdict.NO_ISSUES,
+            severity="critical",
+            summary="The 50-step mean fell from 2.1 to 0.31.",
+            parameters={"window": 50},
+            datapoints=480,
+        ),
+        RuleResult(
+            rule="DataLoader",
+            verdict=Verdict.ISSUES,
+            severity="warning",
+            summary="Data wait is 56 % of the step.",
+            advice="Set workers=8, or store the images smaller.",
+            evidence=wait,
+            parameters={"share": 0.3},
+            datapoints=480,
+        ),
+        RuleResult(
+            rule="Overfit",
+            verdict=Verdict.ISSUES,
+            severity="warning",
+            summary="Validation loss is 34 % above training loss in epoch 12.",
+            advice="Use augment=standard, or raise weight_decay.",
+            evidence=(Evidence(step=479, name="valid / train loss - 1", value=0.34),),
+            parameters={"ratio": 0.1, "patience": 3},
+            datapoints=12,
+        ),
+        RuleResult(
+            rule="LowGPUUtilization",
+            verdict=Verdict.INSUFFICIENT_DATA,
+            severity="warning",
+            summary="The job was shorter than the window of 500 s.",
+            datapoints=160,
+        ),
+        RuleResult(
+            rule="OverallSystemUsage",
+            verdict=Verdict.NO_ISSUES,
+            severity="info",
+            summary="CPU 61 %, GPU 43 % on average.",
+            evidence=(Evidence(step=None, name="CPUUtilization mean", value=61.0),),
+            datapoints=320,
+        ),
+    ]
+
+
+def _write_system(output: Path, steps: Sequence[StepRecord], random: np.random.Generator) -> None:
+    place = output / "profiler" / "system" / "incremental" / "2026092112"
+    place.mkdir(parents=True)
+    lines, now = [], STARTED
+    while now < steps[-1].time + 3:
+        busy = 0.0 if now < STARTED + 6 else 1.0
+        for kind, name, dimension, value in (
+            *(
+                ("cpu", f"cpu{core}", "CPUUtilization", 10 + busy * (55 + 10 * math.sin(now / 9)) + random.normal(0, 6))
+                for core in range(8)
+            ),
+            ("cpu", "cpu", "I/OWaitPercentage", abs(random.normal(2, 1.5))),
+            ("memory", "memory", "MemoryUsedPercent", 20 + busy * 12 + (now - STARTED) / 60),
+            ("memory", "process", "ProcessMemoryBytes", 3.2e9),
+            ("disk", "disk", "DiskReadBytesPerSecond", busy * 21e6),
+            ("gpu", "gpu0", "GPUUtilization", busy * (43 + 20 * random.random())),
+            ("gpu", "gpu0", "GPUMemoryUtilization", busy * 31.0),
+            ("gpu", "gpu0", "GPUPowerWatts", 120 + busy * 180),
+        ):
+            value = min(max(float(value), 0.0), 100.0) if "Utilization" in dimension else float(value)
+            lines.append(
+                SystemSample(type=kind, name=name, dimension=dimension, value=value, node="algo-1", time=now).to_line()
+            )
+        now += 1.0
+    _lines(place / "29833333.algo-1.json", lines)
+
+
+def _lines(path: Path, lines: Sequence[str]) -> None:
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def _json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def _csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])

@@ -10,7 +10,7 @@ from pathlib import Path
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ClassifierError, JobError, JobStopped, PlatformError, describe
 from image_classifier.contract.paths import FAILURE_MAX_CHARS, MlPaths
-from image_classifier.training.stop import StopFlag
+from image_classifier.training.stop import StopFlag, end_workers
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,8 @@ def main(argv: Sequence[str]) -> int:
             log.info("hint: %s", error.hint)
         write_failure(paths.failure, error)
         return error.exit_code
+    finally:
+        end_workers()
     return 0
 
 

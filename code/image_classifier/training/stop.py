@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 from types import FrameType
 
@@ -28,3 +29,14 @@ def ignore_stop_signals() -> None:
     """For data loading processes: a signal to the whole group must not kill them under the loop that stops them."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+
+
+def end_workers() -> None:
+    """Kills the data loading processes that are left, at the end of a job.
+
+    They ignore SIGTERM, and SIGTERM is what Python sends them at its exit before it waits for them, for ever.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report them as killed
+    for worker in multiprocessing.active_children():
+        worker.kill()
+        worker.join()

@@ -1,0 +1,167 @@
+#!/usr/bin/env bash
+# Build both images, and push them to Amazon ECR or to any other registry.
+#
+#   ./build_and_push.sh build [train|serve]     build, tag by git revision, write build/images.json
+#   ./build_and_push.sh push  [train|serve]     the same, then push, and write URI@digest there too
+#
+# Settings, from the environment:
+#   AWS_REGION, AWS_PROFILE ...  as for the AWS CLI; the account is the one the credentials belong to
+#   REGISTRY            push to this registry instead of ECR, e.g. registry.example.com/team (log in yourself)
+#   REPOSITORY_PREFIX   images are named PREFIX-train and PREFIX-serve            (image-classifier)
+#   CUDA                13, or 12 for drivers older than 580                      (13)
+#   IMAGENET_WEIGHTS    none; download; or file: weights/resnet50-*.pth           (none)
+#   BASE_IMAGE          a Debian with Python 3.11 in its packages                 (debian:bookworm-slim)
+#   TRIM                --no-stubs keeps every CUDA library (see docker/trim.py)
+#   TAG                 instead of the git revision
+#   PIP_CONF, CA_BUNDLE files given to the build as secrets, to reach a package index of your own
+#   BUILD_NETWORK       the network of the build, e.g. host
+#   ECR_ENDPOINT        the host to push to where ECR is reached through another name
+set -euo pipefail
+cd "$(dirname "$0")"
+export DOCKER_BUILDKIT=1
+
+fail() { echo "error: $1" >&2; echo "hint: $2" >&2; exit 1; }
+
+check_docker() {
+  command -v docker >/dev/null || fail "there is no docker program on this machine" \
+    "install Docker, or on a bare Debian machine run docker/ci-engine.sh"
+  docker version --format '{{.Server.Version}}' >/dev/null 2>&1 || fail "the Docker engine does not answer" \
+    "start it, or on a bare Debian machine run docker/ci-engine.sh"
+}
+
+# The revision, and for a changed tree a mark with the change's checksum: the same tag is always the same source.
+revision() {
+  local inputs=(code docker requirements .dockerignore) hash changes
+  hash=$(git rev-parse --short=12 HEAD 2>/dev/null) || fail "this is not a git checkout" "set TAG"
+  if [[ -n $(git status --porcelain -- "${inputs[@]}") ]]; then
+    changes=$({ git diff HEAD -- "${inputs[@]}"
+      git ls-files --others --exclude-standard -z -- "${inputs[@]}" | xargs -0 --no-run-if-empty sha256sum
+    } | sha256sum | cut -c 1-8)
+    hash+=-dirty-$changes
+  fi
+  echo "$hash$VARIANT"
+}
+
+build() {
+  local kind=$1 name=$PREFIX-$1 flags=()
+  [[ -n ${PIP_CONF:-} ]] && flags+=(--secret "id=pip_conf,src=$PIP_CONF")
+  [[ -n ${CA_BUNDLE:-} ]] && flags+=(--secret "id=ca_bundle,src=$CA_BUNDLE")
+  [[ -n ${BUILD_NETWORK:-} ]] && flags+=(--network "$BUILD_NETWORK")
+  [[ -n ${BASE_IMAGE:-} ]] && flags+=(--build-arg "BASE_IMAGE=$BASE_IMAGE")
+  [[ $kind == train ]] && flags+=(--build-arg "IMAGENET_WEIGHTS=${IMAGENET_WEIGHTS:-none}")
+  echo "building $name:$TAG"
+  docker build --progress plain "${flags[@]}" --build-arg "TRIM=${TRIM:-}" \
+    --build-arg "CUDA_VARIANT=$VARIANT" --build-arg "CUDA_MAJOR=$CUDA" --build-arg "REVISION=$TAG" \
+    --file "docker/$kind/Dockerfile" --tag "$name:$TAG" --tag "$name:latest" . >"build/$kind.log" 2>&1 \
+    || { tail -n 20 "build/$kind.log" >&2; fail "$name could not be built" "the whole log is build/$kind.log"; }
+  record "$kind" image "$name:$TAG" cuda_major "$CUDA"
+}
+
+# Merge pairs of key and value into one image's entry of build/images.json, where deploy.py reads it.
+record() {
+  python3 - "$@" <<'PY'
+import json, os, pathlib, sys
+path = pathlib.Path("build/images.json")
+images = json.loads(path.read_text()) if path.exists() else {}
+entry = images.setdefault(sys.argv[1], {})
+if sys.argv[3] != entry.get("image") and sys.argv[2] == "image":
+    entry.clear()  # another build: what was pushed is not it
+entry.update(zip(sys.argv[2::2], sys.argv[3::2]))
+temporary = path.with_suffix(".tmp")
+temporary.write_text(json.dumps(images, indent=2) + "\n")
+os.replace(temporary, path)
+PY
+}
+
+# Run an aws command; known failures end with one sentence, any other with the CLI's own last line.
+aws_() {
+  local output
+  if output=$(aws "$@" 2>&1); then echo "$output"; return; fi
+  case $output in
+    *ExpiredToken* | *"token has expired"* | *"SSO session"*"expired"*)
+      fail "the AWS session has expired" "log in again (aws sso login) and repeat" ;;
+    *"Unable to locate credentials"* | *InvalidClientTokenId* | *UnrecognizedClient* | *"could not be found"*)
+      fail "there are no valid AWS credentials" "run aws configure, or set AWS_PROFILE" ;;
+    *AccessDenied*) fail "AWS refuses ${1} ${2}: ${output##*$'\n'}" "the role needs the ECR actions of docs/images.md" ;;
+    *RepositoryNotFoundException* | *ImageNotFoundException*) return 3 ;;
+    *) fail "aws ${1} ${2} failed: ${output##*$'\n'}" "run it by hand to see more" ;;
+  esac
+}
+
+find_ecr() {
+  local account password suffix=amazonaws.com
+  command -v aws >/dev/null || fail "there is no aws program on this machine" \
+    "install the AWS CLI, or set REGISTRY to push elsewhere"
+  REGION=${AWS_REGION:-${AWS_DEFAULT_REGION:-$(aws configure get region || true)}}
+  [[ -n $REGION ]] || fail "no AWS region is set" "set AWS_REGION"
+  export AWS_DEFAULT_REGION=$REGION
+  account=$(aws_ sts get-caller-identity --query Account --output text)
+  case $REGION in
+    cn-*) suffix=amazonaws.com.cn ;;
+    us-iso-*) suffix=c2s.ic.gov ;;
+    us-isob-*) suffix=sc2s.sgov.gov ;;
+  esac
+  REGISTRY=${ECR_ENDPOINT:-$account.dkr.ecr.$REGION.$suffix}
+  password=$(aws_ ecr get-login-password)
+  docker login --username AWS --password-stdin "$REGISTRY" <<<"$password" >/dev/null 2>build/login.log \
+    || fail "$REGISTRY refuses the login: $(tail -n 1 build/login.log)" "check the region and the clock of this machine"
+}
+
+create_repository() {
+  local status=0
+  aws_ ecr describe-repositories --repository-names "$1" >/dev/null || status=$?
+  ((status == 3)) || return "$status"
+  aws_ ecr create-repository --repository-name "$1" --image-scanning-configuration scanOnPush=true \
+    --image-tag-mutability IMMUTABLE >/dev/null
+  echo "created the repository $1 (scanned on push, immutable tags)"
+}
+
+# Digest of a tag that is in ECR already, empty otherwise.
+pushed_digest() {
+  aws_ ecr describe-images --repository-name "$1" --image-ids "imageTag=$TAG" --query 'imageDetails[0].imageDigest' \
+    --output text || (($? == 3))
+}
+
+push() {
+  local kind=$1 name=$PREFIX-$1 digest=""
+  if [[ -n ${REGION:-} ]]; then
+    create_repository "$name"
+    digest=$(pushed_digest "$name")
+  fi
+  if [[ -n $digest ]]; then
+    echo "$name:$TAG is in the registry already; tags are never overwritten"
+  else
+    docker tag "$name:$TAG" "$REGISTRY/$name:$TAG"
+    echo "pushing $REGISTRY/$name:$TAG"
+    docker push "$REGISTRY/$name:$TAG" >build/push.log 2>&1 || case $(<build/push.log) in
+      *immutable*) fail "$name:$TAG exists and its tag is immutable" "commit the change, or set another TAG" ;;
+      *denied* | *"no basic auth"* | *unauthorized* | *expired*)
+        fail "$REGISTRY refuses the push: $(tail -n 1 build/push.log)" "log in again: docker login $REGISTRY" ;;
+      *) fail "the push failed: $(tail -n 1 build/push.log)" "repeat it: layers that arrived are not sent again" ;;
+    esac
+    digest=$(sed -nE 's/.*digest: (sha256:[0-9a-f]{64}).*/\1/p' build/push.log)
+  fi
+  record "$kind" uri "$REGISTRY/$name@$digest"
+  echo "$REGISTRY/$name@$digest"
+}
+
+COMMAND=${1:-}
+[[ $COMMAND == build || $COMMAND == push ]] || { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit 2; }
+KINDS=("${@:2}")
+((${#KINDS[@]})) || KINDS=(train serve)
+for kind in "${KINDS[@]}"; do
+  [[ -f docker/$kind/Dockerfile ]] || fail "there is no image $kind" "the images are train and serve"
+done
+PREFIX=${REPOSITORY_PREFIX:-image-classifier}
+CUDA=${CUDA:-13}
+case $CUDA in
+  13) VARIANT="" ;;
+  12) VARIANT=-cu12 ;;
+  *) fail "there are no images for CUDA $CUDA" "CUDA is 13 or 12" ;;
+esac
+check_docker
+TAG=${TAG:-$(revision)}
+mkdir -p build
+[[ $COMMAND == build || -n ${REGISTRY:-} ]] || find_ecr   # before the build: a login that fails should fail at once
+for kind in "${KINDS[@]}"; do build "$kind"; done
+[[ $COMMAND == build ]] || for kind in "${KINDS[@]}"; do push "$kind"; done

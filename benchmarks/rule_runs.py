@@ -6,6 +6,7 @@ Each disease changes one thing.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from image_classifier.vision.sample_data import make_sample_data
 
 SIDE = 32
 WARMUP_EPOCHS = 0.5
+INTERVAL = 50  # of statistics
 CLASSES = 4
 Network = Callable[[], nn.Module]
 
@@ -47,7 +49,7 @@ class Case:
     """
 
     rules: tuple[str, ...] = ()
-    network: Network = field(default=lambda: conv_net())
+    network: Network = field(default_factory=lambda: conv_net)
     spoil: Callable[[nn.Module], None] | None = None
     optimizer: str = "sgd"
     lr: float = 0.02
@@ -153,6 +155,11 @@ def shuffled(labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return labels[torch.randperm(len(labels), generator=generator)]
 
 
+def new_labels(labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """The same; and `train` shuffles them again before each epoch."""
+    return shuffled(labels, generator)
+
+
 def plain() -> nn.Module:
     """Without batch norm."""
     return conv_net(batch_norm=False)
@@ -164,8 +171,9 @@ CASES: Mapping[str, Case] = {
     "healthy: no batch norm": Case(network=plain, lr=0.005),
     "healthy: residual, zero init": Case(network=residual_net),
     "healthy: low learning rate": Case(lr=0.003, epochs=8),
+    "healthy: many epochs": Case(lr=0.001, epochs=14, images=240),
     "learning rate 0": Case(rules=("LossNotDecreasing", "UnchangedTensor", "WeightUpdateRatio"), lr=0.0),
-    "learning rate far too high": Case(rules=("ExplodingTensor",), network=plain, lr=30.0),
+    "learning rate far too high": Case(rules=("ExplodingTensor",), network=plain, lr=1e5),
     "learning rate too high for AdamW": Case(rules=("WeightUpdateRatio",), optimizer="adamw", lr=1.0),
     "sigmoid tower": Case(rules=("VanishingGradient",), network=sigmoid_tower),
     "weights too small": Case(rules=("PoorWeightInitialization",), network=plain, spoil=scaled(0.05)),
@@ -173,7 +181,7 @@ CASES: Mapping[str, Case] = {
     "dead units": Case(rules=("DeadRelu",), network=plain, spoil=negative_bias, lr=0.005),
     "zeroed layers": Case(rules=("AllZero",), network=plain, spoil=zeroed, lr=0.005),
     "layer not given to the optimiser": Case(rules=("UnchangedTensor",), left_out="3."),
-    "new random labels every epoch": Case(rules=("LossNotDecreasing",), labels=shuffled, lr=0.003),
+    "new random labels every epoch": Case(rules=("LossNotDecreasing",), labels=new_labels, lr=0.003),
     "few images, shuffled labels": Case(
         rules=("Overfit",), labels=shuffled, images=64, epochs=40, optimizer="adamw", lr=0.003
     ),
@@ -201,7 +209,7 @@ def pictures() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     return parts[0], parts[1], parts[2], parts[3]
 
 
-def train(case: Case, seed: int, sinks: tuple[Sink, ...] = (), started: float = 0.0) -> RunData:
+def train(case: Case, seed: int, sinks: tuple[Sink, ...] = ()) -> RunData:
     """Trains one case with one seed, like the trainer's loop: momentum, warm-up of half an epoch, cosine."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -210,13 +218,45 @@ def train(case: Case, seed: int, sinks: tuple[Sink, ...] = (), started: float = 
     images, labels = images[chosen], labels[chosen]
     if case.pixels is not None:
         images, valid_images = case.pixels(images), case.pixels(valid_images)
-    relabel_each_epoch = case.labels is shuffled and case.images == 480
-    if case.labels is not None and not relabel_each_epoch:
+    if case.labels is not None:
         labels = case.labels(labels, generator)
     network = case.network()
     if case.spoil is not None:
         case.spoil(network)
     steps = len(labels) // case.batch_size
+    run = RunData(facts(case, steps))
+    recorder = Recorder(
+        run,
+        sinks,
+        network,
+        torch.device("cpu"),
+        num_classes=CLASSES,
+        debug_interval=INTERVAL,
+        activation_interval=INTERVAL,
+    )
+    trained = [p for n, p in network.named_parameters() if not (case.left_out and n.startswith(case.left_out))]
+    optimizer, schedule = optimization(trained, case, steps)
+    for epoch in range(1, case.epochs + 1):
+        if case.labels is new_labels:
+            labels = shuffled(labels, generator)
+        network.train()
+        recorder.begin("train", epoch, (epoch - 1) * steps)
+        order = torch.randperm(len(labels), generator=generator)[: steps * case.batch_size]
+        for step, batch in enumerate(order.split(case.batch_size)):
+            time.sleep(case.wait_s)
+            recorder.mark("data_wait_s")
+            if case.pause_s and step % 13 == 12:
+                time.sleep(case.pause_s)
+            train_step(network, optimizer, images[batch], labels[batch], recorder)
+            schedule.step()
+        recorder.end_epoch()
+        evaluate(network, valid_images, valid_labels, recorder, epoch)
+    recorder.close()
+    return run
+
+
+def facts(case: Case, steps: int) -> JobFacts:
+    """What a job of this case says of itself."""
     config = {
         "lr": case.lr,
         "epochs": case.epochs,
@@ -224,69 +264,54 @@ def train(case: Case, seed: int, sinks: tuple[Sink, ...] = (), started: float = 
         "warmup_epochs": WARMUP_EPOCHS,
         "workers": 0,
     }
-    facts = JobFacts(config=config, steps_per_epoch=steps, started=started, cores=2)
-    run = RunData(facts)
-    recorder = Recorder(
-        run,
-        sinks,
-        network,
-        torch.device("cpu"),
-        num_classes=CLASSES,
-        debug_interval=50,
-        activation_interval=50,
-    )
-    trained = [p for n, p in network.named_parameters() if not (case.left_out and n.startswith(case.left_out))]
+    return JobFacts(config=config, steps_per_epoch=steps, started=time.time(), cores=2)
+
+
+def optimization(
+    trained: list[nn.Parameter], case: Case, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """SGD with momentum or AdamW, with the trainer's schedule."""
     if case.optimizer == "sgd":
         optimizer: torch.optim.Optimizer = torch.optim.SGD(trained, lr=case.lr, momentum=0.9, nesterov=True)
     else:
         optimizer = torch.optim.AdamW(trained, lr=case.lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max(case.lr, 1e-12),
-        total_steps=case.epochs * steps + 1,
-        pct_start=WARMUP_EPOCHS / case.epochs,
-        div_factor=20,
-    )
-    criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
-    for epoch in range(1, case.epochs + 1):
-        network.train()
-        recorder.begin("train", epoch, (epoch - 1) * steps)
-        order = torch.randperm(len(labels), generator=generator)
-        if relabel_each_epoch:
-            labels = case.labels(labels, generator) if case.labels is not None else labels
-        for step in range(steps):
-            batch = order[step * case.batch_size : (step + 1) * case.batch_size]
-            time.sleep(case.wait_s)
-            recorder.mark("data_wait_s")
-            recorder.before_forward(images[batch])
-            logits = network(images[batch])
-            loss = criterion(logits, labels[batch])
-            recorder.mark("forward_s")
-            optimizer.zero_grad()
-            loss.backward()
-            recorder.mark("backward_s")
-            recorder.after_backward()
-            optimizer.step()
-            recorder.mark("optimizer_s")
-            recorder.after_update()
-            if case.pause_s and step % 13 == 12:
-                time.sleep(case.pause_s)
-            recorder.end_step(loss, logits, labels[batch])
-            if case.lr > 0:
-                schedule.step()
-        recorder.end_epoch()
-        evaluate(network, valid_images, valid_labels, recorder, epoch)
-    recorder.close()
-    return run
+    warmup, total = round(WARMUP_EPOCHS * steps), case.epochs * steps
+
+    def share(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+
+
+def train_step(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    recorder: Recorder,
+) -> None:
+    """One step, told to the recorder as the trainer does."""
+    recorder.before_forward(images)
+    logits = network(images)
+    loss = nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
+    recorder.mark("forward_s")
+    optimizer.zero_grad()
+    loss.backward()
+    recorder.mark("backward_s")
+    recorder.after_backward()
+    optimizer.step()
+    recorder.mark("optimizer_s")
+    recorder.after_update()
+    recorder.end_step(loss, logits, labels)
 
 
 @torch.no_grad()
-def evaluate(
-    network: nn.Module, images: torch.Tensor, labels: torch.Tensor, recorder: Recorder, epoch: int, size: int = 64
-) -> None:
+def evaluate(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, recorder: Recorder, epoch: int) -> None:
     """The validation after an epoch."""
     network.eval()
-    batches = list(zip(images.split(size), labels.split(size), strict=True))
+    batches = list(zip(images.split(64), labels.split(64), strict=True))
     recorder.begin("eval", epoch, (epoch - 1) * len(batches))
     for batch, truth in batches:
         logits = network(batch)

@@ -19,6 +19,7 @@ from torch import nn
 
 from image_classifier.contract.errors import describe
 from image_classifier.debugging.clock import Phases, StepClock
+from image_classifier.debugging.observer import Observer
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.schema import ClassCounts, Mode, StatisticsRecord, StepRecord
 from image_classifier.debugging.tensorstats import (
@@ -70,7 +71,7 @@ class _Pending:
     tensors: dict[str, Scalars] = field(default_factory=dict)
 
 
-class Recorder:
+class Recorder(Observer):
     """Observes one process of a training.
 
     Args:
@@ -112,47 +113,33 @@ class Recorder:
         self._failed = False
 
     def begin(self, mode: Mode, epoch: int, step: int) -> None:
-        """An epoch's training, or an evaluation, begins; the next step that ends is number `step` of this mode."""
         self._mode, self._epoch, self._step = mode, epoch, step
         self._guarded(self._counts.zero_)
         self._guarded(self._clock.begin)
 
     def mark(self, phase: str) -> None:
-        """A phase of the step (one of schema.PHASES) ends here."""
         self._guarded(lambda: self._clock.mark(phase))
 
     def before_forward(self, images: torch.Tensor) -> None:
-        """The batch, (n, 3, H, W), is on the device."""
         self._guarded(lambda: self._before_forward(images))
 
     def after_backward(self) -> None:
-        """The gradients are what the optimiser will use."""
         if self._due(self._debug_interval, FIRST_STEPS):
             self._guarded(self._after_backward)
 
     def after_update(self) -> None:
-        """The optimiser has made its step."""
         if self._watch is not None:
             self._guarded(self._after_update)
 
     def end_step(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """The step ends.
-
-        Args:
-            loss: scalar, the one that is minimised.
-            logits: (n, classes).
-            labels: (n,) int64.
-        """
         self._guarded(lambda: self._end_step(loss.detach(), logits.detach(), labels))
         self._step += 1
 
     def skip_step(self) -> None:
-        """A step without a readable image: nothing to record."""
         self._guarded(self._clock.begin)
         self._step += 1
 
     def end_epoch(self) -> None:
-        """The epoch's training, or the evaluation, is over."""
         self._guarded(self._end_epoch)
 
     def flush(self) -> None:
@@ -210,6 +197,7 @@ class Recorder:
         self._tensors = {}
         if len(self._pending) >= FLUSH_STEPS:
             self._flush()
+            self._clock.mark("hook_s")  # counts for the next step
 
     def _end_epoch(self) -> None:
         self._flush()

@@ -95,7 +95,9 @@ class _Trial:
 
     def __init__(self, path: str) -> None:
         os.environ.setdefault("SMDEBUG_LOG_LEVEL", "error")
-        os.environ.setdefault("TRAINING_END_DELAY_REFRESH", "0")  # seconds it waits for more of a run that has ended
+        os.environ.setdefault(
+            "SMDEBUG_TRAINING_END_DELAY_REFRESH", "0"
+        )  # seconds it waits for more of a run that has ended
         logging.getLogger("smdebug").setLevel(logging.ERROR)
         from smdebug import modes
         from smdebug.trials import create_trial

@@ -300,6 +300,7 @@ class StalledTraining(Rule):
     """
 
     severity: ClassVar[Literal["info", "warning", "critical"]] = "critical"
+    about: ClassVar[Literal["tensors", "system"]] = "system"
     threshold_s: float = 1800.0
 
     def judge(self, run: RunData) -> Finding:

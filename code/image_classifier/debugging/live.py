@@ -1,0 +1,94 @@
+"""The rules in a running job: they speak up after an epoch, may stop the job, and leave rules.json at the end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from image_classifier.contract.errors import describe
+from image_classifier.contract.files import write_text
+from image_classifier.debugging.observer import Observer
+from image_classifier.debugging.rules import judge
+from image_classifier.debugging.rules.base import Rule
+from image_classifier.debugging.rundata import RunData
+from image_classifier.debugging.schema import RULES_FILE, Mode, RuleResult, Verdict, rule_results_to_json
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+STOP_STEPS = 100  # training steps between two looks of the rules that may stop the job
+
+
+class LiveRules(Observer):
+    """Judges a run while it goes on. Stands behind the recorder, so that it sees each step recorded.
+
+    Args:
+        run: filled by a recorder and a sampler.
+        flush: brings `run` up to date.
+        stop_on: rules that may stop the job; they are looked at every STOP_STEPS steps and after each epoch.
+        on_stop: called with the verdict that stops it, once.
+    """
+
+    def __init__(
+        self,
+        run: RunData,
+        folder: Path,
+        rules: Sequence[Rule],
+        stop_on: Sequence[Rule],
+        *,
+        flush: Callable[[], None],
+        on_stop: Callable[[RuleResult], None],
+    ) -> None:
+        self._run = run
+        self._file = folder / RULES_FILE
+        self._rules = [*rules, *(rule for rule in stop_on if rule not in rules)]
+        self._stop_on = list(stop_on)
+        self._flush = flush
+        self._on_stop = on_stop
+        self._mode: Mode = "train"
+        self._steps = 0
+        self._said: set[str] = set()
+        self._stopped = False
+
+    def begin(self, mode: Mode, epoch: int, step: int) -> None:
+        self._mode = mode
+
+    def end_step(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        self._steps += self._mode == "train"
+        if self._stop_on and not self._stopped and self._mode == "train" and self._steps % STOP_STEPS == 0:
+            self._flush()
+            self._stop_if_fired(judge(self._run, self._stop_on))
+
+    def end_epoch(self) -> None:
+        if self._mode != "train":  # a training epoch is judged with its validation
+            self.look()
+
+    def close(self) -> None:
+        self.look()
+
+    def look(self) -> list[RuleResult]:
+        """Judges, writes rules.json, and logs what was not said before."""
+        self._flush()
+        results = judge(self._run, self._rules)
+        try:
+            write_text(self._file, rule_results_to_json(results))
+        except Exception as error:  # a full disk must not end the job here: the checkpoint will tell
+            log.warning("the rules' verdicts cannot be written: %s", describe(error))
+        for result in results:
+            if result.verdict in (Verdict.ISSUES, Verdict.ERROR) and result.rule not in self._said:
+                self._said.add(result.rule)
+                advice = f"; {result.advice}" if result.advice else ""
+                log.warning("rule %s: %s%s", result.rule, result.summary, advice)
+        names = {rule.name for rule in self._stop_on}
+        self._stop_if_fired([result for result in results if result.rule in names])
+        return results
+
+    def _stop_if_fired(self, results: Sequence[RuleResult]) -> None:
+        for result in results:
+            if result.verdict is Verdict.ISSUES and not self._stopped:
+                self._stopped = True
+                self._on_stop(result)

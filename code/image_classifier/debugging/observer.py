@@ -1,0 +1,96 @@
+"""What a training tells those who watch it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from image_classifier.debugging.schema import Mode
+
+if TYPE_CHECKING:  # an observer of numbers needs no torch
+    import torch
+
+
+class Observer:
+    """Is told of every step; this one does nothing. In the order in which a training step calls:
+
+    begin (once an epoch), mark("data_wait_s"), mark("h2d_s"), before_forward, mark("forward_s"), mark("backward_s"),
+    after_backward, mark("optimizer_s"), after_update, end_step; at last end_epoch. An evaluation leaves out what it
+    does not do. With gradient accumulation, a phase is marked as often as it comes; the rest is once an optimiser step.
+    """
+
+    def begin(self, mode: Mode, epoch: int, step: int) -> None:
+        """An epoch's training, or an evaluation, begins; the next step that ends is number `step` of this mode."""
+
+    def mark(self, phase: str) -> None:
+        """A phase of the step (one of schema.PHASES) ends here."""
+
+    def before_forward(self, images: torch.Tensor) -> None:
+        """The batch, (n, 3, H, W), is on the device."""
+
+    def after_backward(self) -> None:
+        """The gradients are what the optimiser will use."""
+
+    def after_update(self) -> None:
+        """The optimiser has made its step."""
+
+    def end_step(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """The step ends.
+
+        Args:
+            loss: scalar, the one that is minimised.
+            logits: (n, classes).
+            labels: (n,) int64.
+        """
+
+    def skip_step(self) -> None:
+        """A step had no readable image."""
+
+    def end_epoch(self) -> None:
+        """The epoch's training, or the evaluation, is over."""
+
+    def close(self) -> None:
+        """The job is over, well or not."""
+
+
+class Observers(Observer):
+    """Tells each of several, in their order."""
+
+    def __init__(self, members: Sequence[Observer]) -> None:
+        self._members = tuple(members)
+
+    def begin(self, mode: Mode, epoch: int, step: int) -> None:
+        for member in self._members:
+            member.begin(mode, epoch, step)
+
+    def mark(self, phase: str) -> None:
+        for member in self._members:
+            member.mark(phase)
+
+    def before_forward(self, images: torch.Tensor) -> None:
+        for member in self._members:
+            member.before_forward(images)
+
+    def after_backward(self) -> None:
+        for member in self._members:
+            member.after_backward()
+
+    def after_update(self) -> None:
+        for member in self._members:
+            member.after_update()
+
+    def end_step(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        for member in self._members:
+            member.end_step(loss, logits, labels)
+
+    def skip_step(self) -> None:
+        for member in self._members:
+            member.skip_step()
+
+    def end_epoch(self) -> None:
+        for member in self._members:
+            member.end_epoch()
+
+    def close(self) -> None:
+        for member in self._members:
+            member.close()

@@ -1,0 +1,73 @@
+"""One window of torch.profiler: a few steps in full detail, for https://ui.perfetto.dev."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from image_classifier.contract.errors import describe
+from image_classifier.debugging.observer import Observer
+from image_classifier.debugging.schema import TRACE_FILE, Mode
+
+log = logging.getLogger(__name__)
+
+FIRST_STEP = 12  # of this process: memory, kernels and caches have settled; no recorded step (recorder.FIRST_STEPS)
+
+
+class TraceWindow(Observer):
+    """Profiles `num_steps` training steps and writes trace.json.gz into `folder`.
+
+    An observer: when it fails, it gives up with a warning.
+    """
+
+    def __init__(self, folder: Path, num_steps: int) -> None:
+        self._path = folder / TRACE_FILE
+        self._first, self._last = FIRST_STEP, FIRST_STEP + num_steps
+        self._training = False
+        self._step = 0
+        self._profiler: Any = None
+
+    def begin(self, mode: Mode, epoch: int, step: int) -> None:
+        self._training = mode == "train"
+
+    def end_step(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        if not self._training:
+            return
+        self._step += 1
+        try:
+            if self._step == self._first and self._last > self._first:
+                self._start()
+            elif self._step == self._last:
+                self._write()
+        except Exception as error:  # any: the trace is worth less than the training
+            log.warning("no trace: %s", describe(error))
+            self._profiler, self._last = None, 0
+
+    def end_epoch(self) -> None:
+        if self._profiler is not None:  # the epoch is shorter than the window
+            self._step = self._last
+            self._write()
+
+    def close(self) -> None:
+        if self._profiler is not None:
+            self._profiler.stop()
+            self._profiler = None
+
+    def _start(self) -> None:
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if torch.cuda.is_available():
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        self._profiler = torch.profiler.profile(activities=activities)
+        self._profiler.start()
+
+    def _write(self) -> None:
+        profiler, self._profiler = self._profiler, None
+        profiler.stop()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            profiler.export_chrome_trace(str(self._path))

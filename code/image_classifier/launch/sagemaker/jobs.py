@@ -15,7 +15,7 @@ from image_classifier.launch.sagemaker.remote import is_ours
 from image_classifier.launch.sagemaker.requests import Place, Request
 from image_classifier.launch.sagemaker.session import Session
 from image_classifier.launch.sagemaker.validation import validate
-from image_classifier.launch.sagemaker.watch import when_role_is_known
+from image_classifier.launch.sagemaker.watch import when_ready
 
 FINISHED = frozenset({"Completed", "Failed", "Stopped"})
 
@@ -160,7 +160,7 @@ def _created(create: Callable[[], Any], find: Callable[[], str], session: Sessio
             create()
 
     try:
-        when_role_is_known(attempt)
+        when_ready(attempt)
     except AwsError as error:
         if error.code not in {NETWORK, TAKEN} or not _exists(find, session, place):
             raise

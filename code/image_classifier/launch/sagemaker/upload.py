@@ -153,6 +153,14 @@ def upload_file(session: Session, path: Path, folder: str) -> str:
     return uri
 
 
+def copy_file(session: Session, source: str, target: str) -> None:
+    """Copies an object of up to 5 GB inside S3, unless the target is there. Raises AwsError."""
+    (from_bucket, from_key), (_, key) = split_uri(source), split_uri(target)
+    if not _exists(session, key):
+        origin = {"Bucket": from_bucket, "Key": from_key}
+        session.call("s3", "copy_object", Bucket=session.bucket, Key=key, CopySource=origin, **_put_options(session))
+
+
 def file_uri(session: Session, path: Path, folder: str) -> str:
     """Where `upload_file` puts a file."""
     return f"{session.root}/{folder}/{_read(path.name, path).sha256[:16]}/{path.name}"

@@ -8,11 +8,11 @@ from typing import TypeVar
 
 from image_classifier.launch import render
 from image_classifier.launch.process import Interrupts
-from image_classifier.launch.sagemaker.failures import ROLE, TRANSIENT, AwsError
+from image_classifier.launch.sagemaker.failures import MISSING, ROLE, TRANSIENT, AwsError
 
 EVERY_S = 10.0
 MAX_PAUSE_S = 60.0
-ROLE_PATIENCE_S = 90.0  # a new role is known everywhere after about a minute
+PATIENCE_S = {ROLE: 90.0, MISSING: 30.0}
 _TICK_S = 0.2
 T = TypeVar("T")
 
@@ -52,17 +52,20 @@ def pause(seconds: float, interrupts: Interrupts) -> None:
         time.sleep(min(_TICK_S, left))
 
 
-def when_role_is_known(create: Callable[[], T]) -> T:
-    """Calls `create`, again for a while when SageMaker cannot assume the role yet. Raises AwsError."""
-    end = time.monotonic() + ROLE_PATIENCE_S
+def when_ready(create: Callable[[], T]) -> T:
+    """Calls `create`, again for a while when what it needs was made too recently. Raises AwsError.
+
+    A new role cannot be assumed for about a minute, and a model or configuration may not be found for some seconds.
+    """
+    began = time.monotonic()
     told = False
     while True:
         try:
             return create()
         except AwsError as error:
-            if error.code != ROLE or time.monotonic() + EVERY_S > end:
+            if time.monotonic() - began + EVERY_S > PATIENCE_S.get(error.code, 0.0):
                 raise
             if not told:
-                render.note(f"{error.message}; a new role takes a minute, trying again")
+                render.note(f"{error.message}; what is new takes a while to be known, trying again")
             told = True
         time.sleep(EVERY_S)

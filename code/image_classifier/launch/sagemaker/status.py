@@ -1,0 +1,80 @@
+"""How runs on SageMaker stand: asked there, noted in job.json, and their outputs fetched once they have ended."""
+
+from __future__ import annotations
+
+from image_classifier.contract.errors import ClassifierError, JobError
+from image_classifier.launch import render
+from image_classifier.launch import serve as local_serve
+from image_classifier.launch import train as local_train
+from image_classifier.launch import tune as local_tune
+from image_classifier.launch.runs import ACTIVE, REMOTE, Run, Status
+from image_classifier.launch.sagemaker import batch, jobs, remote, serve, train, tune
+from image_classifier.launch.sagemaker.failures import AwsError
+from image_classifier.launch.sagemaker.session import Session
+from image_classifier.launch.sagemaker.settings import SageMakerSettings
+
+
+def refresh(runs: list[Run], settings: SageMakerSettings) -> None:
+    """Brings every run on SageMaker that is still under way up to date; says so when AWS cannot be asked."""
+    active = [run for run in runs if _is_active(run)]
+    if not active:
+        return
+    try:
+        session = Session(settings)
+        for run in active:
+            _refresh(run, session)
+    except AwsError as error:
+        render.warn(f"{error.message}; runs on SageMaker are shown as they were last seen")
+
+
+def follow(run: Run, settings: SageMakerSettings) -> None:
+    """Follows a run on SageMaker to its end. Raises what its command raises."""
+    session = Session(settings)
+    kind = run.record().kind
+    if kind == local_train.KIND:
+        train.follow(run, session)
+    elif kind == local_tune.KIND:
+        tune.follow(run, session)
+    elif kind == batch.KIND:
+        batch.follow(run, session)
+    else:
+        _refresh(run, session)
+
+
+def _is_active(run: Run) -> bool:
+    record = run.record()
+    return record.status in ACTIVE and REMOTE in record.details
+
+
+def _refresh(run: Run, session: Session) -> None:
+    details, kind = remote.details_of(run), run.record().kind
+    if kind == local_serve.KIND:
+        _refresh_endpoint(run, session, str(details.get("endpoint", "")))
+        return
+    if "job" not in details:
+        run.end(Status.FAILED, failure="it was ended before the job was created")
+        return
+    name = str(details["job"])
+    try:
+        if kind == local_train.KIND and (job := jobs.describe_training_job(session, name)).finished:
+            train.finish(run, session, job)
+        elif kind == local_tune.KIND and (search := jobs.describe_tuning_job(session, name)).finished:
+            tune.finish(run, session, search)
+        elif kind == batch.KIND:
+            batch.refresh(run, session)
+    except AwsError:
+        raise
+    except (JobError, ClassifierError) as error:
+        render.note(f"{run.name}: {error.message}")  # it is noted in the run
+
+
+def _refresh_endpoint(run: Run, session: Session, endpoint: str) -> None:
+    state = serve.describe(session, endpoint)
+    if state is None:
+        run.end(Status.FAILED, failure=f"the endpoint {endpoint} is gone")
+    elif state["EndpointStatus"] == "InService":
+        run.end(Status.COMPLETED)
+        render.warn(f"the endpoint {endpoint} is in service, but nobody checked it: serve the model again to check it")
+    elif state["EndpointStatus"] == "Failed":
+        run.end(Status.FAILED, failure=str(state.get("FailureReason", "")))
+        render.warn(f"the endpoint {endpoint} has failed; remove it with `deploy.py delete {run.name}`")

@@ -159,6 +159,13 @@ class Loader:
         self._batches.epoch, self._batches.first_step = epoch, first_step
         return iter(self._loader)
 
+    def close(self) -> None:
+        """Ends the data loading processes. Left to the interpreter's exit they get a SIGTERM, which they ignore, and
+        the exit waits for them."""
+        iterator = self._loader._iterator  # torch has no public way
+        if iterator is not None:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]  # of an iterator over processes
+
 
 def collate(samples: Sequence[_Sample]) -> Batch:
     """Stacks the readable samples and names the others."""

@@ -58,6 +58,8 @@ def run(config: TrainConfig, paths: MlPaths, stop: StopFlag) -> None:
         fit(training, hook)
         finish(training, hook, folders, data_fingerprint, paths)
     finally:
+        training.train.close()
+        training.valid.close()
         write_bad_images(paths.output_data, training.bad.found)
         hook.close()
 
@@ -186,3 +188,5 @@ def run_test(training: Training, hook: Hook, split: Split) -> Evaluation:
             f"stopped by {training.stop.reason} while testing; the training has finished and is saved",
             "start again with the same checkpoint folder to test and write the model",
         ) from None
+    finally:
+        loader.close()

@@ -211,7 +211,7 @@ def _write_history(data: Path, epochs: int) -> list[dict[str, float]]:
 
 
 def _write_answers(data: Path, classes: Sequence[str], predictions: Sequence[tuple[str, str, str, float]]) -> None:
-    counts = [[sum(l == t and p == o for _, l, p, _ in predictions) for o in classes] for t in classes]
+    counts = [[sum((label, said) == (t, o) for _, label, said, _ in predictions) for o in classes] for t in classes]
     _csv(
         data / "confusion.csv",
         ["true \\ predicted", *classes],
@@ -333,7 +333,7 @@ def _rules() -> list[RuleResult]:
             datapoints=480,
         ),
         RuleResult(
-            rule="DataLoader",
+            rule="Dataloader",
             verdict=Verdict.ISSUES,
             severity="warning",
             summary="Data wait is 56 % of the step.",
@@ -389,10 +389,9 @@ def _write_system(output: Path, steps: Sequence[StepRecord], random: np.random.G
             ("gpu", "gpu0", "GPUMemoryUtilization", busy * 31.0),
             ("gpu", "gpu0", "GPUPowerWatts", 120 + busy * 180),
         ):
-            value = min(max(float(value), 0.0), 100.0) if "Utilization" in dimension else float(value)
-            lines.append(
-                SystemSample(type=kind, name=name, dimension=dimension, value=value, node="algo-1", time=now).to_line()
-            )
+            shown = min(max(float(value), 0.0), 100.0) if "Utilization" in dimension else float(value)
+            sample = SystemSample(type=kind, name=name, dimension=dimension, value=shown, node="algo-1", time=now)
+            lines.append(sample.to_line())
         now += 1.0
     _lines(place / "29833333.algo-1.json", lines)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from image_classifier.debugging.report.formats import count, percent, points
+from image_classifier.debugging.report.formats import count, interval, percent, points
 
 MAX_ITEMS = 6
 LARGE_GAP = 0.10  # training minus validation accuracy that no sampling noise of a usual validation set explains
@@ -22,7 +22,7 @@ MIN_IMAGES_OF_WEAK = 8  # fewer tell nothing about a class
 GAIN_WORTH_SAYING = 0.10
 OVERFIT_RULES = frozenset({"Overfit", "Overtraining"})
 FLAT_RULES = frozenset({"LossNotDecreasing", "PoorWeightInitialization", "VanishingGradient"})
-SPEED_RULES = frozenset({"DataLoader", "CPUBottleneck", "IOBottleneck", "LowGPUUtilization"})
+SPEED_RULES = frozenset({"Dataloader", "CPUBottleneck", "IOBottleneck", "LowGPUUtilization"})
 IMBALANCE_RULES = frozenset({"ClassImbalance"})
 
 Item = dict[str, str]
@@ -92,7 +92,8 @@ def _learning(facts: Mapping[str, Any], fired: frozenset[str]) -> Iterator[Item]
         epochs = config.get("epochs") or len(facts["history"])
         yield _item(
             f"Train longer: epochs={2 * epochs}",
-            f"The best epoch, {outcome['best_epoch']}, is among the last of {len(facts['history'])}: the curve may not have ended.",
+            f"The best epoch, {outcome['best_epoch']}, is among the last of {len(facts['history'])}: there may be "
+            "more to gain.",
         )
     elif last.get("train:accuracy", 1.0) < LOW_TRAIN_ACCURACY and not fired & FLAT_RULES:
         yield _item(
@@ -108,29 +109,28 @@ def _errors(facts: Mapping[str, Any], fired: frozenset[str]) -> Iterator[Item]:
         if pair["images"] >= 3 and pair["images"] >= PAIR_SHARE * errors:
             yield _item(
                 f"Look at {pair['true']} taken for {pair['predicted']}",
-                f"{pair['images']} of the {errors} errors are this one confusion: check the labels, then add images of both.",
+                f"{pair['images']} of the {errors} errors are this confusion: check the labels, then add images of "
+                "both.",
             )
     accuracy = facts["outcome"]["accuracy"]
     if accuracy and facts["per_class"] and not fired & IMBALANCE_RULES:
         weakest = facts["per_class"][0]
-        if weakest["images"] >= MIN_IMAGES_OF_WEAK and weakest["high"] < accuracy["value"]:
-            if accuracy["value"] - weakest["recall"] > WEAK_RECALL:
-                yield _item(
-                    f"Add images of {weakest['class']}",
-                    f"Only {percent(weakest['recall'])} of its {weakest['images']} test images are recognised, "
-                    f"against {percent(accuracy['value'])} overall.",
-                )
+        large_enough = weakest["images"] >= MIN_IMAGES_OF_WEAK and weakest["high"] < accuracy["value"]
+        if large_enough and accuracy["value"] - weakest["recall"] > WEAK_RECALL:
+            yield _item(
+                f"Add images of {weakest['class']}",
+                f"Only {percent(weakest['recall'])} of its {weakest['images']} test images are recognised, "
+                f"against {percent(accuracy['value'])} overall.",
+            )
 
 
 def _speed(facts: Mapping[str, Any], fired: frozenset[str]) -> Iterator[Item]:
     found = facts["time"] and facts["time"]["bottleneck"]
     if not found or found["phase"] == "compute" or found["gain"] < GAIN_WORTH_SAYING or fired & SPEED_RULES:
         return
-    remedy = REMEDIES[found["phase"]]
-    yield _item(
-        remedy,
-        f"{PHASE_NAMES[found['phase']]} takes {percent(found['share'], 0)} of a step; without it training would be {percent(found['gain'], 0)} faster.",
-    )
+    what, share = PHASE_NAMES[found["phase"]], percent(found["share"], 0)
+    reason = f"{what} takes {share} of a step; without it training would be {percent(found['gain'], 0)} faster."
+    yield _item(REMEDIES[found["phase"]], reason)
 
 
 def _measuring(facts: Mapping[str, Any]) -> Iterator[Item]:
@@ -140,13 +140,13 @@ def _measuring(facts: Mapping[str, Any]) -> Iterator[Item]:
     if accuracy["split"] != "test":
         yield _item(
             "Add a test folder",
-            "The accuracy was measured on the validation images, which also chose the best epoch: it flatters the model.",
+            "The accuracy was measured on the validation images, which also chose the best epoch: it is flattering.",
         )
     if accuracy["low"] is not None and (accuracy["high"] - accuracy["low"]) / 2 > WIDE_INTERVAL:
         yield _item(
             f"Do not compare models on these {accuracy['split']} images alone",
-            f"With {count(accuracy['images'], 'image')} the true accuracy may lie anywhere from {percent(accuracy['low'], 0)} "
-            f"to {percent(accuracy['high'], 0)}; more images narrow it.",
+            f"With {count(accuracy['images'], 'image')} the true accuracy may lie anywhere in "
+            f"{interval(accuracy['low'], accuracy['high'])}; more images narrow it.",
         )
 
 

@@ -42,7 +42,7 @@ def confusion(sources: Sources) -> dict[str, Any] | None:
     if any(len(row) != len(classes) for row in counts) or len(counts) != len(classes):
         sources.missing.append("confusion.csv: damaged")
         return None
-    pairs = [
+    pairs: list[dict[str, Any]] = [
         {"true": classes[i], "predicted": classes[j], "images": images, "of": sum(row)}
         for i, row in enumerate(counts)
         for j, images in enumerate(row)
@@ -71,7 +71,7 @@ def _most_confused(counts: Sequence[Sequence[int]]) -> list[int]:
 def mistakes(sources: Sources, pairs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The wrong answers that were given with the most confidence. Also gives each of `pairs` its example images."""
     rows = _body(sources, "test_predictions.csv", "no single answers without test images", 4)
-    wrong = [
+    wrong: list[dict[str, Any]] = [
         {"path": path, "true": label, "predicted": predicted, "probability": float(probability)}
         for path, label, predicted, probability in rows
         if label != predicted

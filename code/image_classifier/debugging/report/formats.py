@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 DASH = "–"
 GAP = "\u00a0"  # between a number and its unit, where no line may break
@@ -71,3 +72,9 @@ def short(text: str, limit: int) -> str:
         return text
     keep = limit - 1
     return f"{text[: keep - keep // 2]}…{text[len(text) - keep // 2 :]}"
+
+
+def words(name: str) -> str:
+    """`LowGPUUtilization` -> `Low GPU utilization`, `IOBottleneck` -> `IO bottleneck`."""
+    parts = re.findall(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]+$|[A-Z][a-z]+|\d+", name) or [name]
+    return " ".join([parts[0], *(part if part.isupper() else part.lower() for part in parts[1:])])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from image_classifier.debugging.report import inside, results
+from image_classifier.debugging.report import inside, machine, results
 from image_classifier.debugging.report.formats import count
 from image_classifier.debugging.report.page import Facts, Section, page
 
@@ -14,8 +14,8 @@ SECTIONS: tuple[Section, ...] = (
     ("confusion", "Confusions", results.confusion),
     ("classes", "Classes", results.classes),
     ("mistakes", "Mistakes", results.mistakes),
-    ("time", "Time", inside.time),
-    ("system", "Machine", inside.system),
+    ("time", "Time", machine.time),
+    ("system", "Machine", machine.system),
     ("layers", "Layers", inside.layers),
     ("data", "Data", inside.data),
     ("environment", "Environment", inside.environment),

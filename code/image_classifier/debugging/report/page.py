@@ -34,6 +34,7 @@ def page(facts: Facts, heading: str, meta: str, sections: Sequence[Section]) -> 
         tag("style", style),
     )
     links = [tag("li", tag("a", title, href=f"#{name}")) for name, title, _ in sections]
+    made = facts["created"].replace("T", " ").replace("+00:00", " UTC")
     body = tag(
         "body",
         tag("header", tag("h1", heading), tag("p", meta, class_="meta")),
@@ -43,7 +44,7 @@ def page(facts: Facts, heading: str, meta: str, sections: Sequence[Section]) -> 
             "footer",
             tag(
                 "p",
-                f"Made {facts['created'].replace('T', ' ').replace('+00:00', ' UTC')} from the job's own files. The same facts: report.json.",
+                f"Made {made} from the job's own files. The same facts: report.json.",
             ),
         ),
         tag("script", script),

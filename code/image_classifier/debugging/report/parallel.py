@@ -40,9 +40,7 @@ class _Column:
             gap = (bottom - top) / max(len(distinct) - 1, 1)
             places = {each: bottom - index * gap for index, each in enumerate(distinct)}
             self._places: Mapping[object, float] = places if len(distinct) > 1 else {distinct[0]: (top + bottom) / 2}
-            self.ticks = [
-                (place, each if isinstance(each, str) else number(each)) for each, place in self._places.items()
-            ]
+            self.ticks = [(place, _told(each)) for each, place in self._places.items()]
 
     def __call__(self, value: float | str) -> float:
         if self._scale is not None:
@@ -89,7 +87,7 @@ def parallel_coordinates(
     return tag("div", svg(width, height, label, joined(parts), class_="chart wide"), class_="scroll")
 
 
-def _told(value: float | str) -> str:
+def _told(value: Any) -> str:
     return value if isinstance(value, str) else number(value)
 
 

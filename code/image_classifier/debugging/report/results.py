@@ -74,7 +74,7 @@ def _others(facts: Facts) -> list[Markup]:
     if found["seconds"] is not None:
         figures.append(_figure("Time", duration(found["seconds"]), "training, validation and test"))
     if facts["time"]:
-        figures.append(_figure("Speed", f"{number(facts['time']['images_per_second'])}/s", "training images"))
+        figures.append(_figure("Speed", number(facts["time"]["images_per_second"]), "training images a second"))
     fired = [rule for rule in facts["rules"] if rule["verdict"] == "IssuesFound"]
     if facts["rules"]:
         judged = sum(rule["verdict"] in ("IssuesFound", "NoIssuesFound") for rule in facts["rules"])
@@ -131,22 +131,29 @@ def _loss(facts: Facts) -> Markup | None:
         ]
         means = [(x, as_float(y)) for x, y in zip(batches["epoch"], batches["mean"], strict=True)]
         series.append(Series(name="training, by batch", points=means, style="c0", band=noise))
-        caption = "The area holds the middle 80 % of the batches: differences smaller than it are noise. Labels are not smoothed."
+        caption = (
+            "The area holds the middle 80 % of the batches: differences smaller than it are noise. Labels are not "
+            "smoothed."
+        )
     else:
         points_ = [(row["epoch"], as_float(row.get("train:loss"))) for row in history]
         series.append(Series(name="training", points=points_, style="c0", dots=True))
-        caption = "The training loss is the one that was minimised, with label smoothing. Single steps were not recorded, so their noise is not shown."
+        caption = (
+            "The training loss is the one that was minimised, with label smoothing. Single steps were not "
+            "recorded, so their noise is not shown."
+        )
     if history:
         valid = [(row["epoch"], as_float(row.get("validation:loss"))) for row in history]
         series.append(Series(name="validation", points=valid, style="c1", dots=True))
-    return figure(_curve(facts, "Loss by epoch", series, "loss (nats)", number), caption)
+    return figure(_curve(facts, "Loss by epoch", series, "loss (nats)", form=number), caption)
 
 
 def _accuracies(facts: Facts) -> Markup:
     history, images = facts["history"], (facts["outcome"]["images"] or {}).get("valid")
     band, caption = (
         [],
-        "Training accuracy is measured on augmented crops while the network changes, validation accuracy after the epoch.",
+        "Training accuracy is measured on augmented crops while the network changes, validation accuracy after the "
+        "epoch.",
     )
     if images:
         from image_classifier.debugging.report.curves import wilson
@@ -172,11 +179,11 @@ def _accuracies(facts: Facts) -> Markup:
             band=band,
         ),
     ]
-    return figure(_curve(facts, "Accuracy by epoch", series, "accuracy", share_tick, high=1.0), caption)
+    return figure(_curve(facts, "Accuracy by epoch", series, "accuracy", form=share_tick, high=1.0), caption)
 
 
 def _curve(
-    facts: Facts, label: str, series: Sequence[Series], title: str, form: Any, high: float | None = None
+    facts: Facts, label: str, series: Sequence[Series], title: str, *, form: Any, high: float | None = None
 ) -> Markup:
     (left, right), (bottom, top) = frame(HALF_WIDTH, HEIGHT)
     values = [value for each in series for _, value in each.points] + [
@@ -208,12 +215,18 @@ def confusion(facts: Facts) -> Markup:
     )
     cut = ""
     if found["num_classes"] > len(found["classes"]):
-        cut = f" Shown are the {len(found['classes'])} classes of {found['num_classes']} with the most errors; confusion.csv has them all."
+        cut = (
+            f" Shown are the {len(found['classes'])} classes of {found['num_classes']} with the most errors; "
+            "confusion.csv has them all."
+        )
+    how = (
+        "Rows are the true classes, columns the predicted ones. Blue is right, orange is wrong; the stronger the "
+        f"colour, the larger the share of the row.{cut}"
+    )
     matrix = tag("div", confusion_chart(found["classes"], found["counts"], width=704), class_="scroll", tabindex=0)
-    caption = f"Rows are the true classes, columns the predicted ones. Blue is right, orange is wrong; the darker, the larger the share of the row.{cut}"
     pairs = [_pair(facts, pair) for pair in found["pairs"]]
-    listed = joined(tag("h3", "Most confused pairs"), tag("ul", *pairs, class_="pairs")) if pairs else None
-    return joined(tag("p", first), figure(matrix, caption), listed)
+    listed = tag("div", tag("h3", "Most confused pairs"), tag("ul", *pairs, class_="pairs")) if pairs else None
+    return joined(tag("p", first), note(how), tag("div", matrix, listed, class_="confusion"))
 
 
 def _pair(facts: Facts, pair: dict[str, Any]) -> Markup:
@@ -250,7 +263,7 @@ def classes(facts: Facts) -> Markup:
             tag("span", percent(row["recall"]), meter(row["recall"])),
             interval(row["low"], row["high"]),
             percent(row["precision"]),
-            number(row["f1"]),
+            f"{row['f1']:.3f}",
         )
         for row in rows[:MAX_CLASS_ROWS]
     ]
@@ -262,7 +275,8 @@ def classes(facts: Facts) -> Markup:
     )
     return joined(
         note(
-            "Recall: share of the class's images that were recognised. Precision: share of the answers naming the class that were right. Lowest recall first."
+            "Recall: share of the class's images that were recognised. Precision: share of the answers naming the "
+            "class that were right. Lowest recall first."
         ),
         table(header, shown, numeric=range(1, 6)),
         more,
@@ -291,7 +305,8 @@ def mistakes(facts: Facts) -> Markup:
         cards.append(tag("figure", picture, text))
     return joined(
         note(
-            "Wrong answers given with the highest probability. They show wrong labels, pictures of several things, and what the network has not seen enough of."
+            "Wrong answers given with the highest probability. They show wrong labels, pictures of several things, "
+            "and what the network has not seen enough of."
         ),
         tag("div", *cards, class_="gallery"),
     )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from image_classifier.contract.errors import DataError
 from image_classifier.contract.metrics import METRIC_BY_NAME
 from image_classifier.debugging.report.curves import MAX_BINS
+from image_classifier.debugging.report.formats import count
 from image_classifier.debugging.report.sources import TRIALS_FILE, jsonable, read_json
 
 FORMAT = 1
@@ -127,7 +128,8 @@ def importance(trials: Sequence[dict[str, Any]], names: Sequence[str]) -> list[d
 def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
     """Ranks from 0; equal values share their mean rank."""
     array = np.array(values, np.float64)
-    return (array[:, None] > array).sum(1) + ((array[:, None] == array).sum(1) - 1) / 2
+    ranks: NDArray[np.float64] = (array[:, None] > array).sum(1) + ((array[:, None] == array).sum(1) - 1) / 2
+    return ranks
 
 
 def _groups(values: Sequence[float | str]) -> NDArray[np.int64]:
@@ -147,7 +149,8 @@ def _between(ranks: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[n
     for group in np.unique(groups):
         members = ranks[:, groups == group]
         between += members.shape[1] * (members.mean(1) - middle[:, 0]) ** 2
-    return np.divide(between, total, out=np.zeros_like(total), where=total > 0)
+    shares: NDArray[np.float64] = np.divide(between, total, out=np.zeros_like(total), where=total > 0)
+    return shares
 
 
 def _curves(folder: Path, trials: Sequence[dict[str, Any]], objective: str) -> list[dict[str, Any]]:
@@ -188,7 +191,7 @@ def _what_next(facts: dict[str, Any], finished: Sequence[dict[str, Any]]) -> lis
         items.append({"title": "See why trials failed", "reason": reason})
     idle = [row["name"] for row in facts["importance"] or [] if row["p"] > SURE]
     if facts["importance"] is None:
-        reason = f"{len(finished)} finished trials cannot tell luck from effect; from {MIN_TRIALS} on their ranking says something."
+        reason = f"{count(len(finished), 'finished trial')} cannot tell luck from effect; {MIN_TRIALS} or more can."
         items.append(
             {"title": f"Run more trials: python deploy.py tune --resume {facts['name']} --trials N", "reason": reason}
         )

@@ -29,7 +29,10 @@ WIDTH = 960.0
 def render_tuning(facts: Facts) -> str:
     """The facts of `tuning.gather_tuning` as one HTML document."""
     done = sum(trial["status"] == "Completed" for trial in facts["trials"])
-    meta = f"{count(len(facts['trials']), 'trial')}, {done} completed · objective {facts['objective']}, {'higher' if facts['maximize'] else 'lower'} is better"
+    meta = (
+        f"{count(len(facts['trials']), 'trial')}, {done} completed · objective {facts['objective']}, "
+        f"{'higher' if facts['maximize'] else 'lower'} is better"
+    )
     return page(facts, f"Tuning {facts['name']}", meta, SECTIONS)
 
 
@@ -40,12 +43,16 @@ def outcome(facts: Facts) -> Markup:
         return joined(note("No trial has finished."), missing(facts))
     values = [
         ("value", _objective(facts, best.get("value"))),
-        ("trial", str(best.get("trial"))),
-        ("epoch", str(best.get("epoch", DASH))),
+        ("of trial", str(best.get("trial"))),
+        ("in epoch", str(best.get("epoch", DASH))),
     ]
     values += [(str(name), _rounded(str(value))) for name, value in best.get("hyperparameters", {}).items()]
     items = [
-        tag("div", tag("dt", name if name != "value" else f"Best {facts['objective']}"), tag("dd", value))
+        tag(
+            "div",
+            tag("dt", name if name != "value" else f"Best {facts['objective'].replace(':', ' ')}"),
+            tag("dd", value),
+        )
         for name, value in values
     ]
     return tag("dl", *items, class_="figures")
@@ -61,7 +68,7 @@ def _rounded(text: str) -> str:
 def _objective(facts: Facts, value: Any) -> str:
     if value is None:
         return DASH
-    return share_tick(float(value)) if "accuracy" in facts["objective"] else number(float(value), 4)
+    return percent(float(value)) if "accuracy" in facts["objective"] else number(float(value), 4)
 
 
 def what_next(facts: Facts) -> Markup:
@@ -87,7 +94,8 @@ def picture(facts: Facts) -> Markup:
     )
     return figure(
         drawing,
-        "One line a trial, pruned ones with the best value they reached. The stronger the colour, the better; orange is the best trial.",
+        "One line a trial, pruned ones with the best value they reached. The stronger the colour, the better; "
+        "orange is the best trial.",
     )
 
 
@@ -116,20 +124,23 @@ def importance(facts: Facts) -> Markup:
 
 def progress(facts: Facts) -> Markup:
     """The objective in the order of the trials, and after each epoch."""
-    valued = [(each["trial"], each["value"]) for each in facts["trials"] if each["value"] is not None]
+    valued = [each for each in facts["trials"] if each["value"] is not None]
     if not valued:
         return note("No trial gave a value.")
     return tag("div", _by_trial(facts, valued), _by_epoch(facts), class_="pair-of")
 
 
-def _by_trial(facts: Facts, valued: list[tuple[int, float]]) -> Markup:
-    best, running = [], []
-    for number_, value in valued:
-        best.append(value)
-        running.append((float(number_), max(best) if facts["maximize"] else min(best)))
+def _by_trial(facts: Facts, valued: list[dict[str, Any]]) -> Markup:
+    choose, running = max if facts["maximize"] else min, []
+    best: float | None = None
+    for each in valued:
+        if each["status"] == "Completed":
+            best = each["value"] if best is None else choose(best, each["value"])
+            running.append((float(each["trial"]), best))
+    points = [(float(each["trial"]), each["value"]) for each in valued]
     series = [
         Series(name="best so far", points=running, style="c1"),
-        Series(name="trial", points=[(float(n), v) for n, v in valued], style="c0 lone", dots=True),
+        Series(name="trial", points=points, style="c0 lone", dots=True),
     ]
     return figure(
         _chart(facts, "Objective by trial", series, "trial"),
@@ -164,7 +175,7 @@ def _chart(facts: Facts, label: str, series: list[Series], title: str, *, named:
     y = Axis(
         scale=fit([y for each in series for _, y in each.points], bottom, top),
         title=facts["objective"],
-        form=lambda value: _objective(facts, value),
+        form=share_tick if "accuracy" in facts["objective"] else number,
     )
     return line_chart(label, series, x, y, width=width, height=height, named=named)
 

@@ -63,7 +63,22 @@ def test_help_tells_every_hyperparameter(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize(
-    "command", ["check", "sample-data", "tune", "train", "serve", "predict", "status", "logs", "config", "demo"]
+    "command",
+    [
+        "check",
+        "sample-data",
+        "tune",
+        "train",
+        "serve",
+        "predict",
+        "status",
+        "logs",
+        "config",
+        "demo",
+        "doctor",
+        "batch",
+        "delete",
+    ],
 )
 def test_every_command_has_a_help_page(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "-h"]) == 0

@@ -16,6 +16,7 @@ from image_classifier.contract.config import Value, parameters_of
 from image_classifier.contract.errors import EXIT_FAILURE, EXIT_USAGE, ClassifierError, PlatformError, describe
 from image_classifier.launch import flags
 from image_classifier.launch.settings import General, PredictSettings, ServeSettings, Settings, TuneSettings, load
+from image_classifier.launch.targets import target_of
 
 if TYPE_CHECKING:
     from image_classifier.launch.runs import Run
@@ -25,6 +26,8 @@ EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 GENERAL = {param.name: param for param in parameters_of(General)}
 PATH = click.Path(path_type=Path)
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="print one JSON document")
+YES = click.option("--yes", is_flag=True, help="spend money on AWS without asking")
+DRY_RUN = click.option("--dry-run", is_flag=True, help="print the requests to AWS and send none")
 DATA = flags.setting("", GENERAL["data"], "Options")
 
 
@@ -47,6 +50,7 @@ class Commands(flags.StoryGroup):
     stories = {  # noqa: RUF012  # a constant of the class
         "From images to predictions": ("check", "sample-data", "tune", "train", "serve", "predict"),
         "Look after it": ("status", "logs", "config", "demo"),
+        "On SageMaker (--target sagemaker)": ("doctor", "batch", "delete"),
     }
 
 
@@ -124,10 +128,12 @@ python deploy.py tune --resume tune-20260102-030405 --trials 16
 @DATA
 @click.option("--name", default="", help="added to the name of the run's folder")
 @click.option("--resume", metavar="RUN", default="", help="go on with an interrupted search")
+@YES
+@DRY_RUN
 @flags.settings_of(TuneSettings, "tune", "Search", without=("seed",))
 @flags.hyperparameters(without=("epochs",))
 @click.pass_obj
-def tune(call: Call, /, data: str | None, name: str, resume: str, **given: Any) -> None:
+def tune(call: Call, /, *, data: str | None, name: str, resume: str, yes: bool, dry_run: bool, **given: Any) -> None:
     """Search the best hyperparameters with many training jobs.
 
     What is searched stands under [tune.search] in the settings file: learning rate and batch size by default. A
@@ -137,17 +143,16 @@ def tune(call: Call, /, data: str | None, name: str, resume: str, **given: Any) 
     from image_classifier.launch import tune as tuning
 
     chosen = flags.given(given, "tune", "train")
-    settings = call.settings(chosen | _data(data))
-    settings.require_target()
-    runs_dir = Path(settings.general.runs_dir)
+    target = target_of(call.settings(chosen | _data(data)), yes=yes, dry_run=dry_run)
     if resume:
         _refuse(
             resume, {key: value for key, value in chosen.items() if key not in tuning.RESUME_MAY_CHANGE}, data, name
         )
-        search = tuning.resume(_run(settings, resume, kind=tuning.KIND), chosen)
+        found = target.resume_tuning(_run(target.settings, resume, kind=tuning.KIND), chosen)
     else:
-        search = tuning.create(settings, Path(settings.general.data), runs_dir, name=name)
-    show_jobs.tuned(tuning.run(search))
+        found = target.tune(name)
+    if found is not None:
+        show_jobs.tuned(found)
 
 
 @app.command(
@@ -161,9 +166,13 @@ python deploy.py train --resume train-20260102-030405
 @click.option("--best", metavar="FILE|RUN", default="", help="take the best hyperparameters of a tuning run")
 @click.option("--name", default="", help="added to the name of the run's folder")
 @click.option("--resume", metavar="RUN", default="", help="go on with an interrupted training")
+@YES
+@DRY_RUN
 @flags.hyperparameters()
 @click.pass_obj
-def train(call: Call, /, data: str | None, best: str, name: str, resume: str, **given: Any) -> None:
+def train(
+    call: Call, /, *, data: str | None, best: str, name: str, resume: str, yes: bool, dry_run: bool, **given: Any
+) -> None:
     """Train a model."""
     from image_classifier.launch import show_jobs
     from image_classifier.launch import train as training
@@ -171,17 +180,18 @@ def train(call: Call, /, data: str | None, best: str, name: str, resume: str, **
 
     chosen = flags.given(given, "train")
     settings = call.settings(chosen | _data(data))
-    settings.require_target()
+    if best:
+        runs_dir = Path(settings.general.runs_dir)
+        settings = call.settings(chosen | _data(data), best=find_best(best, runs_dir))
+    target = target_of(settings, yes=yes, dry_run=dry_run)
     if resume:
         _refuse(resume, chosen, data, name or best)
-        outcome = training.resume(_run(settings, resume, kind=training.KIND))
+        outcome = target.resume_training(_run(settings, resume, kind=training.KIND))
     else:
-        runs_dir = Path(settings.general.runs_dir)
-        if best:
-            settings = call.settings(chosen | _data(data), best=find_best(best, runs_dir))
         show_jobs.announce(settings)
-        outcome = training.train(settings.train, Path(settings.general.data), runs_dir, name=name)
-    show_jobs.trained(outcome)
+        outcome = target.train(name)
+    if outcome is not None:
+        show_jobs.trained(outcome)
 
 
 @app.command(
@@ -192,18 +202,13 @@ python deploy.py serve model.tar.gz
 """,
 )
 @click.argument("model", metavar="[MODEL|RUN]", required=False, default="")
+@YES
+@DRY_RUN
 @flags.settings_of(ServeSettings, "serve", "Options")
 @click.pass_obj
-def serve(call: Call, /, model: str, **given: Any) -> None:
+def serve(call: Call, /, model: str, yes: bool, dry_run: bool, **given: Any) -> None:
     """Serve a model.tar.gz, or the model of a run (the newest without a name), until Ctrl-C."""
-    from image_classifier.launch import serve as serving
-    from image_classifier.launch import show_jobs
-
-    settings = call.settings(flags.given(given, "serve"))
-    settings.require_target()
-    runs_dir, address = Path(settings.general.runs_dir), settings.serve
-    archive = serving.find_archive(model, runs_dir)
-    serving.serve(archive, runs_dir, host=address.host, port=address.port, on_line=show_jobs.ServeView(archive).line)
+    target_of(call.settings(flags.given(given, "serve")), yes=yes, dry_run=dry_run).serve(model)
 
 
 @app.command(
@@ -219,13 +224,12 @@ python deploy.py predict data/test --top-k 1 --json > predictions.json
 def predict(call: Call, /, images: tuple[Path, ...], as_json: bool, **given: Any) -> int:
     """Ask the endpoint about images."""
     from image_classifier.launch import show_data
-    from image_classifier.launch.client import Client, find_images
+    from image_classifier.launch.client import find_images
 
     settings = call.settings(flags.given(given, "predict"))
-    settings.require_target()
-    client = Client(settings.url)
-    answers = client.predict_all(find_images(images), top_k=settings.predict.top_k)
-    return show_data.predictions(client.url, answers, as_json=as_json)
+    connection = target_of(settings).connection()
+    answers = connection.predict_all(find_images(images), top_k=settings.predict.top_k)
+    return show_data.predictions(connection.url, answers, as_json=as_json)
 
 
 @app.command()
@@ -234,14 +238,15 @@ def predict(call: Call, /, images: tuple[Path, ...], as_json: bool, **given: Any
 @click.pass_obj
 def status(call: Call, run: str, as_json: bool) -> None:
     """List the runs, or show one of them."""
-    from image_classifier.launch import show_jobs
+    from image_classifier.launch import show_jobs, show_remote
     from image_classifier.launch.runs import list_runs
 
     settings = call.settings()
     if run:
-        show_jobs.one_run(_run(settings, run), as_json=as_json)
+        show_jobs.one_run(*show_remote.refreshed([_run(settings, run)], settings), as_json=as_json)
     else:
-        show_jobs.all_runs(list_runs(Path(settings.general.runs_dir)), as_json=as_json)
+        runs = show_remote.refreshed(list_runs(Path(settings.general.runs_dir)), settings)
+        show_jobs.all_runs(runs, as_json=as_json)
 
 
 @app.command()
@@ -252,7 +257,14 @@ def logs(call: Call, run: str, follow: bool) -> None:
     """Print what a job logged (the newest without a name)."""
     from image_classifier.launch import show_jobs
 
-    show_jobs.log(_run(call.settings(), run), follow=follow)
+    settings = call.settings()
+    found = _run(settings, run)
+    if follow and found.is_active_remotely:
+        from image_classifier.launch.sagemaker import status
+
+        status.follow(found, settings.sagemaker)
+    else:
+        show_jobs.log(found, follow=follow)
 
 
 @app.command()
@@ -273,6 +285,48 @@ def demo(folder: Path, port: int) -> int:
     from image_classifier.launch.demo import run_demo
 
     return run_demo(folder, port=port)
+
+
+@app.command()
+@AS_JSON
+@click.pass_obj
+def doctor(call: Call, as_json: bool) -> int:
+    """Check credentials, role, bucket, images and quotas."""
+    from image_classifier.launch import show_remote
+    from image_classifier.launch.sagemaker.doctor import examine
+
+    return show_remote.checks(examine(call.settings().sagemaker), as_json=as_json)
+
+
+@app.command(
+    epilog="""
+python deploy.py --target sagemaker batch photos
+python deploy.py --target sagemaker batch s3://bucket/photos/ --model train-20260102-030405 --json
+""",
+)
+@click.argument("sources", metavar="IMAGE|FOLDER...|S3_PREFIX", nargs=-1, required=True)
+@click.option("--model", metavar="MODEL|RUN", default="", help="model.tar.gz or run, the newest training without it")
+@YES
+@DRY_RUN
+@AS_JSON
+@click.pass_obj
+def batch(call: Call, *, sources: tuple[str, ...], model: str, yes: bool, dry_run: bool, as_json: bool) -> int:
+    """Ask about many images with one job and no endpoint."""
+    from image_classifier.launch import show_remote
+
+    return show_remote.batch(sources, model, call.settings(), yes=yes, dry_run=dry_run, as_json=as_json)
+
+
+@app.command()
+@click.argument("run", metavar="RUN")
+@YES
+@click.pass_obj
+def delete(call: Call, run: str, yes: bool) -> None:
+    """Remove what a run made on AWS."""
+    from image_classifier.launch import show_remote
+
+    settings = call.settings()
+    show_remote.deletion(_run(settings, run), settings, yes=yes)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911  # one for each way to end

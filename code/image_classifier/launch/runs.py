@@ -108,6 +108,20 @@ class Run:
     def archive(self) -> Path:
         return self.path / "model.tar.gz"
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether it runs on AWS, and not on this machine."""
+        return REMOTE in self._read().details
+
+    @property
+    def is_active_remotely(self) -> bool:
+        """Whether it was under way on AWS when it was last looked at; not when job.json is damaged."""
+        try:
+            record = self._read()
+        except PlatformError:
+            return False
+        return REMOTE in record.details and record.status in ACTIVE
+
     def record(self) -> Record:
         """How the job stands in truth. Raises PlatformError when job.json cannot be read."""
         record = self._read()

@@ -19,7 +19,7 @@ from typing import Any
 
 from image_classifier.contract.config import Param, TrainConfig, Value, check, param, parameters_of, parse_as
 from image_classifier.contract.endpoint import DEFAULT_PORT, MAX_PORT
-from image_classifier.contract.errors import ConfigError, NotAvailable
+from image_classifier.contract.errors import ConfigError
 from image_classifier.contract.metrics import DEFAULT_OBJECTIVE, METRICS
 from image_classifier.contract.search import DEFAULT_SEARCH_SPACE, SearchSpace, parse_search_space
 from image_classifier.launch.sagemaker.settings import SageMakerSettings
@@ -114,14 +114,6 @@ class Settings:
     def given_flags(self) -> set[str]:
         """Names of the hyperparameters that were given as flags."""
         return {key.removeprefix("train.") for key, origin in self.origins.items() if origin.startswith("flag ")}
-
-    def require_target(self) -> None:
-        """Raises NotAvailable for a target whose name is reserved."""
-        if self.general.target != "local":
-            raise NotAvailable(
-                f"target {self.general.target!r} does not exist yet, jobs run on this machine only",
-                f'set target = "local" (it is set by: {self.origins.get("target", "default")})',
-            )
 
 
 def keys() -> dict[str, Param]:

@@ -6,6 +6,7 @@ there, which is better than one running that nobody knows of.
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from image_classifier.contract.errors import ConfigError
 from image_classifier.launch.runs import REMOTE, Run, create_run
 from image_classifier.launch.sagemaker.requests import ID_TAG, Place
 from image_classifier.launch.sagemaker.session import Session
+from image_classifier.launch.sagemaker.settings import SageMakerSettings
 
 TRAINING_JOB = "training job"
 TUNING_JOB = "tuning job"
@@ -50,6 +52,11 @@ def place_of(run: Run) -> Place:
     """Where an existing run's things are."""
     details = details_of(run)
     return Place(run=run.name, id=details["id"], root=details["root"])
+
+
+def session_of(run: Run, settings: SageMakerSettings) -> Session:
+    """A session in the region of an existing run, whatever the settings say by now. Raises AwsError."""
+    return Session(dataclasses.replace(settings, region=str(details_of(run)["region"])))
 
 
 def details_of(run: Run) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ from image_classifier.launch import render
 from image_classifier.launch import serve as local_serve
 from image_classifier.launch import train as local_train
 from image_classifier.launch import tune as local_tune
-from image_classifier.launch.runs import ACTIVE, REMOTE, Run, Status
+from image_classifier.launch.runs import Run, Status
 from image_classifier.launch.sagemaker import batch, jobs, remote, serve, train, tune
 from image_classifier.launch.sagemaker.failures import AwsError
 from image_classifier.launch.sagemaker.session import Session
@@ -16,20 +16,17 @@ from image_classifier.launch.sagemaker.settings import SageMakerSettings
 
 def refresh(runs: list[Run], settings: SageMakerSettings) -> None:
     """Brings every run on SageMaker that is still under way up to date; says so when AWS cannot be asked."""
-    active = [run for run in runs if _is_active(run)]
-    if not active:
-        return
     try:
-        session = Session(settings)
-        for run in active:
-            _refresh(run, session)
+        for run in runs:
+            if run.is_active_remotely:
+                _refresh(run, remote.session_of(run, settings))
     except AwsError as error:
         render.warn(f"{error.message}; runs on SageMaker are shown as they were last seen")
 
 
 def follow(run: Run, settings: SageMakerSettings) -> None:
     """Follows a run on SageMaker to its end. Raises what its command raises."""
-    session = Session(settings)
+    session = remote.session_of(run, settings)
     kind = run.record().kind
     if kind == local_train.KIND:
         train.follow(run, session)
@@ -39,11 +36,6 @@ def follow(run: Run, settings: SageMakerSettings) -> None:
         batch.follow(run, session)
     else:
         _refresh(run, session)
-
-
-def _is_active(run: Run) -> bool:
-    record = run.record()
-    return record.status in ACTIVE and REMOTE in record.details
 
 
 def _refresh(run: Run, session: Session) -> None:

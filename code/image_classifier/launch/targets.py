@@ -1,0 +1,161 @@
+"""Where jobs run: the verbs that every target has, and the choice between the targets."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from image_classifier.contract.config import Value
+from image_classifier.contract.errors import ConfigError, NotAvailable
+from image_classifier.launch.settings import Settings
+
+if TYPE_CHECKING:
+    from image_classifier.launch.client import Connection
+    from image_classifier.launch.runs import Run
+    from image_classifier.launch.train import Outcome
+    from image_classifier.launch.trials import Found
+
+SAGEMAKER = "sagemaker"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target(ABC):
+    """A place for jobs. A verb returns None when it only showed what it would do.
+
+    Args:
+        yes: spend money without asking.
+        dry_run: make nothing, print the requests.
+    """
+
+    settings: Settings
+    yes: bool = False
+    dry_run: bool = False
+
+    @property
+    def runs_dir(self) -> Path:
+        return Path(self.settings.general.runs_dir)
+
+    @abstractmethod
+    def tune(self, name: str) -> Found | None:
+        """Searches the best hyperparameters."""
+
+    @abstractmethod
+    def resume_tuning(self, run: Run, changes: Mapping[str, Value]) -> Found | None:
+        """Goes on with an interrupted search."""
+
+    @abstractmethod
+    def train(self, name: str) -> Outcome | None:
+        """Trains a model."""
+
+    @abstractmethod
+    def resume_training(self, run: Run) -> Outcome | None:
+        """Goes on with an interrupted training."""
+
+    @abstractmethod
+    def serve(self, model: str) -> None:
+        """Serves a model.tar.gz, or the model of a run."""
+
+    @abstractmethod
+    def connection(self) -> Connection:
+        """A connection to the endpoint."""
+
+
+class Local(Target):
+    """This machine: the containers' own programs as processes."""
+
+    def tune(self, name: str) -> Found | None:
+        from image_classifier.launch import tune
+
+        return tune.run(tune.create(self.settings, Path(self.settings.general.data), self.runs_dir, name=name))
+
+    def resume_tuning(self, run: Run, changes: Mapping[str, Value]) -> Found | None:
+        from image_classifier.launch import tune
+
+        return tune.run(tune.resume(run, changes))
+
+    def train(self, name: str) -> Outcome | None:
+        from image_classifier.launch import train
+
+        return train.train(self.settings.train, Path(self.settings.general.data), self.runs_dir, name=name)
+
+    def resume_training(self, run: Run) -> Outcome | None:
+        from image_classifier.launch import train
+
+        return train.resume(run)
+
+    def serve(self, model: str) -> None:
+        from image_classifier.launch import serve
+        from image_classifier.launch.show_jobs import ServeView
+
+        address, archive = self.settings.serve, serve.find_archive(model, self.runs_dir)
+        serve.serve(archive, self.runs_dir, host=address.host, port=address.port, on_line=ServeView(archive).line)
+
+    def connection(self) -> Connection:
+        from image_classifier.launch.client import Client
+
+        return Client(self.settings.url)
+
+
+class SageMaker(Target):
+    """Amazon SageMaker."""
+
+    def tune(self, name: str) -> Found | None:
+        from image_classifier.launch.sagemaker import tune
+
+        return tune.tune(self.settings, name=name, yes=self.yes, dry_run=self.dry_run)
+
+    def resume_tuning(self, run: Run, changes: Mapping[str, Value]) -> Found | None:
+        raise ConfigError(
+            f"{run.name} goes on on SageMaker by itself", f"follow it with `deploy.py logs -f {run.name}`"
+        )
+
+    def train(self, name: str) -> Outcome | None:
+        from image_classifier.launch.sagemaker import train
+
+        return train.train(self.settings, name=name, yes=self.yes, dry_run=self.dry_run)
+
+    def resume_training(self, run: Run) -> Outcome | None:
+        from image_classifier.launch.sagemaker import train
+
+        return train.resume(run, self.settings, yes=self.yes)
+
+    def serve(self, model: str) -> None:
+        from image_classifier.launch import serve as local
+        from image_classifier.launch.sagemaker import serve
+        from image_classifier.launch.show_remote import served
+
+        archive = local.find_archive(model, self.runs_dir)
+        if serve.serve(self.settings, archive, trained_by(archive), yes=self.yes, dry_run=self.dry_run):
+            served(self.settings)
+
+    def connection(self) -> Connection:
+        from image_classifier.launch.sagemaker.predict import RemoteClient
+        from image_classifier.launch.sagemaker.session import Session
+
+        settings = self.settings.sagemaker
+        return RemoteClient(Session(settings), settings.endpoint, is_async=settings.variant == "async")
+
+
+def target_of(settings: Settings, *, yes: bool = False, dry_run: bool = False) -> Target:
+    """The target that the settings name. Raises NotAvailable for a reserved name, ConfigError."""
+    if settings.general.target == SAGEMAKER:
+        return SageMaker(settings=settings, yes=yes, dry_run=dry_run)
+    if settings.general.target != "local":
+        raise NotAvailable(
+            f"target {settings.general.target!r} does not exist yet",
+            f'set target = "local" or "sagemaker" (it is set by: {settings.origins.get("target", "default")})',
+        )
+    if dry_run:
+        raise ConfigError("--dry-run shows requests to AWS, jobs here make none", "give --target sagemaker")
+    return Local(settings=settings, yes=yes)
+
+
+def trained_by(archive: Path) -> Run | None:
+    """The run on SageMaker in whose folder an archive lies, None for any other."""
+    from image_classifier.launch.runs import RECORD_NAME, Run
+
+    run = Run(path=archive.resolve().parent)
+    return run if (run.path / RECORD_NAME).is_file() and run.is_remote else None

@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 LOCKS := torch train serve deploy dev
 export PYTHONPATH := code
 
-.PHONY: help demo test unit lint types check lock bench clean
+.PHONY: help demo test unit lint types check build push smoke lock bench clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,15 @@ types: $(STAMP) ## mypy, strict
 	@$(BIN)/mypy
 
 check: lint types test ## everything CI checks
+
+build: ## build both images (needs Docker; docker/ci-engine.sh brings one to a bare Debian machine)
+	@./build_and_push.sh build
+
+push: ## build both images and push them to ECR, or to REGISTRY
+	@./build_and_push.sh push
+
+smoke: $(STAMP) build ## run both images as SageMaker does: train, serve, predict, bad image, SIGTERM, failure
+	@$(BIN)/python -m pytest tests/container -v -k image --log-cli-level=INFO --log-cli-format='  %(message)s'
 
 lock: ## solve requirements/*.in again into hashed locks (needs uv: pip install uv)
 	@uv pip compile -q $(LOCK_FLAGS) requirements/dev.in -o requirements/dev.txt

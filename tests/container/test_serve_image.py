@@ -10,10 +10,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from tests.container.conftest import SERVE, Container, container, docker
 
 from image_classifier.contract.paths import MlPaths
 from image_classifier.vision.artifact import GOLDEN_TOLERANCE, load_model
-from tests.container.conftest import SERVE, Container, container, docker
 
 PORT = 8765
 # As strict as a container can be run. The model server loads a library from /tmp, hence exec.

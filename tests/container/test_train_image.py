@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tests.container.conftest import NO_NETWORK, TRAIN, container, make_job, train_flags
+
 from image_classifier.contract.metrics import parse_metric_line
 from image_classifier.contract.paths import MlPaths
 from image_classifier.vision.artifact import load_model
-from tests.container.conftest import NO_NETWORK, TRAIN, container, make_job, train_flags
 
 
 def test_train_writes_model_and_metrics(trained: tuple[MlPaths, str]) -> None:

@@ -1,0 +1,181 @@
+"""build_and_push.sh with stand-ins for docker and aws that record how they are called, or fail as the real ones do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "build_and_push.sh"
+DIGEST = "sha256:" + "0" * 64
+DOCKER = f"""
+case "$1" in push) echo "latest: digest: {DIGEST} size: 528";; login) read -r password;; esac
+"""
+AWS = """
+case "$2" in
+  get-caller-identity) echo 123456789012 ;;
+  get-login-password) echo secret ;;
+  describe-images) echo "An error occurred (ImageNotFoundException) when calling DescribeImages" >&2; exit 254 ;;
+  describe-repositories) echo "An error occurred (RepositoryNotFoundException) when calling it" >&2; exit 254 ;;
+esac
+"""
+TOOLS = ("bash", "git", "sed", "tail", "cut", "sha256sum", "xargs", "mkdir", "dirname")
+
+
+class Checkout:
+    """A git checkout with the script, two Dockerfiles, and a PATH on which docker and aws are stand-ins."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.bin = root / "checkout", root / "bin"
+        self.calls = root / "calls"
+        self.bin.mkdir(parents=True)
+        self.calls.touch()
+        for tool in TOOLS:
+            found = shutil.which(tool)
+            assert found is not None
+            (self.bin / tool).symlink_to(found)
+        (self.bin / "python3").symlink_to(sys.executable)
+        for kind in ("train", "serve"):
+            (self.root / "docker" / kind).mkdir(parents=True)
+            (self.root / "docker" / kind / "Dockerfile").write_text("FROM scratch\n")
+        shutil.copy(SCRIPT, self.root)
+        (self.root / ".gitignore").write_text("build/\n")
+        self.program("docker", DOCKER)
+        self.program("aws", AWS)
+        self.git("init", "-q")
+        self.git("add", "-A")
+        self.git("commit", "-qm", "first")
+
+    def git(self, *arguments: str) -> str:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.com"]
+        return subprocess.check_output(["git", *identity, *arguments], cwd=self.root, text=True).strip()
+
+    def program(self, name: str, body: str) -> None:
+        path = self.bin / name
+        path.write_text(f'#!/bin/bash\necho "{name} $*" >> {self.calls}\n{body}')
+        path.chmod(0o755)
+
+    def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": str(self.bin), "HOME": os.environ["HOME"], "AWS_REGION": "eu-central-1"} | variables
+        return subprocess.run(
+            [self.root / "build_and_push.sh", *arguments], check=False, env=environment, capture_output=True, text=True
+        )
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("region", "host"),
+    [
+        ("eu-central-1", "123456789012.dkr.ecr.eu-central-1.amazonaws.com"),
+        ("us-gov-west-1", "123456789012.dkr.ecr.us-gov-west-1.amazonaws.com"),
+        ("cn-north-1", "123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn"),
+    ],
+)
+def test_push_goes_to_the_registry_of_account_region_and_partition(checkout: Checkout, region: str, host: str) -> None:
+    done = checkout.run("push", "serve", AWS_REGION=region)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{host}/image-classifier-serve@{DIGEST}"
+    assert f"login --username AWS --password-stdin {host}\n" in checkout.calls.read_text()
+    assert "scanOnPush=true --image-tag-mutability IMMUTABLE" in checkout.calls.read_text()
+    recorded = json.loads((checkout.root / "build" / "images.json").read_text())
+    assert recorded["serve"]["uri"] == f"{host}/image-classifier-serve@{DIGEST}"
+    assert recorded["serve"]["cuda_major"] == "13"
+    assert "secret" not in checkout.calls.read_text()
+
+
+def test_any_other_registry_needs_no_aws(checkout: Checkout) -> None:
+    (checkout.bin / "aws").unlink()
+    done = checkout.run("push", REGISTRY="registry.example.com/team", REPOSITORY_PREFIX="ic", CUDA="12")
+    assert done.returncode == 0, done.stderr
+    revision = checkout.git("rev-parse", "--short=12", "HEAD")
+    assert f"docker push registry.example.com/team/ic-train:{revision}-cu12\n" in checkout.calls.read_text()
+    assert "CUDA_VARIANT=-cu12 --build-arg CUDA_MAJOR=12" in checkout.calls.read_text()
+
+
+def test_a_changed_tree_is_tagged_by_its_change(checkout: Checkout) -> None:
+    def tag() -> str:
+        done = checkout.run("build", "train")
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip().rpartition(":")[2]
+
+    revision = checkout.git("rev-parse", "--short=12", "HEAD")
+    clean = tag()
+    (checkout.root / "docker" / "new.py").write_text("1\n")
+    first = tag()
+    (checkout.root / "docker" / "new.py").write_text("2\n")
+    second = tag()
+    assert clean == revision
+    assert first.startswith(f"{revision}-dirty-")
+    assert len({clean, first, second}) == 3
+
+
+def test_a_new_build_forgets_what_was_pushed_before(checkout: Checkout) -> None:
+    checkout.run("push", "train")
+    (checkout.root / "docker" / "new.py").write_text("1\n")
+    checkout.run("build", "train")
+    assert "uri" not in json.loads((checkout.root / "build" / "images.json").read_text())["train"]
+
+
+EXPIRED = 'echo "An error occurred (ExpiredToken) when calling the GetCallerIdentity operation" >&2; exit 254'
+NONE = 'echo "Unable to locate credentials. You can configure credentials by running aws configure." >&2; exit 253'
+DENIED = 'echo "An error occurred (AccessDeniedException) when calling it: not authorized" >&2; exit 254'
+
+
+@pytest.mark.parametrize(
+    ("program", "body", "sentence"),
+    [
+        ("aws", EXPIRED, "error: the AWS session has expired"),
+        ("aws", NONE, "error: there are no valid AWS credentials"),
+        ("aws", DENIED, "error: AWS refuses sts get-caller-identity: An error occurred (AccessDeniedException)"),
+        ("aws", None, "error: there is no aws program on this machine"),
+        ("docker", None, "error: there is no docker program on this machine"),
+        (
+            "docker",
+            '[[ $1 != version ]] || { echo "Cannot connect"; exit 1; }',
+            "error: the Docker engine does not answer",
+        ),
+        (
+            "docker",
+            '[[ $1 != build ]] || { echo "no space left"; exit 1; }',
+            "error: image-classifier-train could not be",
+        ),
+        ("docker", '[[ $1 != login ]] || { echo "unauthorized" >&2; exit 1; }', "refuses the login: unauthorized"),
+        (
+            "docker",
+            '[[ $1 != push ]] || { echo "tag invalid: The image tag exists and is immutable" >&2; exit 1; }',
+            "exists and its tag is immutable",
+        ),
+        ("docker", '[[ $1 != push ]] || { echo "denied: token has expired" >&2; exit 1; }', "refuses the push: denied"),
+        (
+            "docker",
+            '[[ $1 != push ]] || { echo "connection reset" >&2; exit 1; }',
+            "error: the push failed: connection",
+        ),
+    ],
+)
+def test_each_failure_is_one_sentence(checkout: Checkout, program: str, body: str | None, sentence: str) -> None:
+    if body is None:
+        (checkout.bin / program).unlink()
+    else:
+        checkout.program(program, body)
+    done = checkout.run("push", "train")
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert done.stderr.count("error: ") == 1
+    assert done.stderr.count("hint: ") == 1
+
+
+def test_usage_is_printed_without_a_command(checkout: Checkout) -> None:
+    done = checkout.run()
+    assert done.returncode == 2
+    assert "./build_and_push.sh push" in done.stdout
+    assert "set -euo" not in done.stdout

@@ -1,0 +1,50 @@
+"""What can be said of the images without building them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILES = [ROOT / "docker" / kind / "Dockerfile" for kind in ("train", "serve")]
+BIN = Path(sys.executable).parent
+
+
+def test_both_images_share_their_first_stages() -> None:
+    shared = [path.read_text().partition("# shared stages end here")[0] for path in DOCKERFILES]
+    assert shared[0] == shared[1]
+    assert "FROM torch AS packages" in shared[0]
+
+
+def test_hadolint_and_shellcheck_find_nothing() -> None:
+    for command in (
+        ["hadolint", *DOCKERFILES],
+        ["shellcheck", ROOT / "build_and_push.sh", ROOT / "docker/ci-engine.sh", ROOT / "docker/serve/serve"],
+    ):
+        program = BIN / str(command[0])
+        if not program.exists():
+            pytest.skip(f"{command[0]} is not installed")
+        done = subprocess.run([program, *command[1:]], check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", ["torch", "train", "serve", "torch-cu12", "train-cu12", "serve-cu12"])
+def test_locks_are_hashed_and_name_no_index(name: str) -> None:
+    lock = (ROOT / "requirements" / f"{name}.txt").read_text()
+    assert "://" not in lock
+    pins = re.split(r"^(?=[a-z])", lock, flags=re.MULTILINE)[1:]
+    assert all("--hash=sha256:" in pin and "==" in pin for pin in pins)
+
+
+@pytest.mark.parametrize("variant", ["", "-cu12"])
+@pytest.mark.parametrize("kind", ["train", "serve"])
+def test_an_image_lock_agrees_with_the_shared_layer(kind: str, variant: str) -> None:
+    def pins(name: str) -> set[str]:
+        text = (ROOT / "requirements" / f"{name}{variant}.txt").read_text()
+        return set(re.findall(r"^([a-z0-9.-]+==[^ \n]+)", text, flags=re.MULTILINE))
+
+    assert pins("torch") <= pins(kind)

@@ -32,7 +32,7 @@ def what_next(facts: Mapping[str, Any]) -> list[Item]:
     """At most MAX_ITEMS items, the most important first. Never empty."""
     fired = [rule for rule in facts["rules"] if rule["verdict"] == "IssuesFound" and rule["severity"] != "info"]
     names = frozenset(rule["rule"] for rule in fired)
-    items = [*_ending(facts), *_of_rules(fired)]
+    items = [*_ending(facts), *_of_rules(fired), *_no_test(facts)]
     if facts["history"]:
         items += [*_learning(facts, names), *_errors(facts, names), *_speed(facts, names), *_measuring(facts)]
     if facts["unreadable"]:
@@ -71,7 +71,7 @@ def _of_rules(fired: list[Mapping[str, Any]]) -> Iterator[Item]:
 
 def _learning(facts: Mapping[str, Any], fired: frozenset[str]) -> Iterator[Item]:
     outcome, config, last = facts["outcome"], facts["config"], facts["history"][-1]
-    best = facts["history"][outcome["best_epoch"] - 1]
+    best = best_row(facts)
     train, valid = best.get("train:accuracy"), best.get("validation:accuracy")
     if train is None or valid is None:
         return
@@ -133,16 +133,23 @@ def _speed(facts: Mapping[str, Any], fired: frozenset[str]) -> Iterator[Item]:
     yield _item(REMEDIES[found["phase"]], reason)
 
 
-def _measuring(facts: Mapping[str, Any]) -> Iterator[Item]:
+def best_row(facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The history's row of the best epoch; empty when it is not there."""
+    return next((row for row in facts["history"] if row["epoch"] == facts["outcome"]["best_epoch"]), {})
+
+
+def _no_test(facts: Mapping[str, Any]) -> Iterator[Item]:
     accuracy = facts["outcome"]["accuracy"]
-    if not accuracy:
-        return
-    if accuracy["split"] != "test":
+    if accuracy and accuracy["split"] != "test":
         yield _item(
             "Add a test folder",
             "The accuracy was measured on the validation images, which also chose the best epoch: it is flattering.",
         )
-    if accuracy["low"] is not None and (accuracy["high"] - accuracy["low"]) / 2 > WIDE_INTERVAL:
+
+
+def _measuring(facts: Mapping[str, Any]) -> Iterator[Item]:
+    accuracy = facts["outcome"]["accuracy"]
+    if accuracy and accuracy["low"] is not None and (accuracy["high"] - accuracy["low"]) / 2 > WIDE_INTERVAL:
         yield _item(
             f"Do not compare models on these {accuracy['split']} images alone",
             f"With {count(accuracy['images'], 'image')} the true accuracy may lie anywhere in "

@@ -15,7 +15,7 @@ from image_classifier.vision.decode import decode
 
 MAX_MATRIX_CLASSES = 40  # more rows cannot be read; the CSV file has them all
 MAX_CLASS_ROWS = 300
-MAX_PAIRS = 6
+MAX_PAIRS = 5
 IMAGES_A_PAIR = 3
 MAX_MISTAKES = 12
 THUMBNAIL_SIDE = 132  # pixels: 88 in the page, sharp on a dense screen
@@ -88,12 +88,17 @@ def thumbnails(sources: Sources, wanted: Iterable[str], earlier: Mapping[str, st
     root = sources.paths.channel("test") if sources.paths is not None else None
     found = {}
     for path in dict.fromkeys(wanted):
-        uri = _thumbnail(root / path) if root is not None and ".." not in Path(path).parts else None
+        uri = _thumbnail(root / path) if root is not None and _is_below(path) else None
         if uri is None:
             uri = earlier.get(path)
         if uri is not None:
             found[path] = uri
     return found
+
+
+def _is_below(path: str) -> bool:
+    """Whether the path stays below the folder it is appended to."""
+    return not Path(path).is_absolute() and ".." not in Path(path).parts
 
 
 def _thumbnail(path: Path) -> str | None:

@@ -16,6 +16,7 @@ from image_classifier.debugging.report.html import Markup, joined, tag
 from image_classifier.debugging.report.scales import Scale
 
 Format = Callable[[float], str]
+SHARE_WITH_TEXT = 0.1  # of a bar; smaller ones have no room on a phone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,30 +172,22 @@ def frame(width: float, height: float) -> tuple[tuple[float, float], tuple[float
     return (56, width - 12), (height - 44, 28)
 
 
-def stacked_bar(label: str, parts: Sequence[tuple[str, str, float, str]], *, width: float) -> Markup:
-    """One bar of `parts` (class, name, share, tooltip), whose shares sum to 1, with the larger shares written in it."""
+def stacked_bar(label: str, parts: Sequence[tuple[str, str, float, str]]) -> Markup:
+    """One bar of `parts` (class, name, share, tooltip), whose shares sum to 1, with the larger shares written in it.
+
+    Laid out in percent, so that it fills any width and its text keeps its size.
+    """
     left, cells = 0.0, []
     for style, _, share, tip in parts:
-        wide = share * width
-        cells.append(
-            tag("g", tag("title", tip), tag("rect", class_=style, x=left, y=0, width=max(wide, 0.5), height=34))
-        )
-        if wide > 46:
-            cells.append(
-                tag(
-                    "text",
-                    f"{100 * share:.0f} %",
-                    class_=f"inbar on-{style}",
-                    x=left + wide / 2,
-                    y=22,
-                    text_anchor="middle",
-                )
-            )
-        left += wide
-    return joined(
-        legend((style, name) for style, name, share, _ in parts if share > 0),
-        svg(width, 34, label, *cells, class_="chart bar"),
-    )
+        box = tag("rect", class_=style, x=f"{100 * left:.2f}%", y=0, width=f"{100 * share:.2f}%", height=34)
+        text = None
+        if share >= SHARE_WITH_TEXT:
+            middle = f"{100 * (left + share / 2):.2f}%"
+            text = tag("text", f"{100 * share:.0f} %", class_=f"inbar on-{style}", x=middle, y=22, text_anchor="middle")
+        cells.append(tag("g", tag("title", tip), box, text))
+        left += share
+    drawing = tag("svg", *cells, role="img", aria_label=label, class_="chart bar", height=34)
+    return joined(legend((style, name) for style, name, share, _ in parts if share > 0), drawing)
 
 
 def meter(share: float, style: str = "c0") -> Markup:

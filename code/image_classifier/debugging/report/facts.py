@@ -185,7 +185,7 @@ def _outcome(
     if failure.startswith("stopped by"):
         status = "stopped"
     best = int(metrics.get("best_epoch") or _best_epoch(history))
-    values = dict(metrics.get("metrics") or (history[best - 1] if 0 < best <= len(history) else {}))
+    values = dict(metrics.get("metrics") or next((row for row in history if row["epoch"] == best), {}))
     accuracy = None
     for split, images in (
         ("test", (metrics.get("images") or {}).get("test")),
@@ -223,7 +223,7 @@ def _best_epoch(history: Sequence[Mapping[str, float]]) -> int:
     if not history:
         return 0
     ranks = [(row.get("validation:accuracy", 0.0), -row.get("validation:loss", 0.0)) for row in history]
-    return 1 + ranks.index(max(ranks))
+    return int(history[ranks.index(max(ranks))]["epoch"])
 
 
 def _failure(sources: Sources) -> tuple[str, str]:

@@ -119,7 +119,7 @@ def time(facts: Facts) -> Markup:
     parts = [
         tag("p", _bottleneck(found)),
         tag("h3", "The whole job"),
-        stacked_bar("Where the job's time went", job, width=WIDTH),
+        stacked_bar("Where the job's time went", job),
     ]
     if found["phases"]:
         phases = [
@@ -133,7 +133,7 @@ def time(facts: Facts) -> Markup:
         ]
         parts += [
             tag("h3", "A training step"),
-            stacked_bar("Where a training step's time goes", phases, width=WIDTH),
+            stacked_bar("Where a training step's time goes", phases),
             _phase_table(found),
         ]
     parts.append(

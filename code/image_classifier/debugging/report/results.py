@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from image_classifier.debugging.report.advice import best_row
 from image_classifier.debugging.report.charts import Axis, Series, frame, line_chart, mark, meter
 from image_classifier.debugging.report.formats import (
     DASH,
@@ -106,14 +107,14 @@ def learning(facts: Facts) -> Markup:
     ]
     header = ("epoch", "training loss", "validation loss", "training accuracy", "validation accuracy", "training time")
     numbers = details("Numbers of every epoch", table(header, rows, numeric=range(6))) if rows else None
-    return joined(tag("p", _reading(history, facts)), tag("div", *charts, class_="pair-of"), numbers)
+    return joined(tag("p", _reading(facts)), tag("div", *charts, class_="pair-of"), numbers)
 
 
-def _reading(history: Sequence[dict[str, float]], facts: Facts) -> str:
+def _reading(facts: Facts) -> str:
     best = facts["outcome"]["best_epoch"]
     if not best:
         return "The job ended before its first validation."
-    row = history[best - 1]
+    row = best_row(facts)
     train, valid = row.get("train:accuracy"), row.get("validation:accuracy")
     if train is None or valid is None:
         return f"Epoch {best} was the best."

@@ -62,7 +62,9 @@ class Sources:
         rows: list[dict[str, float]] = []
         try:
             for line in (self.data / "history.jsonl").read_text(encoding="utf-8").splitlines():
-                rows.append(json.loads(line))
+                row = json.loads(line)
+                if isinstance(row, dict) and isinstance(row.get("epoch"), int):
+                    rows.append(row)
         except (OSError, ValueError):
             pass
         if not rows:

@@ -109,7 +109,7 @@ def importance(facts: Facts) -> Markup:
             row["name"],
             tag("span", percent(row["share"], 0), meter(row["share"])),
             number(row["p"]),
-            "yes" if row["p"] <= SURE else "cannot be told from chance",
+            "yes" if row["p"] <= SURE else "not clear",
         )
         for row in rows
     ]

@@ -1,0 +1,105 @@
+"""The report in a real browser: it runs without a complaint, at any width, in light and dark, and on paper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.chromium import PROGRAM, Browser, browser
+from tests.report_folders import CLASSES, HOSTILE, make_job, make_tuning
+
+from image_classifier.debugging.report import job_page, tuning_page, write_report
+
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium: apt-get install chromium")
+DESKTOP, PHONE = 1280, 390
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One browser for all tests."""
+    with browser(tmp_path_factory.mktemp("profile")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def job_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(make_job(tmp_path_factory.mktemp("job") / "train", classes=(*CLASSES[:-1], HOSTILE)))
+
+
+@pytest.fixture(scope="module")
+def tuning_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(make_tuning(tmp_path_factory.mktemp("tuning") / "tune"))
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.getfixturevalue(request.param)
+    return path
+
+
+both = pytest.mark.parametrize("report", ["job_report", "tuning_report"], indirect=True)
+
+
+@both
+@pytest.mark.parametrize(("width", "dark"), [(DESKTOP, False), (DESKTOP, True), (PHONE, False)])
+def test_it_loads_without_a_complaint_and_fits_the_window(
+    chromium: Browser, report: Path, width: int, dark: bool
+) -> None:
+    chromium.problems.clear()
+    chromium.open(report, width=width, dark=dark, phone=width == PHONE)
+    assert chromium.problems == []
+    assert chromium.run("document.documentElement.scrollWidth") == width
+    background = chromium.run("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(255, 255, 255)") != dark
+
+
+@both
+def test_every_section_shows_something_and_every_link_leads_there(chromium: Browser, report: Path) -> None:
+    page = tuning_page if report.parent.name == "tune" else job_page
+    chromium.open(report)
+    heights = chromium.run(
+        "Object.fromEntries([...document.querySelectorAll('section')].map(s => [s.id, s.offsetHeight]))"
+    )
+    assert list(heights) == [name for name, _, _ in page.SECTIONS]
+    assert min(heights.values()) > 60
+    tops = chromium.run(
+        """[...document.querySelectorAll('nav a')].map(link => {
+          link.click();
+          return [location.hash, document.querySelector(location.hash).getBoundingClientRect().top];
+        })"""
+    )
+    assert [link for link, _ in tops] == [f"#{name}" for name in heights]
+    assert all(-1 <= top < 900 for _, top in tops)
+
+
+def test_all_pictures_are_drawn_and_no_name_is_run(chromium: Browser, job_report: Path) -> None:
+    chromium.open(job_report)
+    sizes = chromium.run("[...document.images].map(image => image.naturalWidth)")
+    assert len(sizes) > 12
+    assert min(sizes) > 0
+    assert chromium.run("document.scripts.length") == 1
+    assert HOSTILE in chromium.run("document.body.textContent")
+
+
+def test_a_curve_tells_its_numbers_under_the_pointer(chromium: Browser, job_report: Path) -> None:
+    chromium.open(job_report)
+    x, y = chromium.run(
+        """(async () => {
+          const strip = document.querySelectorAll('#learning svg.chart')[1].querySelectorAll('.hit rect')[4];
+          strip.scrollIntoView({block: 'center'});
+          await new Promise(done => setTimeout(done, 100));  // the scrolling hides the tooltip
+          const box = strip.getBoundingClientRect();
+          return [box.x + box.width / 2, box.y + box.height / 2];
+        })()"""
+    )
+    chromium.move_pointer(x, y)
+    assert chromium.run("document.getElementById('tip').hidden") is False
+    told = chromium.run("document.getElementById('tip').textContent")
+    assert told.startswith("epoch 5\n")
+    assert "validation: " in told
+
+
+def test_it_prints(chromium: Browser, job_report: Path) -> None:
+    chromium.open(job_report)
+    assert chromium.pdf().startswith(b"%PDF")

@@ -1,0 +1,255 @@
+"""What a report says is what the job's files say; what they do not say is named as missing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.report_folders import CLASSES, CONFIG, make_job, make_tuning
+
+from image_classifier.contract.errors import DataError
+from image_classifier.debugging.report import gather, gather_tuning, render, write_report
+from image_classifier.debugging.report.curves import step_time, wilson
+from image_classifier.debugging.report.facts import to_text
+from image_classifier.debugging.report.tuning import importance
+from image_classifier.debugging.schema import StepRecord
+
+PARTS = ("history.jsonl", "metrics.json", "steps.jsonl", "statistics.jsonl", "rules.json", "confusion.csv", "job.json")
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished job. Shared: do not change it."""
+    return make_job(tmp_path_factory.mktemp("job") / "train-1")
+
+
+@pytest.fixture
+def own_job(job: Path, tmp_path: Path) -> Path:
+    """A copy to change."""
+    return shutil.copytree(job, tmp_path / "train-1")
+
+
+def test_a_complete_job_misses_nothing_and_fits_strict_json(job: Path) -> None:
+    facts = gather(job)
+    assert facts["missing"] == []
+    assert json.loads(to_text(facts)) == facts
+
+
+def test_outcome_is_the_test_accuracy_with_its_interval(job: Path) -> None:
+    outcome = gather(job)["outcome"]
+    metrics = json.loads((job / "output/data/metrics.json").read_text())["metrics"]
+    accuracy = outcome["accuracy"]
+    assert (outcome["status"], accuracy["split"]) == ("completed", "test")
+    assert accuracy["value"] == pytest.approx(metrics["test:accuracy"], abs=1e-5)
+    assert accuracy["low"] < accuracy["value"] < accuracy["high"]
+
+
+def test_interval_of_eight_hits_in_ten() -> None:
+    assert wilson(8, 10) == pytest.approx((0.490162, 0.943318), abs=1e-6)  # statsmodels' proportion_confint
+
+
+def test_confused_pairs_and_mistakes_come_from_the_answers(job: Path) -> None:
+    facts = gather(job)
+    first = facts["confusion"]["pairs"][0]
+    assert (first["true"], first["predicted"]) == (CLASSES[1], CLASSES[2])
+    assert all(path.startswith(CLASSES[1]) for path in first["examples"])
+    chances = [row["probability"] for row in facts["mistakes"]]
+    assert chances == sorted(chances, reverse=True)
+    assert all(row["true"] != row["predicted"] for row in facts["mistakes"])
+    assert facts["thumbnails"][first["examples"][0]].startswith("data:image/jpeg;base64,")
+
+
+def test_layers_keep_the_order_of_the_network(job: Path) -> None:
+    layers = gather(job)["layers"]
+    assert layers["gradients"]["layers"][0] == "conv1"
+    assert layers["gradients"]["layers"][-1] == "fc"
+    assert len(layers["gradients"]["values"]) == len(layers["gradients"]["layers"]) == len(layers["table"])
+
+
+def test_batch_noise_lies_around_the_mean(job: Path) -> None:
+    batches = gather(job)["batches"]
+    assert batches["epoch"][-1] <= CONFIG.epochs
+    assert all(
+        low <= mean <= high for low, mean, high in zip(batches["p10"], batches["mean"], batches["p90"], strict=True)
+    )
+
+
+def test_timeline_names_what_the_job_did_meanwhile(job: Path) -> None:
+    system = gather(job)["system"]
+    assert {"CPU, mean of the cores", "GPU", "GPU memory", "memory", "waiting for disk"} == set(system["series"])
+    assert [span["mode"] for span in system["spans"][:3]] == ["train", "eval", "train"]
+    assert system["spans"][-1]["mode"] == "test"
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_that_is_not_there_is_named_and_the_rest_is_told(own_job: Path, part: str) -> None:
+    (own_job / "output/data" / part).unlink()
+    facts = gather(own_job)
+    assert any(sentence.startswith(part) for sentence in facts["missing"])
+    assert facts["dataset"]["classes"] == sorted(CLASSES)
+    assert "</html>" in render(facts)
+
+
+@pytest.mark.parametrize("part", [*PARTS, "per_class.csv", "test_predictions.csv", "bad_images.json", "report.json"])
+@pytest.mark.parametrize("content", [b"", b"[1, 2", b"\xff\xfe\x00", b'{"a": 1}\n', b"a,b\n1,2\n"])
+def test_a_damaged_part_spoils_no_report(own_job: Path, part: str, content: bytes) -> None:
+    (own_job / "output/data" / part).write_bytes(content)
+    assert "</html>" in render(gather(own_job))
+
+
+def test_only_a_history_makes_a_report(tmp_path: Path) -> None:
+    row = {"epoch": 1, "train:loss": 1.0, "train:accuracy": 0.5, "validation:loss": 1.1, "validation:accuracy": 0.4}
+    (tmp_path / "history.jsonl").write_text(json.dumps(row) + "\n")
+    facts = gather(tmp_path)
+    assert facts["outcome"]["status"] == "unfinished"
+    assert facts["outcome"]["accuracy"]["value"] == 0.4
+    assert facts["time"] is None
+    assert len(facts["missing"]) >= 6
+    assert "</html>" in render(facts)
+
+
+def test_a_failed_job_says_why_first(own_job: Path) -> None:
+    (own_job / "output/data/metrics.json").unlink()
+    (own_job / "output/failure").write_text("the training loss became nan in epoch 2\nhint: lower lr (it was 0.5)")
+    facts = gather(own_job)
+    assert facts["outcome"]["status"] == "failed"
+    assert facts["next"][0]["title"] == "Lower lr (it was 0.5)"
+    assert "the training loss became nan in epoch 2" in facts["next"][0]["reason"]
+
+
+def test_losses_that_are_not_finite_stay_strict_json(own_job: Path) -> None:
+    path = own_job / "output/data/steps.jsonl"
+    path.write_text(path.read_text().replace('"clean_loss": 2.', '"clean_loss": NaN, "loss": 2.'))
+    facts = gather(own_job)
+    assert "NaN" in facts["batches"]["mean"]
+    assert "</html>" in render(json.loads(to_text(facts)))
+
+
+def test_made_again_without_images_the_first_report_lends_what_it_saw(job: Path, tmp_path: Path) -> None:
+    first = shutil.copytree(job, tmp_path / "first")
+    write_report(first)
+    downloaded = shutil.copytree(first / "output/data", tmp_path / "downloaded")
+    before, after = gather(first), gather(downloaded)
+    for part in ("thumbnails", "dataset", "config", "per_class", "mistakes", "rules", "time", "layers"):
+        assert after[part] == before[part], part
+    assert after["system"] is None  # profiler/ was not downloaded
+    assert any(sentence.startswith("profiler/system") for sentence in after["missing"])
+
+
+def test_no_picture_is_taken_from_outside_the_test_folder(own_job: Path) -> None:
+    secret = own_job / "input/data/secret.jpg"
+    shutil.copy(next((own_job / "input/data/test").glob("*/*.jpg")), secret)
+    path = own_job / "output/data/test_predictions.csv"
+    path.write_text(f"path,label,predicted,probability\n../secret.jpg,iris,rose,0.9\n{secret},iris,rose,0.8\n")
+    assert gather(own_job)["thumbnails"] == {}
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no output of a training job"):
+        write_report(tmp_path)
+
+
+def _steps(**phases: float) -> list[StepRecord]:
+    seconds = sum(phases.values())
+    return [
+        StepRecord(
+            step=i, epoch=1, mode="train", time=i * seconds, seconds=seconds, images=8, loss=1, clean_loss=1, **phases
+        )
+        for i in range(10)
+    ]
+
+
+def test_gain_is_what_remains_without_the_bottleneck() -> None:
+    found = step_time(_steps(data_wait_s=0.3, forward_s=0.1, backward_s=0.2), None)
+    assert found is not None
+    assert found["bottleneck"]["phase"] == "data_wait_s"
+    assert found["bottleneck"]["gain"] == pytest.approx(1.0)
+    assert found["bottleneck"]["images_per_second"] == pytest.approx(8 / 0.3)
+
+
+def test_arithmetic_is_the_limit_when_nothing_can_go() -> None:
+    found = step_time(_steps(data_wait_s=0.01, forward_s=0.4, backward_s=0.8), None)
+    assert found is not None
+    assert found["bottleneck"]["phase"] == "compute"
+
+
+def test_phases_that_overlap_on_a_gpu_share_the_step() -> None:
+    steps = [
+        StepRecord(
+            step=i,
+            epoch=1,
+            mode="train",
+            time=i,
+            seconds=0.5,
+            images=8,
+            loss=1,
+            clean_loss=1,
+            forward_s=0.4,
+            backward_s=0.4,
+        )
+        for i in range(3)
+    ]
+    found = step_time(steps, None)
+    assert found is not None
+    assert sum(row["share"] for row in found["phases"]) == pytest.approx(1.0)
+
+
+def _titles(facts: dict[str, Any]) -> str:
+    return " | ".join(item["title"] for item in facts["next"])
+
+
+def test_rules_that_fired_are_the_first_advice(job: Path) -> None:
+    facts = gather(job)
+    assert facts["next"][0]["title"] == "Set workers=8, or store the images smaller"
+    assert "weights=imagenet" in _titles(facts)
+    assert "deploy.py serve" not in _titles(facts)
+
+
+def test_a_clean_job_is_told_to_serve(own_job: Path) -> None:
+    (own_job / "output/data/rules.json").write_text("[]")
+    assert "python deploy.py serve train-1" in _titles(gather(own_job)) or len(gather(own_job)["next"]) == 6
+
+
+def test_without_test_images_the_accuracy_is_called_flattering(own_job: Path) -> None:
+    path = own_job / "output/data/metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["metrics"] = {name: v for name, v in metrics["metrics"].items() if not name.startswith("test:")}
+    del metrics["images"]["test"]
+    path.write_text(json.dumps(metrics))
+    (own_job / "output/data/rules.json").write_text("[]")
+    facts = gather(own_job)
+    assert facts["outcome"]["accuracy"]["split"] == "validation"
+    assert "Add a test folder" in _titles(facts)
+
+
+def test_tuning_facts_name_the_best_and_the_failed(tmp_path: Path) -> None:
+    facts = gather_tuning(make_tuning(tmp_path / "tune-1"))
+    assert facts["names"] == ["lr", "batch_size", "optimizer"]
+    assert facts["maximize"] is True
+    assert len(facts["trials"]) == 16
+    assert "tune-1" in facts["next"][0]["title"]
+    assert "See why trials failed" in _titles(facts)
+    assert len(facts["curves"]) == 15
+    assert "</html>" in render(facts)
+
+
+def test_the_hyperparameter_that_decides_is_told_from_one_that_does_not() -> None:
+    trials = [{"values": {"lr": 10.0**-i, "seed": float(i * 7 % 5)}, "value": 0.9 - 0.05 * i} for i in range(12)]
+    rows = importance(trials, ["seed", "lr"])
+    assert rows is not None
+    assert [row["name"] for row in rows] == ["lr", "seed"]
+    assert rows[0]["share"] > 0.8
+    assert rows[0]["p"] < 0.01
+    assert rows[1]["p"] > 0.2
+
+
+def test_a_handful_of_trials_ranks_nothing() -> None:
+    assert importance([{"values": {"lr": 0.1}, "value": 0.5}] * 5, ["lr"]) is None
+
+
+def test_equal_results_explain_nothing() -> None:
+    rows = importance([{"values": {"lr": 0.1 * i}, "value": 0.5} for i in range(8)], ["lr"])
+    assert rows == [{"name": "lr", "share": 0.0, "p": 1.0}]

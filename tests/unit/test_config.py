@@ -30,6 +30,12 @@ NOT_DEFAULT = TrainConfig(
     golden_samples=1,
     log_interval=1,
     debug=False,
+    debug_interval=7,
+    activation_interval=70,
+    profile=False,
+    trace_steps=0,
+    rules="Overfit,DeadRelu",
+    stop_on="ExplodingTensor",
 )
 
 

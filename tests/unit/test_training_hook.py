@@ -1,4 +1,4 @@
-"""The debug hook: what it records, and that it never harms a training."""
+"""The debug hook: what smdebug can read of it, and that it never harms a training."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ import pytest
 import torch
 from torch import nn
 
+from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.errors import ConfigError
 from image_classifier.contract.paths import MlPaths
-from image_classifier.training.hook import DebugHook, NoHook, make_hook
+from image_classifier.debugging.observer import Observer
+from image_classifier.training.hook import SmdebugSink
+from image_classifier.training.observe import Watched, make_hook
+from image_classifier.training.stop import StopFlag
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # smdebug and what it imports are of 2023
+CONFIG = TrainConfig(profile=False, warmup_epochs=0)
 
 
 @pytest.fixture(autouse=True)
@@ -25,37 +31,73 @@ def paths(tmp_path: Path) -> MlPaths:
     return MlPaths(base=tmp_path)
 
 
-def record(hook: DebugHook | NoHook, model: nn.Module) -> None:
-    for switch, steps in ((hook.train, 3), (hook.evaluate, 2)):
-        switch()
-        for step in range(steps):
-            loss = model(torch.full((2, 2), float(step))).mean()
-            hook.record(loss)
+def hook_for(paths: MlPaths, model: nn.Module, config: TrainConfig = CONFIG, stop: StopFlag | None = None) -> Observer:
+    watched = Watched(
+        config=config,
+        model=model,
+        classes=("cat", "dog"),
+        images={"train": 12, "valid": 4},
+        steps_per_epoch=3,
+        done={"train": 0, "eval": 0, "test": 0},
+        device=torch.device("cpu"),
+        bf16=False,
+    )
+    return make_hook(watched, paths, StopFlag() if stop is None else stop)
+
+
+def train(hook: Observer, model: nn.Module, epochs: int = 1, lr: float = 0.1) -> None:
+    """Three steps of training and two of validation an epoch."""
+    images, labels = torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 1, 0])
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    for epoch in range(1, epochs + 1):
+        hook.begin("train", epoch, (epoch - 1) * 3)
+        for _ in range(3):
+            hook.before_forward(images)
+            logits = model(images)
+            loss = nn.functional.cross_entropy(logits, labels)
+            optimizer.zero_grad()
             loss.backward()
+            hook.after_backward()
+            optimizer.step()
+            hook.after_update()
+            hook.end_step(loss, logits, labels)
+        hook.end_epoch()
+        hook.begin("eval", epoch, (epoch - 1) * 2)
+        for _ in range(2):
+            logits = model(images).detach()
+            hook.end_step(nn.functional.cross_entropy(logits, labels), logits, labels)
+        hook.end_epoch()
 
 
-def test_losses_of_both_modes_are_recorded_every_step(paths: MlPaths) -> None:
+def network() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 2))
+
+
+def test_losses_and_reduced_tensors_are_readable_by_smdebug(paths: MlPaths) -> None:
     from smdebug.pytorch import modes
     from smdebug.trials import create_trial
 
-    hook = make_hook(True, paths, nn.Linear(2, 1))
-    hook.train()
-    for value in (3.0, 2.0, 1.0):
-        hook.record(torch.tensor(value, dtype=torch.bfloat16, requires_grad=True))
-    hook.evaluate()
-    hook.record(torch.tensor(4.0))
+    model = network()
+    hook = hook_for(paths, model)
+    train(hook, model)
     hook.close()
     trial = create_trial(str(paths.tensors / "attempt-1"))
-    (name,) = trial.tensor_names(collection="losses")
-    losses = trial.tensor(name)
-    assert [float(losses.value(step, mode=modes.TRAIN)) for step in losses.steps(mode=modes.TRAIN)] == [3.0, 2.0, 1.0]
-    assert [float(losses.value(step, mode=modes.EVAL)) for step in losses.steps(mode=modes.EVAL)] == [4.0]
+    assert "CrossEntropyLoss_output_0" in trial.tensor_names(collection="losses")
+    losses = trial.tensor("CrossEntropyLoss_output_0")
+    assert len(losses.steps(mode=modes.TRAIN)) == 3
+    assert len(losses.steps(mode=modes.EVAL)) == 2
+    assert "gradient/Sequential_1.weight" in trial.tensor_names(collection="gradients")
+    gradient = trial.tensor("gradient/Sequential_1.weight")
+    assert gradient.reduction_value(0, "l2", mode=modes.TRAIN) > 0
+    assert gradient.reduction_value(0, "mean", mode=modes.TRAIN, abs=True) > 0
+    assert "2_output_0" in trial.tensor_names(collection="relu_output")
 
 
 def test_every_attempt_has_its_own_folder(paths: MlPaths) -> None:
     for _ in range(2):
-        hook = make_hook(True, paths, nn.Linear(2, 1))
-        record(hook, nn.Linear(2, 1))  # type: ignore[arg-type]
+        model = network()
+        hook = hook_for(paths, model)
+        train(hook, model)
         hook.close()
     assert sorted(folder.name for folder in paths.tensors.iterdir()) == ["attempt-1", "attempt-2"]
 
@@ -73,42 +115,75 @@ def test_debughookconfig_of_sagemaker_is_honoured(paths: MlPaths) -> None:
             }
         )
     )
-    model = nn.Linear(2, 1)
-    hook = make_hook(True, paths, model)
-    record(hook, model)  # type: ignore[arg-type]
+    model = network()
+    hook = hook_for(paths, model)
+    train(hook, model)
     hook.close()
     trial = create_trial(str(paths.tensors))
-    assert trial.tensor_names(collection="weights") == ["Linear_weight"]
+    assert "Sequential_1.weight" in trial.tensor_names(collection="weights")
     assert trial.tensor_names(collection="gradients")
     assert trial.tensor_names(collection="losses")
 
 
-def test_hook_that_fails_is_switched_off_with_one_warning(
+def test_smdebug_that_fails_is_switched_off_and_the_rules_go_on(
     paths: MlPaths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import smdebug.pytorch as smd
-
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    hook = make_hook(True, paths, nn.Linear(2, 1))
-    monkeypatch.setattr(smd.Hook, "record_tensor_value", full_disk)
-    record(hook, nn.Linear(2, 1))  # type: ignore[arg-type]
+    model = network()
+    hook = hook_for(paths, model)
+    monkeypatch.setattr(SmdebugSink, "add", full_disk)
+    train(hook, model)
     hook.close()
     ours = [record.getMessage() for record in caplog.records if record.name.startswith("image_classifier")]
-    assert ours == ["the debug hook failed and is switched off: No space left on device"]
+    assert ours == ["SmdebugSink failed and is switched off: No space left on device"]
+    assert len(json.loads((paths.output_data / "rules.json").read_text())) > 20
 
 
 def test_hook_that_cannot_start_is_done_without(paths: MlPaths, caplog: pytest.LogCaptureFixture) -> None:
     paths.config.mkdir(parents=True)
     paths.debug_hook_config.write_text("{")
-    assert isinstance(make_hook(True, paths, nn.Linear(2, 1)), NoHook)
+    model = network()
+    hook = hook_for(paths, model)
+    train(hook, model)
+    hook.close()
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("no debug hook: ")
 
 
-def test_debug_false_records_nothing(paths: MlPaths) -> None:
-    hook = make_hook(False, paths, nn.Linear(2, 1))
-    record(hook, nn.Linear(2, 1))  # type: ignore[arg-type]
+def test_debug_and_profile_false_observe_nothing(paths: MlPaths) -> None:
+    model = network()
+    hook = hook_for(paths, model, CONFIG.replace(debug=False))
+    train(hook, model)
     hook.close()
-    assert not paths.tensors.exists()
+    assert not paths.output.exists()
+
+
+def test_unknown_rule_is_refused_with_the_nearest_name(paths: MlPaths) -> None:
+    with pytest.raises(ConfigError, match="there is no rule 'Overfitt'") as caught:
+        hook_for(paths, network(), CONFIG.replace(stop_on="Overfitt"))
+    assert caught.value.hint == "did you mean Overfit?"
+
+
+def test_only_rules_named_in_stop_on_stop_a_job(paths: MlPaths) -> None:
+    for stop_on, expected in (("none", None), ("UnchangedTensor", "UnchangedTensor")):
+        model, stop = network(), StopFlag()
+        config = CONFIG.replace(stop_on=stop_on, debug_interval=1)
+        hook = hook_for(paths, model, config, stop)
+        train(hook, model, epochs=5, lr=0.0)
+        hook.close()
+        fired = None if stop.rule is None else stop.rule.rule
+        assert fired == expected
+        assert bool(stop) == (expected is not None)
+
+
+def test_a_new_attempt_sees_the_steps_of_the_one_before(paths: MlPaths) -> None:
+    model = network()
+    first = hook_for(paths, model)
+    train(first, model)
+    first.close()
+    from image_classifier.debugging.saved import read_files
+
+    assert len(read_files(paths.output).step("train", "loss")) == 3
+    assert len(read_files(paths.output, before={"train": 2, "eval": 0, "test": 0}).step("train", "loss")) == 2

@@ -14,9 +14,9 @@ from torch import nn
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import DataError, JobError, JobStopped
 from image_classifier.contract.metrics import parse_metric_line
+from image_classifier.debugging.observer import Observer
 from image_classifier.training.checkpoint import Checkpoint, Checkpoints, Progress, identity
 from image_classifier.training.data import BadImages, ImageDataset, Loader
-from image_classifier.training.hook import NoHook
 from image_classifier.training.loop import Training, fit, is_best
 from image_classifier.training.optim import make_optimizer
 from image_classifier.training.stop import StopFlag
@@ -83,13 +83,13 @@ def training(
     )
 
 
-class StopAfter(NoHook):
+class StopAfter(Observer):
     """Asks for a stop when so many losses have been recorded."""
 
     def __init__(self, stop: StopFlag, steps: int) -> None:
         self.stop, self.steps = stop, steps
 
-    def record(self, loss: torch.Tensor) -> None:
+    def end_step(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
         self.steps -= 1
         if self.steps == 0:
             self.stop.reason = "SIGTERM"
@@ -102,7 +102,7 @@ def without_times(progress: Progress) -> list[dict[str, float]]:
 def test_training_learns_and_reports_each_epoch(split: Split, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     job = training(split, tmp_path, CONFIG.replace(epochs=15))
-    fit(job, NoHook())
+    fit(job, Observer())
     lines = [parsed for parsed in map(parse_metric_line, caplog.messages) if parsed]
     assert [epoch for epoch, _ in lines] == list(range(1, 16))
     assert lines[-1][1]["validation:loss"] < lines[0][1]["validation:loss"]
@@ -113,11 +113,11 @@ def test_training_learns_and_reports_each_epoch(split: Split, tmp_path: Path, ca
 @pytest.mark.parametrize("steps", range(1, 13))  # an epoch records 2 losses of training and 3 of validation
 def test_stopped_anywhere_and_resumed_equals_uninterrupted(split: Split, tmp_path: Path, steps: int) -> None:
     whole, part = training(split, tmp_path / "whole"), training(split, tmp_path / "part")
-    fit(whole, NoHook())
+    fit(whole, Observer())
     with pytest.raises(JobStopped, match=r"stopped by SIGTERM in epoch . of 3, step . of 3; the state is saved"):
         fit(part, StopAfter(part.stop, steps))
     rest = training(split, tmp_path / "part")
-    fit(rest, NoHook())
+    fit(rest, Observer())
     assert without_times(rest.progress) == without_times(whole.progress)
     assert all(torch.equal(rest.best[name], value) for name, value in whole.best.items())
     assert all(torch.equal(rest.model.state_dict()[k], v) for k, v in whole.model.state_dict().items())
@@ -127,7 +127,7 @@ def test_diverged_training_ends_with_a_sentence(split: Split, tmp_path: Path) ->
     job = training(split, tmp_path)
     nn.init.constant_(job.model.fc.weight, float("nan"))
     with pytest.raises(JobError, match=r"training loss became nan in epoch 1, by step 1") as caught:
-        fit(job, NoHook())
+        fit(job, Observer())
     assert "lower lr" in caught.value.hint
 
 
@@ -135,7 +135,7 @@ def test_patience_ends_a_training_that_does_not_improve(split: Split, tmp_path: 
     job = training(split, tmp_path, CONFIG.replace(epochs=50, patience=2, lr=1e-8, fine_tune="head"))
     nn.init.zeros_(job.model.fc.weight)  # with lr too small to move a float32 away from where it is
     nn.init.constant_(job.model.fc.bias, 100.0)
-    fit(job, NoHook())
+    fit(job, Observer())
     assert len(job.progress.history) == 3
     assert job.progress.finished
 
@@ -149,7 +149,7 @@ def test_best_epoch_has_the_highest_accuracy_and_of_equals_the_lowest_loss() -> 
 def test_frozen_body_keeps_weights_and_statistics(split: Split, tmp_path: Path) -> None:
     job = training(split, tmp_path, CONFIG.replace(fine_tune="head", batch_size=1))
     before = {name: value.clone() for name, value in job.model.state_dict().items()}
-    fit(job, NoHook())
+    fit(job, Observer())
     changed = {name for name, value in job.model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"fc.weight", "fc.bias"}
 
@@ -158,13 +158,13 @@ def test_batch_of_one_image_is_left_out_of_a_full_training(split: Split, tmp_pat
     job = training(split, tmp_path, CONFIG.replace(epochs=1))
     seen: list[int] = []
     job.model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])) if module.training else None)
-    fit(job, NoHook())
+    fit(job, Observer())
     assert seen == [4, 4]
 
 
 def test_batch_size_may_exceed_the_data(split: Split, tmp_path: Path) -> None:
     job = training(split, tmp_path, CONFIG.replace(epochs=1, batch_size=64))
-    fit(job, NoHook())
+    fit(job, Observer())
     assert job.train.num_steps == 1
 
 
@@ -172,4 +172,4 @@ def test_split_without_a_readable_image_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").touch()
     split = Split("train", tmp_path, (tmp_path / "a.jpg",) * 3, (0, 1, 0))
     with pytest.raises(DataError, match="no image of the train split can be read"):
-        fit(training(split, tmp_path / "checkpoints"), NoHook())
+        fit(training(split, tmp_path / "checkpoints"), Observer())

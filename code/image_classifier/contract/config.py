@@ -73,7 +73,13 @@ class TrainConfig:
     max_bad_images: int = param(10, "unreadable images to skip before the job fails", low=0)
     golden_samples: int = param(4, "test images kept in the artifact with their expected answer", low=1, high=32)
     log_interval: int = param(10, "steps between progress lines", low=1)
-    debug: bool = param(True, "record losses with the smdebug hook")
+    debug: bool = param(True, "record losses and statistics of tensors with the smdebug hook")
+    debug_interval: int = param(100, "steps between statistics of gradients and weights, 0 for none", low=0)
+    activation_interval: int = param(500, "steps between statistics of activations, 0 for none", low=0)
+    profile: bool = param(True, "sample the machine and time the parts of each step")
+    trace_steps: int = param(3, "training steps to trace with torch.profiler, 0 for none", low=0, high=100)
+    rules: str = param("all", "debugger rules to judge the job by: all, none, or names with commas between")
+    stop_on: str = param("none", "debugger rules that stop the job when they fire: none, or names with commas between")
 
     def __post_init__(self) -> None:
         for known in parameters():

@@ -7,6 +7,7 @@ ClassifierError                  a sentence for a person, and a hint what to do
 ├── ArtifactError                model.tar.gz is damaged, foreign or from a newer version
 ├── JobError                     a job failed; carries the first cause
 │   └── JobStopped               a job was asked to stop and saved its state
+│       └── RuleFired            a rule of the debugger stopped it
 ├── PlatformError                the machine refuses: port in use, disk full, no permission
 │   └── NotAvailable             the name is reserved for something that does not exist yet
 └── RequestError                 one request to the endpoint is wrong; carries the HTTP status
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
+EXIT_RULE_FIRED = 3
 EXIT_STOPPED = 143  # 128 + SIGTERM, what a shell reports for a process ended by SIGTERM
 
 
@@ -68,6 +70,12 @@ class JobStopped(JobError):
     """A job was asked to stop, saved its state, and can be resumed."""
 
     exit_code = EXIT_STOPPED
+
+
+class RuleFired(JobStopped):
+    """A rule of the debugger found the job not worth going on with; its state is saved."""
+
+    exit_code = EXIT_RULE_FIRED
 
 
 class PlatformError(ClassifierError):

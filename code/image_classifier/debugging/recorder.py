@@ -97,7 +97,7 @@ class Recorder(Observer):
         bf16: bool = False,
     ) -> None:
         self.run = run
-        self._sinks = sinks
+        self._sinks = list(sinks)
         self._model = model
         self._clock = StepClock(device)
         self._counts = torch.zeros((2, num_classes), dtype=torch.int64, device=device)  # labels, hits
@@ -149,8 +149,7 @@ class Recorder(Observer):
     def close(self) -> None:
         """Flushes, and closes the sinks."""
         self._guarded(self._flush)
-        for sink in self._sinks:
-            self._guarded(sink.close)
+        self._each_sink("close")
 
     def _due(self, interval: int, first: frozenset[int]) -> bool:
         return self._mode == "train" and interval > 0 and (self._step % interval == 0 or self._step in first)
@@ -207,9 +206,8 @@ class Recorder(Observer):
         )
         if self.run is not None:
             self.run.add_classes(counts)
-        for sink in self._sinks:
-            sink.add_classes(counts)
-            sink.flush()
+        self._each_sink("add_classes", counts)
+        self._each_sink("flush")
 
     def _flush(self) -> None:
         pending, self._pending = self._pending, []
@@ -230,16 +228,22 @@ class Recorder(Observer):
             )
             statistics = StatisticsRecord(step=each.step, **to_numbers(each.tensors)) if each.tensors else None
             self._hand_out(record, statistics)
-        for sink in self._sinks:
-            sink.flush()
+        self._each_sink("flush")
 
     def _hand_out(self, record: StepRecord, statistics: StatisticsRecord | None) -> None:
         if self.run is not None:
             self.run.add_step(record)
             if statistics is not None:
                 self.run.add_statistics(statistics)
-        for sink in self._sinks:
-            sink.add(record, statistics)
+        self._each_sink("add", record, statistics)
+
+    def _each_sink(self, method: str, *arguments: Any) -> None:
+        for sink in list(self._sinks):
+            try:
+                getattr(sink, method)(*arguments)
+            except Exception as error:  # any: a full disk, a fault of smdebug's; the other sinks go on
+                self._sinks.remove(sink)
+                log.warning("%s failed and is switched off: %s", type(sink).__name__, describe(error))
 
     def _guarded(self, action: Callable[[], Any]) -> None:
         if self._failed:

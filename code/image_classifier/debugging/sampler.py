@@ -15,6 +15,7 @@ from typing import IO, Any
 import psutil
 
 from image_classifier.contract.errors import describe
+from image_classifier.debugging.observer import Observer
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.schema import SYSTEM_FOLDER, SystemSample
 
@@ -24,11 +25,11 @@ INTERVAL_S = 1.0
 STRETCH_AFTER_S = 900.0  # from then on the interval grows with the job, so that its files grow with the logarithm
 
 
-class SystemSampler:
+class SystemSampler(Observer):
     """Writes the metrics of this machine in the format of smdebug's system profiler, until it is closed.
 
     Args:
-        output: the job's output folder.
+        folder: output/data.
         run: gets every sample too; None where nobody judges.
         node: `algo-N`, as SageMaker names hosts; smdebug parses only such names.
         on_sample: called after each round of samples, in the sampler's thread.
@@ -36,14 +37,14 @@ class SystemSampler:
 
     def __init__(
         self,
-        output: Path,
+        folder: Path,
         run: RunData | None = None,
         *,
         node: str = "algo-1",
         interval_s: float = INTERVAL_S,
         on_sample: Callable[[], None] | None = None,
     ) -> None:
-        self._folder = output / SYSTEM_FOLDER
+        self._folder = folder / SYSTEM_FOLDER
         self._run = run
         self._node = node
         self._interval_s = interval_s

@@ -36,16 +36,27 @@ from image_classifier.debugging.smdebug_names import (
 )
 
 
-def read_files(output: Path) -> RunData:
-    """A run from the files below its output folder (schema.py); what is missing there is missing in the run."""
+def read_files(output: Path, before: Mapping[Mode, int] | None = None) -> RunData:
+    """A run from the files below its output folder (schema.py); what is missing there is missing in the run.
+
+    Args:
+        before: of each mode, only the steps below this; for a job that goes on from there.
+    """
     data = output / "data"
     run = RunData(read_job(data) or JobFacts(config={}))
+
+    def counts(mode: Mode, step: int) -> bool:
+        return before is None or step < before[mode]
+
     for record in read_steps(data):
-        run.add_step(record)
+        if counts(record.mode, record.step):
+            run.add_step(record)
     for statistics in read_statistics(data):
-        run.add_statistics(statistics)
-    for counts in read_classes(data):
-        run.add_classes(counts)
+        if counts("train", statistics.step):
+            run.add_statistics(statistics)
+    for classes in read_classes(data):
+        if counts(classes.mode, classes.step):
+            run.add_classes(classes)
     for sample in read_system(output):
         run.add_system(sample)
     return run

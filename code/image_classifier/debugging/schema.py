@@ -1,7 +1,7 @@
 """The files in which a job writes what it observed of itself, and what its rules say. Standard library only.
 
     output/tensors/attempt-N/                 smdebug: losses, labels and predictions every step, reduced tensors
-    output/profiler/system/incremental/       system metrics, in the format smdebug's readers parse
+    output/data/profiler/system/incremental/  system metrics, in the format smdebug's readers parse
         YYYYMMDDHH/<unix minute>.algo-N.json  one SystemSample a line
     output/data/job.json                      JobFacts: the configuration and the machine
     output/data/steps.jsonl                   one StepRecord a line: losses, and where the step's time went
@@ -32,7 +32,7 @@ STATISTICS_FILE = "statistics.jsonl"
 CLASSES_FILE = "classes.jsonl"
 RULES_FILE = "rules.json"
 TRACE_FILE = "trace.json.gz"
-SYSTEM_FOLDER = "profiler/system/incremental"  # below output/
+SYSTEM_FOLDER = "profiler/system/incremental"  # below output/data, so that SageMaker keeps it
 
 Mode = Literal["train", "eval", "test"]
 MODES: tuple[Mode, ...] = ("train", "eval", "test")  # smdebug's TRAIN, EVAL and PREDICT
@@ -287,10 +287,15 @@ def read_classes(folder: Path) -> list[ClassCounts]:
     return list(rows.values())
 
 
-def read_system(output: Path) -> list[SystemSample]:
-    """All system metrics below a job's output folder, of every host, in the order of time; empty without any."""
+def read_system(folder: Path) -> list[SystemSample]:
+    """All system metrics of a job, of every host, in the order of time; empty without any.
+
+    Args:
+        folder: output, or output/data, or the folder output.tar.gz was unpacked in.
+    """
     samples = []
-    for path in sorted((output / SYSTEM_FOLDER).glob("*/*.json")):
+    roots = (folder / SYSTEM_FOLDER, folder / "data" / SYSTEM_FOLDER)
+    for path in sorted(path for root in roots for path in root.glob("*/*.json")):
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 samples.append(SystemSample.from_line(line))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +57,8 @@ class TraceWindow(Observer):
 
     def close(self) -> None:
         if self._profiler is not None:
-            self._profiler.stop()
+            with _quiet_stderr():
+                self._profiler.stop()
             self._profiler = None
 
     def _start(self) -> None:
@@ -62,12 +66,27 @@ class TraceWindow(Observer):
         if torch.cuda.is_available():
             activities.append(torch.profiler.ProfilerActivity.CUDA)
         self._profiler = torch.profiler.profile(activities=activities)
-        self._profiler.start()
+        with _quiet_stderr():
+            self._profiler.start()
 
     def _write(self) -> None:
         profiler, self._profiler = self._profiler, None
-        profiler.stop()
+        with _quiet_stderr():
+            profiler.stop()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             profiler.export_chrome_trace(str(self._path))
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """The profiler's library reports starts and missing GPUs on standard error, whatever its log level."""
+    saved = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from image_classifier.contract.errors import DataError
+from image_classifier.debugging.observer import Observer
 from image_classifier.training.data import BadImages, Loader
-from image_classifier.training.hook import Hook
 from image_classifier.training.stop import StopFlag
 
 log = logging.getLogger(__name__)
@@ -55,35 +55,48 @@ class Evaluation:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, loader: Loader, hook: Hook, bad: BadImages, stop: StopFlag, *, device: torch.device, bf16: bool
+    model: nn.Module,
+    loader: Loader,
+    hook: Observer,
+    bad: BadImages,
+    stop: StopFlag,
+    *,
+    device: torch.device,
+    bf16: bool,
 ) -> Evaluation:
     """Runs the split through the network in evaluation mode, batch norms on their running statistics.
+
+    The hook has been told which evaluation this is (`begin`).
 
     Raises:
         Interrupted: the stop flag was set.
         DataError: no image could be read, or too many could not.
     """
     model.eval()
-    hook.evaluate()
     columns: list[list[torch.Tensor]] = [[], [], [], [], [], []]
     for batch in loader.epoch():
+        hook.mark("data_wait_s")
         if stop:
             raise Interrupted
         for reason in bad.add(loader.split, batch.unreadable):
             log.warning("skipped: %s", reason)
         if len(batch.labels) == 0:
+            hook.skip_step()
             continue
         images = batch.images.to(device, memory_format=torch.channels_last, non_blocking=True)
         labels = batch.labels.to(device, non_blocking=True)
+        hook.mark("h2d_s")
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             logits = model(images)
         losses = F.cross_entropy(logits.float(), labels, reduction="none")
-        hook.record(losses.mean())
+        hook.mark("forward_s")
+        hook.end_step(losses.mean(), logits, labels)
         probability, ranked = logits.float().softmax(1).topk(min(TOP_K, logits.shape[1]))
         hits = ranked == labels[:, None]
         row = (batch.indices, labels, ranked[:, 0], probability[:, 0], losses, hits.any(1))
         for column, values in zip(columns, row, strict=True):
             column.append(values)
+    hook.end_epoch()
     if not columns[0]:
         raise DataError(f"no image of the {loader.split.name} split can be read", "bad_images.json names the reasons")
     indices, labels_, predicted, probability_, losses_, in_top = (torch.cat(column).cpu().numpy() for column in columns)

@@ -1,119 +1,155 @@
-"""smdebug's hook: the loss of every step, training and evaluation, readable with smdebug's `create_trial`.
+"""smdebug's hook: what a recorder saw, in files that smdebug's `create_trial` reads.
 
-The only importer of smdebug. The hook watches a probe, an empty module that the loss is led through: it costs a
-fraction of a millisecond a step, and compiled, copied or half-frozen networks cannot trip it. A debughookconfig.json
-from SageMaker wins: then the network itself is registered, as that file's collections need.
-
-A hook is an observer: when it fails, it is switched off with a warning and the training goes on.
+The only importer of smdebug besides the reader in `debugging/saved.py`. Its hook watches a probe, an empty module that
+is called once for each recorded step: nothing is registered on the network, so compiled, copied or half-frozen ones
+cannot trip it. A debughookconfig.json from SageMaker wins: then the network itself is registered, as that file's
+collections need.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from typing import Any, Protocol
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from image_classifier.contract.errors import describe
 from image_classifier.contract.paths import MlPaths
+from image_classifier.debugging.observer import Observer
+from image_classifier.debugging.schema import ClassCounts, Mode, StatisticsRecord, StepRecord
+from image_classifier.debugging.smdebug_names import (
+    CLEAN_LOSS,
+    EPOCH,
+    HITS,
+    IMAGES,
+    LABELS,
+    LOSS,
+    MODE_NAMES,
+    reduction_of,
+    tensor_name,
+)
+from image_classifier.debugging.tensorstats import unwrap
 
 log = logging.getLogger(__name__)
-LOSS_NAME = "CrossEntropyLoss"  # smdebug's `losses` collection takes names that match .*[Ll]oss_output
+COLLECTIONS = {  # ours, besides smdebug's own losses, gradients, weights
+    "relu_output": r"_output_\d+$",  # the managed DeadRelu's name for activations
+    "inputs": r"^input_channel_\d+$",
+    "counts": rf"^({LABELS}|{HITS}|{EPOCH}|{IMAGES})_output_0$",
+}
 
 
-class Hook(Protocol):
-    """What the loop and the evaluation tell an observer."""
+class SmdebugSink:
+    """Writes a recorder's observations as smdebug does. Raises whatever smdebug raises when it cannot be made.
 
-    def train(self) -> None:
-        """The steps that follow train."""
-
-    def evaluate(self) -> None:
-        """The steps that follow evaluate."""
-
-    def record(self, loss: torch.Tensor) -> None:
-        """One step's loss, a scalar tensor."""
-
-    def close(self) -> None:
-        """Writes what is left."""
-
-
-class NoHook:
-    """Observes nothing."""
-
-    def train(self) -> None:
-        """Nothing to do."""
-
-    def evaluate(self) -> None:
-        """Nothing to do."""
-
-    def record(self, loss: torch.Tensor) -> None:
-        """Nothing to do."""
-
-    def close(self) -> None:
-        """Nothing to do."""
-
-
-class DebugHook:
-    """The smdebug hook. Raises whatever smdebug raises when it cannot be made."""
+    Losses, epoch and images are scalars of every step, labels and hits by class tensors of an epoch's last step,
+    everything in a StatisticsRecord reduced tensors.
+    """
 
     def __init__(self, paths: MlPaths, model: nn.Module) -> None:
-        os.environ.setdefault("SMDEBUG_LOG_LEVEL", "error")  # it announces itself in a dozen lines otherwise
-        import smdebug.pytorch as smd
+        smd = _smdebug()
+        self._modes = {mode: smd.modes[name] for mode, name in MODE_NAMES.items()}
+        self._model_name = type(unwrap(model)).__name__
+        self._hook: Any = smd.Hook(
+            out_dir=_fresh_folder(paths),
+            save_config=smd.SaveConfig(save_interval=1),
+            include_collections=["losses", "gradients", "weights", *COLLECTIONS],
+        )
+        for name, pattern in COLLECTIONS.items():
+            self._hook.get_collection(name).include(pattern)
+        self._probe = nn.Identity()
+        self._hook.register_module(self._probe)
+        self._nothing = torch.zeros(())
 
-        self._modes = smd.modes
-        self._probe: nn.Module | None = None
-        if paths.debug_hook_config.is_file():
-            self._hook: Any = smd.Hook.create_from_json_file(str(paths.debug_hook_config))
-            self._hook.register_module(model)
-        else:
-            every_step = smd.SaveConfig(save_interval=1)
-            self._hook = smd.Hook(out_dir=_fresh_folder(paths), save_config=every_step, include_collections=["losses"])
-            self._probe = nn.Identity()
-            self._hook.register_module(self._probe)
-        self._failed = False
+    def add(self, record: StepRecord, statistics: StatisticsRecord | None) -> None:
+        """Makes one step of smdebug's: calling the registered module begins it."""
+        mode = self._modes[record.mode]
+        self._hook.set_mode(mode)
+        self._hook.mode_steps[mode] = record.step - 1  # the call adds 1; so steps keep their numbers in a new attempt
+        self._probe(self._nothing)
+        scalars = {LOSS: record.loss, CLEAN_LOSS: record.clean_loss, EPOCH: record.epoch, IMAGES: record.images}
+        for name, value in scalars.items():
+            self._hook.record_tensor_value(name, torch.tensor(float(value)))
+        if statistics is not None:
+            self._add_statistics(statistics)
 
-    def train(self) -> None:
-        """The steps that follow train."""
-        self._guarded(lambda: self._hook.set_mode(self._modes.TRAIN))
+    def add_classes(self, counts: ClassCounts) -> None:
+        """Adds to the step that was added last."""
+        self._hook.record_tensor_value(LABELS, torch.tensor(counts.labels))
+        self._hook.record_tensor_value(HITS, torch.tensor(counts.hits))
 
-    def evaluate(self) -> None:
-        """The steps that follow evaluate."""
-        self._guarded(lambda: self._hook.set_mode(self._modes.EVAL))
-
-    def record(self, loss: torch.Tensor) -> None:
-        """Begins smdebug's next step (a call of the registered module does) and gives it the loss, a scalar."""
-        self._guarded(lambda: self._record(loss.detach().float()))
+    def flush(self) -> None:
+        """Nothing: smdebug writes a step when the next begins."""
 
     def close(self) -> None:
-        """Writes what is left and marks the recording as ended."""
-        self._guarded(self._hook.close)
+        """Writes the last step and marks the recording as ended."""
+        self._hook.close()
 
-    def _record(self, loss: torch.Tensor) -> None:
-        if self._probe is not None:
-            self._probe(loss)
-        self._hook.record_tensor_value(LOSS_NAME, loss)
+    def _add_statistics(self, record: StatisticsRecord) -> None:
+        parts = {
+            "gradients": record.gradients,
+            "weights": record.weights,
+            "activations": record.activations,
+            "inputs": record.inputs,
+        }
+        for kind, tensors in parts.items():
+            for name, statistics in tensors.items():
+                tensor = tensor_name(kind, name, self._model_name)
+                for statistic, value in statistics.items():
+                    reduction, absolute = reduction_of(statistic)
+                    reduced = self._hook._get_reduction_tensor_name(tensor, reduction, absolute)
+                    self._hook._write_raw_tensor_simple(reduced, np.array([value], np.float32))
 
-    def _guarded(self, action: Any) -> None:
-        if self._failed:
-            return
+
+class ManagedHook(Observer):
+    """The hook that SageMaker configured: the network is registered, its collections are saved as the file says."""
+
+    def __init__(self, paths: MlPaths, model: nn.Module) -> None:
+        smd = _smdebug()
+        self._modes = {mode: smd.modes[name] for mode, name in MODE_NAMES.items()}
+        self._hook: Any = smd.Hook.create_from_json_file(str(paths.debug_hook_config))
+        self._hook.register_module(model)
+
+    def begin(self, mode: Mode, epoch: int, step: int) -> None:
+        self._hook.set_mode(self._modes[mode])
+
+    def end_step(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        self._hook.record_tensor_value(LOSS, loss.detach().float())
+
+    def close(self) -> None:
+        self._hook.close()
+
+
+class Guarded(Observer):
+    """Passes on to an observer until it fails; then it is left alone, with a warning, and the training goes on."""
+
+    def __init__(self, inner: Observer) -> None:
+        self._inner: Observer = inner
+
+    def begin(self, mode: Mode, epoch: int, step: int) -> None:
+        self._try("begin", mode, epoch, step)
+
+    def end_step(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        self._try("end_step", loss, logits, labels)
+
+    def close(self) -> None:
+        self._try("close")
+
+    def _try(self, method: str, *arguments: Any) -> None:
         try:
-            action()
+            getattr(self._inner, method)(*arguments)
         except Exception as error:  # any: the recording is worth less than the training
-            self._failed = True
+            self._inner = Observer()
             log.warning("the debug hook failed and is switched off: %s", describe(error))
 
 
-def make_hook(enabled: bool, paths: MlPaths, model: nn.Module) -> Hook:
-    """The hook of a job. Without `debug`, or when smdebug cannot start, one that observes nothing."""
-    if not enabled:
-        return NoHook()
-    try:
-        return DebugHook(paths, model)
-    except Exception as error:  # an import that fails, a broken debughookconfig.json, a full disk
-        log.warning("no debug hook: %s", describe(error))
-        return NoHook()
+def _smdebug() -> Any:
+    os.environ.setdefault("SMDEBUG_LOG_LEVEL", "error")  # it announces itself in a dozen lines otherwise
+    import smdebug.pytorch as smd
+
+    return smd
 
 
 def _fresh_folder(paths: MlPaths) -> str:

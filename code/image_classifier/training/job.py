@@ -12,16 +12,17 @@ import torch
 from torchvision.models.resnet import ResNet
 
 from image_classifier.contract.config import TrainConfig
-from image_classifier.contract.errors import ConfigError, JobStopped
+from image_classifier.contract.errors import ConfigError, RuleFired
 from image_classifier.contract.metrics import metric_line
 from image_classifier.contract.paths import MlPaths
+from image_classifier.debugging.observer import Observer
 from image_classifier.training.checkpoint import Checkpoint, Checkpoints, Progress, identity
 from image_classifier.training.data import BadImages, ImageDataset, Loader, num_workers
 from image_classifier.training.device import choose_device, describe_device, use_bf16
 from image_classifier.training.evaluate import Evaluation, Interrupted, evaluate
 from image_classifier.training.golden import golden_samples
-from image_classifier.training.hook import Hook, make_hook
 from image_classifier.training.loop import Training, fit, min_images
+from image_classifier.training.observe import Watched, make_hook
 from image_classifier.training.optim import make_optimizer
 from image_classifier.training.outputs import write_bad_images, write_history, write_json, write_test_results
 from image_classifier.training.stop import StopFlag
@@ -53,15 +54,51 @@ def run(config: TrainConfig, paths: MlPaths, stop: StopFlag) -> None:
     training = make_training(
         config, folders, model, device, checkpoints=checkpoints, checkpoint=checkpoint, stop=stop, paths=paths
     )
-    hook = make_hook(config.debug, paths, model)
+    hook = make_hook(watched(training, folders), paths, stop)
     try:
         fit(training, hook)
         finish(training, hook, folders, data_fingerprint, paths)
+    except RuleFired as fired:
+        write_json(paths.output_data / "metrics.json", stopped_result(training.progress, fired))
+        raise
     finally:
         training.train.close()
         training.valid.close()
         write_bad_images(paths.output_data, training.bad.found)
         hook.close()
+
+
+def stopped_result(progress: Progress, fired: RuleFired) -> dict[str, object]:
+    """metrics.json of a job that a rule stopped: why, and how far it came."""
+    best = progress.history[progress.best_epoch - 1] if progress.best_epoch else {}
+    return {
+        "outcome": "stopped by a rule",
+        "reason": fired.message,
+        "advice": fired.hint,
+        "best_epoch": progress.best_epoch,
+        "epochs": len(progress.history),
+        "metrics": {name: value for name, value in best.items() if ":" in name},
+        "seconds": round(progress.total_seconds, 3),
+    }
+
+
+def watched(training: Training, folders: ImageFolders) -> Watched:
+    """What the observers want to know of the training."""
+    progress, steps = training.progress, training.train.num_steps
+    return Watched(
+        config=training.config,
+        model=training.model,
+        classes=folders.classes,
+        images={split.name: len(split) for split in folders.splits},
+        steps_per_epoch=steps,
+        done={
+            "train": (progress.epoch - 1) * steps + progress.step,
+            "eval": len(progress.history) * training.valid.num_steps,
+            "test": 0,
+        },
+        device=training.device,
+        bf16=training.bf16,
+    )
 
 
 def describe_data(folders: ImageFolders) -> None:
@@ -138,7 +175,7 @@ def evaluation_loader(split: Split, config: TrainConfig, device: torch.device) -
     return Loader(dataset, config.batch_size, workers=workers, pin_memory=device.type == "cuda")
 
 
-def finish(training: Training, hook: Hook, folders: ImageFolders, data_fingerprint: str, paths: MlPaths) -> None:
+def finish(training: Training, hook: Observer, folders: ImageFolders, data_fingerprint: str, paths: MlPaths) -> None:
     """Tests the best epoch's weights, then writes metrics and model. Raises JobStopped when a stop is asked for."""
     started = time.perf_counter()
     progress, config, model = training.progress, training.config, training.model
@@ -164,6 +201,7 @@ def finish(training: Training, hook: Hook, folders: ImageFolders, data_fingerpri
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     )
     result = {
+        "outcome": "completed",
         "best_epoch": progress.best_epoch,
         "epochs": len(progress.history),
         "metrics": {name: value for name, value in metrics.items() if ":" in name},
@@ -178,14 +216,15 @@ def finish(training: Training, hook: Hook, folders: ImageFolders, data_fingerpri
     log.info("done: best epoch %d of %d, model in %s", progress.best_epoch, len(progress.history), paths.model)
 
 
-def run_test(training: Training, hook: Hook, split: Split) -> Evaluation:
+def run_test(training: Training, hook: Observer, split: Split) -> Evaluation:
     """Answers to the test images in float32, the precision in which the model is stored and served."""
     loader = evaluation_loader(split, training.config, training.device)
+    hook.begin("test", training.progress.best_epoch, 0)
     try:
         return evaluate(training.model, loader, hook, training.bad, training.stop, device=training.device, bf16=False)
     except Interrupted:
-        raise JobStopped(
-            f"stopped by {training.stop.reason} while testing; the training has finished and is saved",
+        raise training.stop.error(
+            "while testing; the training has finished and is saved",
             "start again with the same checkpoint folder to test and write the model",
         ) from None
     finally:

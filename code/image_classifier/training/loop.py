@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from image_classifier.contract.config import TrainConfig
-from image_classifier.contract.errors import DataError, JobError, JobStopped
+from image_classifier.contract.errors import DataError, JobError
 from image_classifier.contract.metrics import metric_line, with_best
+from image_classifier.debugging.observer import Observer
 from image_classifier.training.checkpoint import Checkpoints, Progress, Weights
 from image_classifier.training.data import BadImages, Batch, Loader
 from image_classifier.training.evaluate import Evaluation, Interrupted, evaluate
-from image_classifier.training.hook import Hook
 from image_classifier.training.optim import learning_rate, set_learning_rate
 from image_classifier.training.stop import StopFlag
 
@@ -50,7 +50,7 @@ class Training:
     on_epoch: Callable[[Progress], None]
 
 
-def fit(training: Training, hook: Hook) -> None:
+def fit(training: Training, hook: Observer) -> None:
     """Trains until the last epoch or until patience ends.
 
     Raises:
@@ -64,6 +64,7 @@ def fit(training: Training, hook: Hook) -> None:
             started = time.perf_counter()
             try:
                 train_epoch(training, hook)
+                hook.begin("eval", progress.epoch, (progress.epoch - 1) * training.valid.num_steps)
                 evaluation = evaluate(
                     training.model,
                     training.valid,
@@ -76,17 +77,18 @@ def fit(training: Training, hook: Hook) -> None:
             finally:
                 progress.total_seconds += time.perf_counter() - started
             end_epoch(training, evaluation)
+        training.stop.forget_rule()  # there is nothing left to stop
     except Interrupted:
         progress.unreadable = training.bad.found
         training.checkpoints.save(progress, training.model, training.optimizer, training.best)
-        raise JobStopped(
-            f"stopped by {training.stop.reason} in epoch {progress.epoch} of {training.config.epochs}, step "
-            f"{progress.step} of {training.train.num_steps}; the state is saved",
+        raise training.stop.error(
+            f"in epoch {progress.epoch} of {training.config.epochs}, step {progress.step} of "
+            f"{training.train.num_steps}; the state is saved",
             "start again with the same checkpoint folder to resume",
         ) from None
 
 
-def train_epoch(training: Training, hook: Hook) -> None:
+def train_epoch(training: Training, hook: Observer) -> None:
     """Trains what is left of the current epoch; `progress` ends with `step` at the epoch's last step.
 
     Raises Interrupted between two steps when a stop is asked for.
@@ -94,7 +96,7 @@ def train_epoch(training: Training, hook: Hook) -> None:
     config, progress, num_steps = training.config, training.progress, training.train.num_steps
     criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
     train_mode(training.model, config.fine_tune)
-    hook.train()
+    hook.begin("train", progress.epoch, (progress.epoch - 1) * num_steps + progress.step)
     # (loss sum, correct answers) stay on the device: reading them every step would make the GPU wait for Python
     sums = torch.tensor([progress.loss_sum, progress.correct], dtype=torch.float64, device=training.device)
     batches = training.train.epoch(progress.epoch, first_step=progress.step)
@@ -102,16 +104,18 @@ def train_epoch(training: Training, hook: Hook) -> None:
     clock = time.perf_counter()
     while progress.step < num_steps and not training.stop:
         batch = next(batches)
+        hook.mark("data_wait_s")
         waited = time.perf_counter() - clock
         for reason in training.bad.add(training.train.split, batch.unreadable):
             log.warning("skipped: %s", reason)
         if len(batch.labels) >= min_images(config.fine_tune):
             rate = learning_rate(config, (progress.epoch - 1) * num_steps + progress.step, num_steps)
             set_learning_rate(training.optimizer, rate)
-            loss, correct = train_step(training, batch, criterion)
-            hook.record(loss)
+            loss, correct = train_step(training, batch, criterion, hook)
             sums += torch.stack([loss.detach().double() * len(batch.labels), correct.double()])
             progress.images += len(batch.labels)
+        else:
+            hook.skip_step()
         progress.step += 1
         report = progress.step % config.log_interval == 0 or progress.step == num_steps
         if report:
@@ -124,18 +128,29 @@ def train_epoch(training: Training, hook: Hook) -> None:
     read_sums(progress, sums, config)
     if training.stop:
         raise Interrupted
+    hook.end_epoch()
 
 
-def train_step(training: Training, batch: Batch, criterion: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+def train_step(
+    training: Training, batch: Batch, criterion: nn.Module, hook: Observer
+) -> tuple[torch.Tensor, torch.Tensor]:
     """One step of the optimiser. Returns the batch's mean loss and its number of correct answers, on the device."""
     images = batch.images.to(training.device, memory_format=torch.channels_last, non_blocking=True)
     labels = batch.labels.to(training.device, non_blocking=True)
+    hook.mark("h2d_s")
+    hook.before_forward(images)
     with torch.autocast(training.device.type, dtype=torch.bfloat16, enabled=training.bf16):
         logits = training.model(images)
     loss: torch.Tensor = criterion(logits.float(), labels)
+    hook.mark("forward_s")
     training.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
+    hook.mark("backward_s")
+    hook.after_backward()
     training.optimizer.step()
+    hook.mark("optimizer_s")
+    hook.after_update()
+    hook.end_step(loss, logits, labels)
     return loss, (logits.argmax(1) == labels).sum()
 
 

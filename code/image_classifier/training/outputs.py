@@ -1,7 +1,7 @@
 """The files a job leaves in output/data, for people, for the launcher and for reports.
 
 history.jsonl          one JSON object an epoch: metric name -> value
-metrics.json           the result: best epoch, metrics, images, seconds
+metrics.json           the result: outcome, best epoch, metrics, images, seconds
 bad_images.json        path -> why it could not be read
 per_class.csv          class, images, precision, recall, f1, of the test images
 confusion.csv          a row for each true class, a column for each predicted one: number of test images

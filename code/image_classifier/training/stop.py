@@ -6,12 +6,36 @@ import multiprocessing
 import signal
 from types import FrameType
 
+from image_classifier.contract.errors import JobStopped, RuleFired
+from image_classifier.debugging.schema import RuleResult
+
 
 class StopFlag:
-    """Remembers the first stop signal. A second one changes nothing: the state is being saved already."""
+    """Remembers the first stop signal, or the rule that asks for a stop.
+
+    A second one changes nothing: the state is being saved already.
+    """
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.rule: RuleResult | None = None
+
+    def fire(self, result: RuleResult) -> None:
+        """A rule of the debugger asks for the stop."""
+        if self.reason is None:
+            self.rule, self.reason = result, f"rule {result.rule} ({result.summary})"
+
+    def forget_rule(self) -> None:
+        """A rule's stop comes too late; a signal's stays."""
+        if self.rule is not None:
+            self.rule = self.reason = None
+
+    def error(self, where: str, how_to_resume: str) -> JobStopped:
+        """What to raise once the state is saved."""
+        if self.rule is None:
+            return JobStopped(f"stopped by {self.reason} {where}", how_to_resume)
+        hint = f"{self.rule.advice}; or {how_to_resume} with stop_on=none"
+        return RuleFired(f"stopped by {self.reason} {where}", hint)
 
     def install(self) -> None:
         """Handles SIGTERM (spot interruption, StopTrainingJob, `docker stop`) and SIGINT (Ctrl-C) from now on."""

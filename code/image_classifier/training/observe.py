@@ -1,0 +1,151 @@
+"""Who watches a training: the recorder with its sinks, the sampler, the trace, the rules. Put together for one job."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import psutil
+import torch
+from torch import nn
+
+from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.errors import PlatformError, describe
+from image_classifier.contract.files import write_text
+from image_classifier.contract.paths import MlPaths
+from image_classifier.debugging.live import LiveRules
+from image_classifier.debugging.observer import Observer, Observers
+from image_classifier.debugging.recorder import Recorder, Sink
+from image_classifier.debugging.rules import parse_rules
+from image_classifier.debugging.rundata import RunData
+from image_classifier.debugging.sampler import SystemSampler
+from image_classifier.debugging.saved import read_files
+from image_classifier.debugging.schema import JOB_FILE, JobFacts, Mode, read_job, to_json
+from image_classifier.debugging.sinks import JsonLines
+from image_classifier.debugging.trace import TraceWindow
+from image_classifier.training.device import describe_device
+from image_classifier.training.hook import Guarded, ManagedHook, SmdebugSink
+from image_classifier.training.stop import StopFlag
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """The training to watch.
+
+    Args:
+        steps_per_epoch: training steps.
+        done: steps made before, in earlier attempts, by mode.
+        rank, world_size: of this process; only rank 0 judges and keeps tensors.
+        node: `algo-N`, of this host.
+        samples_machine: whether this process is the one on its host that does.
+    """
+
+    config: TrainConfig
+    model: nn.Module
+    classes: tuple[str, ...]
+    images: Mapping[str, int]
+    steps_per_epoch: int
+    done: Mapping[Mode, int]
+    device: torch.device
+    bf16: bool
+    rank: int = 0
+    world_size: int = 1
+    node: str = "algo-1"
+    samples_machine: bool = True
+
+
+def make_hook(watched: Watched, paths: MlPaths, stop: StopFlag) -> Observer:
+    """The observers of a job as one; what cannot be made is left out with a warning, the training goes on.
+
+    Raises:
+        ConfigError: `rules` or `stop_on` name a rule that does not exist.
+    """
+    config, chief = watched.config, watched.rank == 0
+    rules, stop_on = parse_rules(config.rules), parse_rules(config.stop_on)
+    if not config.debug and not config.profile:
+        return Observer()
+    try:
+        run = prepare_run(watched, paths) if chief else None
+        sinks: list[Sink] = [JsonLines(paths.output_data, watched.rank)]
+    except (OSError, PlatformError, ValueError, TypeError) as error:  # a full disk; files that another version wrote
+        log.warning("no observations: %s", describe(error))
+        return Observer()
+    members: list[Observer] = []
+    if config.debug and chief:
+        add_smdebug(members, sinks, watched, paths)
+    if config.profile and chief:
+        members.append(TraceWindow(paths.output_data, config.trace_steps))
+    if config.profile and watched.samples_machine:
+        members.append(SystemSampler(paths.output_data, run, node=watched.node))
+    recorder = Recorder(
+        run,
+        sinks,
+        watched.model,
+        watched.device,
+        num_classes=len(watched.classes),
+        debug_interval=config.debug_interval if config.debug and chief else 0,
+        activation_interval=config.activation_interval if config.debug and chief else 0,
+        bf16=watched.bf16,
+    )
+    if run is not None:
+        members.append(LiveRules(run, paths.output_data, rules, stop_on, flush=recorder.flush, on_stop=stop.fire))
+    return Observers([*members, recorder])  # the recorder last: what the others take counts as the step's `hook_s`
+
+
+def add_smdebug(members: list[Observer], sinks: list[Sink], watched: Watched, paths: MlPaths) -> None:
+    """smdebug's part: ours, or as SageMaker's debughookconfig.json says."""
+    try:
+        if paths.debug_hook_config.is_file():
+            members.append(Guarded(ManagedHook(paths, watched.model)))
+        else:
+            sinks.append(SmdebugSink(paths, watched.model))
+    except Exception as error:  # an import that fails, a broken debughookconfig.json, a full disk
+        log.warning("no debug hook: %s", describe(error))
+
+
+def prepare_run(watched: Watched, paths: MlPaths) -> RunData:
+    """Writes job.json, and returns the run with what earlier attempts left of it."""
+    earlier = read_job(paths.output_data)
+    job = job_facts(watched, started=earlier.started if earlier else process_started())
+    write_text(paths.output_data / JOB_FILE, to_json(job) + "\n")
+    return read_files(paths.output, before=watched.done)
+
+
+def job_facts(watched: Watched, started: float) -> JobFacts:
+    """What the rules and the report want to know."""
+    cuda = watched.device.type == "cuda"
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if cuda else []
+    return JobFacts(
+        config={name: getattr(watched.config, name) for name in watched.config.to_hyperparameters()},
+        classes=list(watched.classes),
+        images=dict(watched.images),
+        steps_per_epoch=watched.steps_per_epoch,
+        started=started,
+        cores=len(os.sched_getaffinity(0)),
+        gpus=gpus,
+        world_size=watched.world_size,
+        environment={
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "host": socket.gethostname(),
+            "device": describe_device(watched.device),
+            "number format": "bf16" if watched.bf16 else "float32",
+            **{name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
+        },
+    )
+
+
+def process_started() -> float:
+    """Unix seconds at which this process began."""
+    try:
+        return psutil.Process().create_time()
+    except psutil.Error:
+        return time.time()

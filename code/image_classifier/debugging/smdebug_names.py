@@ -10,6 +10,7 @@ LOSS = "CrossEntropyLoss"  # smdebug's `losses` collection takes names that matc
 CLEAN_LOSS = "CleanCrossEntropyLoss"
 LABELS = "labels"  # counts by class, at an epoch's last step
 HITS = "hits"
+PREDICTIONS = "predictions"  # class by image; only for the managed service
 EPOCH = "epoch"
 IMAGES = "images"
 OUTPUT = "_output_0"  # what smdebug appends to the name of a recorded value

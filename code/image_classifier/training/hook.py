@@ -28,6 +28,7 @@ from image_classifier.debugging.smdebug_names import (
     LABELS,
     LOSS,
     MODE_NAMES,
+    PREDICTIONS,
     reduction_of,
     tensor_name,
 )
@@ -116,7 +117,9 @@ class ManagedHook(Observer):
         self._hook.set_mode(self._modes[mode])
 
     def end_step(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        self._hook.record_tensor_value(LOSS, loss.detach().float())
+        values = {LOSS: loss.detach().float(), LABELS: labels, PREDICTIONS: logits.detach().argmax(1)}
+        for name, value in values.items():  # smdebug keeps those that a collection of the file names
+            self._hook.record_tensor_value(name, value)
 
     def close(self) -> None:
         self._hook.close()

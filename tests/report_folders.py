@@ -163,7 +163,7 @@ def _write_images(
 ) -> list[tuple[str, str, str, float]]:
     """Pictures of every split, and what the network is said to answer to those of test."""
     predictions = []
-    for split, images in (("train", 3), ("valid", 2), ("test", test_per_class)):
+    for split, images in (("train", 2), ("valid", 1), ("test", test_per_class)):
         for label, name in enumerate(classes):
             place = root / split / name.replace("/", "_")
             place.mkdir(parents=True)

@@ -49,7 +49,7 @@ class Commands(flags.StoryGroup):
 
     stories = {  # noqa: RUF012  # a constant of the class
         "From images to predictions": ("check", "sample-data", "tune", "train", "serve", "predict"),
-        "Look after it": ("status", "logs", "config", "demo"),
+        "Look after it": ("report", "status", "logs", "config", "demo"),
         "On SageMaker (--target sagemaker)": ("doctor", "batch", "delete"),
     }
 
@@ -230,6 +230,23 @@ def predict(call: Call, /, images: tuple[Path, ...], as_json: bool, **given: Any
     connection = target_of(settings).connection()
     answers = connection.predict_all(find_images(images), top_k=settings.predict.top_k)
     return show_data.predictions(connection.url, answers, as_json=as_json)
+
+
+@app.command(
+    epilog="""
+python deploy.py report --open
+python deploy.py report downloaded/output
+""",
+)
+@click.argument("run", metavar="[RUN|FOLDER]", required=False, default="")
+@click.option("--open", "browse", is_flag=True, help="show it in the browser")
+@AS_JSON
+@click.pass_obj
+def report(call: Call, run: str, browse: bool, as_json: bool) -> None:
+    """Make the report of a training or a search again (the newest without a name)."""
+    from image_classifier.launch import show_report
+
+    show_report.report(Path(call.settings().general.runs_dir), run, as_json=as_json, browse=browse)
 
 
 @app.command()

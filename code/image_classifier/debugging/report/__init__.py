@@ -21,6 +21,8 @@ from image_classifier.debugging.report.sources import REPORT_HTML, REPORT_JSON, 
 from image_classifier.debugging.report.tuning import gather_tuning, is_tuning
 from image_classifier.debugging.report.tuning_page import render_tuning
 
+__all__ = ["REPORT_HTML", "REPORT_JSON", "gather", "gather_tuning", "render", "write_report"]
+
 
 def render(facts: Mapping[str, Any]) -> str:
     """The facts of a training job or a tuning run as one self-contained HTML document."""

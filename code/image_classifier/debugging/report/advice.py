@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from image_classifier.debugging.report.curves import wilson
 from image_classifier.debugging.report.formats import count, interval, percent, points
 
 MAX_ITEMS = 6
-LARGE_GAP = 0.10  # training minus validation accuracy that no sampling noise of a usual validation set explains
+LARGE_GAP = 0.05  # training minus validation accuracy worth acting on, if it is no sampling noise either
 LOW_TRAIN_ACCURACY = 0.80  # below it the network has not yet learned its own training images
 LATE_SHARE = 0.9  # a best epoch in the last tenth: the curve was still rising
 WIDE_INTERVAL = 0.05  # half width of the accuracy's interval that hides the differences people tune for
@@ -43,7 +44,9 @@ def what_next(facts: Mapping[str, Any]) -> list[Item]:
             )
         )
     if facts["outcome"]["status"] == "completed" and not fired:
-        items.append(_item(f"Serve it: python deploy.py serve {facts['name']}", "No rule objects to this model."))
+        judged = count(sum(rule["verdict"] == "NoIssuesFound" for rule in facts["rules"]), "rule")
+        reason = f"{judged} found nothing wrong with it." if facts["rules"] else "The job completed; no rule judged it."
+        items.append(_item(f"Serve it: python deploy.py serve {facts['name']}", reason))
     return [item | {"title": item["title"].rstrip(".")} for item in items[:MAX_ITEMS]]
 
 
@@ -81,7 +84,9 @@ def _learning(facts: Mapping[str, Any], fired: frozenset[str]) -> Iterator[Item]
             f"The network began from random numbers and reached {percent(valid)} on validation images; with a few "
             "hundred images a class, pretrained weights usually decide more than every other setting.",
         )
-    if train - valid > LARGE_GAP and not fired & OVERFIT_RULES:
+    images = outcome["images"].get("valid")
+    certain = images is None or train > wilson(valid * images, images)[1]
+    if certain and train - valid > LARGE_GAP and not fired & OVERFIT_RULES:
         change = "augment=standard" if config.get("augment") != "standard" else "more images, or a higher weight_decay"
         yield _item(
             f"Close the gap between training and validation: {change}",

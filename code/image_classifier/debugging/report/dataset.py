@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,7 +58,7 @@ def _scan(paths: MlPaths, config: Mapping[str, Any]) -> ImageFolders | None:
 def _sizes(paths: Sequence[Path]) -> dict[str, Any] | None:
     """Width and height of the median picture, shortest and longest side, from the headers of an even sample."""
     sizes = []
-    for path in paths[:: max(1, len(paths) // MAX_HEADERS)]:
+    for path in paths[:: max(1, math.ceil(len(paths) / MAX_HEADERS))]:
         try:
             with Image.open(path, formats=FORMATS) as image:
                 sizes.append(image.size)

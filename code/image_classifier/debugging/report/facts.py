@@ -65,7 +65,7 @@ def gather(folder: Path) -> dict[str, Any]:
         "batches": curves.batch_losses(steps, _steps_per_epoch(job, steps)),
         "rules": _rules(sources),
         "time": curves.step_time(steps, metrics.get("seconds")),
-        "system": curves.timeline(_system(sources), steps),
+        "system": _system(sources, steps) or _lent(sources, earlier, "system", "profiler/system"),
         "layers": _layers(sources),
         "confusion": confusion,
         "per_class": answers.per_class(sources),
@@ -99,9 +99,18 @@ def _job(sources: Sources) -> JobFacts | None:
     return found
 
 
-def _system(sources: Sources) -> Any:
+def _system(sources: Sources, steps: Sequence[StepRecord]) -> dict[str, Any] | None:
     what = "no system metrics were sampled"
-    return _guarded(sources, "profiler/system", what, lambda: read_system(sources.output)) or []
+    samples = _guarded(sources, "profiler/system", what, lambda: read_system(sources.output))
+    return curves.timeline(samples or [], steps)
+
+
+def _lent(sources: Sources, earlier: Mapping[str, Any], part: str, name: str) -> Any:
+    """A part of the earlier report, which is then not missing: the files it came from are not uploaded by a job."""
+    found = earlier.get(part)
+    if found is not None:
+        sources.missing[:] = [sentence for sentence in sources.missing if not sentence.startswith(f"{name}:")]
+    return found
 
 
 def _layers(sources: Sources) -> dict[str, Any] | None:

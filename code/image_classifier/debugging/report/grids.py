@@ -87,7 +87,7 @@ def confusion(classes: Sequence[str], counts: Sequence[Sequence[int]], *, width:
     """Rows are true classes, columns predicted ones; shades are shares of the row, the numbers are images."""
     size = len(classes)
     left = 12 + CHAR_WIDTH * max(len(short(name, LABEL_CHARS)) for name in classes)
-    side = min((width - left - 4) / size, 46.0)
+    side = min((width - left - 4) / size, 54.0)
     top = left - 10 if size > 4 or side < 60 else 30.0
     cells = []
     for i, name in enumerate(classes):

@@ -17,6 +17,7 @@ from image_classifier.debugging.report.formats import (
     percent,
     points,
     share_tick,
+    short,
 )
 from image_classifier.debugging.report.grids import confusion as confusion_chart
 from image_classifier.debugging.report.html import Markup, joined, tag
@@ -24,6 +25,7 @@ from image_classifier.debugging.report.page import Facts, details, figure, missi
 from image_classifier.debugging.report.scales import fit
 from image_classifier.debugging.report.sources import as_float
 
+FILE_NAME_CHARS = 30
 HALF_WIDTH, HEIGHT = 480.0, 280.0  # of a chart that shares its row with another
 
 
@@ -301,7 +303,7 @@ def mistakes(facts: Facts) -> Markup:
             f" with {percent(row['probability'], 0)}, but it is ",
             tag("b", row["true"]),
             tag("br"),
-            row["path"],
+            tag("span", short(row["path"].rpartition("/")[2], FILE_NAME_CHARS), title=row["path"]),
         )
         cards.append(tag("figure", picture, text))
     return joined(

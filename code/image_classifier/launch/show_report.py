@@ -1,0 +1,47 @@
+"""The report command: a job's or a search's report, made again from what it saved."""
+
+from __future__ import annotations
+
+import webbrowser
+from pathlib import Path
+
+from image_classifier.contract.errors import ConfigError
+from image_classifier.debugging.report import REPORT_JSON, write_report
+from image_classifier.debugging.report.sources import read_json
+from image_classifier.launch import render
+from image_classifier.launch.runs import find_run, list_runs
+from image_classifier.launch.show_jobs import shorten
+
+KINDS = ("train", "tune")
+
+
+def report(runs_dir: Path, text: str, *, as_json: bool, browse: bool) -> None:
+    """Writes report.html and report.json where the job keeps its output, and says where.
+
+    Args:
+        text: a run, or any folder with a job's output, such as a downloaded and unpacked output.tar.gz; empty for the
+            newest training or tuning run.
+        as_json: print the facts instead.
+        browse: open the page in the browser of this machine.
+
+    Raises:
+        ConfigError: there is no such run.
+        DataError: the folder holds no output of a job.
+        PlatformError: the report cannot be written.
+    """
+    path = write_report(_folder(runs_dir, text))
+    if as_json:
+        render.document(read_json(path.with_name(REPORT_JSON)))
+    else:
+        render.facts([("report", shorten(path))])
+    if browse and not webbrowser.open(path.resolve().as_uri()):
+        render.warn("there is no browser on this machine: copy the file to one that has it, it needs no other file")
+
+
+def _folder(runs_dir: Path, text: str) -> Path:
+    if text:
+        return Path(text) if Path(text).is_dir() else find_run(runs_dir, text).path
+    for run in reversed(list_runs(runs_dir)):
+        if run.record().kind in KINDS:
+            return run.path
+    raise ConfigError(f"there is no train or tune run in {runs_dir}", "`deploy.py status` lists the runs")

@@ -17,7 +17,6 @@ import bcrypt
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
-
 from tests.container.conftest import ROOT, docker
 
 ACCOUNT, REGION = "123456789012", "eu-central-1"

@@ -111,10 +111,13 @@ def test_wrong_usage_is_a_sentence_and_exit_code_2(
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("command", [["train"], ["tune"], ["serve"], ["predict", "x.jpg"]])
-def test_reserved_target_is_answered(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--target", "docker", *command]) == 1
-    assert "error: target 'docker' does not exist yet" in capsys.readouterr().err
+@pytest.mark.parametrize("command", ["train", "tune", "serve"])
+def test_docker_target_without_docker_is_answered(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert main(["--target", "docker", command]) == 1
+    assert "error: there is no docker program on this machine" in capsys.readouterr().err
 
 
 def test_flags_take_dashes_and_underscores(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from image_classifier.contract.errors import ConfigError, NotAvailable
+from image_classifier.contract.errors import ConfigError
 from image_classifier.contract.search import Categorical, Continuous
 from image_classifier.launch import settings
-from image_classifier.launch.targets import target_of
 
 EXAMPLE = Path(__file__).parents[2] / "deploy.example.toml"
 
@@ -115,13 +114,6 @@ def test_search_space_of_the_file_replaces_the_default() -> None:
         "momentum": Continuous(low=0.5, high=0.9),
         "optimizer": Categorical(values=("sgd", "adamw")),
     }
-
-
-def test_a_reserved_target_is_answered_with_what_set_it() -> None:
-    made = settings.load({}, environ={"CLASSIFIER_TARGET": "docker"})
-    with pytest.raises(NotAvailable, match="target 'docker' does not exist yet") as caught:
-        target_of(made)
-    assert "CLASSIFIER_TARGET" in caught.value.hint
 
 
 def test_whole_numbers_do_for_settings_with_a_fraction() -> None:

@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.endpoint import HOST_VARIABLE, MAX_PORT, PORT_VARIABLE
@@ -27,14 +28,23 @@ FREE_BYTES_FOR_TRAINING = 1_500_000_000  # two checkpoints of weights, momentum 
 # more while it is being written, the model and its archive (0.1 GB each), and room for metrics and logs
 
 
+class Starter(Protocol):
+    """A way to start jobs on a run folder of this machine: this module, and `docker`."""
+
+    def start_training(self, run: Run, *, share: int = 1) -> Job:
+        """Starts a training on a prepared run folder, and again on one that was interrupted."""
+
+    def start_server(self, run: Run, *, host: str, port: int) -> Job:
+        """Starts the model server on the run folder's model."""
+
+
 def prepare_training(run: Run, config: TrainConfig, channels: Mapping[str, Path]) -> None:
-    """Fills a run folder with what SageMaker gives a training container: source, hyperparameters, channels, hosts.
+    """Fills a run folder with what SageMaker gives a training container: hyperparameters, channels, hosts.
 
     Args:
         channels: channel name -> folder, linked and never copied.
     """
     paths = run.paths
-    _snapshot(run, TRAIN_PACKAGES, scripts=("train.py",))
     for folder in (paths.config, paths.data, paths.checkpoints, paths.model, paths.output_data):
         folder.mkdir(parents=True, exist_ok=True)
     for name, folder in channels.items():
@@ -61,10 +71,8 @@ def start_training(run: Run, *, share: int = 1) -> Job:
             f"the program `train` of sagemaker-training is missing beside {sys.executable}",
             "run deploy.py with the project's environment: .venv/bin/python deploy.py",
         )
-    for leftover in (run.paths.failure, run.paths.output / "success"):
-        leftover.unlink(missing_ok=True)
-    shutil.rmtree(run.paths.model)  # an interrupted attempt may have left half a model
-    run.paths.model.mkdir()
+    clear_attempt(run)
+    _snapshot(run, TRAIN_PACKAGES, scripts=("train.py",))
     env = _environment(run) | {
         "SAGEMAKER_PROGRAM": "train.py",
         "SAGEMAKER_TRAINING_MODULE": "image_classifier.training.toolkit:main",
@@ -73,6 +81,14 @@ def start_training(run: Run, *, share: int = 1) -> Job:
     job = Job.start([str(program)], env=env, cwd=run.path, log=run.log)
     run.begin(job.pid)
     return job
+
+
+def clear_attempt(run: Run) -> None:
+    """Removes what an interrupted attempt may have left: its failure, half a model."""
+    for leftover in (run.paths.failure, run.paths.output / "success"):
+        leftover.unlink(missing_ok=True)
+    shutil.rmtree(run.paths.model)
+    run.paths.model.mkdir()
 
 
 def start_server(run: Run, *, host: str, port: int) -> Job:

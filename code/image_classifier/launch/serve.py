@@ -56,6 +56,7 @@ def serving(
     host: str,
     port: int,
     on_line: Callable[[str], None] = lambda line: None,
+    starter: local.Starter = local,
 ) -> Iterator[Endpoint]:
     """Serves `archive` within the block; nothing is left running after it.
 
@@ -72,7 +73,7 @@ def serving(
     run = create_run(runs_dir, KIND, data=str(archive.resolve()), details={"host": host, "port": port})
     try:
         artifact.unpack(archive, run.paths.model)
-        with local.start_server(run, host=host, port=port) as job:
+        with starter.start_server(run, host=host, port=port) as job:
             yield _wait_until_ready(run, job, interrupts, on_line)
             stop(job, interrupts)
     except BaseException as error:
@@ -84,11 +85,19 @@ def serving(
     run.end(Status.STOPPED, exit_code=0)
 
 
-def serve(archive: Path, runs_dir: Path, *, host: str, port: int, on_line: Callable[[str], None]) -> None:
+def serve(
+    archive: Path,
+    runs_dir: Path,
+    *,
+    host: str,
+    port: int,
+    on_line: Callable[[str], None],
+    starter: local.Starter = local,
+) -> None:
     """Serves until Ctrl-C or SIGTERM. `on_line` gets every log line, the ready line too. Raises as `serving`."""
     with (
         Interrupts() as interrupts,
-        serving(archive, runs_dir, interrupts, host=host, port=port, on_line=on_line) as endpoint,
+        serving(archive, runs_dir, interrupts, host=host, port=port, on_line=on_line, starter=starter) as endpoint,
     ):
         status = follow(endpoint.job, on_line, interrupts)
         if status != 0 and interrupts.count == 0:

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from image_classifier.contract.config import Value
-from image_classifier.contract.errors import ConfigError, NotAvailable
+from image_classifier.contract.errors import ConfigError
 from image_classifier.launch.settings import Settings
 
 if TYPE_CHECKING:
     from image_classifier.launch.client import Connection
+    from image_classifier.launch.local import Starter
     from image_classifier.launch.runs import Run
     from image_classifier.launch.train import Outcome
     from image_classifier.launch.trials import Found
 
-SAGEMAKER = "sagemaker"
+DOCKER, SAGEMAKER = "docker", "sagemaker"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,37 +67,64 @@ class Target(ABC):
 class Local(Target):
     """This machine: the containers' own programs as processes."""
 
+    def starter(self) -> Starter:
+        """How a job is started here."""
+        from image_classifier.launch import local
+
+        return local
+
     def tune(self, name: str) -> Found | None:
         from image_classifier.launch import tune
 
-        return tune.run(tune.create(self.settings, Path(self.settings.general.data), self.runs_dir, name=name))
+        starter, data = self.starter(), Path(self.settings.general.data)
+        return tune.run(tune.create(self.settings, data, self.runs_dir, name=name), starter=starter)
 
     def resume_tuning(self, run: Run, changes: Mapping[str, Value]) -> Found | None:
         from image_classifier.launch import tune
 
-        return tune.run(tune.resume(run, changes))
+        starter = self.starter()
+        return tune.run(tune.resume(run, changes), starter=starter)
 
     def train(self, name: str) -> Outcome | None:
         from image_classifier.launch import train
 
-        return train.train(self.settings.train, Path(self.settings.general.data), self.runs_dir, name=name)
+        data = Path(self.settings.general.data)
+        return train.train(self.settings.train, data, self.runs_dir, name=name, starter=self.starter())
 
     def resume_training(self, run: Run) -> Outcome | None:
         from image_classifier.launch import train
 
-        return train.resume(run)
+        return train.resume(run, starter=self.starter())
 
     def serve(self, model: str) -> None:
         from image_classifier.launch import serve
         from image_classifier.launch.show_jobs import ServeView
 
+        starter = self.starter()
         address, archive = self.settings.serve, serve.find_archive(model, self.runs_dir)
-        serve.serve(archive, self.runs_dir, host=address.host, port=address.port, on_line=ServeView(archive).line)
+        serve.serve(
+            archive,
+            self.runs_dir,
+            host=address.host,
+            port=address.port,
+            on_line=ServeView(archive).line,
+            starter=starter,
+        )
 
     def connection(self) -> Connection:
         from image_classifier.launch.client import Client
 
         return Client(self.settings.url)
+
+
+class Docker(Local):
+    """This machine: the two images."""
+
+    def starter(self) -> Starter:
+        from image_classifier.launch import docker
+
+        docker.require_images()
+        return docker
 
 
 class SageMaker(Target):
@@ -140,17 +168,12 @@ class SageMaker(Target):
 
 
 def target_of(settings: Settings, *, yes: bool = False, dry_run: bool = False) -> Target:
-    """The target that the settings name. Raises NotAvailable for a reserved name, ConfigError."""
+    """The target that the settings name. Raises ConfigError."""
     if settings.general.target == SAGEMAKER:
         return SageMaker(settings=settings, yes=yes, dry_run=dry_run)
-    if settings.general.target != "local":
-        raise NotAvailable(
-            f"target {settings.general.target!r} does not exist yet",
-            f'set target = "local" or "sagemaker" (it is set by: {settings.origins.get("target", "default")})',
-        )
     if dry_run:
         raise ConfigError("--dry-run shows requests to AWS, jobs here make none", "give --target sagemaker")
-    return Local(settings=settings, yes=yes)
+    return (Docker if settings.general.target == DOCKER else Local)(settings=settings, yes=yes)
 
 
 def trained_by(archive: Path) -> Run | None:

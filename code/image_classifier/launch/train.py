@@ -64,7 +64,9 @@ def resolve_weights(config: TrainConfig) -> TrainConfig:
     return config.replace(weights=str(path))
 
 
-def train(config: TrainConfig, data: Path, runs_dir: Path, *, name: str = "") -> Outcome:
+def train(
+    config: TrainConfig, data: Path, runs_dir: Path, *, name: str = "", starter: local.Starter = local
+) -> Outcome:
     """Runs a new training job.
 
     Raises:
@@ -78,10 +80,10 @@ def train(config: TrainConfig, data: Path, runs_dir: Path, *, name: str = "") ->
     run = create_run(runs_dir, KIND, name, data=str(data.resolve()), config=config.to_hyperparameters())
     render.note(f"run {run.path}")
     local.prepare_training(run, config, find_channels(data))
-    return _run_to_the_end(run, config)
+    return _run_to_the_end(run, config, starter)
 
 
-def resume(run: Run) -> Outcome:
+def resume(run: Run, *, starter: local.Starter = local) -> Outcome:
     """Goes on with an interrupted or failed training where its checkpoint left off. Raises as `train`."""
     record = run.record()
     if record.status in ACTIVE:
@@ -93,13 +95,13 @@ def resume(run: Run) -> Outcome:
     local.require_free_disk(run.path)
     render.note(f"run {run.path}, attempt {record.attempts + 1}")
     local.prepare_training(run, config, find_channels(Path(record.data)))
-    return _run_to_the_end(run, config)
+    return _run_to_the_end(run, config, starter)
 
 
-def _run_to_the_end(run: Run, config: TrainConfig) -> Outcome:
+def _run_to_the_end(run: Run, config: TrainConfig, starter: local.Starter) -> Outcome:
     started = time.monotonic()
     with Interrupts() as interrupts:
-        with local.start_training(run) as job, render.live() as live:
+        with starter.start_training(run) as job, render.live() as live:
             view = TrainView(live, config)
             status = follow(job, view.line, interrupts, lambda: live.show(STOPPING))
         if status == 0:

@@ -121,7 +121,7 @@ def resume(run: Run, changes: Mapping[str, Value]) -> Search:
     return Search(run=run, data=data, base=base, space=space, tune=tune, carried=record.details["carried"])
 
 
-def run(search: Search) -> Found:
+def run(search: Search, *, starter: local.Starter = local) -> Found:
     """Runs the trials that are still to run.
 
     Raises:
@@ -133,7 +133,10 @@ def run(search: Search) -> Found:
     with Interrupts() as interrupts:
         search.run.begin()
         try:
-            with render.live() as live, Tuner(search, TuneView(live, search.run.log, search.tune), interrupts) as tuner:
+            with (
+                render.live() as live,
+                Tuner(search, TuneView(live, search.run.log, search.tune), interrupts, starter) as tuner,
+            ):
                 tuner.work()
                 rows = tuner.rows()
             found = write_results(search.run, rows, search.tune.objective, search.space, carried=search.carried)
@@ -166,10 +169,11 @@ class Active:
 class Tuner:
     """The search loop: start trials, report their epochs, stop the hopeless, note the ends."""
 
-    def __init__(self, search: Search, view: TuneView, interrupts: Interrupts) -> None:
+    def __init__(self, search: Search, view: TuneView, interrupts: Interrupts, starter: local.Starter = local) -> None:
         self._search = search
         self._view = view
         self._interrupts = interrupts
+        self._starter = starter
         self._study = open_study(search)
         self._distributions = {name: _distribution(spec) for name, spec in search.space.items()}
         self._running: dict[int, Active] = {}
@@ -237,7 +241,7 @@ class Tuner:
             record = Record(kind="train", data=str(self._search.data), config=config.to_hyperparameters())
             run, again = open_run(folder, record), False
         local.prepare_training(run, config, find_channels(self._search.data))
-        job = self._jobs.enter_context(local.start_training(run, share=self._search.tune.parallel))
+        job = self._jobs.enter_context(self._starter.start_training(run, share=self._search.tune.parallel))
         progress = Progress(epochs=config.epochs)
         self._running[number] = Active(trial, number, run, job, config, progress)
         self._view.started(number, self._values(trial), again=again)

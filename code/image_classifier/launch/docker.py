@@ -1,0 +1,114 @@
+"""Jobs in the two images instead of processes: the same run folders, mounted where SageMaker puts /opt/ml.
+
+The Docker client runs under the same guard as a local job and passes SIGTERM on to the container, so stopping, logs
+and exit codes are those of `local`. The container runs as this user, so that the run folder stays ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Literal
+
+from image_classifier.contract.endpoint import PORT_VARIABLE
+from image_classifier.contract.errors import PlatformError
+from image_classifier.contract.paths import DEFAULT_BASE_DIR, MlPaths
+from image_classifier.launch import local
+from image_classifier.launch.process import Job
+from image_classifier.launch.runs import Run
+from image_classifier.launch.sagemaker.images import IMAGES_FILE
+from image_classifier.launch.settings import NAMED_WEIGHTS
+
+SHARED_MEMORY = "1g"  # for the data loading processes; Docker's default of 64 MB holds three batches
+Kind = Literal["train", "serve"]
+
+
+class ContainerJob(Job):
+    """A container and the client in its foreground."""
+
+    container = ""
+
+    def kill(self) -> None:
+        """Ends the client, and the container, which does not end with it."""
+        super().kill()
+        _docker("rm", "--force", "--volumes", self.container)
+
+
+def require_images() -> None:
+    """Raises PlatformError when there is no Docker, no engine, or no built image."""
+    for kind in ("train", "serve"):
+        image(kind)
+
+
+def image(kind: Kind) -> str:
+    """The image that build_and_push.sh built last. Raises PlatformError when it is not there."""
+    hint = "build the images with `make build`"
+    if shutil.which("docker") is None:
+        raise PlatformError("there is no docker program on this machine", "install Docker, or use --target local")
+    if _docker("version", "--format", "{{.Server.Version}}").returncode != 0:
+        raise PlatformError("the Docker engine does not answer", "start it, or use --target local")
+    try:
+        name = str(json.loads(IMAGES_FILE.read_text(encoding="utf-8"))[kind]["image"])
+    except FileNotFoundError:
+        raise PlatformError("the images have not been built", hint) from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise PlatformError(f"{IMAGES_FILE} does not name the {kind} image", hint) from None
+    if _docker("image", "inspect", name).returncode != 0:
+        raise PlatformError(f"the image {name} is not on this machine", hint)
+    return name
+
+
+def start_training(run: Run, *, share: int = 1) -> Job:
+    """`docker run IMAGE train` on a prepared run folder. Arguments and errors as of `local.start_training`."""
+    local.clear_attempt(run)
+    inside, threads = MlPaths(base=DEFAULT_BASE_DIR), max(1, local.usable_cores() // share)
+    mounts = [
+        _mount(run.paths.config, inside.config, "ro"),
+        *(
+            _mount(channel.resolve(), inside.channel(channel.name), "ro")
+            for channel in sorted(run.paths.data.iterdir())
+        ),
+        _mount(run.paths.checkpoints, inside.checkpoints),
+        _mount(run.paths.model, inside.model),
+        _mount(run.paths.output, inside.output),
+    ]
+    weights = run.record().config.get("weights", "")
+    if weights and weights not in NAMED_WEIGHTS:
+        mounts.append(_mount(Path(weights), Path(weights), "ro"))
+    threads_flag = f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS') or threads}"
+    return _start(run, "train", [*mounts, "--env", threads_flag, "--shm-size", SHARED_MEMORY])
+
+
+def start_server(run: Run, *, host: str, port: int) -> Job:
+    """`docker run IMAGE serve` on `<run>/model`. Raises PlatformError when the port is taken."""
+    local.require_free_port(host, port)
+    mount = _mount(run.paths.model, MlPaths(base=DEFAULT_BASE_DIR).model, "ro")
+    return _start(run, "serve", [mount, "--publish", f"{host}:{port}:{port}", "--env", f"{PORT_VARIABLE}={port}"])
+
+
+def _start(run: Run, kind: Kind, flags: list[str]) -> Job:
+    name = f"classifier-{kind}-{secrets.token_hex(6)}"
+    user = f"{os.getuid()}:{os.getgid()}"
+    command = ["docker", "run", "--rm", "--name", name, "--user", user, *_gpu_flags(), *flags, image(kind), kind]
+    job = ContainerJob.start(command, env=os.environ, cwd=run.path, log=run.log)
+    job.container = name
+    run.begin(job.pid)
+    return job
+
+
+def _gpu_flags() -> list[str]:
+    """All GPUs, where Docker can hand them to a container."""
+    runtimes = _docker("info", "--format", "{{json .Runtimes}}").stdout
+    return ["--gpus", "all"] if '"nvidia"' in runtimes and shutil.which("nvidia-smi") else []
+
+
+def _mount(source: Path, target: Path, mode: str = "rw") -> str:
+    return f"--volume={source.resolve()}:{target}:{mode}"
+
+
+def _docker(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["docker", *arguments], check=False, capture_output=True, text=True)

@@ -1,0 +1,93 @@
+"""`deploy.py --target docker`: the commands of a user, their jobs in the images."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from safetensors.numpy import load_file
+from tests.container.conftest import ROOT, docker
+
+TINY = ["--weights", "none", "--image-size", "32", "--workers", "0"]
+
+
+def command(target: str, *arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "deploy.py"), "--target", target, *arguments]
+
+
+def deploy(folder: Path, target: str, *arguments: str) -> None:
+    done = subprocess.run(
+        command(target, *arguments),
+        check=False,
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+
+
+def containers() -> set[str]:
+    return set(docker("ps", "--all", "--quiet", "--filter", "name=classifier-").stdout.split())
+
+
+@pytest.fixture(scope="module")
+def folder(images: None, tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """A working folder with the sample images and a finished search in the train image."""
+    root = tmp_path_factory.mktemp("work")
+    (root / "data").symlink_to(data)
+    (root / "deploy.toml").write_text("[tune.search]\nbatch_size = [4, 8]\n")
+    deploy(root, "docker", "tune", "--trials", "2", "--epochs", "1", "--name", "t", *TINY)
+    return root
+
+
+def test_best_of_a_search_in_docker_trains_the_same_model_in_docker_and_locally(folder: Path) -> None:
+    (tuning,) = (folder / "runs").glob("tune-*")
+    best = json.loads((tuning / "best.json").read_text())
+    assert set(best["hyperparameters"]) >= {"batch_size"}
+    weights = {}
+    for target in ("docker", "local"):
+        deploy(folder, target, "train", "--best", tuning.name, "--name", target, "--epochs", "2", *TINY)
+        (run,) = (folder / "runs").glob(f"train-*-{target}")
+        weights[target] = load_file(run / "model" / "model.safetensors")
+        assert (run / "model.tar.gz").is_file()
+        assert all(path.stat().st_uid == os.getuid() for path in run.rglob("*"))
+    assert all(np.array_equal(weights["docker"][name], array) for name, array in weights["local"].items())
+    assert not containers()
+
+
+def test_nothing_is_left_running_when_the_launcher_is_killed(folder: Path) -> None:
+    log = folder / "killed.log"
+    with (
+        log.open("w") as output,
+        subprocess.Popen(
+            command("docker", "train", "--name", "killed", "--epochs", "500", "--batch-size", "4", *TINY),
+            cwd=folder,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=output,
+            stderr=output,
+        ) as launcher,
+    ):
+        wait_until(lambda: "epoch 1/500" in log.read_text() or launcher.poll() is not None)
+        assert len(containers()) == 1, log.read_text()
+        psutil.Process(launcher.pid).send_signal(signal.SIGKILL)
+    wait_until(lambda: not containers())
+    (run,) = (folder / "runs").glob("train-*-killed")
+    assert "stopped by SIGTERM" in (run / "output" / "failure").read_text()
+    assert list((run / "checkpoints").iterdir())
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)

@@ -12,22 +12,24 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from image_classifier.debugging.rules import (
-    AllZero,
+from image_classifier.debugging.rules.base import Rule
+from image_classifier.debugging.rules.losses import (
     CheckInputImages,
     ClassImbalance,
-    DeadRelu,
-    ExplodingTensor,
     LossNotDecreasing,
     Overfit,
     Overtraining,
-    PoorWeightInitialization,
     StalledTraining,
+)
+from image_classifier.debugging.rules.tensors import (
+    AllZero,
+    DeadRelu,
+    ExplodingTensor,
+    PoorWeightInitialization,
     UnchangedTensor,
     VanishingGradient,
     WeightUpdateRatio,
 )
-from image_classifier.debugging.rules.base import Rule
 
 LOCAL_TENSORS = "/opt/ml/output/tensors"  # where a job's hook writes, and SageMaker uploads from
 PROFILING_INTERVAL_MS = 1000  # one of the six values the API takes
@@ -45,64 +47,62 @@ FRAMEWORK_RULES = frozenset({"StepOutlier", "Dataloader", "MaxInitializationTime
 
 @dataclass(frozen=True, kw_only=True)
 class Managed:
-    """A managed rule.
+    """The managed counterpart of a tensor rule.
 
     Args:
         collections: that it reads.
-        parameters: name -> value, besides `rule_to_invoke`.
+        fields: its parameter -> our rule's field that means the same.
+        constants: its parameter -> value.
+        name: where it differs from ours.
     """
 
-    collections: tuple[str, ...]
-    parameters: Mapping[str, str] = field(default_factory=dict)
+    collections: tuple[str, ...] = ()
+    fields: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[str, str] = field(default_factory=dict)
     name: str = ""
 
 
-def _managed(rule: Rule) -> Managed:
-    """The managed counterpart of a tensor rule, with the parameters that mean the same there."""
-    match rule:
-        case ExplodingTensor():
-            parameters = {"only_nan": str(rule.only_nan), "collection_names": "losses,gradients,weights"}
-            return Managed(collections=("losses", "gradients", "weights"), parameters=parameters)
-        case LossNotDecreasing():
-            parameters = {"num_steps": str(rule.literal_steps), "diff_percent": str(rule.diff_percent)}
-            return Managed(collections=("losses",), parameters={"collection_names": "losses", **parameters})
-        case VanishingGradient():
-            return Managed(collections=("gradients",), parameters={"threshold": str(rule.threshold)})
-        case PoorWeightInitialization():
-            parameters = {"activation_inputs_regex": COLLECTIONS["relu_input"]}
-            return Managed(collections=("losses", "gradients", "relu_input"), parameters=parameters)
-        case DeadRelu():
-            parameters = {"tensor_regex": COLLECTIONS["relu_output"], "threshold_layer": str(100 * rule.threshold)}
-            return Managed(collections=("relu_output",), parameters=parameters)
-        case WeightUpdateRatio():
-            return Managed(collections=("weights",), parameters={"small_threshold": str(rule.small)})
-        case UnchangedTensor():
-            return Managed(collections=("weights",), parameters={"collection_names": "weights"})
-        case AllZero():
-            names = "gradients,weights"
-            return Managed(collections=("gradients", "weights"), parameters={"collection_names": names})
-        case Overfit():
-            parameters = {"patience": str(rule.patience), "ratio_threshold": str(rule.ratio)}
-            return Managed(collections=("losses",), parameters={"tensor_regex": ".*CrossEntropyLoss.*", **parameters})
-        case Overtraining():
-            parameters = {"patience_train": str(rule.patience_train), "patience_validation": str(rule.patience_valid)}
-            return Managed(collections=("losses",), parameters={**parameters, "delta": str(rule.delta)})
-        case ClassImbalance():
-            parameters = {
-                "labels_regex": COLLECTIONS["labels"],
-                "predictions_regex": COLLECTIONS["predictions"],
-                "threshold_imbalance": str(rule.imbalance),
-                "threshold_misprediction": str(rule.error),
-                "samples": str(rule.samples),
-            }
-            return Managed(collections=("labels", "predictions"), parameters=parameters)
-        case CheckInputImages():
-            parameters = {"threshold_samples": str(rule.samples), "regex": COLLECTIONS["input_images"]}
-            return Managed(collections=("input_images",), parameters={**parameters, "channel": "1"})
-        case StalledTraining():
-            parameters = {"threshold": str(round(rule.threshold_s)), "stop_training_on_fire": "False"}
-            return Managed(collections=(), parameters=parameters, name="StalledTrainingRule")
-    return Managed(collections=())
+def _reads(*collections: str) -> dict[str, str]:
+    return {"collection_names": ",".join(collections)}
+
+
+MANAGED: Mapping[type[Rule], Managed] = {
+    ExplodingTensor: Managed(
+        collections=("losses", "gradients", "weights"),
+        fields={"only_nan": "only_nan"},
+        constants=_reads("losses", "gradients", "weights"),
+    ),
+    LossNotDecreasing: Managed(
+        collections=("losses",),
+        fields={"num_steps": "literal_steps", "diff_percent": "diff_percent"},
+        constants=_reads("losses"),
+    ),
+    VanishingGradient: Managed(collections=("gradients",), fields={"threshold": "threshold"}),
+    PoorWeightInitialization: Managed(
+        collections=("losses", "gradients", "relu_input"),
+        constants={"activation_inputs_regex": COLLECTIONS["relu_input"]},
+    ),
+    DeadRelu: Managed(collections=("relu_output",), constants={"tensor_regex": COLLECTIONS["relu_output"]}),
+    WeightUpdateRatio: Managed(collections=("weights",), fields={"small_threshold": "small"}),
+    UnchangedTensor: Managed(collections=("weights",), constants=_reads("weights")),
+    AllZero: Managed(collections=("gradients", "weights"), constants=_reads("gradients", "weights")),
+    Overfit: Managed(collections=("losses",), fields={"patience": "patience", "ratio_threshold": "ratio"}),
+    Overtraining: Managed(
+        collections=("losses",),
+        fields={"patience_train": "patience_train", "patience_validation": "patience_valid", "delta": "delta"},
+    ),
+    ClassImbalance: Managed(
+        collections=("labels", "predictions"),
+        fields={"threshold_imbalance": "imbalance", "threshold_misprediction": "error", "samples": "samples"},
+        constants={"labels_regex": COLLECTIONS["labels"], "predictions_regex": COLLECTIONS["predictions"]},
+    ),
+    CheckInputImages: Managed(
+        collections=("input_images",),
+        fields={"threshold_samples": "samples"},
+        constants={"regex": COLLECTIONS["input_images"], "channel": "1"},
+    ),
+    StalledTraining: Managed(fields={"threshold": "threshold_s"}, name="StalledTrainingRule"),
+}
 
 
 def managed_debugger(
@@ -123,14 +123,15 @@ def managed_debugger(
     tensor_rules, system_rules = [], []
     collections: dict[str, None] = {"losses": None}
     for rule in rules:
-        managed = _managed(rule)
+        managed = MANAGED.get(type(rule), Managed())
         name = managed.name or rule.name
+        fields = {theirs: _text(getattr(rule, ours)) for theirs, ours in managed.fields.items()}
         configuration = {
             "RuleConfigurationName": name,
             "RuleEvaluatorImage": evaluator_image,
-            "RuleParameters": {"rule_to_invoke": name, **managed.parameters},
+            "RuleParameters": {"rule_to_invoke": name, **fields, **managed.constants},
         }
-        if managed.parameters:
+        if type(rule) in MANAGED:
             tensor_rules.append(configuration)
             collections |= dict.fromkeys(managed.collections)
         elif framework_metrics or name not in FRAMEWORK_RULES:
@@ -154,3 +155,7 @@ def _collection(name: str, save_interval: int) -> dict[str, Any]:
     if name in COLLECTIONS:
         parameters["include_regex"] = COLLECTIONS[name]
     return {"CollectionName": name, "CollectionParameters": parameters}
+
+
+def _text(value: float | bool) -> str:
+    return str(value) if isinstance(value, bool) else f"{value:g}"

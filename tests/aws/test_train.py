@@ -1,0 +1,380 @@
+"""`deploy.py train` on SageMaker."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.aws.conftest import ACCOUNT, BUCKET, ROLE, client, only_run, put_logs, set_settings, trained
+from tests.aws.gate import Body, Cut, Fault, Gate
+
+from image_classifier.contract.config import TrainConfig
+from image_classifier.launch.runs import Status, find_run
+from image_classifier.launch.sagemaker import watch
+
+Deploy = Callable[..., tuple[int, str, str]]
+JOB_ARN = f"arn:aws:sagemaker:us-east-1:{ACCOUNT}:training-job/x"
+
+
+def describe_as(gate: Gate, **state: Any) -> None:
+    """DescribeTrainingJob answers with these members."""
+
+    def answer(request: Body) -> Body:
+        return {
+            "TrainingJobName": request["TrainingJobName"],
+            "TrainingJobArn": JOB_ARN,
+            "ModelArtifacts": {"S3ModelArtifacts": "s3://b/model.tar.gz"},
+            "SecondaryStatus": "Failed",
+            "AlgorithmSpecification": {"TrainingInputMode": "File"},
+            "StoppingCondition": {"MaxRuntimeInSeconds": 60},
+            "CreationTime": 1_700_000_000,
+            **state,
+        }
+
+    gate.answer("DescribeTrainingJob", answer)
+
+
+def without_names(request: Any) -> Any:
+    """A request without what differs from run to run."""
+    text = json.dumps(request)
+    run = next(tag["Value"] for tag in request["Tags"] if tag["Key"].endswith(":run"))
+    identity = next(tag["Value"] for tag in request["Tags"] if tag["Key"].endswith(":id"))
+    return json.loads(text.replace(run, "RUN").replace(identity, "ID"))
+
+
+def test_train_brings_log_model_and_metrics_back(gate: Gate, deploy: Deploy, project: Path, archive: Path) -> None:
+    gate.after["CreateTrainingJob"] = trained(archive)
+    code, out, err = deploy("train", "--yes")
+    assert code == 0, err
+    run = only_run(project)
+    assert run.record().status == Status.COMPLETED
+    assert run.archive.read_bytes() == archive.read_bytes()
+    assert json.loads((run.paths.output_data / "metrics.json").read_text())["best_epoch"] == 2
+    assert "metrics epoch=2" in run.log.read_text()
+    assert "test accuracy\t0.7500" in out
+    assert "epoch 2/3" in err
+    assert "cost: 1 training job on 1 x ml.g5.xlarge: $1.41 an hour, at most $5.63 in all" in err
+
+
+def test_dry_run_prints_the_very_request_that_is_sent(gate: Gate, deploy: Deploy, project: Path, archive: Path) -> None:
+    set_settings(project, spot=True, kms_key="alias/k", subnets="subnet-1", security_groups="sg-1", tags="team=vision")
+    code, out, err = deploy("train", "--dry-run")
+    assert code == 0, err
+    (printed,) = json.loads(out)
+    assert not {operation for operation in gate.operations() if operation.startswith("Create")}
+    assert not (project / "runs").exists()
+    gate.after["CreateTrainingJob"] = trained(archive)
+    assert deploy("train", "--yes")[0] == 0
+    (sent,) = gate.bodies("CreateTrainingJob")
+    assert without_names(sent) == without_names(printed["request"])
+    (kept,) = json.loads((only_run(project).path / "request.json").read_text())
+    assert sent == kept["request"]  # also what sagemaker-core made of it
+    assert sent["EnableManagedSpotTraining"] is True
+    assert sent["StoppingCondition"] == {"MaxRuntimeInSeconds": 14_400, "MaxWaitTimeInSeconds": 28_800}
+    assert sent["VpcConfig"] == {"SecurityGroupIds": ["sg-1"], "Subnets": ["subnet-1"]}
+    assert {"Key": "team", "Value": "vision"} in sent["Tags"]
+    assert TrainConfig.from_hyperparameters(sent["HyperParameters"]) == TrainConfig(
+        weights="none", image_size=64, epochs=3
+    )
+    objects = client("s3").list_objects_v2(Bucket=BUCKET)["Contents"]
+    for channel in sent["InputDataConfig"]:
+        uri = channel["DataSource"]["S3DataSource"]["S3Uri"]
+        assert any(f"s3://{BUCKET}/{item['Key']}".startswith(uri) for item in objects)
+
+
+def test_only_changed_images_are_sent_again(
+    gate: Gate, deploy: Deploy, project: Path, archive: Path, data: Path
+) -> None:
+    gate.after["CreateTrainingJob"] = trained(archive)
+    (project / "data").unlink()
+    shutil.copytree(data, project / "data")
+    images = sorted((project / "data").rglob("*.jpg"))
+    assert deploy("train", "--yes")[0] == 0
+
+    def images_sent() -> int:
+        return sum("/data/" in body["path"] and body["path"].endswith(".jpg") for body in gate.bodies("s3:PUT"))
+
+    assert images_sent() == len(images)
+    gate.calls.clear()
+    assert deploy("train", "--yes")[0] == 0
+    assert images_sent() == 0
+    assert not gate.bodies("s3:copy")
+    images[0].write_bytes(images[0].read_bytes() + b"changed")
+    gate.calls.clear()
+    code, _, err = deploy("train", "--yes")
+    assert code == 0, err
+    assert images_sent() == 1
+    assert len(gate.bodies("s3:copy")) == len(images) - 1
+
+
+def test_interrupted_upload_goes_on_where_it_was(gate: Gate, deploy: Deploy, project: Path, archive: Path) -> None:
+    gate.after["CreateTrainingJob"] = trained(archive)
+    client("s3").create_bucket(Bucket=BUCKET)
+    gate.calls.clear()
+    gate.fail("s3:PUT", *[Fault("AccessDenied", "Access Denied", 403)] * 3)
+    code, _, err = deploy("train", "--yes")
+    assert code == 1
+    assert "error: not allowed to put object: Access Denied" in err
+    assert "docs/iam-deployer-policy.json" in err
+    gate.faults.clear()
+    arrived = {item["Key"] for item in client("s3").list_objects_v2(Bucket=BUCKET).get("Contents", ())}
+    gate.calls.clear()
+    assert deploy("train", "--yes")[0] == 0
+    sent = [body["path"].removeprefix(f"/{BUCKET}/").partition("?")[0] for body in gate.bodies("s3:PUT")]
+    assert arrived
+    assert not arrived & set(sent)
+    assert find_run(project / "runs").record().status == Status.COMPLETED
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "sentence", "hint"),
+    [
+        (
+            "ResourceLimitExceeded",
+            "The account-level service limit 'ml.g5.xlarge for training job usage' is 0 Instances, with current "
+            "utilization of 0 Instances and a request delta of 1 Instances. Please use AWS Service Quotas.",
+            "the account's quota 'ml.g5.xlarge for training job usage' is 0",
+            "Service Quotas",
+        ),
+        ("ExpiredTokenException", "The security token included in the request is expired", "the AWS credentials have expired", "sign in"),
+        ("AccessDeniedException", "User x is not authorized to perform", "not allowed to create the training", "iam-"),
+        ("UnrecognizedClientException", "The security token is invalid", "AWS does not accept", "clock"),
+        ("ThrottlingException", "Rate exceeded", "AWS answers too many requests", "wait a minute"),
+        (
+            "ValidationException",
+            "The image 'x' does not exist in the ECR repository",
+            "the image is not in ECR",
+            "make build push",
+        ),
+    ],
+)
+def test_refused_job_ends_in_one_sentence_and_a_hint(
+    gate: Gate, deploy: Deploy, project: Path, code: str, message: str, sentence: str, hint: str
+) -> None:
+    gate.fail("CreateTrainingJob", Fault(code, message))
+    status, out, err = deploy("train", "--yes")
+    assert status == 1
+    assert f"error: {sentence}" in err
+    assert hint in err.partition("hint: ")[2]
+    assert "Traceback" not in err
+    record = only_run(project).record()
+    assert record.status == Status.FAILED
+    assert sentence in record.failure
+    assert not out
+
+
+def test_new_role_is_waited_for(gate: Gate, deploy: Deploy, archive: Path) -> None:
+    gate.after["CreateTrainingJob"] = trained(archive)
+    unknown = Fault("ValidationException", f"Could not assume role {ROLE}. Please ensure that the role exists")
+    gate.fail("CreateTrainingJob", unknown, unknown)
+    code, _, err = deploy("train", "--yes")
+    assert code == 0, err
+    assert err.count("SageMaker may not use the role yet") == 1
+    assert len(gate.bodies("CreateTrainingJob")) == 3
+
+
+def test_role_that_stays_unknown_is_an_error(gate: Gate, deploy: Deploy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "PATIENCE_S", {})
+    gate.fail("CreateTrainingJob", Fault("ValidationException", f"Could not assume role {ROLE}."))
+    code, _, err = deploy("train", "--yes")
+    assert code == 1
+    assert "error: SageMaker may not use the role yet" in err
+    assert "trust policy" in err
+
+
+def test_throttling_is_retried(gate: Gate, deploy: Deploy, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
+    gate.after["CreateTrainingJob"] = trained(archive)
+    gate.fail("CreateTrainingJob", *[Fault("ThrottlingException", "Rate exceeded")] * 2)
+    code, _, err = deploy("train", "--yes")
+    assert code == 0, err
+    assert len(gate.bodies("CreateTrainingJob")) == 3
+
+
+def test_job_whose_creation_was_not_acknowledged_is_ours(gate: Gate, deploy: Deploy, archive: Path) -> None:
+    gate.after["CreateTrainingJob"] = trained(archive)
+    gate.lost["CreateTrainingJob"] = 1
+    code, _, err = deploy("train", "--yes")
+    assert code == 0, err
+    assert len(gate.bodies("CreateTrainingJob")) == 1
+    assert gate.bodies("ListTags")
+
+
+def test_name_of_somebody_elses_job_is_taken(gate: Gate, deploy: Deploy) -> None:
+    gate.fail("CreateTrainingJob", Fault("ResourceInUse", "Training job names must be unique; it already exists"))
+    describe_as(gate, TrainingJobStatus="InProgress")
+    gate.answer("ListTags", lambda body: {"Tags": []})
+    code, _, err = deploy("train", "--yes")
+    assert code == 1
+    assert "error: the name is taken" in err
+
+
+def test_lost_network_and_throttling_while_waiting_are_waited_out(gate: Gate, deploy: Deploy, archive: Path) -> None:
+    created = trained(archive)
+
+    def then_lose_it(body: Body) -> None:
+        created(body)
+        slow = Fault("ThrottlingException", "Rate exceeded")
+        gate.faults["Logs_20140328.DescribeLogStreams"] += [Cut(), slow, Fault("InternalFailure", "oops", 500)]
+
+    gate.after["CreateTrainingJob"] = then_lose_it
+    code, _, err = deploy("train", "--yes")
+    assert code == 0, err
+    assert "waiting for it to come back" in err
+    assert "AWS answers again" in err
+
+
+def test_token_that_expires_while_waiting_leaves_the_job_alone(gate: Gate, deploy: Deploy, project: Path) -> None:
+    gate.fail("Logs_20140328.DescribeLogStreams", Fault("ExpiredTokenException", "expired"))
+    code, _, err = deploy("train", "--yes")
+    assert code == 1
+    assert "error: the AWS credentials have expired" in err
+    assert "`deploy.py status` picks it up" in err
+    assert only_run(project).record().status == Status.IN_PROGRESS
+
+
+@pytest.mark.parametrize(
+    ("state", "sentence", "hint"),
+    [
+        (
+            {
+                "TrainingJobStatus": "Failed",
+                "FailureReason": "AlgorithmError: train has only one class, rose\nhint: add another, exit code: 1",
+            },
+            "error: train has only one class, rose\n",
+            "hint: add another",
+        ),
+        (
+            {
+                "TrainingJobStatus": "Failed",
+                "FailureReason": "CapacityError: Unable to provision requested ML compute capacity. Please retry",
+            },
+            "error: AWS has no instance of that type to spare right now",
+            "another instance type",
+        ),
+        (
+            {"TrainingJobStatus": "Failed", "FailureReason": "InternalServerError: We encountered an internal error."},
+            "error: AWS had an internal error",
+            "--resume",
+        ),
+        (
+            {"TrainingJobStatus": "Stopped", "SecondaryStatus": "MaxRuntimeExceeded"},
+            "error: the job reached its time limit",
+            "--resume",
+        ),
+    ],
+)
+def test_job_that_fails_says_why_and_shows_its_last_lines(
+    gate: Gate, deploy: Deploy, project: Path, state: Body, sentence: str, hint: str
+) -> None:
+    def logged(body: Body) -> None:
+        put_logs("/aws/sagemaker/TrainingJobs", f"{body['TrainingJobName']}/algo-1-1", "one", "the very last line")
+        describe_as(gate, **state)
+
+    gate.after["CreateTrainingJob"] = logged
+    code, _, err = deploy("train", "--yes")
+    assert code == (1 if state["TrainingJobStatus"] == "Failed" else 143)
+    assert sentence in err
+    assert hint in err
+    assert "the very last line" in err
+    assert only_run(project).record().status == state["TrainingJobStatus"]
+
+
+def test_ctrl_c_leaves_the_job_running_and_status_fetches_it(
+    gate: Gate, deploy: Deploy, project: Path, archive: Path
+) -> None:
+    def interrupt(body: Body) -> Body:
+        os.kill(os.getpid(), signal.SIGINT)
+        raise Fault("ThrottlingException", "so that it cannot have ended")
+
+    outputs = trained(archive)
+
+    def created(body: Body) -> None:
+        outputs(body)
+        gate.answers["Logs_20140328.DescribeLogStreams"] = interrupt
+
+    gate.after["CreateTrainingJob"] = created
+    code, _, err = deploy("train", "--yes")
+    assert code == 130
+    assert "goes on on SageMaker" in err
+    run = only_run(project)
+    assert run.record().status == Status.IN_PROGRESS
+    assert not gate.bodies("StopTrainingJob")
+    gate.answers.clear()
+    code, out, err = deploy("status", run.name)
+    assert code == 0, err
+    assert "status\tCompleted" in out
+    assert run.archive.is_file()
+
+
+def test_resume_starts_another_job_from_the_same_checkpoints(
+    gate: Gate, deploy: Deploy, project: Path, archive: Path
+) -> None:
+    gate.after["CreateTrainingJob"] = lambda _: describe_as(
+        gate, TrainingJobStatus="Stopped", SecondaryStatus="MaxRuntimeExceeded"
+    )
+    assert deploy("train", "--yes")[0] == 143
+    gate.answers.clear()
+    gate.after["CreateTrainingJob"] = trained(archive)
+    code, _, err = deploy("train", "--resume", only_run(project).name, "--yes")
+    assert code == 0, err
+    first, second = gate.bodies("CreateTrainingJob")
+    assert first["CheckpointConfig"] == second["CheckpointConfig"]
+    assert first["CheckpointConfig"]["S3Uri"].endswith("/checkpoints/")
+    assert first["InputDataConfig"] == second["InputDataConfig"]
+    assert second["TrainingJobName"] == f"{first['TrainingJobName']}-r2"
+
+
+def test_weights_file_becomes_a_channel(gate: Gate, deploy: Deploy, project: Path, archive: Path) -> None:
+    gate.after["CreateTrainingJob"] = trained(archive)
+    (project / "mine.safetensors").write_bytes(b"weights")
+    code, _, err = deploy("train", "--yes", "--weights", "mine.safetensors")
+    assert code == 0, err
+    (sent,) = gate.bodies("CreateTrainingJob")
+    assert sent["HyperParameters"]["weights"] == "mine.safetensors"
+    (channel,) = [each for each in sent["InputDataConfig"] if each["ChannelName"] == "weights"]
+    folder = channel["DataSource"]["S3DataSource"]["S3Uri"]
+    keys = [item["Key"] for item in client("s3").list_objects_v2(Bucket=BUCKET)["Contents"]]
+    assert f"{folder}mine.safetensors".removeprefix(f"s3://{BUCKET}/") in keys
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence", "hint"),
+    [
+        ({"role": "none"}, "no role is set", "docs/sagemaker.md"),
+        (
+            {"train_image": f"{ACCOUNT}.dkr.ecr.eu-west-1.amazonaws.com/image-classifier-train:1"},
+            "the image is in eu-west-1, the jobs run in us-east-1",
+            "AWS_REGION=us-east-1 make push",
+        ),
+        ({"train_image": "docker.io/me/train:1"}, "is no image in Amazon ECR", "make build push"),
+        ({"train_instance": "ml.g5.huge"}, "CreateTrainingJob would be refused: ResourceConfig.InstanceType", "["),
+        ({"kms_key": "no spaces please"}, "CreateTrainingJob would be refused", "KmsKeyId"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_made(
+    gate: Gate, deploy: Deploy, project: Path, settings: dict[str, str], sentence: str, hint: str
+) -> None:
+    text = (project / "deploy.toml").read_text()
+    kept = [line for line in text.splitlines() if line.partition(" =")[0] not in settings]
+    (project / "deploy.toml").write_text("\n".join(kept) + "\n")
+    set_settings(project, **settings)
+    code, _, err = deploy("train", "--dry-run")
+    assert code in {1, 2}
+    assert sentence in err
+    assert hint in err
+    assert not {name for name in gate.operations() if name.startswith(("Create", "s3:PUT"))}
+
+
+def test_money_is_not_spent_without_being_asked(gate: Gate, deploy: Deploy, project: Path) -> None:
+    code, _, err = deploy("train")
+    assert code == 2
+    assert "this costs money, and there is no terminal to ask on" in err
+    assert not (project / "runs").exists()
+    assert not gate.bodies("CreateTrainingJob")

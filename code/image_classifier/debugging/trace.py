@@ -42,9 +42,9 @@ class TraceWindow(Observer):
             return
         self._step += 1
         try:
-            if self._step == self._first and self._last > self._first:
+            if self._step == self._first < self._last:
                 self._start()
-            elif self._step == self._last:
+            elif self._step == self._last and self._profiler is not None:
                 self._write()
         except Exception as error:  # any: the trace is worth less than the training
             log.warning("no trace: %s", describe(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,27 @@ def test_smdebug_that_fails_is_switched_off_and_the_rules_go_on(
     ours = [record.getMessage() for record in caplog.records if record.name.startswith("image_classifier")]
     assert ours == ["SmdebugSink failed and is switched off: No space left on device"]
     assert len(json.loads((paths.output_data / "rules.json").read_text())) > 20
+
+
+def test_a_disk_that_fills_up_does_not_hang_the_training(
+    paths: MlPaths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from smdebug.core.tfevent.events_writer import EventsWriter
+
+    model = network()
+    hook = hook_for(paths, model)
+    train(hook, model)
+
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(EventsWriter, "write_event", full_disk)
+    # in a thread, so that a training that waits for ever fails this test and nothing else
+    rest = threading.Thread(target=lambda: (train(hook, model), hook.close()), daemon=True)
+    rest.start()
+    rest.join(timeout=60)
+    assert not rest.is_alive()
+    assert "the debug hook cannot write, what follows is lost: No space left on device" in caplog.messages
 
 
 def test_hook_that_cannot_start_is_done_without(paths: MlPaths, caplog: pytest.LogCaptureFixture) -> None:

@@ -152,7 +152,40 @@ def _smdebug() -> Any:
     os.environ.setdefault("SMDEBUG_LOG_LEVEL", "error")  # it announces itself in a dozen lines otherwise
     import smdebug.pytorch as smd
 
+    _never_wait_for_a_dead_writer()
     return smd
+
+
+def _never_wait_for_a_dead_writer() -> None:
+    """Lets smdebug's writing threads outlive a write that failed, on a full disk say.
+
+    Its own thread dies of it, and the training would wait for ever for the events that are left in its queue.
+    """
+    from smdebug.core.tfevent import event_file_writer as writer
+
+    if issubclass(writer._EventLoggerThread, _Draining):
+        return
+
+    class DrainingThread(_Draining, writer._EventLoggerThread):  # type: ignore[misc]  # smdebug has no types
+        pass
+
+    writer._EventLoggerThread = DrainingThread
+
+
+class _Draining:
+    """Mixed into smdebug's thread: what comes after a failed write is taken from the queue and dropped."""
+
+    _queue: Any
+    _sentinel_event: Any
+
+    def run(self) -> None:
+        try:
+            super().run()  # type: ignore[misc]  # the thread's
+        except Exception as error:
+            log.warning("the debug hook cannot write, what follows is lost: %s", describe(error))
+            while self._queue.get() is not self._sentinel_event:
+                self._queue.task_done()
+            self._queue.task_done()
 
 
 def _fresh_folder(paths: MlPaths) -> str:

@@ -64,8 +64,8 @@ def run(config: TrainConfig, paths: MlPaths, stop: StopFlag) -> None:
     finally:
         training.train.close()
         training.valid.close()
-        write_bad_images(paths.output_data, training.bad.found)
         hook.close()
+        write_bad_images(paths.output_data, training.bad.found)
 
 
 def stopped_result(progress: Progress, fired: RuleFired) -> dict[str, object]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from image_classifier.contract.config import TrainConfig
-from image_classifier.contract.errors import ClassifierError, JobError, JobStopped, PlatformError, describe
-from image_classifier.contract.paths import FAILURE_MAX_CHARS, MlPaths
+from image_classifier.contract.errors import ClassifierError, DataError, JobError, JobStopped, PlatformError, describe
+from image_classifier.contract.paths import FAILURE_MAX_CHARS, JOB_NAME_VARIABLE, MlPaths
 from image_classifier.training.stop import StopFlag, end_workers
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,20 @@ def main(argv: Sequence[str]) -> int:
         return error.exit_code
     finally:
         end_workers()
+        report(paths)
     return 0
+
+
+def report(paths: MlPaths) -> None:
+    """Writes report.html and report.json of a job that left something to report on, however it ended. Never raises."""
+    try:
+        from image_classifier.debugging.report import write_report
+
+        log.info("report: %s", write_report(paths.base, name=os.environ.get(JOB_NAME_VARIABLE, "")))
+    except DataError:
+        log.info("no report: nothing was recorded")
+    except Exception as error:  # any: the report is worth less than the training
+        log.warning("no report: %s", describe(error))
 
 
 def configure_logging() -> None:

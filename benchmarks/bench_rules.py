@@ -13,18 +13,36 @@ import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from benchmarks.rule_runs import CASES, pictures, train
 from benchmarks.system_runs import LEVELS, TIMES, machine_run, timed_run
 
+from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.errors import JobError
+from image_classifier.contract.paths import MlPaths
 from image_classifier.debugging.rules import RULES, judge
 from image_classifier.debugging.rules.base import Rule
 from image_classifier.debugging.rundata import RunData
+from image_classifier.debugging.saved import read_files
 from image_classifier.debugging.schema import Verdict
+from image_classifier.training.job import run as run_job
+from image_classifier.training.stop import StopFlag
+from image_classifier.vision.sample_data import make_sample_data
 
+JOB = TrainConfig(
+    weights="none", image_size=64, batch_size=16, epochs=10, lr=0.02, augment="light", workers=0, profile=False
+)
+JOBS: dict[str, tuple[tuple[str, ...], TrainConfig]] = {  # rules that should fire, and the job
+    "healthy: ResNet50, SGD": ((), JOB),
+    "healthy: ResNet50, AdamW": ((), JOB.replace(optimizer="adamw", lr=0.001)),
+    "ResNet50, learning rate 1e-8": (("WeightUpdateRatio",), JOB.replace(lr=1e-8)),
+    "ResNet50, AdamW, learning rate 3": (("WeightUpdateRatio",), JOB.replace(optimizer="adamw", lr=3.0)),
+}
 RESULT = Path(__file__).parent / "results" / "rules.md"
 Expected = tuple[str, ...]
 
@@ -37,6 +55,28 @@ def trainings(seeds: int) -> Iterator[tuple[str, Expected, RunData]]:
         for seed in range(seeds):
             yield name, case.rules, train(case, seed)
         print(f"{name}: {seeds} runs in {time.time() - started:.0f} s", flush=True)
+
+
+def jobs(seeds: int) -> Iterator[tuple[str, Expected, RunData]]:
+    """The same of whole jobs of the project's trainer, on sample images, read back from the files they leave."""
+    with TemporaryDirectory() as folder:
+        data = make_sample_data_in(Path(folder))
+        for name, (rules, config) in JOBS.items():
+            started = time.time()
+            for seed in range(seeds):
+                paths = MlPaths(base=Path(folder) / f"{list(JOBS).index(name)}-{seed}")
+                paths.data.parent.mkdir(parents=True)
+                paths.data.symlink_to(data)
+                with suppress(JobError):  # a training that diverged
+                    run_job(config.replace(seed=seed), paths, StopFlag())
+                yield name, rules, read_files(paths.output)
+            print(f"{name}: {seeds} jobs in {time.time() - started:.0f} s", flush=True)
+
+
+def make_sample_data_in(folder: Path) -> Path:
+    """Sample images below `folder`."""
+    make_sample_data(folder / "data")
+    return folder / "data"
 
 
 def recordings(seeds: int) -> Iterator[tuple[str, Expected, RunData]]:
@@ -82,18 +122,21 @@ def count(runs: Iterator[tuple[str, Expected, RunData]], rules: Sequence[Rule]) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=10)
-    seeds = parser.parse_args().seeds
+    parser.add_argument("--job-seeds", type=int, default=3)
+    options = parser.parse_args()
+    seeds, job_seeds = options.seeds, options.job_seeds
     torch.set_num_threads(1)
     case_head = ["| run | runs | expected rules, times fired | other rules that fired |", "|---|---|---|---|"]
     rule_head = ["| rule | missed | false alarms on healthy runs it judged |", "|---|---|---|"]
     rules = [rule() for rule in RULES]
     of_machines = [rule for rule in rules if rule.about == "system"]
     real_cases, real_rules = count(trainings(seeds), rules)
+    job_cases, job_rules = count(jobs(job_seeds), rules)
     made_cases, made_rules = count(recordings(seeds), of_machines)
     text = [
         "# Rules: misses and false alarms",
         "",
-        f"`PYTHONPATH=code:. python benchmarks/bench_rules.py --seeds {seeds}`, {os.cpu_count()} cores, "
+        f"`PYTHONPATH=code:. python benchmarks/bench_rules.py --seeds {seeds} --job-seeds {job_seeds}`, {os.cpu_count()} cores, "
         f"torch {torch.__version__}, default parameters.",
         "",
         "## Real little trainings",
@@ -106,6 +149,16 @@ def main() -> None:
         "",
         *case_head,
         *real_cases,
+        "",
+        "## Whole jobs of the trainer",
+        "",
+        "ResNet50 from scratch on generated images, 64 pixels, 80 steps, judged by the files the job leaves.",
+        "",
+        *rule_head,
+        *job_rules,
+        "",
+        *case_head,
+        *job_cases,
         "",
         "## Made-up recordings of machines with GPUs, and of time",
         "",

@@ -264,7 +264,8 @@ def facts(case: Case, steps: int) -> JobFacts:
         "warmup_epochs": WARMUP_EPOCHS,
         "workers": 0,
     }
-    return JobFacts(config=config, steps_per_epoch=steps, started=time.time(), cores=2)
+    names = [str(label) for label in range(CLASSES)]
+    return JobFacts(config=config, classes=names, steps_per_epoch=steps, started=time.time(), cores=2)
 
 
 def optimization(

@@ -19,7 +19,9 @@ class LossNotDecreasing(Rule):
 
     The losses are averaged over windows of `window` steps: m_0, m_1, ... with standard errors. Fires when
     - after the warm-up and `num_steps` further steps, at `patience` windows in a row,
-      m_0 - m_k < max(diff_percent % of m_0, 2 standard errors of the difference): it never went down; or
+      m_0 - m_k < max(diff_percent % of m_0, 2 standard errors of the difference): it never went down;
+    - or m_k > `chance` ln(classes) - 2 standard errors there, where guessing has a loss of ln(classes): it went down
+      no further than to ignorance; or
     - at `patience` windows in a row, m_k - min(m_j, j < k) > increase_percent % of m_0 + 3 standard errors: it rises.
 
     With `literal` it is the managed rule: at every `literal_steps`-th step, the loss must lie `diff_percent` % below
@@ -31,6 +33,7 @@ class LossNotDecreasing(Rule):
     diff_percent: float = 0.1
     increase_percent: float = 5.0
     patience: int = 2
+    chance: float = 0.99
     literal: bool = False
     literal_steps: int = 10
 
@@ -48,6 +51,8 @@ class LossNotDecreasing(Rule):
         means, errors = windows.mean(axis=1), windows.std(axis=1, ddof=1) / math.sqrt(self.window)
         both = np.hypot(errors, errors[0])
         flat = means[0] - means < np.maximum(self.diff_percent / 100 * means[0], 2 * both)
+        if len(run.job.classes) > 1:
+            flat |= means > self.chance * math.log(len(run.job.classes)) - 2 * errors
         flat[: needed - self.patience] = False
         best = np.minimum.accumulate(means)
         best = np.concatenate([means[:1], best[:-1]])
@@ -55,7 +60,7 @@ class LossNotDecreasing(Rule):
         ends = steps[self.window - 1 :: self.window]
         lr = run.job.config.get("lr", "?")
         for bad, what, advice in (
-            (flat, "has not gone down", f"change lr (it is {lr}); check that labels and images belong together"),
+            (flat, "does not go down", f"change lr (it is {lr}); check that labels and images belong together"),
             (rising, "is rising", f"lower lr (it is {lr}) or raise warmup_epochs"),
         ):
             at = first_run(bad, self.patience)

@@ -29,8 +29,11 @@ def render(facts: Mapping[str, Any]) -> str:
     return render_tuning(facts) if facts["kind"] == "tune" else render_job(facts)
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, *, name: str = "") -> Path:
     """Gathers the facts in `folder`, a training job's or a tuning run's, and writes report.html and report.json.
+
+    Args:
+        name: of the job, for the heading; without it the folder's, or that of an earlier report.
 
     Returns:
         The path of report.html: in output/data of a job, at the top of a tuning run.
@@ -40,7 +43,7 @@ def write_report(folder: Path) -> Path:
         PlatformError: the disk is full, or the folder cannot be written.
     """
     tuning = is_tuning(folder)
-    facts = gather_tuning(folder) if tuning else gather(folder)
+    facts = gather_tuning(folder) if tuning else gather(folder, name=name)
     target = folder if tuning else locate(folder).data
     write_text(target / REPORT_HTML, render(facts))
     write_text(target / REPORT_JSON, to_text(facts))

@@ -46,7 +46,7 @@ def what_next(facts: Mapping[str, Any]) -> list[Item]:
     if facts["outcome"]["status"] == "completed" and not fired:
         judged = count(sum(rule["verdict"] == "NoIssuesFound" for rule in facts["rules"]), "rule")
         reason = f"{judged} found nothing wrong with it." if facts["rules"] else "The job completed; no rule judged it."
-        items.append(_item(f"Serve it: python deploy.py serve {facts['name']}", reason))
+        items.append(_item(f"Serve it: python deploy.py serve {facts['name']}".rstrip(), reason))
     return [item | {"title": item["title"].rstrip(".")} for item in items[:MAX_ITEMS]]
 
 

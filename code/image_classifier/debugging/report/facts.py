@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.paths import DEFAULT_BASE_DIR
 from image_classifier.debugging.report import advice, answers, curves
 from image_classifier.debugging.report.dataset import describe_data, unreadable
 from image_classifier.debugging.report.layers import layer_statistics
@@ -31,11 +32,12 @@ from image_classifier.debugging.schema import (
 FORMAT = 1  # of report.json
 
 
-def gather(folder: Path) -> dict[str, Any]:
+def gather(folder: Path, *, name: str = "") -> dict[str, Any]:
     """The facts of one training job.
 
     Args:
         folder: a run, /opt/ml, or the unpacked output of a job.
+        name: of the job; without it the folder's, or the one an earlier report gave.
 
     Raises:
         DataError: `folder` holds no output of a training job.
@@ -58,7 +60,7 @@ def gather(folder: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "format": FORMAT,
         "kind": "train",
-        "name": sources.name,
+        "name": name or _name(sources, earlier),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "outcome": _outcome(sources, history, metrics, config),
         "history": history,
@@ -79,6 +81,13 @@ def gather(folder: Path) -> dict[str, Any]:
     }
     facts["next"] = advice.what_next(facts)
     return jsonable(facts)  # type: ignore[no-any-return]  # a dict stays one
+
+
+def _name(sources: Sources, earlier: Mapping[str, Any]) -> str:
+    """The run's name; in a container every job's folder has the same, which names none."""
+    if sources.paths is not None and sources.paths.base != DEFAULT_BASE_DIR:
+        return sources.name
+    return str(earlier.get("name") or ("" if sources.paths is not None else sources.name))
 
 
 def _guarded(sources: Sources, name: str, what: str, read: Any) -> Any:

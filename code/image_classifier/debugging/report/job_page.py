@@ -27,4 +27,4 @@ def render_job(facts: Facts) -> str:
     found = facts["outcome"]
     parts = [f"ResNet50, {count(found['classes'], 'class', 'classes')}" if found["classes"] else "ResNet50"]
     parts += [facts["environment"][name] for name in ("device", "number format") if name in facts["environment"]]
-    return page(facts, f"Training {facts['name']}", " · ".join(parts), SECTIONS)
+    return page(facts, f"Training {facts['name']}".rstrip(), " · ".join(parts), SECTIONS)

@@ -29,7 +29,7 @@ def page(facts: Facts, heading: str, meta: str, sections: Sequence[Section]) -> 
         tag("meta", http_equiv="Content-Security-Policy", content=policy),
         tag("meta", name_="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name_="referrer", content="no-referrer"),
-        tag("title", f"{heading} · {facts['name']}"),
+        tag("title", heading),
         tag("link", rel="icon", href="data:,"),
         tag("style", style),
     )

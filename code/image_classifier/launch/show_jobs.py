@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from image_classifier.contract.config import parameters
 from image_classifier.contract.endpoint import parse_ready_line
 from image_classifier.contract.errors import PlatformError
+from image_classifier.debugging.schema import REPORT_HTML
 from image_classifier.launch import render
 from image_classifier.launch.process import POLL_S
 from image_classifier.launch.progress import duration
@@ -44,6 +45,8 @@ def trained(outcome: Outcome) -> None:
         ("metrics", shorten(run.paths.output_data)),
         ("log", shorten(run.log)),
     ]
+    if (run.paths.output_data / REPORT_HTML).is_file():
+        facts.append(("report", shorten(run.paths.output_data / REPORT_HTML)))
     if result.get("unreadable_images"):
         facts.append(("unreadable images", f"{result['unreadable_images']}, see bad_images.json"))
     render.facts(facts, title=f"{run.name} Completed")
@@ -61,6 +64,7 @@ def tuned(found: Found) -> None:
         ("best.json", shorten(found.run.path / "best.json")),
         ("trials", shorten(found.run.path / "trials.csv")),
         ("picture", shorten(found.run.path / "tuning.svg")),
+        ("report", shorten(found.run.path / REPORT_HTML)),
     ]
     render.facts(facts, title="Best")
     render.note(f"next: python deploy.py train --data {shorten(Path(found.data))} --best {found.run.name}")

@@ -6,8 +6,9 @@ import webbrowser
 from pathlib import Path
 
 from image_classifier.contract.errors import ConfigError
-from image_classifier.debugging.report import REPORT_JSON, write_report
+from image_classifier.debugging.report import write_report
 from image_classifier.debugging.report.sources import read_json
+from image_classifier.debugging.schema import REPORT_JSON
 from image_classifier.launch import render
 from image_classifier.launch.runs import find_run, list_runs
 from image_classifier.launch.show_jobs import shorten

@@ -1,4 +1,4 @@
-"""What a search found: a row a trial, the best of them, and the files that keep it (trials.csv, best.json, picture)."""
+"""What a search found: a row a trial, the best of them, and the files that keep it (trials.csv, best.json, ...)."""
 
 from __future__ import annotations
 
@@ -120,7 +120,8 @@ def write_results(
     *,
     carried: Mapping[str, str],
 ) -> Found:
-    """Writes trials.csv, best.json and tuning.svg. At least one of `rows` has completed."""
+    """Writes trials.csv, best.json, tuning.svg and report.html. At least one of `rows` has completed."""
+    from image_classifier.debugging.report import write_report
     from image_classifier.launch.tune_picture import draw
 
     best = pick_best(rows, objective)
@@ -141,6 +142,7 @@ def write_results(
     }
     write_text(run.path / "best.json", json.dumps(document, indent=1) + "\n")
     draw(run.path / "tuning.svg", rows, best, objective, space)
+    write_report(run.path)
     return Found(
         run=run,
         data=Path(run.record().data),

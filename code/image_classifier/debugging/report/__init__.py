@@ -17,11 +17,12 @@ from typing import Any
 from image_classifier.contract.files import write_text
 from image_classifier.debugging.report.facts import gather, to_text
 from image_classifier.debugging.report.job_page import render_job
-from image_classifier.debugging.report.sources import REPORT_HTML, REPORT_JSON, locate
+from image_classifier.debugging.report.sources import locate
 from image_classifier.debugging.report.tuning import gather_tuning, is_tuning
 from image_classifier.debugging.report.tuning_page import render_tuning
+from image_classifier.debugging.schema import REPORT_HTML, REPORT_JSON
 
-__all__ = ["REPORT_HTML", "REPORT_JSON", "gather", "gather_tuning", "render", "write_report"]
+__all__ = ["gather", "gather_tuning", "render", "write_report"]
 
 
 def render(facts: Mapping[str, Any]) -> str:

@@ -17,8 +17,9 @@ from image_classifier.contract.paths import DEFAULT_BASE_DIR
 from image_classifier.debugging.report import advice, answers, curves
 from image_classifier.debugging.report.dataset import describe_data, unreadable
 from image_classifier.debugging.report.layers import layer_statistics
-from image_classifier.debugging.report.sources import REPORT_JSON, Sources, jsonable, locate, read_json
+from image_classifier.debugging.report.sources import Sources, jsonable, locate, read_json
 from image_classifier.debugging.schema import (
+    REPORT_JSON,
     RULES_FILE,
     JobFacts,
     StepRecord,

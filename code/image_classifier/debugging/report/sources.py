@@ -16,9 +16,8 @@ from typing import Any
 
 from image_classifier.contract.errors import DataError
 from image_classifier.contract.paths import MlPaths
+from image_classifier.debugging.schema import REPORT_JSON
 
-REPORT_JSON = "report.json"
-REPORT_HTML = "report.html"
 TRIALS_FILE = "trials.csv"
 _SIGNS_OF_A_JOB = ("history.jsonl", "metrics.json", "job.json", "steps.jsonl", REPORT_JSON)
 

@@ -45,6 +45,10 @@ epochs = 3
 trials = 3
 parallel = 2
 
+[tune.search]
+lr = {{ low = 0.001, high = 0.1, log = true }}
+batch_size = [2, 4]
+
 [sagemaker]
 role = "{ROLE}"
 train_image = "{REGISTRY}/image-classifier-train:1"

@@ -56,6 +56,7 @@ class Gate:
         self.after: dict[str, Callable[[Body], None]] = {}
         self.lost: dict[str, int] = defaultdict(int)  # so many answers never arrive, though the request was carried out
         self.invoke: Callable[[bytes, dict[str, str]], tuple[int, bytes]] | None = None
+        self.invoke_async: Callable[[dict[str, str]], tuple[str, str]] | None = None
         self._model = botocore.session.get_session().get_service_model("sagemaker")
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -75,7 +76,7 @@ class Gate:
         """Forgets everything, moto too."""
         for kept in (self.calls, self.refused, self.answers, self.faults, self.after, self.lost):
             kept.clear()
-        self.invoke = None
+        self.invoke = self.invoke_async = None
         connection = http.client.HTTPConnection("127.0.0.1", self.moto_port)
         connection.request("POST", "/moto-api/reset")
         connection.getresponse().read()
@@ -179,6 +180,10 @@ class Gate:
                     return 200, [("Content-Type", "application/json")], content
                 message = {"OriginalStatusCode": status, "OriginalMessage": content.decode(), "Message": "of the model"}
                 return 424, _error("ModelError"), json.dumps(message).encode()
+            if operation == "async-invocations" and self.invoke_async is not None:
+                good, failed = self.invoke_async(dict(handler.headers))
+                where = [("X-Amzn-SageMaker-OutputLocation", good), ("X-Amzn-SageMaker-FailureLocation", failed)]
+                return 202, [("Content-Type", "application/json"), *where], b'{"InferenceId": "1"}'
         except Fault as fault:
             if operation.startswith("s3:"):
                 text = f"<Error><Code>{fault.code}</Code><Message>{fault.message}</Message></Error>"

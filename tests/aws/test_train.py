@@ -142,7 +142,12 @@ def test_interrupted_upload_goes_on_where_it_was(gate: Gate, deploy: Deploy, pro
             "the account's quota 'ml.g5.xlarge for training job usage' is 0",
             "Service Quotas",
         ),
-        ("ExpiredTokenException", "The security token included in the request is expired", "the AWS credentials have expired", "sign in"),
+        (
+            "ExpiredTokenException",
+            "The security token included in the request is expired",
+            "the AWS credentials have expired",
+            "sign in",
+        ),
         ("AccessDeniedException", "User x is not authorized to perform", "not allowed to create the training", "iam-"),
         ("UnrecognizedClientException", "The security token is invalid", "AWS does not accept", "clock"),
         ("ThrottlingException", "Rate exceeded", "AWS answers too many requests", "wait a minute"),

@@ -169,7 +169,7 @@ def _deploy(deployment: Deployment, run: Run, place: Place, model: artifact.Arti
             _make(session, run, part, on_reply=lambda reply: _wake(deployment, run, place, reply))
     except JobStopped:
         raise  # the user has seen enough: it goes on
-    except (ClassifierError, KeyboardInterrupt) as error:
+    except BaseException as error:  # whatever it is: nothing may be left behind that costs money
         _undo(deployment, run, before)
         run.end(Status.FAILED, exit_code=1, failure=str(error) or "interrupted")
         raise

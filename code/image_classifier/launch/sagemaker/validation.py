@@ -74,14 +74,18 @@ def _wrong_text(value: str, shape: Any, path: str) -> Iterator[str]:
     words = shape.metadata.get("enum")
     if words and value not in words:
         yield f"{path} is {value!r}, which is not one of {', '.join(words[:12])}{' ...' if len(words) > 12 else ''}"
-    pattern = shape.metadata.get("pattern")
-    if pattern and not _compile(pattern).fullmatch(value):
+    pattern = shape.metadata.get("pattern", "")
+    compiled = _compile(pattern)
+    if pattern and compiled is not None and not compiled.fullmatch(value):
         yield f"{path} is {value!r}, which does not match {pattern}"
 
 
 @cache
-def _compile(pattern: str) -> re.Pattern[str]:
-    if r"\p{L}" in pattern:
-        # a negated class cannot stand inside another: letters, numbers and spaces become "any", the rest stays
-        return re.compile(r"[\w\s.:/=+\-@]*")
-    return re.compile(pattern)
+def _compile(pattern: str) -> re.Pattern[str] | None:
+    """The pattern in Python's words; None for one that has none, which is left to the service."""
+    for java, python in ((r"\p{L}", r"\w"), (r"\p{N}", r"\d"), (r"\p{Z}", r"\s")):
+        pattern = pattern.replace(java, python)
+    try:
+        return re.compile(pattern)
+    except re.error:
+        return None

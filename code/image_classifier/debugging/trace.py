@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,42 +18,40 @@ from image_classifier.debugging.schema import TRACE_FILE, Mode
 
 log = logging.getLogger(__name__)
 
-FIRST_STEP = 12  # of this process: memory, kernels and caches have settled; no recorded step (recorder.FIRST_STEPS)
+FIRST_STEP = 6  # of this process: memory, kernels and caches have settled; no recorded step (recorder.FIRST_STEPS)
 
 
 class TraceWindow(Observer):
-    """Profiles `num_steps` training steps and writes trace.json.gz into `folder`.
+    """Profiles `num_steps` training steps, fewer where an epoch ends before, and writes trace.json.gz into `folder`.
 
     An observer: when it fails, it gives up with a warning.
     """
 
     def __init__(self, folder: Path, num_steps: int) -> None:
         self._path = folder / TRACE_FILE
-        self._first, self._last = FIRST_STEP, FIRST_STEP + num_steps
+        self._to_trace = num_steps
         self._training = False
-        self._step = 0
+        self._steps = 0
         self._profiler: Any = None
 
     def begin(self, mode: Mode, epoch: int, step: int) -> None:
         self._training = mode == "train"
 
+    def mark(self, phase: str) -> None:
+        if phase == "data_wait_s" and self._training and self._steps >= FIRST_STEP and self._to_trace > 0:
+            self._try(self._start)
+
     def end_step(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        if not self._training:
-            return
-        self._step += 1
-        try:
-            if self._step == self._first < self._last:
-                self._start()
-            elif self._step == self._last and self._profiler is not None:
-                self._write()
-        except Exception as error:  # any: the trace is worth less than the training
-            log.warning("no trace: %s", describe(error))
-            self._profiler, self._last = None, 0
+        self._steps += self._training
+        if self._profiler is not None:
+            self._to_trace -= 1
+            if self._to_trace <= 0:
+                self._try(self._write)
 
     def end_epoch(self) -> None:
-        if self._profiler is not None:  # the epoch is shorter than the window
-            self._step = self._last
-            self._write()
+        if self._profiler is not None:
+            self._to_trace = 0
+            self._try(self._write)
 
     def close(self) -> None:
         if self._profiler is not None:
@@ -61,7 +59,16 @@ class TraceWindow(Observer):
                 self._profiler.stop()
             self._profiler = None
 
+    def _try(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # any: the trace is worth less than the training
+            self._profiler, self._to_trace = None, 0
+            log.warning("no trace: %s", describe(error))
+
     def _start(self) -> None:
+        if self._profiler is not None:
+            return
         activities = [torch.profiler.ProfilerActivity.CPU]
         if torch.cuda.is_available():
             activities.append(torch.profiler.ProfilerActivity.CUDA)

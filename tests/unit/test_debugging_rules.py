@@ -1,0 +1,186 @@
+"""What the rules say of runs made up for the purpose; on real trainings see test_debugging_backends.py."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from benchmarks.system_runs import LEVELS, TIMES, machine_run, timed_run
+
+from image_classifier.contract.errors import ConfigError
+from image_classifier.debugging.rules import RULE_BY_NAME, RULES, judge, parse_rules
+from image_classifier.debugging.rules.losses import LossNotDecreasing, Overfit
+from image_classifier.debugging.rules.tensors import ExplodingTensor
+from image_classifier.debugging.rundata import RunData
+from image_classifier.debugging.schema import (
+    MAX_EVIDENCE,
+    JobFacts,
+    RuleResult,
+    StatisticsRecord,
+    StepRecord,
+    Verdict,
+    rule_results_from_json,
+    rule_results_to_json,
+)
+
+CONFIG = {"lr": 0.01, "warmup_epochs": 0.0, "workers": 0, "batch_size": 32}
+
+
+def run_with(losses: list[float], evals: list[float] | None = None, *, per_epoch: int = 20) -> RunData:
+    """Training losses step by step, and one validation loss an epoch."""
+    run = RunData(JobFacts(config=CONFIG, steps_per_epoch=per_epoch))
+    for mode, values, size in (("train", losses, per_epoch), ("eval", evals or [], 1)):
+        for step, loss in enumerate(values):
+            run.add_step(
+                StepRecord(
+                    step=step,
+                    epoch=step // size + 1,
+                    mode=mode,  # type: ignore[arg-type]
+                    time=1000.0 + step,
+                    seconds=1.0,
+                    images=32,
+                    loss=loss,
+                    clean_loss=loss,
+                )
+            )
+    return run
+
+
+def verdicts(run: RunData) -> dict[str, RuleResult]:
+    return {result.rule: result for result in judge(run, parse_rules("all"))}
+
+
+def noise(count: int, spread: float = 0.15) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    return np.random.default_rng(0).normal(0, spread, count)
+
+
+@pytest.mark.parametrize("case", LEVELS)
+def test_system_rules_tell_sick_machines_from_healthy_ones(case: str) -> None:
+    expected, levels = LEVELS[case]
+    found = verdicts(machine_run(levels(np.random.default_rng(1))))
+    system = [name for name, rule in RULE_BY_NAME.items() if rule.about == "system"]
+    fired = {name for name in system if found[name].verdict is Verdict.ISSUES}
+    assert set(expected) <= fired
+    if not expected:
+        assert not fired
+    assert all(found[name].advice and found[name].evidence for name in fired)
+
+
+@pytest.mark.parametrize("case", TIMES)
+def test_late_starts_and_stalls_are_found(case: str) -> None:
+    expected, start_s, pause_s = TIMES[case]
+    found = verdicts(timed_run(start_s, pause_s))
+    fired = {name for name in ("StalledTraining", "MaxInitializationTime") if found[name].verdict is Verdict.ISSUES}
+    assert fired == set(expected)
+
+
+def test_nothing_recorded_is_never_an_issue_nor_an_error() -> None:
+    for result in verdicts(RunData(JobFacts(config={}))).values():
+        assert result.verdict is Verdict.INSUFFICIENT_DATA
+        assert result.summary
+        assert result.evidence == ()
+
+
+def test_noisy_but_falling_loss_is_healthy_windowed_and_sick_in_the_literal_form() -> None:
+    run = run_with((1.5 * np.exp(-np.arange(300) / 150) + 0.5 + noise(300)).tolist())
+    assert LossNotDecreasing().check(run).verdict is Verdict.NO_ISSUES
+    assert LossNotDecreasing(literal=True).check(run).verdict is Verdict.ISSUES
+
+
+def test_loss_that_rises_again_is_found_with_the_step() -> None:
+    falling, rising = np.linspace(2, 0.5, 200), np.linspace(0.5, 1.5, 100)
+    result = LossNotDecreasing().check(run_with((np.concatenate([falling, rising]) + noise(300, 0.05)).tolist()))
+    assert result.verdict is Verdict.ISSUES
+    assert "rises" in result.summary or "is rising" in result.summary
+    assert result.evidence[-1].step is not None
+    assert 200 < result.evidence[-1].step < 300
+
+
+def test_overfit_needs_a_validation_that_gets_worse() -> None:
+    train = np.repeat(np.linspace(1.4, 0.1, 8), 20).tolist()
+    assert Overfit().check(run_with(train, [1.3, 1.0, 0.8, 0.7, 0.7, 0.7, 0.7, 0.7])).verdict is Verdict.NO_ISSUES
+    result = Overfit().check(run_with(train, [1.3, 1.0, 0.8, 0.7, 0.8, 0.9, 1.0, 1.1]))
+    assert result.verdict is Verdict.ISSUES
+    assert "epochs=5" in result.advice
+    assert (
+        Overfit(literal=True).check(run_with(train, [1.3, 1.0, 0.8, 0.7, 0.7, 0.7, 0.7, 0.7])).verdict is Verdict.ISSUES
+    )
+
+
+def test_infinite_and_nan_are_found_at_their_first_step() -> None:
+    run = run_with([1.0, 2.0, math.nan])
+    run.add_statistics(StatisticsRecord(step=1, gradients={"fc.weight": {"l2": math.inf, "abs_mean": 1.0}}))
+    result = ExplodingTensor().check(run)
+    assert result.verdict is Verdict.ISSUES
+    assert [(each.step, each.name) for each in result.evidence] == [(1, "gradient fc.weight l2"), (2, "train loss")]
+    assert [each.step for each in ExplodingTensor(only_nan=True).check(run).evidence] == [2]
+
+
+def test_no_rule_fails_on_numbers_that_are_not_finite() -> None:
+    run = run_with([1.0] * 10 + [math.nan] * 300, [math.nan] * 15)
+    for step in range(0, 100, 5):
+        values = {"abs_mean": math.nan, "l2": math.inf, "abs_max": math.nan, "update_ratio": math.nan}
+        activation = {"input_std": math.nan, "abs_max": math.inf, "zero_share": math.nan, "dead_share": math.nan}
+        inputs = {"0": {"mean": math.nan, "std": math.nan, "images": 100.0}}
+        run.add_statistics(
+            StatisticsRecord(
+                step=step,
+                gradients={"a": values, "b": values},
+                weights={"a": values},
+                activations={"r_output_0": activation},
+                inputs=inputs,
+            )
+        )
+    assert [result.rule for result in verdicts(run).values() if result.verdict is Verdict.ERROR] == []
+
+
+def test_data_wait_advice_names_the_hyperparameter() -> None:
+    run = RunData(JobFacts(config=CONFIG, cores=8))
+    for step in range(50):
+        run.add_step(
+            StepRecord(
+                step=step,
+                epoch=1,
+                mode="train",
+                time=1000.0 + step,
+                seconds=1.0,
+                images=32,
+                loss=1.0,
+                clean_loss=1.0,
+                data_wait_s=0.61,
+            )
+        )
+    result = verdicts(run)["Dataloader"]
+    assert result.summary.startswith("data wait is 61 % of the step")
+    assert result.advice == "set workers=8"
+
+
+def test_rule_that_raises_becomes_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(Overfit, "judge", broken)
+    result = Overfit().check(run_with([1.0]))
+    assert result.verdict is Verdict.ERROR
+    assert "oops" in result.summary
+
+
+def test_results_survive_the_round_trip_through_json() -> None:
+    results = judge(machine_run(LEVELS["GPU at 40 %"][1](np.random.default_rng(0))), parse_rules("all"))
+    assert rule_results_from_json(rule_results_to_json(results)) == results
+    assert all(len(result.evidence) <= MAX_EVIDENCE for result in results)
+
+
+def test_rules_are_chosen_by_name() -> None:
+    assert [rule.name for rule in parse_rules("Overfit, DeadRelu")] == ["Overfit", "DeadRelu"]
+    assert parse_rules("none") == ()
+    assert len(parse_rules("all")) == len(RULES) == 24
+    with pytest.raises(ConfigError, match="there is no rule 'DeadReLU'"):
+        parse_rules("DeadReLU")
+
+
+def test_every_rule_says_its_formula_and_defaults_where_it_is_defined() -> None:
+    for rule in RULES:
+        assert rule.__doc__
+        assert any(word in rule.__doc__ for word in ("Fires when", "fires when", "Never fires")), rule.__name__

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.aws.gate import Gate, wait_for_port
+from tests.aws.policy import forbidden
 from tests.conftest import jpeg
 
 from image_classifier.launch.cli import main
@@ -75,6 +76,7 @@ def shared_gate(moto_port: int) -> Iterator[Gate]:
     gate = Gate(moto_port)
     yield gate
     gate.close()
+    assert not forbidden(gate.used), "docs/iam-deployer-policy.json does not allow what deploy.py did in these tests"
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from image_classifier.launch.sagemaker.validation import validate
 Body = dict[str, Any]
 Answer = Callable[[Body], Body]
 HOP = {"connection", "transfer-encoding", "content-length", "host", "expect"}
+OURS = re.compile(r"image-classifier|sagemaker-core|SageMaker-Core", re.IGNORECASE)  # not the tests' own clients
 INVOKE = re.compile(r"/endpoints/([^/]+)/(invocations|async-invocations)")
 
 
@@ -50,8 +51,10 @@ class Gate:
     def __init__(self, moto_port: int) -> None:
         self.moto_port = moto_port
         self.calls: list[tuple[str, Body]] = []
+        self.used: set[str] = set()  # operations that deploy.py used, in the whole session
         self.refused: list[str] = []  # requests the real API would not have taken
         self.answers: dict[str, Answer] = {}
+        self.xml: dict[str, Callable[[Body], str]] = {}  # as `answers`, for services that speak XML
         self.faults: dict[str, list[Exception]] = defaultdict(list)
         self.after: dict[str, Callable[[Body], None]] = {}
         self.lost: dict[str, int] = defaultdict(int)  # so many answers never arrive, though the request was carried out
@@ -74,7 +77,7 @@ class Gate:
 
     def reset(self) -> None:
         """Forgets everything, moto too."""
-        for kept in (self.calls, self.refused, self.answers, self.faults, self.after, self.lost):
+        for kept in (self.calls, self.refused, self.answers, self.xml, self.faults, self.after, self.lost):
             kept.clear()
         self.invoke = self.invoke_async = None
         connection = http.client.HTTPConnection("127.0.0.1", self.moto_port)
@@ -107,6 +110,8 @@ class Gate:
                 body = gate._read(self)
                 operation, document = gate._understand(self, body)
                 gate.calls.append((operation, document))
+                if OURS.search(self.headers.get("User-Agent", "")):
+                    gate.used.add(operation)
                 try:
                     status, headers, reply = gate._reply(self, operation, document, body)
                 except Cut:
@@ -168,6 +173,8 @@ class Gate:
             ours = operation in self._model.operation_names
             if ours:
                 self._test_request(operation, document)
+            if operation in self.xml:
+                return 200, [("Content-Type", "text/xml")], self.xml[operation](document).encode()
             if operation in self.answers:
                 reply = self.answers[operation](document)
                 if ours:

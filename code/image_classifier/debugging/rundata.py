@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from array import array
 from collections.abc import Iterator
 
@@ -129,14 +130,18 @@ class RunData:
         return self._times.get(mode, EMPTY)
 
     def tensors(self, kind: str, statistic: str) -> Iterator[tuple[str, Series]]:
-        """Name and series of every tensor of a kind (a field of StatisticsRecord) that has the statistic."""
-        for tensor, statistics in self._tensors.get(kind, {}).items():
-            if statistic in statistics:
-                yield tensor, statistics[statistic]
+        """Name and series of every tensor of a kind (a field of StatisticsRecord) that has the statistic.
+
+        In the natural order of the names, which is not that of the network: smdebug does not keep that.
+        """
+        tensors = self._tensors.get(kind, {})
+        for tensor in sorted(tensors, key=_natural):
+            if statistic in tensors[tensor]:
+                yield tensor, tensors[tensor][statistic]
 
     def kinds(self) -> tuple[str, ...]:
         """The kinds of tensors there are statistics of."""
-        return tuple(kind for kind, tensors in self._tensors.items() if tensors)
+        return tuple(sorted(kind for kind, tensors in self._tensors.items() if tensors))
 
     def statistics(self, kind: str, tensor: str) -> dict[str, Series]:
         """All statistics of one tensor."""
@@ -160,6 +165,11 @@ def of_epochs(run: RunData, mode: Mode, name: str) -> tuple[NDArray[np.int64], F
     numbers, place = np.unique(epochs.values.astype(np.int64), return_inverse=True)
     weights = np.bincount(place, images.values)
     return numbers, np.bincount(place, series.values * images.values) / np.maximum(weights, 1)
+
+
+def _natural(name: str) -> list[tuple[str, int]]:
+    """Sorts `2.weight` before `10.weight`."""
+    return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name)]
 
 
 def _float32(value: float) -> float:

@@ -1,0 +1,234 @@
+"""Request bodies and the validator: no server, only botocore's model of the API."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.aws.conftest import REGISTRY, ROLE
+
+from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.errors import ConfigError
+from image_classifier.contract.search import Categorical, Continuous, Integer
+from image_classifier.launch.sagemaker import cost, requests
+from image_classifier.launch.sagemaker.failures import describe_call, describe_reason
+from image_classifier.launch.sagemaker.images import parse_uri
+from image_classifier.launch.sagemaker.requests import Place, Request, job_name
+from image_classifier.launch.sagemaker.settings import SageMakerSettings, has_local_storage, is_gpu
+from image_classifier.launch.sagemaker.train import pascal
+from image_classifier.launch.sagemaker.validation import validate
+from image_classifier.launch.settings import TuneSettings
+
+PLACE = Place(run="train-20261122-120000", id="0123456789abcdef", root="s3://bucket/image-classifier")
+IMAGE = parse_uri(f"{REGISTRY}/image-classifier-train@sha256:{'0' * 64}", 13)
+DATA = {"train": "s3://bucket/data/train/", "valid": "s3://bucket/data/valid/"}
+SETTINGS = SageMakerSettings(role=ROLE)
+
+
+def check(request: Request) -> dict[str, Any]:
+    validate(request.service, pascal(request.operation), request.body)
+    return request.body
+
+
+def training(settings: SageMakerSettings = SETTINGS, config: TrainConfig | None = None) -> dict[str, Any]:
+    config = config or TrainConfig()
+    return check(requests.training_job("train-1", config, settings, image=IMAGE, data=DATA, place=PLACE))
+
+
+def test_body_of_a_default_training_job() -> None:
+    body = training()
+    definitions = body["AlgorithmSpecification"].pop("MetricDefinitions")
+    assert {"Name": "validation:accuracy"}.items() <= definitions[4].items()
+    assert body.pop("HyperParameters") == TrainConfig().to_hyperparameters()
+    source = {"S3DataType": "S3Prefix", "S3DataDistributionType": "FullyReplicated"}
+    assert body == {
+        "TrainingJobName": "train-1",
+        "AlgorithmSpecification": {
+            "TrainingImage": IMAGE.uri,
+            "TrainingInputMode": "File",
+            "EnableSageMakerMetricsTimeSeries": True,
+        },
+        "RoleArn": ROLE,
+        "InputDataConfig": [
+            {"ChannelName": name, "InputMode": "File", "DataSource": {"S3DataSource": {**source, "S3Uri": uri}}}
+            for name, uri in DATA.items()
+        ],
+        "OutputDataConfig": {"S3OutputPath": "s3://bucket/image-classifier/runs/train-20261122-120000/output"},
+        "ResourceConfig": {"InstanceType": "ml.g5.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 50},
+        "StoppingCondition": {"MaxRuntimeInSeconds": 14_400},
+        "CheckpointConfig": {
+            "S3Uri": "s3://bucket/image-classifier/runs/train-20261122-120000/checkpoints/",
+            "LocalPath": "/opt/ml/checkpoints",
+        },
+        "EnableNetworkIsolation": False,
+        "EnableInterContainerTrafficEncryption": False,
+        "EnableManagedSpotTraining": False,
+        "Tags": [
+            {"Key": "image-classifier:run", "Value": PLACE.run},
+            {"Key": "image-classifier:id", "Value": PLACE.id},
+        ],
+    }
+
+
+def test_disk_key_is_left_out_where_the_instance_has_its_own_disks() -> None:
+    with_key = replace(SETTINGS, kms_key="alias/key")
+    assert "VolumeKmsKeyId" not in training(with_key)["ResourceConfig"]
+    on_ebs = replace(with_key, train_instance="ml.m5.xlarge")
+    assert training(on_ebs)["ResourceConfig"]["VolumeKmsKeyId"] == "alias/key"
+    assert training(on_ebs)["OutputDataConfig"]["KmsKeyId"] == "alias/key"
+
+
+def test_many_instances_stream_encrypted_and_isolated() -> None:
+    body = training(
+        replace(SETTINGS, train_instances=2, input_mode="FastFile", encrypt_traffic=True, network_isolation=True)
+    )
+    assert body["ResourceConfig"]["InstanceCount"] == 2
+    assert {channel["InputMode"] for channel in body["InputDataConfig"]} == {"FastFile"}
+    assert body["EnableInterContainerTrafficEncryption"]
+    assert body["EnableNetworkIsolation"]
+
+
+def test_every_kind_of_range_is_a_string_range() -> None:
+    search = {
+        "lr": Continuous(low=0.001, high=0.1, log=True),
+        "epochs": Integer(low=2, high=9),
+        "optimizer": Categorical(values=("sgd", "adamw")),
+    }
+    request = requests.tuning_job(
+        "tune-1", TrainConfig(), search, TuneSettings(), SETTINGS, image=IMAGE, data=DATA, place=PLACE
+    )
+    ranges = check(request)["HyperParameterTuningJobConfig"]["ParameterRanges"]
+    assert ranges["IntegerParameterRanges"] == [
+        {"Name": "epochs", "MinValue": "2", "MaxValue": "9", "ScalingType": "Linear"}
+    ]
+    assert ranges["CategoricalParameterRanges"] == [{"Name": "optimizer", "Values": ["sgd", "adamw"]}]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"spot": True, "warm_pool_s": 60}, "spot instances cannot be kept warm"),
+        ({"max_wait_s": 60}, "max_wait_s is for spot jobs"),
+        ({"spot": True, "max_wait_s": 60}, "cannot be below max_run_s"),
+        ({"subnets": "subnet-1"}, "needs both subnets and security_groups"),
+        ({"min_instances": 0}, "only an async endpoint"),
+        ({"role": "my-role"}, "not an ARN"),
+        ({"variant": "serverless", "capture_percent": 5}, "a serverless endpoint cannot have data capture"),
+        ({"variant": "serverless", "network_isolation": True}, "cannot have network_isolation"),
+        ({"variant": "serverless", "serverless_memory_mb": 1500}, "multiple of 1024"),
+        ({"warm_pool_s": 30_000}, "warm_pool_s must lie in 0 .. 21600"),
+        ({"serve_instances": 2, "min_instances": 3, "max_instances": 3}, "below min_instances"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SageMakerSettings(**settings)
+
+
+def test_tags_are_pairs() -> None:
+    assert SageMakerSettings(tags="a=1, b = two").parsed_tags() == {"a": "1", "b": "two"}
+    with pytest.raises(ConfigError, match="tags are key=value pairs"):
+        SageMakerSettings(tags="nonsense").parsed_tags()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"TrainingJobName": "x" * 64}, "length of TrainingJobName is 64"),
+        ({"TrainingJobName": "under_score"}, "TrainingJobName is 'under_score', which does not match"),
+        ({"RoleArn": "service-role/classifier-is-no-arn"}, "RoleArn"),
+        ({"ResourceConfig": {"InstanceType": "ml.g5.huge", "InstanceCount": 1}}, "not one of"),
+        ({"ResourceConfig": {"InstanceCount": "1"}}, "Invalid type for parameter ResourceConfig.InstanceCount"),
+        ({"OutputDataConfig": {}}, "Missing required parameter in OutputDataConfig"),
+        ({"Nonsense": 1}, 'Unknown parameter in input: "Nonsense"'),
+        ({"Tags": [{"Key": "a&b", "Value": ""}]}, "which does not match"),
+        ({"HyperParameters": {str(i): "" for i in range(101)}}, "number of HyperParameters is 101"),
+        ({"StoppingCondition": {"MaxRuntimeInSeconds": 0}}, "MaxRuntimeInSeconds"),
+    ],
+)
+def test_validator_refuses_what_the_service_would(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match="CreateTrainingJob would be refused") as caught:
+        validate("sagemaker", "CreateTrainingJob", training() | change)
+    assert message in caught.value.message
+
+
+@pytest.mark.parametrize("limit", [63, 32])
+@pytest.mark.parametrize(
+    "run", ["train-20261122-120000", "train-20261122-120000-" + "long" * 10, "train-20261122-120000-a_b.c", "x-" * 40]
+)
+def test_job_names_fit_and_stay_different(run: str, limit: int) -> None:
+    name = job_name(run, limit)
+    assert len(name) <= limit
+    operation = "CreateTrainingJob" if limit == 63 else "CreateHyperParameterTuningJob"
+    member = "TrainingJobName" if limit == 63 else "HyperParameterTuningJobName"
+    body = training() | {member: name}
+    if limit == 63:
+        validate("sagemaker", operation, body)
+    assert job_name(run + "2", limit) != name
+    assert job_name(run, limit, "-r2").endswith("-r2")
+
+
+def test_instances_are_told_apart() -> None:
+    assert is_gpu("ml.g5.xlarge")
+    assert not is_gpu("ml.c7i.xlarge")
+    assert all(has_local_storage(f"ml.{family}.xlarge") for family in ("g4dn", "g5", "g6", "p4d", "m5d", "c6id"))
+    assert not any(has_local_storage(f"ml.{family}.xlarge") for family in ("m5", "c7i", "p3"))
+
+
+@pytest.mark.parametrize("partition", ["amazonaws.com", "amazonaws.com.cn"])
+def test_image_uris_are_taken_apart(partition: str) -> None:
+    image = parse_uri(f"123456789012.dkr.ecr.cn-north-1.{partition}/team/x:1.2", 12)
+    assert (image.account, image.region, image.repository, image.reference) == (
+        "123456789012",
+        "cn-north-1",
+        "team/x",
+        "1.2",
+    )
+    assert IMAGE.is_digest
+
+
+def test_cost_is_an_upper_bound() -> None:
+    spot = replace(SETTINGS, train_instances=2, max_run_s=7200)
+    assert cost.training(spot, jobs=3).most == pytest.approx(1.408 * 2 * 2 * 3)
+    assert cost.training(replace(SETTINGS, train_instance="ml.p5.48xlarge")).most is None
+    assert cost.endpoint(replace(SETTINGS, max_instances=2)).most == pytest.approx(0.214 * 2 * 730)
+    assert "nothing while idle" in cost.endpoint(SageMakerSettings(variant="serverless")).lines[0]
+    assert str(cost.prices()["date"]) in cost.training(SETTINGS).lines[1]
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "expected"),
+    [
+        ("ExpiredToken", "", "expired"),
+        ("TokenRetrievalError", "", "expired"),
+        ("NoSuchBucket", "", "missing"),
+        ("PermanentRedirect", "", "region"),
+        ("ResourceInUse", "busy", "taken"),
+        ("ValidationException", "Could not find endpoint", "missing"),
+        ("ValidationException", "1 validation error detected", "ValidationException"),
+        ("EndpointConnectionError", "", "network"),
+        ("503", "", "network"),
+        ("SlowDown", "", "throttled"),
+        ("ResourceLimitExceeded", "no numbers here", "quota"),
+        ("RepositoryNotFoundException", "The repository with name 'x' does not exist in the registry", "image"),
+    ],
+)
+def test_errors_have_their_line_in_the_table(code: str, message: str, expected: str) -> None:
+    error = describe_call(code, message, "do it")
+    assert error.code == expected
+    assert error.hint
+
+
+@pytest.mark.parametrize(
+    ("reason", "sentence"),
+    [
+        ("CapacityError: Unable to provision requested ML compute capacity", "no instance of that type to spare"),
+        ("ClientError: Data download failed:PermanentRedirect (301)", "could not read its data"),
+        ("ClientError: CannotPullContainerError: not found", "cannot be pulled"),
+        ("AlgorithmError: the memory ran out\nhint: lower batch_size, exit code: 1", "the memory ran out"),
+        ("", "no reason was given"),
+    ],
+)
+def test_failure_reasons_become_sentences(reason: str, sentence: str) -> None:
+    assert sentence in describe_reason(reason).message

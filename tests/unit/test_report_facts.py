@@ -179,6 +179,7 @@ def test_arithmetic_is_the_limit_when_nothing_can_go() -> None:
     found = step_time(_steps(data_wait_s=0.01, forward_s=0.4, backward_s=0.8), None)
     assert found is not None
     assert found["bottleneck"]["phase"] == "compute"
+    assert found["bottleneck"]["gain"] < 0.01
 
 
 def test_phases_that_overlap_on_a_gpu_share_the_step() -> None:

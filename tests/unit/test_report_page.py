@@ -165,7 +165,7 @@ def test_numbers_read_well() -> None:
     assert percent(0.9312) == "93.1\u00a0%"
     assert short("abcdefghij", 5) == "ab…ij"
     assert [words(name) for name in ("LowGPUUtilization", "IOBottleneck", "DeadRelu")] == [
-        "Low GPU utilization", "IO bottleneck", "Dead relu",
+        "Low GPU utilization", "IO bottleneck", "Dead ReLU",
     ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from image_classifier.debugging.report.curves import wilson
-from image_classifier.debugging.report.formats import count, interval, percent, points
+from image_classifier.debugging.report.formats import count, interval, percent, points, sentence, words
 
 MAX_ITEMS = 6
 LARGE_GAP = 0.05  # training minus validation accuracy worth acting on, if it is no sampling noise either
@@ -69,7 +69,7 @@ def _ending(facts: Mapping[str, Any]) -> Iterator[Item]:
 def _of_rules(fired: list[Mapping[str, Any]]) -> Iterator[Item]:
     for rule in fired[:3]:
         advice = rule["advice"] or f"See the rule {rule['rule']}"
-        yield _item(advice[:1].upper() + advice[1:], f"{rule['rule']}: {rule['summary']}")
+        yield _item(advice[:1].upper() + advice[1:], f"{words(rule['rule'])}: {sentence(rule['summary'])}")
 
 
 def _learning(facts: Mapping[str, Any], fired: frozenset[str]) -> Iterator[Item]:
@@ -131,11 +131,11 @@ def _errors(facts: Mapping[str, Any], fired: frozenset[str]) -> Iterator[Item]:
 
 def _speed(facts: Mapping[str, Any], fired: frozenset[str]) -> Iterator[Item]:
     found = facts["time"] and facts["time"]["bottleneck"]
-    if not found or found["phase"] == "compute" or found["gain"] < GAIN_WORTH_SAYING or fired & SPEED_RULES:
+    if not found or found["gain"] < GAIN_WORTH_SAYING or fired & SPEED_RULES:
         return
-    what, share = PHASE_NAMES[found["phase"]], percent(found["share"], 0)
+    what, share = PHASE_NAMES[found["avoidable"]], percent(found["avoidable_share"], 0)
     reason = f"{what} takes {share} of a step; without it training would be {percent(found['gain'], 0)} faster."
-    yield _item(REMEDIES[found["phase"]], reason)
+    yield _item(REMEDIES[found["avoidable"]], reason)
 
 
 def best_row(facts: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -170,11 +170,10 @@ PHASE_NAMES: Mapping[str, str] = {
     "optimizer_s": "Optimiser",
     "hook_s": "Recording (hook)",
     "rest_s": "Python between the phases",
-    "compute": "Computing",
 }
 REMEDIES: Mapping[str, str] = {
     "data_wait_s": "Feed the network faster: raise workers, or store the images smaller",
     "h2d_s": "Copy less: a smaller image_size, or larger batches",
-    "hook_s": "Record less often: raise the debug intervals, or debug=False",
+    "hook_s": "Record less often: raise debug_interval and activation_interval",
     "rest_s": "Give each step more to do: a larger batch_size",
 }

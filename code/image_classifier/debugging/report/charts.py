@@ -16,7 +16,7 @@ from image_classifier.debugging.report.html import Markup, joined, tag
 from image_classifier.debugging.report.scales import Scale
 
 Format = Callable[[float], str]
-SHARE_WITH_TEXT = 0.1  # of a bar; smaller ones have no room on a phone
+SHARE_WITH_TEXT = 0.12  # of a bar; smaller ones have no room on a phone
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,7 +74,14 @@ def short(text: str, limit: int) -> str:
     return f"{text[: keep - keep // 2]}…{text[len(text) - keep // 2 :]}"
 
 
+def sentence(text: str) -> str:
+    """The text with a capital at its beginning and a full stop at its end."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) or not text else ".")
+
+
 def words(name: str) -> str:
     """`LowGPUUtilization` -> `Low GPU utilization`, `IOBottleneck` -> `IO bottleneck`."""
     parts = re.findall(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]+$|[A-Z][a-z]+|\d+", name) or [name]
-    return " ".join([parts[0], *(part if part.isupper() else part.lower() for part in parts[1:])])
+    return " ".join([parts[0], *(part if part.isupper() else part.lower() for part in parts[1:])]).replace(
+        "relu", "ReLU"
+    )

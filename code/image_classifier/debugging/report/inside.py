@@ -6,7 +6,7 @@ from typing import Any
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.debugging.report.charts import meter
-from image_classifier.debugging.report.formats import DASH, count, number, words
+from image_classifier.debugging.report.formats import DASH, count, number, sentence, words
 from image_classifier.debugging.report.grids import heatmap
 from image_classifier.debugging.report.html import Markup, joined, tag
 from image_classifier.debugging.report.page import Facts, details, figure, note, plain_list, table
@@ -55,17 +55,18 @@ def _verdict(rule: dict[str, Any]) -> Markup:
 
 
 def _finding(rule: dict[str, Any]) -> Markup:
-    advice = tag("p", rule["advice"], class_="advice") if rule["advice"] else None
+    """What was found; advice and evidence stand open under a rule that fired, folded under the others."""
     rows = [
         (DASH if e["step"] is None else e["step"], e["name"], number(as_float(e["value"]))) for e in rule["evidence"]
     ]
     evidence = table(("step", "what", "value"), rows, numeric=(0, 2), class_="narrow") if rows else None
     parameters = ", ".join(f"{name} = {value}" for name, value in rule["parameters"].items())
-    looked = f"{count(rule['datapoints'], 'measurement')} looked at" + (
-        f"; parameters: {parameters}" if parameters else ""
-    )
-    more = details("Evidence" if rows else "Parameters", joined(evidence, tag("p", looked, class_="soft")))
-    return joined(tag("p", rule["summary"]), advice, more)
+    looked = f"{count(rule['datapoints'], 'measurement')} looked at" + (f"; {parameters}" if parameters else "")
+    more = joined(evidence, tag("p", looked, class_="soft"))
+    if rule["verdict"] != "IssuesFound":
+        return details(sentence(rule["summary"]), more)
+    advice = tag("p", sentence(rule["advice"]), class_="advice") if rule["advice"] else None
+    return joined(tag("p", sentence(rule["summary"])), advice, details("Evidence" if rows else "Parameters", more))
 
 
 def layers(facts: Facts) -> Markup:
@@ -96,6 +97,10 @@ def layers(facts: Facts) -> Markup:
     for key, (what, heading, caption) in texts.items():
         if key in found:
             grid = found[key]
+            parts.append(tag("h3", heading))
+            if key == "dead" and all(not value for row in grid["values"] for value in row):
+                parts.append(note("No unit was silent at any recorded step."))
+                continue
             values = [[None if value is None else as_float(value) for value in row] for row in grid["values"]]
             drawing = heatmap(
                 f"{heading} by layer and step",
@@ -106,7 +111,7 @@ def layers(facts: Facts) -> Markup:
                 width=WIDTH,
                 zero="none" if key == "dead" else "zero",
             )
-            parts += [tag("h3", heading), figure(drawing, caption)]
+            parts.append(figure(drawing, caption))
     rows = [
         (
             row["layer"],

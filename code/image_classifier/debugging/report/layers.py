@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,8 +37,9 @@ def _heatmap(
         return None
     rows = list(dict.fromkeys(name for record in kept for name in part(record)))
     columns, values = [], []
-    for group in np.array_split(np.arange(len(kept)), min(MAX_COLUMNS, len(kept))):
-        members = [kept[i] for i in group]
+    size = math.ceil(len(kept) / MAX_COLUMNS)
+    for start in range(0, len(kept), size):
+        members = kept[start : start + size]
         first, last = members[0].step, members[-1].step
         columns.append(str(first) if first == last else f"{first}–{last}")
         values.append([_mean([part(each).get(row, {}).get(statistic) for each in members]) for row in rows])

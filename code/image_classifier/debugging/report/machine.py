@@ -14,6 +14,7 @@ from image_classifier.debugging.report.scales import fit
 from image_classifier.debugging.report.sources import as_float
 
 WIDTH = 960.0
+MIN_GAIN = 0.05  # a speed-up below this is not worth a person's time
 SERIES_STYLES = ("c0", "c1", "c2", "c3", "c4", "c5", "c6")
 PHASE_STYLES = {
     "data_wait_s": "c1",
@@ -142,27 +143,28 @@ def time(facts: Facts) -> Markup:
             f"The first step took {duration(found['first_step_s'])}; it also starts worker processes and is left out.",
         )
     )
+    if facts["trace"]:
+        parts.append(note("A few steps are traced in detail in trace.json.gz: open it in https://ui.perfetto.dev."))
     return joined(parts)
 
 
 def _bottleneck(found: dict[str, Any]) -> Markup:
     what = found["bottleneck"]
-    if what is None:
-        return joined(
-            f"Training ran at {number(found['images_per_second'])} images/s. The phases of a step were not recorded."
-        )
     speed = f"{number(found['images_per_second'])} images/s"
-    if what["phase"] == "compute":
-        return joined(
-            tag("b", "The network's own arithmetic is the limit: "),
-            f"{percent(what['share'], 0)} of a step computes, at {speed}. Only a faster device, bf16, or a smaller "
-            "image_size would change that.",
-        )
-    return joined(
-        tag("b", f"{PHASE_NAMES[what['phase']]} is the bottleneck: {percent(what['share'], 0)} of a step. "),
-        f"Without it training would run at up to {number(what['images_per_second'])} images/s instead of {speed}, "
-        f"{percent(what['gain'], 0)} faster. {REMEDIES[what['phase']]}.",
+    if what is None:
+        return joined(f"Training ran at {speed}. The phases of a step were not recorded.")
+    then = (
+        f"at up to {number(what['images_per_second'])} images/s instead of {speed}, {percent(what['gain'], 0)} faster"
     )
+    name, share = PHASE_NAMES[what["avoidable"]], percent(what["avoidable_share"], 0)
+    if what["phase"] != "compute":
+        first = f"{name} is the bottleneck: {share} of a step. "
+        return joined(tag("b", first), f"Without it training would run {then}. {REMEDIES[what['avoidable']]}.")
+    first = f"The network's own arithmetic is the limit: {percent(what['share'], 0)} of a step. "
+    if what["gain"] < MIN_GAIN:
+        return joined(tag("b", first), f"At {speed}, only a faster device, bf16 or a smaller image_size would help.")
+    rest = f"The largest part that could go is “{name.lower()}” with {share}: without it training would run {then}. "
+    return joined(tag("b", first), rest, f"{REMEDIES[what['avoidable']]}.")
 
 
 def _phase_table(found: dict[str, Any]) -> Markup:

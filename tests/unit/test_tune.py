@@ -23,7 +23,7 @@ from image_classifier.launch.trials import Best, TrialRow, objective_at_best, pi
 from image_classifier.launch.tune import combinations, find_best, num_combinations
 from image_classifier.vision.sample_data import make_sample_data
 
-# Learns to `batch_size` percent. Batch size 13 crashes; an existing checkpoint makes it skip the epochs it counts.
+# Learns to `batch_size` percent. Batch size 13 crashes, 15 is stopped by a rule; an existing checkpoint makes it skip the epochs it counts.
 STAND_IN = """
 import json, pathlib, signal, sys, time
 base = pathlib.Path.cwd()
@@ -36,6 +36,9 @@ signal.signal(signal.SIGTERM, stop)
 if batch == 13:
     (base / "output/failure").write_text("thirteen is unlucky\\nhint: take another")
     sys.exit(1)
+if batch == 15:
+    (base / "output/failure").write_text("stopped by rule LossNotDecreasing\\nhint: change lr")
+    sys.exit(3)
 counter, history = base / "checkpoints/epoch", base / "output/data/history.jsonl"
 first = int(counter.read_text()) + 1 if counter.exists() else 1
 for epoch in range(first, epochs + 1):
@@ -102,6 +105,15 @@ def test_every_combination_is_tried_once_and_the_best_kept(data: Path, capsys: p
     assert models == [f"{found.best_trial:03}"]  # the weights of the others are gone
     assert not list(made.run.path.glob("trials/*/checkpoints"))
     assert made.run.record().status == Status.COMPLETED
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_trial_that_a_rule_stopped_is_pruned_and_the_search_goes_on(data: Path) -> None:
+    made = search(data, [15, 10], tune__trials=2)
+    assert tune.run(made).best_values == {"batch_size": 10}
+    pruned = next(row for row in rows_of(made.run) if row["batch_size"] == "15")
+    assert pruned["status"] == "Pruned"
+    assert pruned["failure"] == "stopped by rule LossNotDecreasing"
 
 
 @pytest.mark.usefixtures("stand_in")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from image_classifier.contract.config import TrainConfig
-from image_classifier.contract.errors import ConfigError, DataError, JobError, JobStopped
+from image_classifier.contract.errors import ConfigError, DataError, JobError, JobStopped, RuleFired
 from image_classifier.launch import local, render
 from image_classifier.launch.process import Interrupts, follow
 from image_classifier.launch.progress import Progress, duration
@@ -123,6 +123,9 @@ def ending(run: Run, status: int, interrupts: Interrupts, how_to_resume: str) ->
             stopped.exit_code = interrupts.exit_code
         run.end(Status.STOPPED, exit_code=status, failure=stopped.message)
         return stopped
+    if status == RuleFired.exit_code:
+        run.end(Status.STOPPED, exit_code=status, failure=message)
+        return RuleFired(message, hint)
     message = message or silent_end(status)
     run.end(Status.FAILED, exit_code=status, failure=message)
     error = JobError(message, f"{hint}; the log is {run.log}" if hint else f"the log is {run.log}")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from image_classifier.contract.config import TrainConfig, Value
-from image_classifier.contract.errors import ConfigError, JobError, JobStopped
+from image_classifier.contract.errors import ConfigError, JobError, JobStopped, RuleFired
 from image_classifier.contract.metrics import METRIC_BY_NAME
 from image_classifier.contract.search import Categorical, Integer, Range, parse_search_space, with_values
 from image_classifier.launch import local, render
@@ -318,6 +318,10 @@ class Tuner:
             self._study.tell(trial, best.value)
         elif active.pruned_at and status == JobStopped.exit_code:
             active.run.end(Status.STOPPED, exit_code=status, failure=f"pruned after epoch {active.pruned_at}")
+            self._study.tell(trial, state=TrialState.PRUNED)
+        elif status == RuleFired.exit_code:  # a rule of the debugger (stop_on) found the trial hopeless
+            active.run.end(Status.STOPPED, exit_code=status, failure=message)
+            trial.set_user_attr("failure", message)
             self._study.tell(trial, state=TrialState.PRUNED)
         elif self._obeyed:
             active.run.end(Status.STOPPED, exit_code=status, failure=message or "killed before it saved its state")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import uuid
+from contextlib import ExitStack
 from pathlib import Path
 
-from tests.container.conftest import NO_NETWORK, TRAIN, container, make_job, train_flags
+import pytest
+from tests.container.conftest import NO_NETWORK, TRAIN, container, docker, make_job, train_flags, write
 
 from image_classifier.contract.metrics import parse_metric_line
 from image_classifier.contract.paths import MlPaths
@@ -50,3 +53,31 @@ def test_unreachable_weights_are_a_sentence(images: None, tmp_path: Path, data: 
     with container(TRAIN, "train", *train_flags(paths), *NO_NETWORK) as job:
         assert job.wait() == 1
     assert paths.failure.read_text().startswith("the ImageNet weights cannot be had from ")
+
+
+def test_two_containers_on_one_network_train_together(
+    images: None, tmp_path: Path, data: Path, request: pytest.FixtureRequest
+) -> None:
+    hosts = ("algo-1", "algo-2")
+    network = f"classifier-{uuid.uuid4().hex[:8]}"
+    docker("network", "create", network)
+    request.addfinalizer(lambda: docker("network", "rm", network))
+    jobs = {host: make_job(tmp_path / host, data, hosts=hosts) for host in hosts}
+    config = json.loads(jobs["algo-2"].resource_config.read_text())
+    write(jobs["algo-2"].resource_config, config | {"current_host": "algo-2"})
+    with ExitStack() as stack:
+        running = [
+            stack.enter_context(container(TRAIN, "train", *train_flags(paths, host), *member(network, host)))
+            for host, paths in jobs.items()
+        ]
+        assert [job.wait() for job in running] == [0, 0], [job.log for job in running]
+        assert "processes: 2, this is number 0" in running[0].log
+        assert parse_metric_line(running[0].log) is not None
+        assert parse_metric_line(running[1].log) is None
+    assert load_model(jobs["algo-1"].model).golden
+    assert not list(jobs["algo-2"].model.iterdir())
+    assert json.loads((jobs["algo-1"].output_data / "metrics.json").read_text())["images"]["train"] == 16
+
+
+def member(network: str, host: str) -> tuple[str, ...]:
+    return ("--network", network, "--network-alias", host)

@@ -88,11 +88,12 @@ def identity(config: TrainConfig, data_fingerprint: str) -> dict[str, str]:
 
 
 class Checkpoints:
-    """The checkpoint folder of one job."""
+    """The checkpoint folder of one job. One that does not write leaves that to the main process."""
 
-    def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, identity: Mapping[str, str], *, writes: bool = True) -> None:
         self._folder = folder
         self._identity = dict(identity)
+        self._writes = writes
         self._due = -math.inf  # of time.monotonic()
 
     @property
@@ -140,6 +141,8 @@ class Checkpoints:
         return None
 
     def _write(self, checkpoint: Checkpoint) -> None:
+        if not self._writes:
+            return
         progress = checkpoint.progress
         content = {
             "identity": self._identity,
@@ -167,6 +170,8 @@ class Checkpoints:
                 )
 
     def _keep(self, count: int) -> None:
+        if not self._writes:
+            return
         for path in self._files()[count:]:
             path.unlink(missing_ok=True)
         for leftover in self._folder.glob(".*.ckpt.*.tmp"):  # of a process that was killed while writing

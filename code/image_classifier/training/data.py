@@ -106,12 +106,15 @@ def random_view(path: Path, preprocessing: Preprocessing, augment: str, seed: Se
 class EpochBatches(Sampler[list[Key]]):
     """The keys of one epoch's batches, from `first_step` on; set `epoch` and `first_step` before iterating."""
 
-    def __init__(self, num_images: int, batch_size: int, *, shuffle_seed: int | None = None) -> None:
+    def __init__(
+        self, num_images: int, batch_size: int, *, shuffle_seed: int | None = None, rank: int = 0, size: int = 1
+    ) -> None:
         self.epoch = 0
         self.first_step = 0
         self._num_images = num_images
         self._batch_size = batch_size
         self._shuffle_seed = shuffle_seed
+        self._rank, self._size = rank, size
 
     def __len__(self) -> int:
         return math.ceil(self._num_images / self._batch_size)
@@ -122,11 +125,12 @@ class EpochBatches(Sampler[list[Key]]):
             order = np.random.default_rng((self._shuffle_seed, self.epoch)).permutation(self._num_images)
         for step in range(self.first_step, len(self)):
             start = step * self._batch_size
-            yield [(self.epoch, int(index)) for index in order[start : start + self._batch_size]]
+            share = order[start : start + self._batch_size][self._rank :: self._size]
+            yield [(self.epoch, int(index)) for index in share]
 
 
 class Loader:
-    """A split as batches, epoch by epoch."""
+    """A split as batches, epoch by epoch; with `size` processes, one process's share of each batch."""
 
     def __init__(
         self,
@@ -136,9 +140,11 @@ class Loader:
         workers: int,
         shuffle_seed: int | None = None,
         pin_memory: bool = False,
+        rank: int = 0,
+        size: int = 1,
     ) -> None:
         self.split = dataset.split
-        self._batches = EpochBatches(len(dataset), batch_size, shuffle_seed=shuffle_seed)
+        self._batches = EpochBatches(len(dataset), batch_size, shuffle_seed=shuffle_seed, rank=rank, size=size)
         self._loader: DataLoader[Batch] = DataLoader(
             dataset,  # type: ignore[arg-type]  # collate makes Batches of its samples
             batch_sampler=self._batches,

@@ -7,9 +7,12 @@ import torch
 AMPERE = (8, 0)  # the first CUDA compute capability with bf16 tensor cores
 
 
-def choose_device() -> torch.device:
-    """The first CUDA GPU when there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def choose_device(local_rank: int = 0) -> torch.device:
+    """The GPU of a host's process when there is one, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
 
 
 def use_bf16(amp: str, device: torch.device) -> bool:

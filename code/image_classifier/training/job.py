@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import time
 from importlib.metadata import version
@@ -12,13 +13,14 @@ import torch
 from torchvision.models.resnet import ResNet
 
 from image_classifier.contract.config import TrainConfig
-from image_classifier.contract.errors import ConfigError, RuleFired
+from image_classifier.contract.errors import ConfigError, DataError, RuleFired
 from image_classifier.contract.metrics import metric_line
 from image_classifier.contract.paths import MlPaths
 from image_classifier.debugging.observer import Observer
 from image_classifier.training.checkpoint import Checkpoint, Checkpoints, Progress, identity
 from image_classifier.training.data import BadImages, ImageDataset, Loader, num_workers
 from image_classifier.training.device import choose_device, describe_device, use_bf16
+from image_classifier.training.distributed import Group, joined
 from image_classifier.training.evaluate import Evaluation, Interrupted, evaluate
 from image_classifier.training.golden import golden_samples
 from image_classifier.training.loop import Training, fit, min_images
@@ -36,36 +38,59 @@ PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors")  # whose v
 
 
 def run(config: TrainConfig, paths: MlPaths, stop: StopFlag) -> None:
-    """Trains, tests, and writes the model and its metrics.
+    """Trains, tests, and writes the model and its metrics; with other processes, if the environment says so.
 
     Raises:
         ClassifierError: bad settings, data or weights; a full disk; a training that diverged or was stopped.
     """
-    if config.batch_size < min_images(config.fine_tune):
-        raise ConfigError("batch_size 1 cannot train batch norms", "use 2 or more, or fine_tune=head")
+    with joined() as group:
+        run_in(group, config, paths, stop)
+
+
+def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag) -> None:
+    """One process's part of the job: all of it, or, for a follower, the training steps."""
+    smallest = min_images(config.fine_tune) * group.size
+    if config.batch_size < smallest:
+        raise ConfigError(
+            f"batch_size {config.batch_size} cannot train batch norms in {group.size} processes",
+            f"use {smallest} or more, or fine_tune=head",
+        )
     channels = {name: paths.channel(name) for name in SPLIT_FOLDERS if paths.channel(name).is_dir()}
     folders = scan(channels, valid_fraction=config.valid_fraction, seed=config.seed)
     describe_data(folders)
     data_fingerprint = fingerprint(folders)
-    checkpoints = Checkpoints(paths.checkpoints, identity(config, data_fingerprint))
-    checkpoint = checkpoints.load()
-    device = choose_device()
+    if len(set(group.exchange(data_fingerprint))) > 1:
+        raise DataError("the hosts see different images", "use S3DataDistributionType FullyReplicated")
+    checkpoints = Checkpoints(paths.checkpoints, identity(config, data_fingerprint), writes=group.is_main)
+    checkpoint = group.from_main(checkpoints.load)
+    device = choose_device(group.local_rank)
     model = make_model(config, len(folders.classes), paths.channel("weights"), checkpoint, device)
     training = make_training(
-        config, folders, model, device, checkpoints=checkpoints, checkpoint=checkpoint, stop=stop, paths=paths
+        config,
+        folders,
+        model,
+        device,
+        group=group,
+        checkpoints=checkpoints,
+        checkpoint=checkpoint,
+        stop=stop,
+        paths=paths,
     )
     hook = make_hook(watched(training, folders), paths, stop)
     try:
         fit(training, hook)
-        finish(training, hook, folders, data_fingerprint, paths)
+        if group.is_main:
+            finish(training, hook, folders, data_fingerprint, paths)
     except RuleFired as fired:
-        write_json(paths.output_data / "metrics.json", stopped_result(training.progress, fired))
+        if group.is_main:
+            write_json(paths.output_data / "metrics.json", stopped_result(training.progress, fired))
         raise
     finally:
         training.train.close()
         training.valid.close()
         hook.close()
-        write_bad_images(paths.output_data, training.bad.found)
+        if group.is_main:
+            write_bad_images(paths.output_data, training.bad.found)
 
 
 def stopped_result(progress: Progress, fired: RuleFired) -> dict[str, object]:
@@ -98,6 +123,10 @@ def watched(training: Training, folders: ImageFolders) -> Watched:
         },
         device=training.device,
         bf16=training.bf16,
+        rank=training.group.rank,
+        world_size=training.group.size,
+        node=os.environ.get("SM_CURRENT_HOST", "algo-1").replace("localhost", "algo-1"),
+        samples_machine=training.group.local_rank == 0,
     )
 
 
@@ -134,6 +163,7 @@ def make_training(
     model: ResNet,
     device: torch.device,
     *,
+    group: Group,
     checkpoints: Checkpoints,
     checkpoint: Checkpoint | None,
     stop: StopFlag,
@@ -144,6 +174,8 @@ def make_training(
     workers = num_workers(config.workers, device)
     bf16 = use_bf16(config.amp, device)
     log.info("device: %s, %s, workers=%d", describe_device(device), "bf16" if bf16 else "float32", workers)
+    if group.size > 1:
+        log.info("processes: %d, this is number %d", group.size, group.rank)
     optimizer = make_optimizer(model, config)
     if checkpoint is not None and checkpoint.optimizer:
         optimizer.load_state_dict(checkpoint.optimizer)
@@ -151,12 +183,19 @@ def make_training(
     train = ImageDataset(folders.train, preprocessing, augment=config.augment, seed=config.seed)
     return Training(
         config=config,
+        group=group,
         model=model,
         optimizer=optimizer,
         device=device,
         bf16=bf16,
         train=Loader(
-            train, config.batch_size, workers=workers, shuffle_seed=config.seed, pin_memory=device.type == "cuda"
+            train,
+            config.batch_size,
+            workers=workers,
+            shuffle_seed=config.seed,
+            pin_memory=device.type == "cuda",
+            rank=group.rank,
+            size=group.size,
         ),
         valid=evaluation_loader(folders.valid, config, device),
         bad=BadImages(config.max_bad_images, progress.unreadable),
@@ -164,7 +203,7 @@ def make_training(
         stop=stop,
         progress=progress,
         best={} if checkpoint is None else checkpoint.best,
-        on_epoch=lambda progress: write_history(paths.output_data, progress.history),
+        on_epoch=lambda progress: write_history(paths.output_data, progress.history) if group.is_main else None,
     )
 
 

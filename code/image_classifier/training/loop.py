@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 import time
+from collections import ChainMap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -18,6 +19,7 @@ from image_classifier.contract.metrics import metric_line, with_best
 from image_classifier.debugging.observer import Observer
 from image_classifier.training.checkpoint import Checkpoints, Progress, Weights
 from image_classifier.training.data import BadImages, Batch, Loader
+from image_classifier.training.distributed import Group
 from image_classifier.training.evaluate import Evaluation, Interrupted, evaluate
 from image_classifier.training.optim import learning_rate, set_learning_rate
 from image_classifier.training.stop import StopFlag
@@ -30,13 +32,16 @@ class Training:
     """Everything a training needs; `progress` and `best` change as it goes on.
 
     Args:
+        model: the network; `replica` is the same as the training step calls it, averaging gradients over the group.
         bf16: autocast to bf16.
         best: weights of the best epoch so far, on the CPU; empty before the first validation.
         on_epoch: called after each epoch.
     """
 
     config: TrainConfig
+    group: Group = field(default_factory=Group)
     model: nn.Module
+    replica: nn.Module = field(init=False)
     optimizer: torch.optim.Optimizer
     device: torch.device
     bf16: bool
@@ -48,6 +53,9 @@ class Training:
     progress: Progress
     best: Weights = field(default_factory=dict)
     on_epoch: Callable[[Progress], None]
+
+    def __post_init__(self) -> None:
+        self.replica = self.group.wrap(self.model, self.device)
 
 
 def fit(training: Training, hook: Observer) -> None:
@@ -65,20 +73,24 @@ def fit(training: Training, hook: Observer) -> None:
             try:
                 train_epoch(training, hook)
                 hook.begin("eval", progress.epoch, (progress.epoch - 1) * training.valid.num_steps)
-                evaluation = evaluate(
-                    training.model,
-                    training.valid,
-                    hook,
-                    training.bad,
-                    training.stop,
-                    device=training.device,
-                    bf16=training.bf16,
+                evaluation = training.group.from_main(
+                    lambda: evaluate(
+                        training.model,
+                        training.valid,
+                        hook,
+                        training.bad,
+                        training.stop,
+                        device=training.device,
+                        bf16=training.bf16,
+                    )
                 )
             finally:
                 progress.total_seconds += time.perf_counter() - started
             end_epoch(training, evaluation)
         training.stop.forget_rule()  # there is nothing left to stop
     except Interrupted:
+        reasons = training.group.exchange(training.stop.reason)
+        training.stop.reason = next(filter(None, reasons), None)
         progress.unreadable = training.bad.found
         training.checkpoints.save(progress, training.model, training.optimizer, training.best)
         raise training.stop.error(
@@ -99,52 +111,68 @@ def train_epoch(training: Training, hook: Observer) -> None:
     hook.begin("train", progress.epoch, (progress.epoch - 1) * num_steps + progress.step)
     # (loss sum, correct answers) stay on the device: reading them every step would make the GPU wait for Python
     sums = torch.tensor([progress.loss_sum, progress.correct], dtype=torch.float64, device=training.device)
+    sums *= training.group.is_main  # what is known already counts once
     batches = training.train.epoch(progress.epoch, first_step=progress.step)
     window = Window()
     clock = time.perf_counter()
-    while progress.step < num_steps and not training.stop:
+    while progress.step < num_steps and not stop_agreed(training):
         batch = next(batches)
         hook.mark("data_wait_s")
         waited = time.perf_counter() - clock
-        for reason in training.bad.add(training.train.split, batch.unreadable):
+        shares = training.group.exchange((len(batch.labels), batch.unreadable))
+        for reason in training.bad.add(training.train.split, dict(ChainMap(*(bad for _, bad in shares)))):
             log.warning("skipped: %s", reason)
-        if len(batch.labels) >= min_images(config.fine_tune):
+        num_images = sum(count for count, _ in shares)
+        if min(count for count, _ in shares) >= min_images(config.fine_tune):
             rate = learning_rate(config, (progress.epoch - 1) * num_steps + progress.step, num_steps)
             set_learning_rate(training.optimizer, rate)
-            loss, correct = train_step(training, batch, criterion, hook)
+            share = len(batch.labels) * training.group.size / num_images
+            loss, correct = train_step(training, batch, criterion, hook, share=share)
             sums += torch.stack([loss.detach().double() * len(batch.labels), correct.double()])
-            progress.images += len(batch.labels)
+            progress.images += num_images
         else:
             hook.skip_step()
         progress.step += 1
         report = progress.step % config.log_interval == 0 or progress.step == num_steps
         if report:
-            read_sums(progress, sums, config)
+            read_sums(training, sums)
         spent, clock = time.perf_counter() - clock, time.perf_counter()
         progress.seconds += spent
-        window.add(len(batch.labels), spent, waited)
+        window.add(num_images, spent, waited)
         if report:
             log_step(progress, config, num_steps, training.optimizer.param_groups[0]["lr"], window)
-    read_sums(progress, sums, config)
-    if training.stop:
+    read_sums(training, sums)
+    if stop_agreed(training):
         raise Interrupted
     hook.end_epoch()
 
 
+def stop_agreed(training: Training) -> bool:
+    """Whether any process of the group has been asked to stop: all of them stop between the same two steps."""
+    return bool(training.group.largest(int(bool(training.stop))))
+
+
 def train_step(
-    training: Training, batch: Batch, criterion: nn.Module, hook: Observer
+    training: Training, batch: Batch, criterion: nn.Module, hook: Observer, *, share: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One step of the optimiser. Returns the batch's mean loss and its number of correct answers, on the device."""
+    """One step of the optimiser.
+
+    Args:
+        share: this process's images over the mean of all processes, so that every image weighs the same.
+
+    Returns:
+        The mean loss of this process's images and its number of correct answers, on the device.
+    """
     images = batch.images.to(training.device, memory_format=torch.channels_last, non_blocking=True)
     labels = batch.labels.to(training.device, non_blocking=True)
     hook.mark("h2d_s")
     hook.before_forward(images)
     with torch.autocast(training.device.type, dtype=torch.bfloat16, enabled=training.bf16):
-        logits = training.model(images)
+        logits = training.replica(images)
     loss: torch.Tensor = criterion(logits.float(), labels)
     hook.mark("forward_s")
     training.optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    (loss * share).backward()  # type: ignore[no-untyped-call]
     hook.mark("backward_s")
     hook.after_backward()
     training.optimizer.step()
@@ -214,11 +242,12 @@ def min_images(fine_tune: str) -> int:
     return 2 if fine_tune == "full" else 1
 
 
-def read_sums(progress: Progress, sums: torch.Tensor, config: TrainConfig) -> None:
-    """Fetches the sums from the device. Raises JobError when the loss of any step so far was not finite."""
-    loss_sum, correct = sums.tolist()
+def read_sums(training: Training, sums: torch.Tensor) -> None:
+    """Fetches the sums of all processes. Raises JobError when the loss of any step so far was not finite."""
+    progress = training.progress
+    loss_sum, correct = training.group.sum(sums).tolist()
     if not math.isfinite(loss_sum):
-        raise not_finite("training loss", loss_sum, progress, config)
+        raise not_finite("training loss", loss_sum, progress, training.config)
     progress.loss_sum, progress.correct = loss_sum, int(correct)
 
 

@@ -14,6 +14,7 @@ from image_classifier.contract.paths import FAILURE_MAX_CHARS, JOB_NAME_VARIABLE
 from image_classifier.training.stop import StopFlag, end_workers
 
 log = logging.getLogger(__name__)
+PROCESS_LOST = "another process of this training has ended"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,11 +24,13 @@ def main(argv: Sequence[str]) -> int:
         0 when the model was written, 143 when the job was stopped and can be resumed, 2 for a hyperparameter that
         is unknown or out of range, 1 for any other failure. Unless it is 0, the failure file holds the cause.
     """
-    configure_logging()
+    is_main = os.environ.get("RANK", "0") == "0"
+    configure_logging(logging.INFO if is_main else logging.ERROR)
     stop = StopFlag()
     stop.install()
     paths = MlPaths.from_environment()
-    paths.failure.unlink(missing_ok=True)  # an earlier attempt's
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        paths.failure.unlink(missing_ok=True)  # an earlier attempt's
     try:
         config = TrainConfig.from_argv(argv)
         from image_classifier.training.job import run  # after the arguments: torch takes seconds to import
@@ -40,11 +43,13 @@ def main(argv: Sequence[str]) -> int:
         log.log(logging.WARNING if isinstance(error, JobStopped) else logging.ERROR, "%s", error.message)
         if error.hint:
             log.info("hint: %s", error.hint)
-        write_failure(paths.failure, error)
+        if error.message != PROCESS_LOST or not paths.failure.exists():  # the one that ended first wrote the cause
+            write_failure(paths.failure, error)
         return error.exit_code
     finally:
         end_workers()
-        report(paths)
+        if is_main:
+            report(paths)
     return 0
 
 
@@ -60,11 +65,11 @@ def report(paths: MlPaths) -> None:
         log.warning("no report: %s", describe(error))
 
 
-def configure_logging() -> None:
+def configure_logging(level: int = logging.INFO) -> None:
     """One line a message on standard output: `14:03:07 epoch=1/10 step=10/40 loss=1.23`."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
 
 
@@ -85,6 +90,8 @@ def explain(error: Exception) -> ClassifierError:
     text = str(error)
     if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
         return JobError("the memory ran out", "lower batch_size or image_size")
+    if any(words in text for words in ("closed by peer", "reset by peer", "Broken pipe")):
+        return JobError(PROCESS_LOST, "the log and the failure file of its host say why")
     if "DataLoader worker" in text:
         return JobError(
             f"a data loading process died: {describe(error)}",

@@ -1,0 +1,81 @@
+"""Two processes that train one model on the CPU, started through the script as torchrun would."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from image_classifier.contract.paths import MlPaths
+from image_classifier.training.toolkit import places
+from image_classifier.vision.sample_data import make_sample_data
+
+SCRIPT = Path(__file__).parents[2] / "code" / "train.py"
+CONFIG = {
+    "weights": "none", "image_size": "32", "epochs": "2", "batch_size": "5", "log_interval": "1", "workers": "0",
+    "amp": "off", "augment": "light", "fine_tune": "head", "lr": "0.05", "debug": "False", "profile": "False",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "images"
+    make_sample_data(root, num_classes=2, train_per_class=7, valid_per_class=2, test_per_class=2, size=48)
+    return root
+
+
+def train(base: Path, *data: Path) -> tuple[list[int], list[str]]:
+    """Runs a process for each of `data`; exit codes and logs by rank. Each has, as on a host, its own folders."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
+        port = str(probe.getsockname()[1])
+    processes = []
+    for rank, place in enumerate(places(["127.0.0.1"], "127.0.0.1", len(data), "")):
+        paths = host(base, rank)
+        paths.data.parent.mkdir(parents=True)
+        paths.data.symlink_to(data[rank])
+        ours = {"SAGEMAKER_BASE_DIR": str(paths.base), "OMP_NUM_THREADS": "1", "MASTER_PORT": port}
+        command = [sys.executable, SCRIPT, *(word for key, value in CONFIG.items() for word in (f"--{key}", value))]
+        environment = {**os.environ, **place, **ours}
+        processes.append(
+            subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        )
+    logs = [process.communicate(timeout=120)[0] for process in processes]
+    return [process.returncode for process in processes], logs
+
+
+def host(base: Path, rank: int) -> MlPaths:
+    return MlPaths(base=base / f"host-{rank}")
+
+
+def test_two_processes_train_the_model_that_one_trains(tmp_path: Path, data: Path) -> None:
+    """With the batch norms of the body frozen, how a batch is divided must not matter."""
+    codes, logs = train(tmp_path / "one", data)
+    assert codes == [0], logs
+    codes, logs = train(tmp_path / "two", data, data)
+    assert codes == [0, 0], logs
+    assert logs[1] == ""
+    assert not host(tmp_path / "two", 1).model.exists()
+    alone, together = (host(tmp_path / name, 0) for name in ("one", "two"))
+    results = [json.loads((paths.output_data / "metrics.json").read_text())["metrics"] for paths in (alone, together)]
+    assert results[1]["train:loss"] == pytest.approx(results[0]["train:loss"], rel=1e-4)
+    assert results[1]["train:accuracy"] == results[0]["train:accuracy"]
+    expected, got = (load_file(paths.model / "model.safetensors") for paths in (alone, together))
+    for name, array in expected.items():
+        np.testing.assert_allclose(got[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_hosts_with_different_images_are_refused(tmp_path: Path, data: Path) -> None:
+    other = tmp_path / "other"
+    make_sample_data(other, num_classes=2, train_per_class=6, valid_per_class=2, test_per_class=2, size=48)
+    codes, logs = train(tmp_path, data, other)
+    assert codes == [1, 1], logs
+    for rank in range(2):
+        assert host(tmp_path, rank).failure.read_text().startswith("the hosts see different images")

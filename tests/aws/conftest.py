@@ -23,7 +23,7 @@ from tests.conftest import jpeg
 
 from image_classifier.launch.cli import main
 from image_classifier.launch.runs import Run, list_runs
-from image_classifier.launch.sagemaker import watch
+from image_classifier.launch.sagemaker import train, watch
 from image_classifier.vision.artifact import GoldenSample, load_model, pack, write_model
 from image_classifier.vision.preprocess import Preprocessing
 from image_classifier.vision.sample_data import make_sample_data
@@ -97,6 +97,7 @@ def gate(shared_gate: Gate, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     for name in ("AWS_PROFILE", "AWS_REGION", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(watch, "EVERY_S", 0.01)
+    monkeypatch.setattr(train, "LOG_LAG_S", 0.0)
     yield shared_gate
     assert not shared_gate.refused, shared_gate.refused
 

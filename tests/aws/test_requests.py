@@ -232,3 +232,8 @@ def test_errors_have_their_line_in_the_table(code: str, message: str, expected: 
 )
 def test_failure_reasons_become_sentences(reason: str, sentence: str) -> None:
     assert sentence in describe_reason(reason).message
+
+
+def test_cuda_13_is_not_sent_to_volta() -> None:
+    with pytest.raises(ConfigError, match="V100"):
+        training(replace(SETTINGS, train_instance="ml.p3.2xlarge"))

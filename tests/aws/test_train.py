@@ -383,3 +383,27 @@ def test_money_is_not_spent_without_being_asked(gate: Gate, deploy: Deploy, proj
     assert "this costs money, and there is no terminal to ask on" in err
     assert not (project / "runs").exists()
     assert not gate.bodies("CreateTrainingJob")
+
+
+def test_managed_debugger_is_attached_when_asked_for(deploy: Deploy, project: Path) -> None:
+    assert "DebugHookConfig" not in json.loads(deploy("train", "--dry-run")[1])[0]["request"]
+    set_settings(project, managed_debugger=True)
+    code, out, err = deploy("train", "--dry-run", "--rules", "VanishingGradient,LowGPUUtilization")
+    assert code == 0, err
+    request = json.loads(out)[0]["request"]
+    (rule,) = request["DebugRuleConfigurations"]
+    assert rule["RuleConfigurationName"] == "VanishingGradient"
+    assert rule["RuleEvaluatorImage"].startswith(
+        "503895931360.dkr.ecr.us-east-1.amazonaws.com/sagemaker-debugger-rules"
+    )
+    assert request["DebugHookConfig"]["S3OutputPath"].startswith(f"s3://{BUCKET}/image-classifier/runs/")
+    (profiler,) = request["ProfilerRuleConfigurations"]
+    assert profiler["RuleConfigurationName"] == "LowGPUUtilization"
+
+
+def test_run_on_sagemaker_is_not_resumed_here(gate: Gate, deploy: Deploy, project: Path) -> None:
+    gate.fail("CreateTrainingJob", Fault("ValidationException", "no"))
+    assert deploy("train", "--yes")[0] == 1
+    code, _, err = deploy("--target", "local", "train", "--resume", only_run(project).name)
+    assert code == 2
+    assert "ran on SageMaker" in err

@@ -82,6 +82,7 @@ class Local(Target):
     def resume_tuning(self, run: Run, changes: Mapping[str, Value]) -> Found | None:
         from image_classifier.launch import tune
 
+        _require_here(run)
         starter = self.starter()
         return tune.run(tune.resume(run, changes), starter=starter)
 
@@ -94,6 +95,7 @@ class Local(Target):
     def resume_training(self, run: Run) -> Outcome | None:
         from image_classifier.launch import train
 
+        _require_here(run)
         return train.resume(run, starter=self.starter())
 
     def serve(self, model: str) -> None:
@@ -174,6 +176,11 @@ def target_of(settings: Settings, *, yes: bool = False, dry_run: bool = False) -
     if dry_run:
         raise ConfigError("--dry-run shows requests to AWS, jobs here make none", "give --target sagemaker")
     return (Docker if settings.general.target == DOCKER else Local)(settings=settings, yes=yes)
+
+
+def _require_here(run: Run) -> None:
+    if run.is_remote:
+        raise ConfigError(f"{run.name} ran on SageMaker", "go on there: deploy.py --target sagemaker ...")
 
 
 def trained_by(archive: Path) -> Run | None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from image_classifier.contract.errors import ConfigError
 from image_classifier.launch.sagemaker.failures import MISSING, NETWORK, TAKEN, AwsError, translated
 from image_classifier.launch.sagemaker.remote import is_ours
 from image_classifier.launch.sagemaker.requests import Place, Request
@@ -125,6 +126,16 @@ def create_tuning_job(session: Session, request: Request, place: Place) -> None:
         place,
         "create the tuning job",
     )
+
+
+def debugger_image(region: str) -> str:
+    """AWS's image that evaluates the managed Debugger's rules in a region. Raises ConfigError where there is none."""
+    from sagemaker.core import image_uris
+
+    try:
+        return str(image_uris.retrieve("debugger", region))
+    except ValueError:
+        raise ConfigError(f"AWS's Debugger is not offered in {region}", "set managed_debugger = false") from None
 
 
 def describe_tuning_job(session: Session, name: str) -> TuningState:

@@ -158,7 +158,7 @@ def training_job(
         },
         "CheckpointConfig": {"S3Uri": place.checkpoints, "LocalPath": CHECKPOINT_PATH},
         "Tags": tags(place, settings),
-        **_job_parts(settings, data, place),
+        **_job_parts(settings, image, data, place),
         **(debugger or {}),
     }
     return Request(service="sagemaker", operation="create_training_job", body=body)
@@ -209,7 +209,7 @@ def tuning_job(
             "TrainingInputMode": settings.input_mode,
             "MetricDefinitions": metric_definitions(),
         },
-        **_job_parts(settings, data, place),
+        **_job_parts(settings, image, data, place),
     }
     if settings.spot:
         definition["CheckpointConfig"] = {"S3Uri": place.checkpoints, "LocalPath": CHECKPOINT_PATH}
@@ -428,8 +428,10 @@ def transform_job(
     return Request(service="sagemaker", operation="create_transform_job", body=body)
 
 
-def _job_parts(settings: SageMakerSettings, data: Mapping[str, str], place: Place) -> Body:
+def _job_parts(settings: SageMakerSettings, image: Image, data: Mapping[str, str], place: Place) -> Body:
     """What a training job and the trials of a tuning job have in common."""
+    if image.cuda_major >= 13 and settings.train_instance.startswith("ml.p3"):
+        raise ConfigError("CUDA 13 does not run on the V100 of ml.p3", "choose ml.g4dn or newer, or CUDA 12 images")
     resources: Body = {
         "InstanceType": settings.train_instance,
         "InstanceCount": settings.train_instances,

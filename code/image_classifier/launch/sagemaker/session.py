@@ -32,7 +32,7 @@ class Session:
 
         with translated("sign in"):
             profile = None if settings.profile == AUTO else settings.profile
-            region = None if settings.region == AUTO else settings.region
+            region = os.environ.get("AWS_REGION") or None if settings.region == AUTO else settings.region
             self.boto = boto3.Session(profile_name=profile, region_name=region)
             if not self.boto.region_name:
                 from botocore.exceptions import NoRegionError

@@ -27,7 +27,7 @@ class SageMakerSettings:
     prefix: str = param("image-classifier", "folder in the bucket")
     train_image: str = param(AUTO, "URI of the training image, auto for the one that build_and_push.sh pushed last")
     serve_image: str = param(AUTO, "URI of the serving image, auto for the one that build_and_push.sh pushed last")
-    cuda_major: int = param(13, "CUDA major of the serving image where its URI is given here", low=11, high=99)
+    cuda_major: int = param(13, "CUDA major of images whose URI is given here", low=11, high=99)
 
     train_instance: str = param("ml.g5.xlarge", "instance type of training jobs")
     train_instances: int = param(1, "instances a training job uses together", low=1, high=100)
@@ -47,6 +47,8 @@ class SageMakerSettings:
     security_groups: str = param(NONE, "VPC security groups, with commas between them")
     kms_key: str = param(NONE, "KMS key (id or ARN) for the bucket's objects and the instances' disks")
     tags: str = param(NONE, "tags of everything that is made: key=value, with commas between them")
+
+    managed_debugger: bool = param(False, "add AWS's own Debugger rules to a training, for accounts that have them")
 
     strategy: str = param("Bayesian", "how tuning searches", choices=("Bayesian", "Random", "Hyperband"))
     early_stopping: bool = param(True, "end trials that fall behind (Hyperband always does)")

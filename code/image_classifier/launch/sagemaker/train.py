@@ -6,7 +6,7 @@ import json
 import shutil
 import tarfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,7 +24,6 @@ from image_classifier.launch.sagemaker.images import Image, find_image
 from image_classifier.launch.sagemaker.logs import TRAINING_GROUP, LogTail
 from image_classifier.launch.sagemaker.requests import Place, Request, job_name, training_job
 from image_classifier.launch.sagemaker.session import Session
-from image_classifier.launch.sagemaker.settings import SageMakerSettings
 from image_classifier.launch.sagemaker.upload import (
     DataSet,
     Sent,
@@ -35,7 +34,7 @@ from image_classifier.launch.sagemaker.upload import (
     upload_file,
 )
 from image_classifier.launch.sagemaker.validation import validate
-from image_classifier.launch.sagemaker.watch import watch
+from image_classifier.launch.sagemaker.watch import LOG_LAG_S, pause, watch
 from image_classifier.launch.settings import NAMED_WEIGHTS, Settings
 from image_classifier.launch.train import KIND, Outcome, TrainView, check_data, last_lines, resolve_weights
 from image_classifier.vision import artifact
@@ -69,6 +68,11 @@ class Inputs:
         if self.weights is not None:
             uris[WEIGHTS_CHANNEL] = file_uri(self.session, self.weights, WEIGHTS_CHANNEL).rpartition("/")[0] + "/"
         return uris
+
+    def request(self, place: Place) -> Request:
+        """The request of a training job."""
+        name = job_name(place.run)
+        return build(name, self.config, self.session, image=self.image, place=place, channels=self.channels())
 
     def upload(self) -> None:
         """Sends what S3 does not have yet. Raises AwsError."""
@@ -121,7 +125,7 @@ def train(settings: Settings, *, name: str = "", yes: bool = False, dry_run: boo
     inputs = read_inputs(settings)
     if dry_run:
         place = dry_place(inputs.session, KIND, name)
-        show_requests([_request(inputs, settings.sagemaker, place, job_name(place.run), inputs.channels())])
+        show_requests([inputs.request(place)])
         return None
     cost.confirm(cost.training(settings.sagemaker), yes=yes)
     run, place = remote.create(
@@ -136,8 +140,7 @@ def train(settings: Settings, *, name: str = "", yes: bool = False, dry_run: boo
     with failing(run):
         inputs.upload()
         remote.remember(run, channels=inputs.channels())
-        request = _request(inputs, settings.sagemaker, place, job_name(run.name), inputs.channels())
-        _create(run, inputs.session, request, place)
+        _create(run, inputs.session, inputs.request(place), place)
     return follow(run, inputs.session)
 
 
@@ -158,7 +161,7 @@ def resume(run: Run, settings: Settings, *, yes: bool = False) -> Outcome:
     name = job_name(run.name, suffix=f"-r{record.attempts + 1}")
     config = TrainConfig.from_hyperparameters(record.config)
     with failing(run):
-        request = training_job(name, config, settings.sagemaker, image=image, data=details["channels"], place=place)
+        request = build(name, config, session, image=image, place=place, channels=details["channels"])
         _create(run, session, request, place)
     return follow(run, session)
 
@@ -187,6 +190,9 @@ def follow(run: Run, session: Session) -> Outcome:
         state = watch(read, lambda state: state.finished, interrupts, live.show)
         if state is None:
             raise detached(run, interrupts)
+        pause(LOG_LAG_S, interrupts)  # the last lines reach CloudWatch after the job has ended
+        with suppress(AwsError):
+            log.writelines(line + "\n" for line in tail.lines())
     return finish(run, session, state)
 
 
@@ -286,10 +292,26 @@ def fresh(folder: Path) -> Path:
     return folder
 
 
-def _request(
-    inputs: Inputs, settings: SageMakerSettings, place: Place, name: str, channels: Mapping[str, str]
+def build(
+    name: str, config: TrainConfig, session: Session, *, image: Image, place: Place, channels: Mapping[str, str]
 ) -> Request:
-    return training_job(name, inputs.config, settings, image=inputs.image, data=channels, place=place)
+    """The request of a training job, with the managed Debugger if the settings ask for it. Raises ConfigError."""
+    settings = session.settings
+    extra = debugger(config, session, place) if settings.managed_debugger else None
+    return training_job(name, config, settings, image=image, data=channels, place=place, debugger=extra)
+
+
+def debugger(config: TrainConfig, session: Session, place: Place) -> Mapping[str, Any]:
+    """The managed Debugger's members of the request, from our own rule table. Raises ConfigError."""
+    from image_classifier.debugging.managed import managed_debugger
+    from image_classifier.debugging.rules import parse_rules
+
+    return managed_debugger(
+        parse_rules(config.rules),
+        evaluator_image=jobs.debugger_image(session.region),
+        s3_output=f"{place.output}/debugger",
+        save_interval=max(1, config.debug_interval),
+    )
 
 
 def _create(run: Run, session: Session, request: Request, place: Place) -> None:

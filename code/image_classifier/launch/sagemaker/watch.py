@@ -11,6 +11,7 @@ from image_classifier.launch.process import Interrupts
 from image_classifier.launch.sagemaker.failures import MISSING, ROLE, TRANSIENT, AwsError
 
 EVERY_S = 10.0
+LOG_LAG_S = 5.0
 MAX_PAUSE_S = 60.0
 PATIENCE_S = {ROLE: 90.0, MISSING: 30.0}
 _TICK_S = 0.2

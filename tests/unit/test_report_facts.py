@@ -119,10 +119,13 @@ def test_only_a_history_makes_a_report(tmp_path: Path) -> None:
 
 def test_a_failed_job_says_why_first(own_job: Path) -> None:
     (own_job / "output/data/metrics.json").unlink()
+    rules = (own_job / "output/data/rules.json").read_text()
+    (own_job / "output/data/rules.json").write_text(rules.replace("Set workers=8", "Lower lr to 0.1"))
     (own_job / "output/failure").write_text("the training loss became nan in epoch 2\nhint: lower lr (it was 0.5)")
     facts = gather(own_job)
     assert facts["outcome"]["status"] == "failed"
     assert facts["next"][0]["title"] == "Lower lr (it was 0.5)"
+    assert sum(item["title"].startswith("Lower lr") for item in facts["next"]) == 1
     assert "the training loss became nan in epoch 2" in facts["next"][0]["reason"]
 
 

@@ -189,3 +189,16 @@ def _luminance(colour: str) -> float:
     channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_a_diverging_loss_is_drawn_on_a_logarithmic_scale(tmp_path: Path) -> None:
+    folder = make_job(tmp_path / "job", epochs=1, test_per_class=2)
+    path = folder / "output" / "data" / "steps.jsonl"
+    lines = path.read_text().splitlines()[:20]
+    path.write_text(
+        "".join(re.sub(r'"clean_loss": [\d.]+', f'"clean_loss": 1e{i}', line) + "\n" for i, line in enumerate(lines))
+    )
+    (folder / "output" / "data" / "history.jsonl").unlink()
+    page = render(gather(folder))
+    assert "loss (nats), logarithmic" in page
+    assert "Every batch is shown" in page

@@ -47,11 +47,23 @@ def what_next(facts: Mapping[str, Any]) -> list[Item]:
         judged = count(sum(rule["verdict"] == "NoIssuesFound" for rule in facts["rules"]), "rule")
         reason = f"{judged} found nothing wrong with it." if facts["rules"] else "The job completed; no rule judged it."
         items.append(_item(f"Serve it: python deploy.py serve {facts['name']}".rstrip(), reason))
-    return [item | {"title": item["title"].rstrip(".")} for item in items[:MAX_ITEMS]]
+    return _merged(items)[:MAX_ITEMS]
 
 
 def _item(title: str, reason: str) -> Item:
     return {"title": title, "reason": reason}
+
+
+def _merged(items: list[Item]) -> list[Item]:
+    """Items whose titles begin with the same two words ask for the same: their reasons are put together."""
+    found: dict[tuple[str, ...], Item] = {}
+    for item in items:
+        key = tuple(item["title"].split()[:2])
+        if key in found:
+            found[key]["reason"] += " " + item["reason"]
+        else:
+            found[key] = _item(item["title"].rstrip("."), item["reason"])
+    return list(found.values())
 
 
 def _ending(facts: Mapping[str, Any]) -> Iterator[Item]:

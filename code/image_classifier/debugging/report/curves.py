@@ -12,6 +12,7 @@ from image_classifier.debugging.schema import PHASES, StepRecord, SystemSample
 
 MAX_BINS = 120  # points of a curve: more cannot be told apart on a screen
 MAX_NOISE_BINS = 60
+MAX_SINGLE_STEPS = 40  # shown one by one
 MIN_STEPS_A_BIN = 8  # fewer have no 10th and 90th percentile worth drawing
 COMPUTE_PHASES = ("forward_s", "backward_s", "optimizer_s")
 AVOIDABLE_PHASES = ("data_wait_s", "h2d_s", "hook_s", "rest_s")
@@ -26,7 +27,7 @@ def batch_losses(steps: Sequence[StepRecord], steps_per_epoch: int) -> dict[str,
     train = [record for record in steps if record.mode == "train"]
     if not train or steps_per_epoch < 1:
         return None
-    bins = max(1, min(MAX_NOISE_BINS, len(train) // MIN_STEPS_A_BIN))
+    bins = min(MAX_NOISE_BINS, len(train) // MIN_STEPS_A_BIN) if len(train) > MAX_SINGLE_STEPS else len(train)
     curve: dict[str, list[float]] = {"epoch": [], "mean": [], "p10": [], "p90": []}
     for part in np.array_split(np.arange(len(train)), bins):
         losses = np.array([train[i].clean_loss for i in part])

@@ -12,6 +12,7 @@ from image_classifier.debugging.report.grids import SHADES
 from image_classifier.debugging.report.html import Markup, joined, tag
 from image_classifier.debugging.report.scales import Scale, fit
 
+MAX_CHOICES = 6
 LOG_FROM_RATIO = 20  # values that span more than this are shown on a logarithmic axis
 
 
@@ -25,14 +26,15 @@ class Trial:
 
 
 class _Column:
-    """One vertical axis: numbers on a scale, words evenly spread."""
+    """One vertical axis: numbers on a scale; words and a few whole numbers, such as batch sizes, evenly spread."""
 
     def __init__(self, name: str, values: Sequence[float | str], top: float, bottom: float) -> None:
         self.name = name
         self._scale: Scale | None = None
         numbers = [float(value) for value in values if not isinstance(value, str)]
         distinct: list[Any] = sorted(set(numbers)) if len(numbers) == len(values) else sorted({str(v) for v in values})
-        if len(numbers) == len(values) and len(distinct) > 6:
+        choices = len(distinct) <= MAX_CHOICES and all(isinstance(each, str) or each.is_integer() for each in distinct)
+        if not choices and len(numbers) == len(values):
             log = min(numbers) > 0 and max(numbers) / min(numbers) > LOG_FROM_RATIO
             self._scale = fit(numbers, bottom, top, log=log)
             self.ticks: list[tuple[float, str]] = [(self._scale(tick), number(tick)) for tick in self._scale.ticks(4)]

@@ -22,7 +22,7 @@ from image_classifier.debugging.report.formats import (
 from image_classifier.debugging.report.grids import confusion as confusion_chart
 from image_classifier.debugging.report.html import Markup, joined, tag
 from image_classifier.debugging.report.page import Facts, details, figure, missing, next_steps, note, table
-from image_classifier.debugging.report.scales import fit
+from image_classifier.debugging.report.scales import fit, spans_decades
 from image_classifier.debugging.report.sources import as_float
 
 FILE_NAME_CHARS = 30
@@ -138,6 +138,8 @@ def _loss(facts: Facts) -> Markup | None:
             "The area holds the middle 80 % of the batches: differences smaller than it are noise. Labels are not "
             "smoothed."
         )
+        if batches["p10"] == batches["p90"]:
+            caption = "Every batch is shown; how they differ from one to the next is noise. Labels are not smoothed."
     else:
         points_ = [(row["epoch"], as_float(row.get("train:loss"))) for row in history]
         series.append(Series(name="training", points=points_, style="c0", dots=True))
@@ -196,7 +198,9 @@ def _curve(
     last = max([place for each in series for place, _ in each.points], default=1.0)
     x = Axis(scale=fit([], left, right, low=first, high=max(last, first + 1)), title="epoch", form=number)
     x = Axis(scale=x.scale, title="epoch", form=number, ticks=[tick for tick in x.places if tick == int(tick)])
-    y = Axis(scale=fit(values, bottom, top, zero=high is None, high=high), title=title, form=form)
+    log = high is None and spans_decades(values)
+    scale = fit(values, bottom, top, log=log, zero=high is None, high=high)
+    y = Axis(scale=scale, title=f"{title}, logarithmic" if log else title, form=form)
     best = facts["outcome"]["best_epoch"]
     extra = mark(x.scale, y.scale, best, f"best: {best}") if best else None
     return line_chart(label, series, x, y, width=HALF_WIDTH, height=HEIGHT, extra=extra)
@@ -206,7 +210,7 @@ def confusion(facts: Facts) -> Markup:
     """The matrix, and the most confused pairs with pictures."""
     found = facts["confusion"]
     if found is None:
-        return note("There were no test images, so no single answers were kept.")
+        return _no_answers(facts)
     total = facts["outcome"]["images"].get("test")
     of = f" of {count(total, 'test image')}" if total else ""
     first = (
@@ -230,6 +234,11 @@ def confusion(facts: Facts) -> Markup:
     pairs = [_pair(facts, pair) for pair in found["pairs"]]
     listed = tag("div", tag("h3", "Most confused pairs"), tag("ul", *pairs, class_="pairs")) if pairs else None
     return joined(tag("p", first), note(how), tag("div", matrix, listed, class_="confusion"))
+
+
+def _no_answers(facts: Facts) -> Markup:
+    finished = facts["outcome"]["status"] == "completed"
+    return note("There were no test images." if finished else "The job ended before its test.")
 
 
 def _pair(facts: Facts, pair: dict[str, Any]) -> Markup:
@@ -256,7 +265,7 @@ def classes(facts: Facts) -> Markup:
     """Precision, recall and F1 of every class, the worst recall first."""
     rows = facts["per_class"]
     if not rows:
-        return note("There were no test images.")
+        return _no_answers(facts)
     from image_classifier.debugging.report.answers import MAX_CLASS_ROWS
 
     shown = [
@@ -290,9 +299,7 @@ def mistakes(facts: Facts) -> Markup:
     """The most confident wrong answers as pictures."""
     rows = facts["mistakes"]
     if not rows:
-        return note(
-            "Every test image was classified correctly." if facts["per_class"] else "There were no test images."
-        )
+        return note("Every test image was classified correctly.") if facts["per_class"] else _no_answers(facts)
     cards = []
     for row in rows:
         alt = f"{row['true']} taken for {row['predicted']}"

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+FAR_APART = 100.0
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -65,6 +67,12 @@ def fit(
     bottom = math.floor(least / step + 1e-9) * step if low is None else low
     top = math.ceil(most / step - 1e-9) * step if high is None else high
     return Scale(bottom, top, start, end)
+
+
+def spans_decades(values: Iterable[float]) -> bool:
+    """Whether the values are positive and so far apart that a linear scale would show the largest only."""
+    kept = [value for value in values if math.isfinite(value)]
+    return bool(kept) and min(kept) > 0 and max(kept) / min(kept) > FAR_APART
 
 
 def _step(low: float, high: float, wanted: int) -> float:

@@ -175,7 +175,8 @@ def _what_next(facts: dict[str, Any], finished: Sequence[dict[str, Any]]) -> lis
     items = []
     best, failed = facts["best"], [trial for trial in facts["trials"] if trial["status"] == "Failed"]
     if best is not None:
-        values = ", ".join(f"{name} {value}" for name, value in best.get("hyperparameters", {}).items())
+        found = best.get("hyperparameters", {})
+        values = ", ".join(f"{name} {found[name]}" for name in facts["names"] if name in found)
         title = f"Train with the best values: python deploy.py train --best {facts['name']}"
         items.append(
             {

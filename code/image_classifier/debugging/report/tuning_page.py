@@ -46,7 +46,8 @@ def outcome(facts: Facts) -> Markup:
         ("of trial", str(best.get("trial"))),
         ("in epoch", str(best.get("epoch", DASH))),
     ]
-    values += [(str(name), _rounded(str(value))) for name, value in best.get("hyperparameters", {}).items()]
+    found = best.get("hyperparameters", {})
+    values += [(name, _rounded(str(found[name]))) for name in facts["names"] if name in found]
     items = [
         tag(
             "div",

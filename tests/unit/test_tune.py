@@ -23,7 +23,8 @@ from image_classifier.launch.trials import Best, TrialRow, objective_at_best, pi
 from image_classifier.launch.tune import combinations, find_best, num_combinations
 from image_classifier.vision.sample_data import make_sample_data
 
-# Learns to `batch_size` percent. Batch size 13 crashes, 15 is stopped by a rule; an existing checkpoint makes it skip the epochs it counts.
+# Learns to `batch_size` percent. Batch size 13 crashes, 15 is stopped by a rule. An existing checkpoint makes it skip
+# the epochs it counts.
 STAND_IN = """
 import json, pathlib, signal, sys, time
 base = pathlib.Path.cwd()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -400,3 +401,19 @@ def test_async_endpoint_answers_through_s3_and_wakes_up_by_an_alarm(
     run = find_run(project / "runs", kind="serve")
     assert deploy("delete", run.name, "--yes")[0] == 0
     assert not client("cloudwatch").describe_alarms()["MetricAlarms"]
+
+
+def test_documented_snippets_run(
+    gate: Gate, deploy: Deploy, project: Path, archive: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gate.invoke = golden_answers(model)
+    assert deploy("serve", str(archive), "--yes")[0] == 0
+    gate.answer("DescribeEndpoint", lambda body: described(body, "InService"))  # sagemaker-core cannot read moto's
+    (project / "photo.jpg").write_bytes(load_model(model).golden[0].image)
+    page = (Path(__file__).parents[2] / "docs" / "sagemaker.md").read_text()
+    snippets = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(snippets) == 2
+    for snippet in snippets:
+        capsys.readouterr()
+        exec(compile(snippet, "docs/sagemaker.md", "exec"), {})
+        assert "{'label': 'daisy', 'probability': 0.7}" in capsys.readouterr().out

@@ -55,6 +55,8 @@ def number(value: float | None, digits: int = 3) -> str:
     for factor, prefix in _PREFIXES:
         if abs(value) >= max(factor, 10_000):
             return f"{value / factor:.{digits}g}{prefix}"
+    if abs(value) >= 10**digits:
+        return f"{value:.0f}"
     if abs(value) < 1e-3:
         mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
         return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"

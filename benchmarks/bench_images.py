@@ -1,0 +1,189 @@
+"""Sizes of the two images against the naive build, and how long building and starting them takes.
+
+    python benchmarks/bench_images.py [--cold]
+
+The naive image is the same base with the same locks installed by `pip install` in one stage. All sizes are taken in
+one run, uncompressed, as `docker image inspect` gives them. `--cold` first empties the build cache, of all projects on
+this machine. Needs Docker; PIP_CONF, CA_BUNDLE and BUILD_NETWORK are those of build_and_push.sh.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "images.md"
+KINDS = ("train", "serve")
+STARTS = 5
+PORT = 18_080
+MARK = ROOT / "code" / "image_classifier" / "contract" / "__init__.py"  # in both images
+NAIVE = """
+ARG BASE_IMAGE=debian:bookworm-slim
+FROM ${BASE_IMAGE}
+RUN apt-get update && apt-get install -y --no-install-recommends python3.11-venv python3.11-dev gcc libc6-dev
+RUN python3.11 -m venv /opt/app && /opt/app/bin/pip install wheel setuptools==80.10.2
+COPY requirements/KIND.txt /tmp/requirements.txt
+RUN --mount=type=secret,id=pip_conf --mount=type=secret,id=ca_bundle PIP_CONFIG_FILE=/run/secrets/pip_conf \\
+    /opt/app/bin/pip install --quiet --no-build-isolation --require-hashes -r /tmp/requirements.txt
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cold", action="store_true", help="measure a build from nothing: empties the build cache")
+    arguments = parser.parse_args()
+    lines = ["# The images", "", f"`{' '.join(['python', *sys.argv])}`, {os.cpu_count()} cores.", ""]
+    times = build_times(cold=arguments.cold)
+    lines += table(("build of both images", "seconds"), [(name, f"{seconds:.1f}") for name, seconds in times])
+    lines += sizes()
+    lines += start_times()
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text("\n".join(lines) + "\n")
+    print(RESULT.read_text())
+
+
+def build_times(*, cold: bool) -> list[tuple[str, float]]:
+    """What is measured, and its wall seconds."""
+    times = []
+    if cold:
+        docker("builder", "prune", "--all", "--force")
+        times.append(("cold", timed(build)))
+    else:
+        build()
+    times.append(("nothing changed", timed(build)))
+    before = MARK.read_text()
+    try:
+        MARK.write_text(f"{before}# {time.time()}\n")
+        times.append(("one line of code changed", timed(build)))
+    finally:
+        MARK.write_text(before)
+    build()
+    return times
+
+
+def sizes() -> list[str]:
+    """Layers of both images, and their sums beside the naive images'."""
+    naive = {kind: build_naive(kind) for kind in KINDS}
+    layers = {kind: history(kind) for kind in KINDS}
+    rows = [
+        (command, *(f"{layers[kind].get(command, 0) / 1e6:.1f}" for kind in KINDS))
+        for command in dict.fromkeys([*layers["train"], *layers["serve"]])
+    ]
+    total = {kind: size(f"image-classifier-{kind}:latest") for kind in KINDS}
+    rows.append(("**all**", *(f"**{total[kind] / 1e6:.0f}**" for kind in KINDS)))
+    rows.append(("naive build, all", *(f"{naive[kind] / 1e6:.0f}" for kind in KINDS)))
+    rows.append(("share of the naive build", *(f"{total[kind] / naive[kind]:.2f}" for kind in KINDS)))
+    return table(("layer, MB", *KINDS), rows)
+
+
+def history(kind: str) -> dict[str, int]:
+    """What made each layer -> its bytes."""
+    image = f"image-classifier-{kind}:latest"
+    text = docker("image", "history", "--no-trunc", "--human=false", "--format", "{{.Size}}\t{{.CreatedBy}}", image)
+    found = {}
+    for line in reversed(text.splitlines()):
+        count, _, command = line.partition("\t")
+        if int(count):
+            words = command.removeprefix("/bin/sh -c ").partition(" # buildkit")[0]
+            found[words.replace("|", "/")[:60] or "base image"] = int(count)
+    return found
+
+
+def build_naive(kind: str) -> int:
+    """Bytes of the naive image, which is removed again."""
+    tag = f"image-classifier-naive:{kind}"
+    with tempfile.NamedTemporaryFile("w", suffix=".Dockerfile") as file:
+        file.write(NAIVE.replace("KIND", kind))
+        file.flush()
+        flags = []
+        for variable, identity in (("PIP_CONF", "pip_conf"), ("CA_BUNDLE", "ca_bundle")):
+            if path := os.environ.get(variable):
+                flags += ["--secret", f"id={identity},src={path}"]
+        if network := os.environ.get("BUILD_NETWORK"):
+            flags += ["--network", network]
+        docker("build", *flags, "--file", file.name, "--tag", tag, str(ROOT))
+    found = size(tag)
+    docker("image", "rm", tag)
+    return found
+
+
+def start_times() -> list[str]:
+    """Seconds from `docker run` to the first right prediction of a trained model, over several starts."""
+    sys.path.insert(0, str(ROOT / "code"))
+    from image_classifier.vision.artifact import load_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = train_model(Path(folder))
+        sample = load_model(model).golden[0]
+        best = load_model(model).classes[max(range(2), key=lambda index: sample.probabilities[index])]
+        seconds = [first_answer(model, sample.image, best) for _ in range(STARTS)]
+    row = (f"{statistics.median(seconds):.1f}", f"{min(seconds):.1f} - {max(seconds):.1f}", str(STARTS))
+    return table(("`docker run serve` to the first right answer, s: median", "range", "starts"), [row])
+
+
+def train_model(folder: Path) -> Path:
+    """A model trained on sample images for an epoch."""
+    deploy = [sys.executable, str(ROOT / "deploy.py")]
+    subprocess.run([*deploy, "sample-data", "data", "--classes", "2", "--images", "8"], cwd=folder, check=True)
+    tiny = ["--weights", "none", "--image-size", "224", "--epochs", "1", "--batch-size", "8"]
+    subprocess.run([*deploy, "train", *tiny], cwd=folder, check=True)
+    (run,) = (folder / "runs").glob("train-*")
+    return run / "model"
+
+
+def first_answer(model: Path, image: bytes, label: str) -> float:
+    """Seconds until a fresh server answers with `label`."""
+    started = time.perf_counter()
+    flags = ["--publish", f"127.0.0.1:{PORT}:8080", "--volume", f"{model}:/opt/ml/model:ro"]
+    container = docker("run", "--detach", *flags, "image-classifier-serve:latest", "serve").strip()
+    try:
+        while True:
+            with suppress(OSError, http.client.HTTPException):
+                connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=30)
+                connection.request("POST", "/invocations", image, {"Content-Type": "image/jpeg"})
+                if json.loads(connection.getresponse().read())["predictions"][0]["label"] == label:
+                    return time.perf_counter() - started
+            time.sleep(0.05)
+    finally:
+        docker("rm", "--force", container)
+
+
+def build() -> None:
+    subprocess.run([ROOT / "build_and_push.sh", "build"], check=True, capture_output=True)
+
+
+def size(image: str) -> int:
+    return int(docker("image", "inspect", "--format", "{{.Size}}", image))
+
+
+def timed(work: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def docker(*arguments: str) -> str:
+    environment = os.environ | {"DOCKER_BUILDKIT": "1"}
+    done = subprocess.run(["docker", *arguments], check=False, capture_output=True, text=True, env=environment)
+    if done.returncode != 0:
+        raise SystemExit(f"error: docker {arguments[0]} failed: {done.stderr[-2000:]}")
+    return done.stdout
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)] + [""]
+
+
+if __name__ == "__main__":
+    main()

@@ -109,7 +109,9 @@ def build_stub(library: Path, needed: set[str]) -> bytes:
     soname = re.search(r"soname: \[(.+?)\]", dynamic)
     if soname is None:
         raise SystemExit(f"error: {library} has no soname")
-    wanted = sorted(needed.intersection(dynamic_symbols(library, "--defined-only")))
+    # CUDA's interfaces are C. A C++ symbol is a copy of the standard library's that slipped out: no stub may shadow it.
+    defined = (symbol for symbol in dynamic_symbols(library, "--defined-only") if not symbol.startswith("_Z"))
+    wanted = sorted(needed.intersection(defined))
     names = [symbol.partition("@")[0] for symbol in wanted]
     versions = {symbol.partition("@")[2] for symbol in wanted} - {""}
     source = STUB_HEAD.replace("{soname}", soname[1])

@@ -136,8 +136,8 @@ def main() -> None:
     text = [
         "# Rules: misses and false alarms",
         "",
-        f"`PYTHONPATH=code:. python benchmarks/bench_rules.py --seeds {seeds} --job-seeds {job_seeds}`, {os.cpu_count()} cores, "
-        f"torch {torch.__version__}, default parameters.",
+        f"`PYTHONPATH=code:. python benchmarks/bench_rules.py --seeds {seeds} --job-seeds {job_seeds}`, "
+        f"{os.cpu_count()} cores, torch {torch.__version__}, default parameters.",
         "",
         "## Real little trainings",
         "",

@@ -93,7 +93,7 @@ MANAGED: Mapping[type[Rule], Managed] = {
     ),
     ClassImbalance: Managed(
         collections=("labels", "predictions"),
-        fields={"threshold_imbalance": "imbalance", "threshold_misprediction": "error", "samples": "samples"},
+        fields={"threshold_imbalance": "imbalance", "threshold_misprediction": "error"},
         constants={"labels_regex": COLLECTIONS["labels"], "predictions_regex": COLLECTIONS["predictions"]},
     ),
     CheckInputImages: Managed(

@@ -10,7 +10,7 @@ import numpy as np
 
 from image_classifier.debugging.rules.base import Finding, Rule, healthy, insufficient, issue, listed, percent, short
 from image_classifier.debugging.rundata import Floats, RunData, of_epochs
-from image_classifier.debugging.schema import Evidence
+from image_classifier.debugging.schema import ClassCounts, Evidence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +97,10 @@ class LossNotDecreasing(Rule):
 class Overfit(Rule):
     """The network learns the training images by heart: validation gets worse while training gets better.
 
-    On mean losses of epochs against true labels (no smoothing), from epoch `start_epoch` on. Fires when at `patience`
-    epochs in a row the validation loss lies more than `rise` above its best and more than `ratio` above the training
-    loss, while the training loss has gone down since that best epoch.
+    On mean losses of epochs against true labels (no smoothing), from epoch `start_epoch` on. Fires when in each of the
+    last `patience` epochs the validation loss lies more than `rise` above its best and more than `ratio` above the
+    training loss, while the training loss has gone down since that best epoch. The last ones: early in a training,
+    when batch norms' running statistics lag behind, validation may be bad for a while and recover.
 
     With `literal` it is the managed rule: (validation - training) / training > `ratio`. Any network that fits its
     training images well has that.
@@ -120,8 +121,8 @@ class Overfit(Rule):
         gap = valid > (1 + self.ratio) * train
         best = np.array([int(np.argmin(valid[: index + 1])) for index in range(len(valid))])
         worse = gap if self.literal else gap & (valid > (1 + self.rise) * valid[best]) & (train < train[best])
-        at = first_run(worse, self.patience)
-        if at is None:
+        at = len(epochs) - 1
+        if not worse[-self.patience :].all():
             return healthy(
                 f"validation loss {short(valid[-1])}, at best {short(valid.min())}; training loss {short(train[-1])}",
                 len(epochs),
@@ -198,15 +199,15 @@ class Overtraining(Rule):
 class ClassImbalance(Rule):
     """Some classes have far fewer images than others, or are not learned while the others are.
 
-    Fires when the largest class has more than `imbalance` times the smallest's training images (of an epoch with at
-    least `samples` images, or the whole epoch); or when, in the last validation, a class with at least `class_samples`
-    images has an error above `error` while the mean error of the classes is below half of it.
+    Fires when the largest class has more than `imbalance` times the smallest's training images (of an epoch); or when,
+    in each of the last `patience` validations, a class with at least `class_samples` images has an error above `error`
+    while the mean error of the classes is below half of it.
     """
 
     imbalance: float = 10.0
     error: float = 0.7
-    samples: int = 500
     class_samples: int = 5
+    patience: int = 3
 
     def judge(self, run: RunData) -> Finding:
         train = [each for each in run.classes if each.mode == "train"]
@@ -214,7 +215,8 @@ class ClassImbalance(Rule):
         if not train:
             return insufficient("needs the labels of an epoch")
         names = run.job.classes or [str(index) for index in range(len(train[0].labels))]
-        labels = np.array(train[-1].labels, np.float64)
+        whole = max(train, key=lambda counts: sum(counts.labels))  # a resumed job has a part of an epoch
+        labels = np.array(whole.labels, np.float64)
         datapoints = int(labels.sum())
         smallest, largest = int(labels.argmin()), int(labels.argmax())
         evidence: list[Evidence] = []
@@ -228,20 +230,22 @@ class ClassImbalance(Rule):
                 evidence,
                 datapoints,
             )
-        if valid:
-            counts, hits = np.array(valid[-1].labels, np.float64), np.array(valid[-1].hits, np.float64)
-            errors = 1 - hits / np.maximum(counts, 1)
-            datapoints += int(counts.sum())
-            present = counts > 0
-            failed = (errors > self.error) & (counts >= self.class_samples)
-            if failed.any() and errors[present].mean() < self.error / 2:
+        if len(valid) >= self.patience:
+            datapoints += sum(valid[-1].labels)
+            errors = np.array([self._errors(each) for each in valid[-self.patience :]])
+            means = np.nanmean(errors, axis=1)
+            failed = ((errors > self.error) & (means[:, None] < self.error / 2)).all(axis=0)
+            failed &= np.array(valid[-1].labels) >= self.class_samples
+            if failed.any():
                 which = [int(index) for index in np.flatnonzero(failed)]
                 evidence = [
-                    Evidence(step=valid[-1].step, name=f"error of {names[i]}", value=float(errors[i])) for i in which
+                    Evidence(step=valid[-1].step, name=f"error of {names[i]}", value=float(errors[-1, i]))
+                    for i in which
                 ]
                 return issue(
-                    f"the network does not know {listed([names[i] for i in which])}: {percent(errors[which[0]])} of its"
-                    f" validation images are wrong, of all classes {percent(errors[present].mean())}",
+                    f"the network does not know {listed([names[i] for i in which])}: "
+                    f"{percent(errors[-1, which[0]])} of its validation images are wrong, of all classes "
+                    f"{percent(means[-1])}",
                     "look at these classes' images and labels, and at what they are taken for in the confusion matrix",
                     evidence,
                     datapoints,
@@ -250,6 +254,13 @@ class ClassImbalance(Rule):
             f"the largest class has {short(labels[largest] / max(labels[smallest], 1))} times the smallest's images",
             datapoints,
         )
+
+    @staticmethod
+    def _errors(counts: ClassCounts) -> Floats:
+        """Share of each class's images that are wrong; NaN for a class without any."""
+        labels = np.array(counts.labels, np.float64)
+        errors: Floats = 1 - np.array(counts.hits) / np.where(labels > 0, labels, np.nan)
+        return errors
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 #
 #   docker/ci-engine.sh [STATE_DIR]      (default: build/engine; safe to run again)
 #
-# 1. a Docker engine, from Debian's packages;
+# 1. a Docker engine, and a registry server for the test of pushing, from Debian's packages;
 # 2. the base image debian:bookworm-slim, made from this machine's own package sources;
 # 3. STATE_DIR/env, to be sourced before build_and_push.sh: it passes this machine's pip settings and CA bundle to the
 #    build as secrets, and serves package folders of this machine (file:// indexes, wheel folders) on loopback.
@@ -24,7 +24,7 @@ stop() {
 
 engine() {
   local missing=() package
-  for package in docker.io mmdebstrap iptables; do
+  for package in docker.io docker-registry mmdebstrap iptables; do
     dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")
   done
   if ((${#missing[@]})); then

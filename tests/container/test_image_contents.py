@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import subprocess
+from pathlib import Path
 
 import pytest
-from tests.container.conftest import SERVE, TRAIN, docker
+from tests.container.conftest import ROOT, SERVE, TRAIN, docker
 
 IMAGES = pytest.mark.parametrize("image", [TRAIN, SERVE], ids=["train", "serve"])
 BYTES = {TRAIN: 5.0e9, SERVE: 3.9e9}
@@ -99,3 +103,29 @@ def test_source_is_compiled_and_has_only_what_the_image_needs(image: str) -> Non
     packages = {"__init__.py", "__pycache__", "contract", "vision"}
     own = {"training", "debugging"} if image == TRAIN else {"serving"}
     assert set(python(image, LIST_PACKAGES).split()) == packages | own
+
+
+def test_baked_weights_must_match_the_digits_in_their_name(tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    content = b"stands for 100 MB of weights"
+    digits = hashlib.sha256(content).hexdigest()[:8]
+
+    def build(name: str, *flags: str) -> subprocess.CompletedProcess[str]:
+        for old in (tmp_path / "weights").iterdir():
+            old.unlink()
+        (tmp_path / "weights" / name).write_bytes(content)
+        command = ["docker", "build", "--target", "weights", "--build-arg", "IMAGENET_WEIGHTS=file", *flags]
+        if (ROOT / "build/engine/env").exists():  # the network is part of the cache's key
+            command += ["--network", "host"]
+        command += ["--file", str(ROOT / "docker/train/Dockerfile"), str(tmp_path)]
+        environment = os.environ | {"DOCKER_BUILDKIT": "1", "PATH": f"/usr/bin:{os.environ['PATH']}"}
+        return subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+
+    done = build(f"resnet50-{digits}.pth", "--tag", "classifier-test-weights")
+    assert done.returncode == 0, done.stderr
+    folder = "/opt/torch-home/hub/checkpoints"
+    assert docker("run", "--rm", "classifier-test-weights", "ls", folder).stdout == f"resnet50-{digits}.pth\n"
+    docker("image", "rm", "classifier-test-weights")
+    done = build("resnet50-00000000.pth")
+    assert done.returncode != 0
+    assert "error: resnet50-00000000.pth is damaged" in done.stderr

@@ -50,3 +50,16 @@ def test_what_is_no_job_is_refused_with_a_hint(runs: Path, capsys: pytest.Captur
     err = capsys.readouterr().err
     assert "holds no output of a training job" in err
     assert err.count("hint:") == 2
+
+
+def test_a_run_is_judged_again_by_what_it_saved(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = next(runs.glob("train-*"))
+    assert main(["rules", folder.name, "--json"]) == 0
+    verdicts = {each["rule"]: each["verdict"] for each in json.loads(capsys.readouterr().out)}
+    assert len(verdicts) > 20
+    assert "Error" not in verdicts.values()
+    assert verdicts["ExplodingTensor"] == "NoIssuesFound"
+    assert main(["rules", str(folder / "output" / "data"), "--only", "Overfit,Dataloader"]) == 0
+    assert [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()] == ["rule", "Overfit", "Dataloader"]
+    assert main(["rules", folder.name, "--tensors"]) == 1
+    assert "holds no tensors of smdebug" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from image_classifier.contract.errors import DataError, describe
+from image_classifier.contract.errors import DataError, PlatformError, describe
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.schema import (
     ClassCounts,
@@ -36,13 +36,14 @@ from image_classifier.debugging.smdebug_names import (
 )
 
 
-def read_files(output: Path, before: Mapping[Mode, int] | None = None) -> RunData:
-    """A run from the files below its output folder (schema.py); what is missing there is missing in the run.
+def read_files(folder: Path, before: Mapping[Mode, int] | None = None) -> RunData:
+    """A run from its files (schema.py); what is missing there is missing in the run.
 
     Args:
+        folder: output, or output/data, or the folder output.tar.gz was unpacked in.
         before: of each mode, only the steps below this; for a job that goes on from there.
     """
-    data = output / "data"
+    data = folder / "data" if (folder / "data").is_dir() else folder
     run = RunData(read_job(data) or JobFacts(config={}))
 
     def counts(mode: Mode, step: int) -> bool:
@@ -57,7 +58,7 @@ def read_files(output: Path, before: Mapping[Mode, int] | None = None) -> RunDat
     for classes in read_classes(data):
         if counts(classes.mode, classes.step):
             run.add_classes(classes)
-    for sample in read_system(output):
+    for sample in read_system(data):
         run.add_system(sample)
     return run
 
@@ -71,6 +72,7 @@ def read_trial(path: Path | str, job: JobFacts | None = None) -> RunData:
 
     Raises:
         DataError: there are no such files, or they cannot be read.
+        PlatformError: smdebug is not installed.
     """
     run = RunData(job or JobFacts(config={}))
     steps: dict[tuple[Mode, int], StepRecord] = {}
@@ -110,9 +112,13 @@ class _Trial:
             "SMDEBUG_TRAINING_END_DELAY_REFRESH", "0"
         )  # seconds it waits for more of a run that has ended
         logging.getLogger("smdebug").setLevel(logging.ERROR)
-        from smdebug import modes
-        from smdebug.trials import create_trial
-
+        try:
+            from smdebug import modes
+            from smdebug.trials import create_trial
+        except ImportError as error:
+            raise PlatformError(
+                f"smdebug cannot be loaded: {describe(error)}", "install requirements/train.txt, or judge by the files"
+            ) from error
         try:
             self._trial: Any = create_trial(path)
             self._names: list[str] = self._trial.tensor_names()

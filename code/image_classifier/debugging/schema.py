@@ -12,8 +12,8 @@
     output/data/trace.json.gz                 a torch.profiler window, opens in https://ui.perfetto.dev
 
 Steps are counted from 0 over the whole job, each mode for itself, also through an interruption: a line written again
-after one replaces the line before it. Times are Unix seconds, durations seconds. A number that is not finite is
-written as Python's json module writes it: NaN, Infinity. With several processes, all but rank 0 add `-rank-R` to the
+after one replaces the line before it. Times are Unix seconds, durations seconds. In .jsonl files a number that is not
+finite is written as Python's json module writes it: NaN, Infinity. With several processes, all but rank 0 add `-rank-R` to the
 stem of the file's name (`steps-rank-1.jsonl`).
 """
 
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -250,15 +251,19 @@ def to_json(record: Any) -> str:
 
 
 def rule_results_to_json(results: Iterable[RuleResult]) -> str:
-    """The text of rules.json."""
-    return json.dumps([dataclasses.asdict(each) for each in results], indent=2, ensure_ascii=False) + "\n"
+    """The text of rules.json: strict JSON, a value that is not finite as the text `nan`, `inf` or `-inf`."""
+    rows = [dataclasses.asdict(each) for each in results]
+    for row in rows:
+        for each in row["evidence"]:
+            each["value"] = each["value"] if math.isfinite(each["value"]) else str(each["value"])
+    return json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def rule_results_from_json(text: str) -> list[RuleResult]:
     """The inverse. Raises ValueError, KeyError or TypeError on anything else."""
     results = []
     for row in json.loads(text):
-        evidence = tuple(Evidence(**each) for each in row.pop("evidence"))
+        evidence = tuple(Evidence(**each | {"value": float(each["value"])}) for each in row.pop("evidence"))
         results.append(RuleResult(**row | {"verdict": Verdict(row["verdict"]), "evidence": evidence}))
     return results
 

@@ -49,7 +49,7 @@ class Commands(flags.StoryGroup):
 
     stories = {  # noqa: RUF012  # a constant of the class
         "From images to predictions": ("check", "sample-data", "tune", "train", "serve", "predict"),
-        "Look after it": ("report", "status", "logs", "config", "demo"),
+        "Look after it": ("report", "rules", "status", "logs", "config", "demo"),
         "On SageMaker (--target sagemaker)": ("doctor", "batch", "delete"),
     }
 
@@ -247,6 +247,19 @@ def report(call: Call, run: str, browse: bool, as_json: bool) -> None:
     from image_classifier.launch import show_report
 
     show_report.report(Path(call.settings().general.runs_dir), run, as_json=as_json, browse=browse)
+
+
+@app.command()
+@click.argument("run", metavar="[RUN|FOLDER|S3]", required=False, default="")
+@click.option("--only", "names", default="all", metavar="RULES", help="names with commas between  [default all]")
+@click.option("--tensors", is_flag=True, help="judge by the tensors that smdebug saved; s3://... always does")
+@AS_JSON
+@click.pass_obj
+def rules(call: Call, run: str, names: str, tensors: bool, as_json: bool) -> None:
+    """Judge a training by the debugger's rules again (the newest without a name)."""
+    from image_classifier.launch import show_rules
+
+    show_rules.rules(Path(call.settings().general.runs_dir), run, names, tensors=tensors, as_json=as_json)
 
 
 @app.command()

@@ -30,7 +30,7 @@ def report(runs_dir: Path, text: str, *, as_json: bool, browse: bool) -> None:
         DataError: the folder holds no output of a job.
         PlatformError: the report cannot be written.
     """
-    path = write_report(_folder(runs_dir, text))
+    path = write_report(folder_of(runs_dir, text))
     if as_json:
         render.document(read_json(path.with_name(REPORT_JSON)))
     else:
@@ -39,7 +39,12 @@ def report(runs_dir: Path, text: str, *, as_json: bool, browse: bool) -> None:
         render.warn("there is no browser on this machine: copy the file to one that has it, it needs no other file")
 
 
-def _folder(runs_dir: Path, text: str) -> Path:
+def folder_of(runs_dir: Path, text: str) -> Path:
+    """The folder that `text` names: itself, a run's, or the newest training's or search's.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
     if text:
         return Path(text) if Path(text).is_dir() else find_run(runs_dir, text).path
     for run in reversed(list_runs(runs_dir)):

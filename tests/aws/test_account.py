@@ -115,6 +115,16 @@ def test_role_without_its_path_is_found_out(gate: Gate, deploy: Deploy, project:
     assert f"the role's ARN is {ROLE}" in out
 
 
+def test_missing_role_and_a_proxys_page_are_understood(gate: Gate, deploy: Deploy) -> None:
+    gate.xml[SIMULATE] = lambda body: "<html>please log in to the hotel's network"
+    gate.answer(QUOTAS, lambda body: {"Quotas": []})
+    code, out, _ = deploy("doctor")
+    assert code == 1
+    assert f"failed   role: there is no {ROLE}\n         hint: docs/sagemaker.md shows how to make the role" in out
+    assert "failed   role's rights: AWS cannot be reached to simulate principal policy" in out
+    assert states(out)["quota"] == "unknown"
+
+
 def test_commands_without_credentials_end_in_one_sentence(
     gate: Gate, deploy: Deploy, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

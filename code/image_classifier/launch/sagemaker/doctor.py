@@ -71,7 +71,12 @@ def _as_check(name: str, error: ClassifierError) -> Check:
 
 def _role(session: Session) -> Check:
     """Whether the role exists and trusts SageMaker."""
-    role = session.call("iam", "get_role", RoleName=session.role_name)["Role"]
+    try:
+        role = session.call("iam", "get_role", RoleName=session.role_name)["Role"]
+    except AwsError as error:
+        if error.code == MISSING:
+            return Check(name="role", state="failed", detail=f"there is no {session.settings.role}", hint=ROLE_HINT)
+        raise
     if role["Arn"] != session.settings.role:
         return Check(
             name="role",

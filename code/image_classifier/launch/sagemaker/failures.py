@@ -159,7 +159,7 @@ CALLS: tuple[Rule, ...] = (
     Rule(
         code=NETWORK,
         codes="EndpointConnectionError|ConnectTimeoutError|ReadTimeoutError|ConnectionClosedError|ConnectionError"
-        "|ProxyConnectionError|HTTPClientError|SSLError|ResponseStreamingError|IncompleteReadError"
+        "|ProxyConnectionError|HTTPClientError|SSLError|ResponseStreamingError|IncompleteReadError|ResponseParserError"
         "|InternalFailure|InternalServerError|InternalError|InternalDependencyException|ServiceUnavailable|50\\d",
         sentence="AWS cannot be reached to {action}: {message}",
         hint="check the network and the region; what runs on AWS goes on, `deploy.py status` picks it up",
@@ -245,6 +245,7 @@ def describe_reason(reason: str) -> JobError:
 def translated(action: str) -> Iterator[None]:
     """Turns what botocore raises in the block into an AwsError about `action`."""
     from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, ParamValidationError
+    from botocore.parsers import ResponseParserError
 
     try:
         yield
@@ -257,5 +258,5 @@ def translated(action: str) -> Iterator[None]:
         raise AwsError(f"cannot {action}: {' '.join(str(error).split())}", "this is a fault of the program") from error
     except HTTPClientError as error:  # its subclasses are too many to list
         raise describe_call("HTTPClientError", str(error), action) from error
-    except BotoCoreError as error:
+    except (BotoCoreError, ResponseParserError) as error:  # the latter: a proxy's page instead of AWS's answer
         raise describe_call(type(error).__name__, str(error), action) from error

@@ -63,6 +63,24 @@ class Variant:
         self._wait()
         return (time.perf_counter() - started) / steps
 
+    def calls(self, first: int, steps: int) -> float:
+        """Mean seconds of what a step tells the observers, without the step: too little to be seen beside one."""
+        logits = torch.zeros((len(self.labels), CLASSES), device=self.device)
+        loss = torch.ones((), device=self.device)
+        hook = self.hook
+        hook.begin("train", 1, first)
+        self._wait()
+        started = time.perf_counter()
+        for _ in range(steps):
+            for phase in ("data_wait_s", "h2d_s", "forward_s", "backward_s", "optimizer_s"):
+                hook.mark(phase)
+            hook.before_forward(self.images)
+            hook.after_backward()
+            hook.after_update()
+            hook.end_step(loss, logits, self.labels)
+        self._wait()
+        return (time.perf_counter() - started) / steps
+
     def _step(self) -> None:
         hook = self.hook
         hook.mark("data_wait_s")
@@ -110,7 +128,7 @@ class Variant:
         hook.register_loss(self.criterion)
 
 
-def once(action: Callable[[], object], times: int = 3) -> float:
+def once(action: Callable[[], object], times: int = 5) -> float:
     """Median seconds of an action."""
     seconds = []
     for _ in range(times):
@@ -163,13 +181,15 @@ def extra_costs(variant: Variant, step_s: float) -> list[str]:
     """What a recorded step takes on top, and what that is of all steps at the default intervals."""
     config = TrainConfig()
     plain = once(lambda: variant.run(103, 1))
-    weights = once(lambda: variant.run(100 * 7, 1)) - plain  # due: gradients and weights, not activations
-    both = once(lambda: variant.run(500 * 3, 1)) - plain
-    share = weights / config.debug_interval + max(both - weights, 0.0) / config.activation_interval
+    weights = max(once(lambda: variant.run(100 * 7, 1)) - plain, 0.0)  # due: gradients and weights, not activations
+    both = max(once(lambda: variant.run(500 * 3, 1)) - plain, 0.0)
+    calls = statistics.median(variant.calls(501 + 100 * turn, 80) for turn in range(5))  # 80: four fetches, none due
+    share = calls + weights / config.debug_interval + max(both - weights, 0.0) / config.activation_interval
     return [
         f"A step with gradient and weight statistics takes {1000 * weights:.0f} ms longer, one with activations too "
         f"{1000 * both:.0f} ms.",
-        f"At the default intervals ({config.debug_interval} and {config.activation_interval} steps) that is "
+        f"What any step tells the observers takes {1000 * calls:.2f} ms, writing it included.",
+        f"At the default intervals ({config.debug_interval} and {config.activation_interval} steps) that is in all "
         f"{1000 * share:.2f} ms a step, {100 * share / step_s:.2f} % of a step of {1000 * step_s:.0f} ms.",
     ]
 

@@ -13,8 +13,8 @@
 
 Steps are counted from 0 over the whole job, each mode for itself, also through an interruption: a line written again
 after one replaces the line before it. Times are Unix seconds, durations seconds. In .jsonl files a number that is not
-finite is written as Python's json module writes it: NaN, Infinity. With several processes, all but rank 0 add `-rank-R` to the
-stem of the file's name (`steps-rank-1.jsonl`).
+finite is written as Python's json module writes it: NaN, Infinity. With several processes, all but rank 0 add
+`-rank-R` to the stem of the file's name (`steps-rank-1.jsonl`).
 """
 
 from __future__ import annotations

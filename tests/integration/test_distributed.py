@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -32,8 +33,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def train(base: Path, *data: Path) -> tuple[list[int], list[str]]:
-    """Runs a process for each of `data`; exit codes and logs by rank. Each has, as on a host, its own folders."""
+def start(base: Path, *data: Path, **changes: str) -> list[subprocess.Popen[str]]:
+    """Starts a process for each of `data`. Each has, as on a host of its own, its own folders."""
     with closing(socket.create_server(("127.0.0.1", 0))) as probe:
         port = str(probe.getsockname()[1])
     processes = []
@@ -42,11 +43,21 @@ def train(base: Path, *data: Path) -> tuple[list[int], list[str]]:
         paths.data.parent.mkdir(parents=True)
         paths.data.symlink_to(data[rank])
         ours = {"SAGEMAKER_BASE_DIR": str(paths.base), "OMP_NUM_THREADS": "1", "MASTER_PORT": port}
-        command = [sys.executable, SCRIPT, *(word for key, value in CONFIG.items() for word in (f"--{key}", value))]
+        command = [
+            sys.executable,
+            SCRIPT,
+            *(word for key, value in (CONFIG | changes).items() for word in (f"--{key}", value)),
+        ]
         environment = {**os.environ, **place, **ours}
         processes.append(
             subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         )
+    return processes
+
+
+def train(base: Path, *data: Path) -> tuple[list[int], list[str]]:
+    """Runs them to their ends; exit codes and logs by rank."""
+    processes = start(base, *data)
     logs = [process.communicate(timeout=120)[0] for process in processes]
     return [process.returncode for process in processes], logs
 
@@ -79,3 +90,22 @@ def test_hosts_with_different_images_are_refused(tmp_path: Path, data: Path) -> 
     assert codes == [1, 1], logs
     for rank in range(2):
         assert host(tmp_path, rank).failure.read_text().startswith("the hosts see different images")
+
+
+def test_a_stop_of_one_process_stops_all_at_the_same_step(tmp_path: Path, data: Path) -> None:
+    main, follower = start(tmp_path, data, data, epochs="500")
+    assert main.stdout is not None
+    log = []
+    for line in main.stdout:
+        log.append(line)
+        if "epoch=2/500 step=2/" in line:
+            follower.send_signal(signal.SIGTERM)
+            break
+    for process in (main, follower):
+        log.append(process.communicate(timeout=60)[0])
+    assert (main.returncode, follower.returncode) == (143, 143), log
+    failures = [host(tmp_path, rank).failure.read_text() for rank in range(2)]
+    assert failures[0] == failures[1]
+    assert failures[0].startswith("stopped by SIGTERM in epoch ")
+    assert len(list(host(tmp_path, 0).checkpoints.iterdir())) >= 1
+    assert not host(tmp_path, 1).checkpoints.exists()

@@ -12,7 +12,8 @@ from image_classifier.launch import render
 from image_classifier.launch.client import Answer, find_images, read_answer, read_image
 from image_classifier.launch.process import Interrupts
 from image_classifier.launch.runs import Run, Status
-from image_classifier.launch.sagemaker import cost, remote, requests
+from image_classifier.launch.sagemaker import cost, remote
+from image_classifier.launch.sagemaker import endpoint_requests as bodies
 from image_classifier.launch.sagemaker.failures import describe_reason
 from image_classifier.launch.sagemaker.images import find_image
 from image_classifier.launch.sagemaker.jobs import FINISHED
@@ -67,8 +68,8 @@ def predict(
         where = in_s3[0].rstrip("/") + "/" if in_s3 else questions(place)
         url = file_uri(session, archive, MODELS)
         return [
-            requests.model(name, aws, image=image, data_url=url, place=place),
-            requests.transform_job(name, name, aws, image=image, source=where, place=place),
+            bodies.model(name, aws, image=image, data_url=url, place=place),
+            bodies.transform_job(name, name, aws, image=image, source=where, place=place),
         ]
 
     if dry_run:

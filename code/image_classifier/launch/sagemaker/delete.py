@@ -12,8 +12,8 @@ from image_classifier.contract.errors import PlatformError
 from image_classifier.launch.process import Interrupts
 from image_classifier.launch.runs import ACTIVE, Run, Status
 from image_classifier.launch.sagemaker import jobs, remote
+from image_classifier.launch.sagemaker.endpoint_requests import VARIANT, scalable_target
 from image_classifier.launch.sagemaker.failures import MISSING, AwsError
-from image_classifier.launch.sagemaker.requests import VARIANT, scalable_target
 from image_classifier.launch.sagemaker.session import Session
 from image_classifier.launch.sagemaker.upload import delete_objects
 from image_classifier.launch.sagemaker.watch import watch

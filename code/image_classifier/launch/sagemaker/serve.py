@@ -16,13 +16,14 @@ from image_classifier.contract.errors import ClassifierError, JobError, JobStopp
 from image_classifier.launch import render
 from image_classifier.launch.process import Interrupts
 from image_classifier.launch.runs import REMOTE, Run, Status
-from image_classifier.launch.sagemaker import cost, remote, requests
+from image_classifier.launch.sagemaker import cost, remote
+from image_classifier.launch.sagemaker import endpoint_requests as bodies
 from image_classifier.launch.sagemaker.delete import remove
 from image_classifier.launch.sagemaker.failures import MISSING, AwsError, describe_reason
 from image_classifier.launch.sagemaker.images import Image, find_image
 from image_classifier.launch.sagemaker.logs import ENDPOINT_GROUP, LogTail
 from image_classifier.launch.sagemaker.predict import RemoteClient, check_golden
-from image_classifier.launch.sagemaker.requests import Place, Request, job_name
+from image_classifier.launch.sagemaker.requests import Place, Request, job_name, tags
 from image_classifier.launch.sagemaker.session import Session
 from image_classifier.launch.sagemaker.settings import AUTO, SageMakerSettings
 from image_classifier.launch.sagemaker.train import dry_place, failing, save_requests, show_requests
@@ -62,21 +63,26 @@ class Deployment:
     def parts(self, place: Place) -> list[Request]:
         """Model, configuration, and the endpoint itself."""
         name = job_name(place.run)
-        model = requests.model(name, self.settings, image=self.image, data_url=self.model_url, place=place)
-        config = requests.endpoint_config(name, name, self.settings, image=self.image, place=place)
+        model = bodies.model(name, self.settings, image=self.image, data_url=self.model_url, place=place)
+        config = bodies.endpoint_config(name, name, self.settings, image=self.image, place=place)
         if self.existing is None:
-            return [model, config, requests.create_endpoint(self.endpoint, name, self.settings, place=place)]
-        return [model, config, *self.watched(place), requests.update_endpoint(self.endpoint, name, self.settings)]
+            return [model, config, bodies.create_endpoint(self.endpoint, name, self.settings, place=place)]
+        return [
+            model,
+            config,
+            *self.watched(place),
+            bodies.update_endpoint(self.endpoint, name, self.settings),
+        ]
 
     def watched(self, place: Place) -> list[Request]:
         """The alarm that rolls updates back, unless the user has alarms of their own."""
         if self.settings.alarms != AUTO or self.settings.variant != "instance":
             return []
-        return [requests.alarm(self.endpoint, self.settings, place=place)]
+        return [bodies.alarm(self.endpoint, self.settings, place=place)]
 
     def afterwards(self, place: Place) -> list[Request]:
         """What an endpoint gets once it is in service."""
-        scaling = requests.scaling(self.endpoint, self.settings, place=place) if self.settings.scales else []
+        scaling = bodies.scaling(self.endpoint, self.settings, place=place) if self.settings.scales else []
         return [*([] if self.existing else self.watched(place)), *scaling]
 
 
@@ -161,7 +167,7 @@ def _deploy(deployment: Deployment, run: Run, place: Place, model: artifact.Arti
             _wait(deployment, run, interrupts)
         if deployment.existing:
             arn = deployment.existing["EndpointArn"]
-            session.call("sagemaker", "add_tags", ResourceArn=arn, Tags=requests.tags(place, deployment.settings))
+            session.call("sagemaker", "add_tags", ResourceArn=arn, Tags=tags(place, deployment.settings))
         client = RemoteClient(session, endpoint, is_async=deployment.settings.variant == "async")
         check_golden(client, model)
         render.note(f"the endpoint {endpoint} reproduces its {len(model.golden)} golden samples")
@@ -197,13 +203,17 @@ def _wake(deployment: Deployment, run: Run, place: Place, reply: Any) -> None:
     """The alarm that starts the first instance of an async endpoint needs the ARN of the policy it sets off."""
     arn = reply.get("PolicyARN", "") if isinstance(reply, dict) else ""
     if arn.endswith(f"policyName/{deployment.endpoint}-wake"):
-        _make(deployment.session, run, requests.wake_alarm(deployment.endpoint, arn, deployment.settings, place=place))
+        _make(
+            deployment.session,
+            run,
+            bodies.wake_alarm(deployment.endpoint, arn, deployment.settings, place=place),
+        )
 
 
 def _wait(deployment: Deployment, run: Run, interrupts: Interrupts) -> None:
     """Waits until the endpoint is in service with this run's configuration. Raises JobError, JobStopped, AwsError."""
     session, endpoint = deployment.session, deployment.endpoint
-    tail = LogTail(session, f"{ENDPOINT_GROUP}/{endpoint}", requests.VARIANT)
+    tail = LogTail(session, f"{ENDPOINT_GROUP}/{endpoint}", bodies.VARIANT)
     run.log.parent.mkdir(parents=True, exist_ok=True)
     with render.live() as live, run.log.open("w", encoding="utf-8") as log:
         seen = [""]

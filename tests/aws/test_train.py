@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -407,3 +409,21 @@ def test_run_on_sagemaker_is_not_resumed_here(gate: Gate, deploy: Deploy, projec
     code, _, err = deploy("--target", "local", "train", "--resume", only_run(project).name)
     assert code == 2
     assert "ran on SageMaker" in err
+
+
+@pytest.mark.parametrize(("reply", "code"), [("n\n", 143), ("y\n", 0)])
+def test_a_person_on_a_terminal_is_asked(
+    gate: Gate, deploy: Deploy, project: Path, archive: Path, monkeypatch: pytest.MonkeyPatch, reply: str, code: int
+) -> None:
+    class Keyboard(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    gate.after["CreateTrainingJob"] = trained(archive)
+    monkeypatch.setattr(sys, "stdin", Keyboard(reply))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    ended, _, err = deploy("train")
+    assert ended == code, err
+    assert "at most $5.63" in err
+    assert bool(gate.bodies("CreateTrainingJob")) == (reply == "y\n")
+    assert (project / "runs").exists() == (reply == "y\n")

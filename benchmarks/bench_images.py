@@ -32,10 +32,10 @@ NAIVE = """
 ARG BASE_IMAGE=debian:bookworm-slim
 FROM ${BASE_IMAGE}
 RUN apt-get update && apt-get install -y --no-install-recommends python3.11-venv python3.11-dev gcc libc6-dev
-RUN python3.11 -m venv /opt/app && /opt/app/bin/pip install wheel setuptools==80.10.2
+RUN python3.11 -m venv /opt/app
 COPY requirements/KIND.txt /tmp/requirements.txt
 RUN --mount=type=secret,id=pip_conf --mount=type=secret,id=ca_bundle PIP_CONFIG_FILE=/run/secrets/pip_conf \\
-    /opt/app/bin/pip install --quiet --no-build-isolation --require-hashes -r /tmp/requirements.txt
+    /opt/app/bin/pip install --quiet --no-cache-dir --require-hashes -r /tmp/requirements.txt
 """
 
 

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from image_classifier.debugging.recorder import Recorder, Sink
+from image_classifier.debugging.recorder import Recorder
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.schema import JobFacts
+from image_classifier.debugging.sinks import Sink
 from image_classifier.vision.folders import find_channels, scan
 from image_classifier.vision.preprocess import Preprocessing, load
 from image_classifier.vision.sample_data import make_sample_data

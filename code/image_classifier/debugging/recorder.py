@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # everybody's name for it
@@ -22,6 +22,7 @@ from image_classifier.debugging.clock import Phases, StepClock
 from image_classifier.debugging.observer import Observer
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.schema import ClassCounts, Mode, StatisticsRecord, StepRecord
+from image_classifier.debugging.sinks import Sink
 from image_classifier.debugging.tensorstats import (
     Scalars,
     WeightWatch,
@@ -37,22 +38,6 @@ FLUSH_STEPS = 20
 FIRST_STEPS = frozenset({0, 1, 2, 5, 10, 20, 50})
 FIRST_ACTIVATION_STEPS = frozenset({0, 5, 50})
 INPUT_IMAGES = 512  # the inputs' statistics are taken of the first images only: what CheckInputImages needs
-
-
-class Sink(Protocol):
-    """Takes what was observed; called between steps."""
-
-    def add(self, record: StepRecord, statistics: StatisticsRecord | None) -> None:
-        """One step, and the statistics of its tensors if there are any."""
-
-    def add_classes(self, counts: ClassCounts) -> None:
-        """The classes of the epoch whose last step was the last one added."""
-
-    def flush(self) -> None:
-        """Makes what was added safe: the process may be killed."""
-
-    def close(self) -> None:
-        """Nothing more will come."""
 
 
 @dataclass
@@ -243,7 +228,7 @@ class Recorder(Observer):
                 getattr(sink, method)(*arguments)
             except Exception as error:  # any: a full disk, a fault of smdebug's; the other sinks go on
                 self._sinks.remove(sink)
-                log.warning("%s failed and is switched off: %s", type(sink).__name__, describe(error))
+                log.warning("%s failed and is switched off: %s", sink.name, describe(error))
 
     def _guarded(self, action: Callable[[], Any]) -> None:
         if self._failed:

@@ -24,14 +24,11 @@ from image_classifier.debugging.schema import (
     read_system,
 )
 from image_classifier.debugging.smdebug_names import (
-    CLEAN_LOSS,
-    EPOCH,
     HITS,
-    IMAGES,
     LABELS,
     LOSS,
     MODE_NAMES,
-    OUTPUT,
+    STEP_FACTS,
     parse_tensor_name,
 )
 
@@ -130,17 +127,17 @@ class _Trial:
         """Losses of every step; times are not kept."""
         found = {}
         for mode in MODE_NAMES:
-            columns = {name: self._scalars(name + OUTPUT, mode) for name in (LOSS, CLEAN_LOSS, EPOCH, IMAGES)}
-            for step, loss in columns[LOSS].items():
+            losses = self._values(LOSS, mode)
+            for step, (epoch, images, clean_loss) in self._values(STEP_FACTS, mode).items():
                 found[mode, step] = StepRecord(
                     step=step,
-                    epoch=int(columns[EPOCH].get(step, 0)),
+                    epoch=int(epoch),
                     mode=mode,
                     time=0.0,
                     seconds=0.0,
-                    images=int(columns[IMAGES].get(step, 0)),
-                    loss=loss,
-                    clean_loss=columns[CLEAN_LOSS].get(step, loss),
+                    images=int(images),
+                    loss=float(losses[step].item()),
+                    clean_loss=float(clean_loss),
                 )
         return found
 
@@ -165,20 +162,16 @@ class _Trial:
         """Label and hit counts, at the last step of each epoch."""
         found = {}
         for mode in MODE_NAMES:
-            epochs = self._scalars(EPOCH + OUTPUT, mode)
-            labels, hits = (self._values(name + OUTPUT, mode) for name in (LABELS, HITS))
+            labels, hits, facts = (self._values(name, mode) for name in (LABELS, HITS, STEP_FACTS))
             for step, counts in labels.items():
                 found[mode, step] = ClassCounts(
                     mode=mode,
                     step=step,
-                    epoch=int(epochs.get(step, 0)),
+                    epoch=int(facts[step][0]),
                     labels=tuple(int(count) for count in counts),
                     hits=tuple(int(count) for count in hits[step]),
                 )
         return found
-
-    def _scalars(self, name: str, mode: Mode) -> dict[int, float]:
-        return {step: float(value.item()) for step, value in self._values(name, mode).items()}
 
     def _values(self, name: str, mode: Mode) -> dict[int, Any]:
         if name not in self._names:

@@ -6,14 +6,10 @@ import re
 
 from image_classifier.debugging.schema import Mode
 
-LOSS = "CrossEntropyLoss"  # smdebug's `losses` collection takes names that match [Ll]oss_(?!input).*output
-CLEAN_LOSS = "CleanCrossEntropyLoss"
+LOSS = "CrossEntropyLoss_output_0"  # smdebug's `losses` collection takes names that match [Ll]oss_(?!input).*output
+STEP_FACTS = "epoch_images_clean_loss"  # (3,) float32, of every step: one record, as each costs half a millisecond
 LABELS = "labels"  # counts by class, at an epoch's last step
 HITS = "hits"
-PREDICTIONS = "predictions"  # class by image; only for the managed service
-EPOCH = "epoch"
-IMAGES = "images"
-OUTPUT = "_output_0"  # what smdebug appends to the name of a recorded value
 MODE_NAMES: dict[Mode, str] = {"train": "TRAIN", "eval": "EVAL", "test": "PREDICT"}
 
 

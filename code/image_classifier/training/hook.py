@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,11 @@ from image_classifier.contract.paths import MlPaths
 from image_classifier.debugging.observer import Observer
 from image_classifier.debugging.schema import ClassCounts, Mode, StatisticsRecord, StepRecord
 from image_classifier.debugging.smdebug_names import (
-    CLEAN_LOSS,
-    EPOCH,
     HITS,
-    IMAGES,
     LABELS,
     LOSS,
     MODE_NAMES,
-    PREDICTIONS,
+    STEP_FACTS,
     reduction_of,
     tensor_name,
 )
@@ -36,18 +34,20 @@ from image_classifier.debugging.tensorstats import unwrap
 
 log = logging.getLogger(__name__)
 COLLECTIONS = {  # ours, besides smdebug's own losses, gradients, weights
-    "relu_output": r"_output_\d+$",  # the managed DeadRelu's name for activations
+    "relu_output": r"^(?!Identity|CrossEntropyLoss).+_output_\d+$",  # the managed DeadRelu's name for activations
     "inputs": r"^input_channel_\d+$",
-    "counts": rf"^({LABELS}|{HITS}|{EPOCH}|{IMAGES})_output_0$",
+    "counts": rf"^({LABELS}|{HITS}|{STEP_FACTS})$",
 }
 
 
 class SmdebugSink:
     """Writes a recorder's observations as smdebug does. Raises whatever smdebug raises when it cannot be made.
 
-    Losses, epoch and images are scalars of every step, labels and hits by class tensors of an epoch's last step,
+    The loss and STEP_FACTS are tensors of every step, labels and hits by class of an epoch's last step,
     everything in a StatisticsRecord reduced tensors.
     """
+
+    name = "SmdebugSink"
 
     def __init__(self, paths: MlPaths, model: nn.Module) -> None:
         smd = _smdebug()
@@ -70,16 +70,15 @@ class SmdebugSink:
         self._hook.set_mode(mode)
         self._hook.mode_steps[mode] = record.step - 1  # the call adds 1; so steps keep their numbers in a new attempt
         self._probe(self._nothing)
-        scalars = {LOSS: record.loss, CLEAN_LOSS: record.clean_loss, EPOCH: record.epoch, IMAGES: record.images}
-        for name, value in scalars.items():
-            self._hook.record_tensor_value(name, torch.tensor(float(value)))
+        self._write(LOSS, [record.loss])
+        self._write(STEP_FACTS, [record.epoch, record.images, record.clean_loss])
         if statistics is not None:
             self._add_statistics(statistics)
 
     def add_classes(self, counts: ClassCounts) -> None:
         """Adds to the step that was added last."""
-        self._hook.record_tensor_value(LABELS, torch.tensor(counts.labels))
-        self._hook.record_tensor_value(HITS, torch.tensor(counts.hits))
+        self._write(LABELS, counts.labels)
+        self._write(HITS, counts.hits)
 
     def flush(self) -> None:
         """Nothing: smdebug writes a step when the next begins."""
@@ -101,7 +100,11 @@ class SmdebugSink:
                 for statistic, value in statistics.items():
                     reduction, absolute = reduction_of(statistic)
                     reduced = self._hook._get_reduction_tensor_name(tensor, reduction, absolute)
-                    self._hook._write_raw_tensor_simple(reduced, np.array([value], np.float32))
+                    self._write(reduced, [value])
+
+    def _write(self, name: str, values: Sequence[float]) -> None:
+        """Below smdebug's public methods, which make a histogram of everything first and cost three times as much."""
+        self._hook._write_raw_tensor_simple(name, np.array(values, np.float32))
 
 
 class ManagedHook(Observer):
@@ -117,8 +120,8 @@ class ManagedHook(Observer):
         self._hook.set_mode(self._modes[mode])
 
     def end_step(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        values = {LOSS: loss.detach().float(), LABELS: labels, PREDICTIONS: logits.detach().argmax(1)}
-        for name, value in values.items():  # smdebug keeps those that a collection of the file names
+        values = {"CrossEntropyLoss": loss.detach().float(), "labels": labels, "predictions": logits.argmax(1)}
+        for name, value in values.items():  # smdebug adds _output_0, and keeps those that the file's collections name
             self._hook.record_tensor_value(name, value)
 
     def close(self) -> None:

@@ -21,13 +21,13 @@ from image_classifier.contract.files import write_text
 from image_classifier.contract.paths import MlPaths
 from image_classifier.debugging.live import LiveRules
 from image_classifier.debugging.observer import Observer, Observers
-from image_classifier.debugging.recorder import Recorder, Sink
+from image_classifier.debugging.recorder import Recorder
 from image_classifier.debugging.rules import parse_rules
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.sampler import SystemSampler
 from image_classifier.debugging.saved import read_files
 from image_classifier.debugging.schema import JOB_FILE, JobFacts, Mode, read_job, to_json
-from image_classifier.debugging.sinks import JsonLines
+from image_classifier.debugging.sinks import Background, JsonLines, Sink
 from image_classifier.debugging.trace import TraceWindow
 from image_classifier.training.device import describe_device
 from image_classifier.training.hook import Guarded, ManagedHook, SmdebugSink
@@ -106,7 +106,7 @@ def add_smdebug(members: list[Observer], sinks: list[Sink], watched: Watched, pa
         if paths.debug_hook_config.is_file():
             members.append(Guarded(ManagedHook(paths, watched.model)))
         else:
-            sinks.append(SmdebugSink(paths, watched.model))
+            sinks.append(Background(SmdebugSink(paths, watched.model)))
     except Exception as error:  # an import that fails, a broken debughookconfig.json, a full disk
         log.warning("no debug hook: %s", describe(error))
 

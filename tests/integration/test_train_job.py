@@ -171,7 +171,8 @@ def test_recorded_losses_are_readable_by_smdebug(finished: tuple[Job, str]) -> N
     (name,) = trial.tensor_names(collection="losses")
     losses = trial.tensor(name)
     assert len(losses.steps(mode=modes.TRAIN)) == 15  # 3 epochs of 20 images in batches of 4
-    assert len(losses.steps(mode=modes.EVAL)) == 3 * 2 + 2
+    assert len(losses.steps(mode=modes.EVAL)) == 3 * 2
+    assert len(losses.steps(mode=modes.PREDICT)) == 2  # the test
     assert all(np.isfinite(losses.value(step, mode=modes.TRAIN)) for step in losses.steps(mode=modes.TRAIN))
 
 

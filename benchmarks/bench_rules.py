@@ -152,7 +152,8 @@ def main() -> None:
         "",
         "## Whole jobs of the trainer",
         "",
-        "ResNet50 from scratch on generated images, 64 pixels, 80 steps, judged by the files the job leaves. They run in the",
+        "ResNet50 from scratch on generated images, 64 pixels, 80 steps, judged by the files the job leaves. They run "
+        "in the",
         "benchmark's process, whose age MaxInitializationTime takes for the job's.",
         "",
         *rule_head,

@@ -96,7 +96,6 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::ImportWarning")  # of an importer that smdebug's dependencies leave behind
 @pytest.mark.parametrize("kind", MODELS)
 def test_every_kind_of_network_is_recorded(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     model = MODELS[kind]()

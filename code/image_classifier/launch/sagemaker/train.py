@@ -230,12 +230,29 @@ def fetch_output(session: Session, uri: str, run: Run) -> None:
         render.note(f"{run.name} left no metrics ({uri} is not there)")
         return
     try:
-        run.paths.output_data.mkdir(parents=True, exist_ok=True)
         with tarfile.open(archive) as tar:
-            tar.extractall(run.paths.output_data, filter="data")  # refuses links, devices and paths that lead out
+            extract_files(tar, run.paths.output_data)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise PlatformError(f"{uri} cannot be unpacked: {error}", "fetch it again: deploy.py status RUN") from None
     archive.unlink()
+
+
+def extract_files(tar: tarfile.TarFile, folder: Path) -> None:
+    """Unpacks plain files and folders; Python's own filter for that is missing before 3.11.4.
+
+    Raises:
+        tarfile.TarError: a link, a device, or a path that leads out of `folder`.
+    """
+    for member in tar:
+        target = folder / member.name
+        inside = not Path(member.name).is_absolute() and ".." not in Path(member.name).parts
+        source = tar.extractfile(member) if member.isreg() else None
+        if not inside or (source is None and not member.isdir()):
+            raise tarfile.TarError(f"{member.name!r} is no plain file below the folder")
+        (target.parent if source else target).mkdir(parents=True, exist_ok=True)
+        if source is not None:
+            with target.open("wb") as file:
+                shutil.copyfileobj(source, file)
 
 
 def detached(run: Run, interrupts: Interrupts) -> JobStopped:

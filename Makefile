@@ -52,7 +52,7 @@ push: ## build both images and push them to ECR, or to REGISTRY
 	@./build_and_push.sh push
 
 smoke: $(STAMP) build ## run both images as SageMaker does: train, serve, predict, bad image, SIGTERM, failure
-	@$(BIN)/python -m pytest tests/container -v -k image --log-cli-level=INFO --log-cli-format='  %(message)s'
+	@$(BIN)/python -m pytest tests/container/test_train_image.py tests/container/test_serve_image.py -v --log-cli-level=INFO --log-cli-format='  %(message)s'
 
 lock: ## solve requirements/*.in again into hashed locks (needs uv: pip install uv)
 	@uv pip compile -q $(LOCK_FLAGS) requirements/dev.in -o requirements/dev.txt

@@ -70,7 +70,9 @@ packages() {
     [[ -s $STATE/pip.conf ]] || { echo "error: no pip settings: $(tail -n 1 "$STATE/index.log")" >&2; exit 1; }
   fi
   ca=${PIP_CERT:-/etc/ssl/certs/ca-certificates.crt}
-  printf 'export %s\n' "PATH=/usr/bin:\$PATH" "PIP_CONF=$STATE/pip.conf" "CA_BUNDLE=$ca" "BUILD_NETWORK=host" >"$STATE/env"
+  mkdir -p "$STATE/bin"   # holds nothing but the client, so that no other program changes with it
+  ln -sf /usr/bin/docker "$STATE/bin/docker"
+  printf 'export %s\n' "PATH=$STATE/bin:\$PATH" "PIP_CONF=$STATE/pip.conf" "CA_BUNDLE=$ca" "BUILD_NETWORK=host" >"$STATE/env"
 }
 
 if [[ ${1:-} == stop ]]; then

@@ -66,7 +66,7 @@ lock: ## solve requirements/*.in again into hashed locks (needs uv: pip install 
 LOCK_FLAGS := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate $(LOCK_ARGS)
 
 bench: $(STAMP) ## measure every claim again and rewrite benchmarks/results
-	@for script in benchmarks/bench_*.py; do $(BIN)/python $$script; done
+	@for script in benchmarks/bench_*.py; do PYTHONPATH=code:. $(BIN)/python $$script; done
 
 clean: ## remove the environment and what the tools cached (runs/ stays)
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

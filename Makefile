@@ -28,8 +28,9 @@ $(STAMP): requirements/dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	@rm -f $(VENV)/.lock-* && touch $@
 
+# One thread: images this small gain little from more, and lose much where other programs use the cores.
 demo: $(STAMP) ## the main job on this machine: sample images -> tuned -> trained -> served -> predicted
-	@$(BIN)/python deploy.py demo
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python deploy.py demo
 
 test: $(STAMP) ## every test
 	@$(BIN)/python -m pytest

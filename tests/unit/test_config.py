@@ -24,6 +24,7 @@ NOT_DEFAULT = TrainConfig(
     patience=4,
     seed=2**32 - 1,
     workers=0,
+    cache="decoded",
     amp="off",
     valid_fraction=0.125,
     max_bad_images=0,

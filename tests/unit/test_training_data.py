@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import RandomResizedCrop
 
 from image_classifier.contract.errors import DataError
 from image_classifier.training.data import BadImages, Batch, ImageDataset, Loader, num_workers, random_view
+from image_classifier.vision.decode import decode
 from image_classifier.vision.folders import Split
 from image_classifier.vision.preprocess import Preprocessing, load
 
@@ -66,8 +68,8 @@ def test_resumed_epoch_starts_at_its_step_without_opening_earlier_files(
     whole = list(loader(split).epoch(3))
     opened: list[Path] = []
     monkeypatch.setattr(
-        "image_classifier.training.data.random_view",
-        lambda path, *args: opened.append(path) or random_view(path, *args),
+        "image_classifier.training.data.decode",
+        lambda path, **options: opened.append(path) or decode(path, **options),
     )
     assert same(list(loader(split).epoch(3, first_step=2)), whole[2:])
     assert len(opened) == 2
@@ -81,20 +83,40 @@ def test_batch_without_a_readable_image_is_empty(split: Split) -> None:
 
 
 def test_images_are_as_served_without_augmentation(split: Split) -> None:
-    (batch,) = Loader(ImageDataset(split, PREPROCESSING), 100, workers=0).epoch()
-    for index, image in zip(batch.indices.tolist(), batch.images, strict=True):
+    loader = Loader(ImageDataset(split, PREPROCESSING), 100, workers=0)
+    (batch,) = loader.epoch()
+    assert batch.images.dtype == torch.uint8
+    images, labels = loader.on_device(batch, torch.device("cpu"))
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(labels, batch.labels)
+    for index, image in zip(batch.indices.tolist(), images, strict=True):
         assert np.array_equal(image.numpy(), load(split.paths[index], PREPROCESSING))
 
 
-def test_views_flip_half_of_the_time_and_leave_the_global_generator_alone(tmp_path: Path) -> None:
-    ramp = np.broadcast_to(np.linspace(0, 255, 64, dtype=np.uint8)[None, :, None], (64, 64, 3))
-    Image.fromarray(np.ascontiguousarray(ramp)).save(tmp_path / "ramp.png")
+def test_views_flip_half_of_the_time_and_leave_the_global_generator_alone() -> None:
+    ramp = torch.linspace(0, 255, 64).to(torch.uint8)[None, :, None].expand(64, 64, 3).contiguous()
     before = torch.get_rng_state()
-    views = [random_view(tmp_path / "ramp.png", PREPROCESSING, "light", (0, 0, i)) for i in range(100)]
+    views = [random_view(ramp, SIZE, "light", (0, 0, i)) for i in range(100)]
     assert torch.equal(before, torch.get_rng_state())
-    flipped = sum(bool(view[0, 0, 0] > view[0, 0, -1]) for view in views)
+    flipped = sum(bool(view[0, 0, 0] > view[0, -1, 0]) for view in views)
     assert 30 < flipped < 70
-    assert len({view.tobytes() for view in views}) > 40  # moving a crop up or down changes nothing in this picture
+    assert len({view.numpy().tobytes() for view in views}) > 40  # moving a crop up or down changes nothing here
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 900), (900, 2), (40, 300)])
+def test_view_of_any_shape_is_a_square_of_its_pixels(size: tuple[int, int]) -> None:
+    view = random_view(torch.full((*size, 3), 200, dtype=torch.uint8), SIZE, "standard", (0, 0, 0))
+    assert view.shape == (SIZE, SIZE, 3)
+    assert (view == 200).all()
+
+
+def test_view_is_the_crop_as_pillow_resizes_it_within_one_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RandomResizedCrop, "get_params", lambda *_: (10, 20, 60, 70))
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8))
+    photo = noise.resize((160, 120), Image.Resampling.BICUBIC)
+    view = random_view(torch.from_numpy(np.array(photo)), SIZE, "standard", (0, 0, 0)).numpy().astype(int)
+    theirs = np.asarray(photo.crop((20, 10, 90, 70)).resize((SIZE, SIZE), Image.Resampling.BILINEAR), dtype=int)
+    assert min(abs(view - theirs).max(), abs(view[:, ::-1] - theirs).max()) <= 1
 
 
 def test_bad_images_are_counted_once_and_end_the_job_beyond_the_limit(split: Split) -> None:

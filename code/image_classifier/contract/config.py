@@ -66,6 +66,11 @@ class TrainConfig:
     patience: int = param(0, "stop after this many epochs without a better validation loss, 0 for never", low=0)
     seed: int = param(0, "seed of everything random", low=0, high=2**32 - 1)
     workers: int = param(AUTO_WORKERS, "data loading processes, -1 to fit the machine (at most 8)", low=-1, high=256)
+    cache: str = param(
+        "auto",
+        "keep decoded images in memory: auto (with a GPU), decoded (as many as fit), none",
+        choices=("auto", "decoded", "none"),
+    )
     amp: str = param(
         "auto", "bf16 autocast: auto (where the hardware has it), bf16, off", choices=("auto", "bf16", "off")
     )

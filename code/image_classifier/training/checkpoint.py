@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 MAX_SHARE = 0.05  # of the time may go into checkpoints: after short epochs there is not always one
 KEPT = 2  # the newest, and the one before in case the newest turns out damaged
 OBSERVATION = {"debug", "debug_interval", "activation_interval", "profile", "trace_steps", "rules", "stop_on"}
-HARMLESS = frozenset({"workers", "log_interval", "golden_samples", "max_bad_images", *OBSERVATION})  # change no weight
+CONVENIENCE = {"workers", "cache", "log_interval", "golden_samples", "max_bad_images"}
+HARMLESS = frozenset({*CONVENIENCE, *OBSERVATION})  # change no weight
 Weights = dict[str, torch.Tensor]
 
 

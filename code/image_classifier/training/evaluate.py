@@ -83,8 +83,7 @@ def evaluate(
         if len(batch.labels) == 0:
             hook.skip_step()
             continue
-        images = batch.images.to(device, memory_format=torch.channels_last, non_blocking=True)
-        labels = batch.labels.to(device, non_blocking=True)
+        images, labels = loader.on_device(batch, device)
         hook.mark("h2d_s")
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             logits = model(images)

@@ -17,6 +17,7 @@ from image_classifier.contract.errors import ConfigError, DataError, RuleFired
 from image_classifier.contract.metrics import metric_line
 from image_classifier.contract.paths import MlPaths
 from image_classifier.debugging.observer import Observer
+from image_classifier.training.cache import make_cache, wants_cache
 from image_classifier.training.checkpoint import Checkpoint, Checkpoints, Progress, identity
 from image_classifier.training.data import BadImages, ImageDataset, Loader, num_workers
 from image_classifier.training.device import choose_device, describe_device, use_bf16
@@ -86,8 +87,6 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag) ->
             write_json(paths.output_data / "metrics.json", stopped_result(training.progress, fired))
         raise
     finally:
-        training.train.close()
-        training.valid.close()
         hook.close()
         if group.is_main:
             write_bad_images(paths.output_data, training.bad.found)
@@ -180,7 +179,14 @@ def make_training(
     if checkpoint is not None and checkpoint.optimizer:
         optimizer.load_state_dict(checkpoint.optimizer)
     progress = Progress() if checkpoint is None else checkpoint.progress
-    train = ImageDataset(folders.train, preprocessing, augment=config.augment, seed=config.seed)
+    cache = wants_cache(config.cache, device, config.epochs)
+    train = ImageDataset(
+        folders.train,
+        preprocessing,
+        augment=config.augment,
+        seed=config.seed,
+        cache=make_cache(len(folders.train)) if cache else None,
+    )
     return Training(
         config=config,
         group=group,
@@ -197,7 +203,7 @@ def make_training(
             rank=group.rank,
             size=group.size,
         ),
-        valid=evaluation_loader(folders.valid, config, device),
+        valid=evaluation_loader(folders.valid, config, device, cache=cache),
         bad=BadImages(config.max_bad_images, progress.unreadable),
         checkpoints=checkpoints,
         stop=stop,
@@ -207,9 +213,10 @@ def make_training(
     )
 
 
-def evaluation_loader(split: Split, config: TrainConfig, device: torch.device) -> Loader:
+def evaluation_loader(split: Split, config: TrainConfig, device: torch.device, *, cache: bool = False) -> Loader:
     """A split as it is served: no crops, no shuffling."""
-    dataset = ImageDataset(split, Preprocessing.for_image_size(config.image_size))
+    kept = make_cache(len(split)) if cache else None
+    dataset = ImageDataset(split, Preprocessing.for_image_size(config.image_size), cache=kept)
     workers = num_workers(config.workers, device)
     return Loader(dataset, config.batch_size, workers=workers, pin_memory=device.type == "cuda")
 
@@ -266,5 +273,3 @@ def run_test(training: Training, hook: Observer, split: Split) -> Evaluation:
             "while testing; the training has finished and is saved",
             "start again with the same checkpoint folder to test and write the model",
         ) from None
-    finally:
-        loader.close()

@@ -163,8 +163,7 @@ def train_step(
     Returns:
         The mean loss of this process's images and its number of correct answers, on the device.
     """
-    images = batch.images.to(training.device, memory_format=torch.channels_last, non_blocking=True)
-    labels = batch.labels.to(training.device, non_blocking=True)
+    images, labels = training.train.on_device(batch, training.device)
     hook.mark("h2d_s")
     hook.before_forward(images)
     with torch.autocast(training.device.type, dtype=torch.bfloat16, enabled=training.bf16):

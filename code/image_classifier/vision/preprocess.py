@@ -65,17 +65,23 @@ class Preprocessing:
             raise ArtifactError(f"the preprocessing in the manifest is wrong: {error}") from error
 
 
-def normalise(image: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """(H, W, 3) uint8 RGB -> (3, H, W) float32, C-contiguous: (value / 255 - mean) / std."""
+def scale_and_shift(preprocessing: Preprocessing) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(3, 1, 1) float32 each: value * scale - shift, rounded after each step, is (value / 255 - mean) / std."""
     std = np.asarray(preprocessing.std, dtype=np.float64)
     scale = (1 / (255 * std)).astype(np.float32)[:, None, None]
     shift = (np.asarray(preprocessing.mean) / std).astype(np.float32)[:, None, None]
+    return scale, shift
+
+
+def normalise(image: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """(H, W, 3) uint8 RGB -> (3, H, W) float32, C-contiguous: (value / 255 - mean) / std."""
+    scale, shift = scale_and_shift(preprocessing)
     planes = np.ascontiguousarray(image.transpose(2, 0, 1))
     return planes * scale - shift
 
 
-def preprocess(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """RGB picture -> (3, image_size, image_size) float32.
+def crop(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """RGB picture -> (image_size, image_size, 3) uint8.
 
     The same pixels as torchvision's Resize(resize_size) and CenterCrop(image_size) on a PIL image (bilinear,
     antialiased), but only the crop is computed: a 20,000 x 20 picture needs no 256,000 x 256 intermediate.
@@ -90,11 +96,14 @@ def preprocess(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.f
         min(width, (left + size) * width / new_width),
         min(height, (top + size) * height / new_height),
     )
-    crop = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
-    return normalise(np.asarray(crop), preprocessing)
+    return np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+
+
+def load_pixels(source: bytes | Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Bytes or a file -> (image_size, image_size, 3) uint8. Raises what `decode` raises."""
+    return crop(decode(source, min_side=DRAFT_MARGIN * preprocessing.resize_size), preprocessing)
 
 
 def load(source: bytes | Path, preprocessing: Preprocessing) -> NDArray[np.float32]:
     """Bytes or a file -> (3, image_size, image_size) float32. Raises what `decode` raises."""
-    image = decode(source, min_side=DRAFT_MARGIN * preprocessing.resize_size)
-    return preprocess(image, preprocessing)
+    return normalise(load_pixels(source, preprocessing), preprocessing)

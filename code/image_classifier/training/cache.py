@@ -1,0 +1,123 @@
+"""Decoded pictures in memory that all data loading processes share: what one of them decoded, every later epoch finds.
+
+Nothing is thrown out for something newer. Each epoch goes through all images in a new order, so that a newer picture
+is worth no more than an older one, and what does not fit is decoded again as without a cache.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import multiprocessing
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+
+from image_classifier.contract.errors import describe
+
+log = logging.getLogger(__name__)
+
+LARGEST_SHARE = 0.5  # of the memory may hold pictures
+FREE_SHARE = 0.25  # of the memory is left to everything else, other jobs' pictures included
+LOOK_EVERY = 32 * 1024**2  # bytes put in between two looks at what is free
+CGROUP = Path("/sys/fs/cgroup")
+_MISSING = -1
+
+
+def wants_cache(wanted: str, device: torch.device, epochs: int) -> bool:
+    """Whether to keep pictures; `auto` does with a GPU. Without one the network is far slower than the decoding.
+
+    Only where processes can be forked: others could not share the memory.
+    """
+    return (
+        epochs > 1 and sys.platform == "linux" and (wanted == "decoded" or (wanted == "auto" and device.type == "cuda"))
+    )
+
+
+def make_cache(num_images: int) -> PixelCache | None:
+    """A cache of LARGEST_SHARE of the memory at most; None, with a line in the log, when the system grants none."""
+    try:
+        return PixelCache(num_images, int(LARGEST_SHARE * memory()[0]))
+    except OSError as error:
+        log.warning("decoded images are not kept: %s", describe(error))
+        return None
+
+
+class PixelCache:
+    """(H, W, 3) uint8 arrays by index. Make it before the processes that share it are forked.
+
+    The memory is taken page by page as pictures come in, belongs to no file, and is gone with the last process.
+    """
+
+    def __init__(self, num_images: int, capacity_bytes: int) -> None:
+        """Raises OSError when the system does not grant so many bytes."""
+        self._capacity = capacity_bytes
+        self._pixels = mmap.mmap(-1, capacity_bytes)
+        # (start, height, width) of each picture, and in the last row the end of all
+        self._index = np.frombuffer(mmap.mmap(-1, 3 * 8 * (num_images + 1)), np.int64).reshape(num_images + 1, 3)
+        self._index[:-1, 0] = _MISSING
+        self._lock = multiprocessing.get_context("fork").Lock()
+
+    def get(self, index: int) -> NDArray[np.uint8] | None:
+        """The picture, in the cache's own memory: not to be written to. None when it is not kept."""
+        start, height, width = self._index[index].tolist()
+        if start == _MISSING:
+            return None
+        return self._view(start, height, width)
+
+    def put(self, index: int, pixels: NDArray[np.uint8]) -> None:
+        """Keeps a picture if there is room. Only one process at a time may put the same index."""
+        height, width, _ = pixels.shape
+        with self._lock:
+            start = int(self._index[-1, 0])
+            end = start + pixels.size
+            if end > self._capacity:
+                return
+            if start // LOOK_EVERY != end // LOOK_EVERY and not enough_free():
+                end = self._capacity  # full from now on
+            self._index[-1, 0] = end
+        if end == start + pixels.size:
+            self._view(start, height, width)[:] = pixels
+            self._index[index] = start, height, width
+
+    def __len__(self) -> int:
+        """The number of pictures kept."""
+        return int((self._index[:-1, 0] != _MISSING).sum())
+
+    def _view(self, start: int, height: int, width: int) -> NDArray[np.uint8]:
+        flat = np.frombuffer(self._pixels, np.uint8, count=3 * height * width, offset=start)
+        return flat.reshape(height, width, 3)
+
+
+def enough_free() -> bool:
+    """Whether FREE_SHARE of the memory is free."""
+    total, free = memory()
+    return free >= FREE_SHARE * total
+
+
+def memory(cgroup: Path = CGROUP) -> tuple[int, int]:
+    """Bytes of memory, and of it free or freed on demand: the machine's or, where that is less, the container's."""
+    machine = psutil.virtual_memory()
+    limits = _container(cgroup)
+    if limits is None or limits[0] >= machine.total:
+        return machine.total, machine.available
+    limit, used = limits
+    return limit, min(machine.available, limit - used)
+
+
+def _container(cgroup: Path) -> tuple[int, int] | None:
+    """Limit and use of cgroup v2 or v1, without the files that memory is left over for; None without a limit."""
+    names = ("memory.max", "memory.current", "memory.stat", "inactive_file")
+    if not (cgroup / names[0]).exists():
+        cgroup = cgroup / "memory"
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file")
+    try:
+        limit, used = (int((cgroup / name).read_text()) for name in names[:2])
+        counts = dict(line.split() for line in (cgroup / names[2]).read_text().splitlines())
+        return limit, used - int(counts[names[3]])
+    except (OSError, ValueError, KeyError):  # not in a cgroup, or the limit is "max"
+        return None

@@ -1,0 +1,99 @@
+"""Decoded pictures are kept once, for all processes, as far as there is memory; and nobody sees a difference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from image_classifier.training import cache
+from image_classifier.training.cache import PixelCache, memory, wants_cache
+from image_classifier.training.data import Batch, ImageDataset, Loader
+from image_classifier.vision.folders import Split
+from image_classifier.vision.preprocess import Preprocessing
+
+PREPROCESSING = Preprocessing.for_image_size(32)
+NUM_IMAGES = 12
+SIDES = [(50 + 3 * i, 40 + 5 * i) for i in range(NUM_IMAGES)]  # (height, width)
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> Split:
+    rng = np.random.default_rng(0)
+    paths = tuple(tmp_path / f"{i}.png" for i in range(NUM_IMAGES))
+    for path, side in zip(paths, SIDES, strict=True):
+        Image.fromarray(rng.integers(0, 256, (*side, 3), np.uint8)).save(path)
+    return Split("train", tmp_path, paths, tuple(i % 2 for i in range(NUM_IMAGES)))
+
+
+def epochs(split: Split, augment: str, kept: PixelCache | None, workers: int, *, then: list[Path]) -> list[Batch]:
+    """Two epochs; the files in `then` are gone before the second."""
+    dataset = ImageDataset(split, PREPROCESSING, augment=augment, seed=3, cache=kept)
+    loader = Loader(dataset, 5, workers=workers, shuffle_seed=3)
+    first = list(loader.epoch(1))
+    for path in then:
+        path.unlink()
+    return first + list(loader.epoch(2))
+
+
+@pytest.mark.parametrize("augment", ["standard", "none"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_second_epoch_needs_no_file_and_is_bit_for_bit_the_same(split: Split, augment: str, workers: int) -> None:
+    plain = epochs(split, augment, None, 0, then=[])
+    kept = PixelCache(NUM_IMAGES, 10_000_000)
+    cached = epochs(split, augment, kept, workers, then=list(split.paths))
+    assert len(kept) == NUM_IMAGES
+    for one, other in zip(plain, cached, strict=True):
+        assert not other.unreadable
+        assert torch.equal(one.indices, other.indices)
+        assert torch.equal(one.images, other.images)
+
+
+def test_pictures_beyond_the_capacity_are_decoded_again(split: Split) -> None:
+    capacity = sum(3 * height * width for height, width in SIDES) // 2
+    kept = PixelCache(NUM_IMAGES, capacity)
+    plain, cached = (epochs(split, "standard", each, 0, then=[]) for each in (None, kept))
+    assert 0 < len(kept) < NUM_IMAGES
+    assert all(torch.equal(one.images, other.images) for one, other in zip(plain, cached, strict=True))
+
+
+def test_nothing_more_is_kept_once_the_memory_runs_low(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "LOOK_EVERY", 1000)
+    kept = PixelCache(10, 1_000_000)
+    picture = np.full((10, 40, 3), 7, np.uint8)
+    kept.put(0, picture)
+    monkeypatch.setattr(cache, "memory", lambda: (1000, 249))
+    kept.put(1, picture)
+    monkeypatch.setattr(cache, "memory", lambda: (1000, 900))
+    kept.put(2, picture)
+    assert len(kept) == 1
+    assert np.array_equal(kept.get(0), picture)  # type: ignore[arg-type]
+    assert kept.get(1) is None
+
+
+def test_container_limit_counts_and_files_read_do_not(tmp_path: Path) -> None:
+    machine = memory(tmp_path)
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("700000\n")
+    (tmp_path / "memory.stat").write_text("anon 200000\ninactive_file 500000\n")
+    assert memory(tmp_path) == (1_000_000, 800_000)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory(tmp_path)[0] == machine[0]
+    (tmp_path / "memory.max").unlink()
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("2000000\n")
+    (tmp_path / "memory" / "memory.usage_in_bytes").write_text("500000\n")
+    (tmp_path / "memory" / "memory.stat").write_text("total_inactive_file 0\n")
+    assert memory(tmp_path) == (2_000_000, 1_500_000)
+
+
+def test_auto_keeps_pictures_for_a_gpu_and_later_epochs_only() -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert wants_cache("auto", gpu, 2)
+    assert not wants_cache("auto", gpu, 1)
+    assert not wants_cache("auto", cpu, 2)
+    assert wants_cache("decoded", cpu, 2)
+    assert not wants_cache("none", gpu, 2)

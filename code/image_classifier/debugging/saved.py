@@ -1,4 +1,4 @@
-"""A run from what it saved: its files, or the tensors that smdebug wrote, on this machine or in S3."""
+"""A run from what it saved: its files, or the tensors that smdebug wrote."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ from image_classifier.debugging.smdebug_names import (
     parse_tensor_name,
 )
 
+ATTEMPT = re.compile(r"attempt-(\d+)")
+
 
 def read_files(folder: Path, before: Mapping[Mode, int] | None = None) -> RunData:
     """A run from its files (schema.py); what is missing there is missing in the run.
@@ -60,11 +62,12 @@ def read_files(folder: Path, before: Mapping[Mode, int] | None = None) -> RunDat
     return run
 
 
-def read_trial(path: Path | str, job: JobFacts | None = None) -> RunData:
+def read_trial(folder: Path, job: JobFacts | None = None) -> RunData:
     """A run from smdebug's files: losses, classes and tensors; neither times nor system metrics are in there.
 
     Args:
-        path: the folder of one attempt (`output/tensors/attempt-1`), of all (`output/tensors`), or `s3://...` of one.
+        folder: of one attempt (`output/tensors/attempt-1`), or of all (`output/tensors`). On this machine: smdebug's
+            own reader of S3 waits for ever for what is not there.
         job: what is known of the job; without it, rules cannot name its hyperparameters.
 
     Raises:
@@ -75,7 +78,7 @@ def read_trial(path: Path | str, job: JobFacts | None = None) -> RunData:
     steps: dict[tuple[Mode, int], StepRecord] = {}
     statistics: dict[int, StatisticsRecord] = {}
     classes: dict[tuple[Mode, int], ClassCounts] = {}
-    for attempt in _attempts(path):  # a step that was made again counts as it was made last
+    for attempt in _attempts(folder):  # a step that was made again counts as it was made last
         trial = _Trial(attempt)
         steps |= trial.steps()
         statistics |= trial.statistics()
@@ -89,21 +92,29 @@ def read_trial(path: Path | str, job: JobFacts | None = None) -> RunData:
     return run
 
 
-def _attempts(path: Path | str) -> list[str]:
-    if str(path).startswith("s3://"):
-        return [str(path)]
-    folder = Path(path)
-    attempts = sorted(folder.glob("attempt-*"), key=lambda each: int(each.name.rpartition("-")[2]))
-    found = [str(each) for each in attempts or [folder] if (each / "collections").is_dir()]
+def holds_tensors(folder: Path) -> bool:
+    """Whether `read_trial` finds something there."""
+    return bool(_find_attempts(folder))
+
+
+def _attempts(folder: Path) -> list[Path]:
+    found = _find_attempts(folder)
     if not found:
-        raise DataError(f"{path} holds no tensors of smdebug", "name the tensors folder of a job's output")
+        raise DataError(f"{folder} holds no tensors of smdebug", "name the tensors folder of a job's output")
     return found
+
+
+def _find_attempts(folder: Path) -> list[Path]:
+    """The folder itself or those of its attempts, in their order."""
+    numbered = [(int(match[1]), each) for each in folder.glob("attempt-*") if (match := ATTEMPT.fullmatch(each.name))]
+    attempts = [each for _, each in sorted(numbered)] or [folder]
+    return [each for each in attempts if (each / "collections").is_dir()]
 
 
 class _Trial:
     """One folder that a hook of ours wrote, through smdebug's own reader."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, folder: Path) -> None:
         os.environ.setdefault("SMDEBUG_LOG_LEVEL", "error")
         os.environ.setdefault(
             "SMDEBUG_TRAINING_END_DELAY_REFRESH", "0"
@@ -117,10 +128,10 @@ class _Trial:
                 f"smdebug cannot be loaded: {describe(error)}", "install requirements/train.txt, or judge by the files"
             ) from error
         try:
-            self._trial: Any = create_trial(path)
+            self._trial: Any = create_trial(str(folder))
             self._names: list[str] = self._trial.tensor_names()
         except Exception as error:  # smdebug and boto raise many types on files that are damaged or not there
-            raise DataError(f"the tensors in {path} cannot be read: {describe(error)}") from error
+            raise DataError(f"the tensors in {folder} cannot be read: {describe(error)}") from error
         self._modes: Mapping[Mode, Any] = {mode: modes[name] for mode, name in MODE_NAMES.items()}
 
     def steps(self) -> dict[tuple[Mode, int], StepRecord]:

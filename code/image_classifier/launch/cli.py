@@ -236,9 +236,10 @@ def predict(call: Call, /, images: tuple[Path, ...], as_json: bool, **given: Any
     epilog="""
 python deploy.py report --open
 python deploy.py report downloaded/output
+python deploy.py report s3://bucket/jobs/NAME
 """,
 )
-@click.argument("run", metavar="[RUN|FOLDER]", required=False, default="")
+@click.argument("run", metavar="[RUN|FOLDER|S3]", required=False, default="")
 @click.option("--open", "browse", is_flag=True, help="show it in the browser")
 @AS_JSON
 @click.pass_obj
@@ -246,20 +247,20 @@ def report(call: Call, run: str, browse: bool, as_json: bool) -> None:
     """Make the report of a training or a search again (the newest without a name)."""
     from image_classifier.launch import show_report
 
-    show_report.report(Path(call.settings().general.runs_dir), run, as_json=as_json, browse=browse)
+    show_report.report(call.settings(), run, as_json=as_json, browse=browse)
 
 
 @app.command()
 @click.argument("run", metavar="[RUN|FOLDER|S3]", required=False, default="")
 @click.option("--only", "names", default="all", metavar="RULES", help="names with commas between  [default all]")
-@click.option("--tensors", is_flag=True, help="judge by the tensors that smdebug saved; s3://... always does")
+@click.option("--tensors", is_flag=True, help="judge by the tensors that smdebug saved, not by the job's files")
 @AS_JSON
 @click.pass_obj
 def rules(call: Call, run: str, names: str, tensors: bool, as_json: bool) -> None:
     """Judge a training by the debugger's rules again (the newest without a name)."""
     from image_classifier.launch import show_rules
 
-    show_rules.rules(Path(call.settings().general.runs_dir), run, names, tensors=tensors, as_json=as_json)
+    show_rules.rules(call.settings(), run, names, tensors=tensors, as_json=as_json)
 
 
 @app.command()

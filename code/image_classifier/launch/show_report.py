@@ -2,41 +2,67 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import webbrowser
 from pathlib import Path
 
-from image_classifier.contract.errors import ConfigError
+from image_classifier.contract.errors import ConfigError, DataError
 from image_classifier.debugging.report import write_report
-from image_classifier.debugging.report.sources import read_json
+from image_classifier.debugging.report.sources import locate, read_json
 from image_classifier.debugging.schema import REPORT_JSON
 from image_classifier.launch import render
 from image_classifier.launch.runs import find_run, list_runs
+from image_classifier.launch.settings import Settings
 from image_classifier.launch.show_jobs import shorten
 
 KINDS = ("train", "tune")
+S3 = "s3://"
+FETCHED = "from-s3"  # below the runs
 
 
-def report(runs_dir: Path, text: str, *, as_json: bool, browse: bool) -> None:
+def report(settings: Settings, text: str, *, as_json: bool, browse: bool) -> None:
     """Writes report.html and report.json where the job keeps its output, and says where.
 
     Args:
-        text: a run, or any folder with a job's output, such as a downloaded and unpacked output.tar.gz; empty for the
-            newest training or tuning run.
+        text: a run, or any folder with a job's output, such as a downloaded and unpacked output.tar.gz; `s3://...` of
+            such a folder or archive, which is copied below the runs first; empty for the newest training or tuning run.
         as_json: print the facts instead.
         browse: open the page in the browser of this machine.
 
     Raises:
         ConfigError: there is no such run.
         DataError: the folder holds no output of a job.
-        PlatformError: the report cannot be written.
+        PlatformError: the report cannot be written, or S3 cannot be read.
     """
-    path = write_report(folder_of(runs_dir, text))
+    runs_dir = Path(settings.general.runs_dir)
+    folder = _fetched(settings, text, runs_dir / FETCHED) if text.startswith(S3) else folder_of(runs_dir, text)
+    path = write_report(folder)
     if as_json:
         render.document(read_json(path.with_name(REPORT_JSON)))
     else:
         render.facts([("report", shorten(path))])
     if browse and not webbrowser.open(path.resolve().as_uri()):
         render.warn("there is no browser on this machine: copy the file to one that has it, it needs no other file")
+
+
+def _fetched(settings: Settings, uri: str, parent: Path) -> Path:
+    """A job's output in S3 as a folder of this machine, in place of what an earlier call fetched of the same job."""
+    from image_classifier.launch.sagemaker.fetch import fetch, job_of
+
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = parent / job_of(uri)
+    with tempfile.TemporaryDirectory(dir=parent) as temporary:
+        new = Path(temporary) / folder.name
+        new.mkdir()
+        fetch(settings.sagemaker, uri, new)
+        try:
+            locate(new)
+        except DataError:
+            raise DataError(f"{uri} holds no output of a training job", "tensors are for `deploy.py rules`") from None
+        shutil.rmtree(folder, ignore_errors=True)
+        new.rename(folder)
+    return folder
 
 
 def folder_of(runs_dir: Path, text: str) -> Path:

@@ -15,7 +15,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from image_classifier.contract.errors import JobError, JobStopped
 from image_classifier.contract.paths import MlPaths
+from image_classifier.training.distributed import meet
+from image_classifier.training.stop import StopFlag
 from image_classifier.training.toolkit import places
 from image_classifier.vision.sample_data import make_sample_data
 
@@ -33,12 +36,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def start(base: Path, *data: Path, **changes: str) -> list[subprocess.Popen[str]]:
-    """Starts a process for each of `data`. Each has, as on a host of its own, its own folders."""
+def start(base: Path, *data: Path, size: int = 0, **changes: str) -> list[subprocess.Popen[str]]:
+    """Starts a process for each of `data`. Each has, as on a host of its own, its own folders. `size`: with those that
+    never come."""
     with closing(socket.create_server(("127.0.0.1", 0))) as probe:
         port = str(probe.getsockname()[1])
     processes = []
-    for rank, place in enumerate(places(["127.0.0.1"], "127.0.0.1", len(data), "")):
+    for rank, place in enumerate(places(["127.0.0.1"], "127.0.0.1", size or len(data), "")[: len(data)]):
         paths = host(base, rank)
         paths.data.parent.mkdir(parents=True)
         paths.data.symlink_to(data[rank])
@@ -109,3 +113,42 @@ def test_a_stop_of_one_process_stops_all_at_the_same_step(tmp_path: Path, data: 
     assert failures[0].startswith("stopped by SIGTERM in epoch ")
     assert len(list(host(tmp_path, 0).checkpoints.iterdir())) >= 1
     assert not host(tmp_path, 1).checkpoints.exists()
+
+
+def test_a_stop_ends_the_wait_for_a_process_that_never_comes(tmp_path: Path, data: Path) -> None:
+    main, follower = start(tmp_path, data, data, size=3)
+    assert main.stdout is not None
+    log = []
+    for line, process in (("2 of 3 are here", follower), ("1 of 3 are here", main)):
+        for printed in main.stdout:
+            log.append(printed)
+            if line in printed:
+                break
+        process.send_signal(signal.SIGTERM)
+    for process in (main, follower):
+        log.append(process.communicate(timeout=60)[0])
+    assert (main.returncode, follower.returncode) == (143, 143), log
+    for rank, arrived in ((0, 1), (1, 2)):
+        expected = f"stopped by SIGTERM while waiting for the other processes ({arrived} of 3 are here)"
+        assert host(tmp_path, rank).failure.read_text().startswith(expected)
+
+
+class StopAtThirdLook(StopFlag):
+    looks = 0
+
+    def __bool__(self) -> bool:
+        self.looks += 1
+        self.reason = "SIGTERM" if self.looks == 3 else None
+        return self.reason is not None
+
+
+def test_a_stop_ends_the_wait_for_a_main_process_that_never_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
+        port = str(probe.getsockname()[1])
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", port)
+    with pytest.raises(JobStopped, match="stopped by SIGTERM while waiting for 127"):
+        meet(1, 2, StopAtThirdLook())
+    monkeypatch.setattr("image_classifier.training.distributed.MEETING_TIMEOUT_S", 0.0)
+    with pytest.raises(JobError, match="gave up waiting for 127"):
+        meet(1, 2, StopFlag())

@@ -7,7 +7,10 @@ train their share of each batch and wait while it validates. All of them take th
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +20,18 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch names no exports
 from torch.nn.parallel import DistributedDataParallel
 
+from image_classifier.contract.errors import JobError
+from image_classifier.training.stop import StopFlag
+
 Item = TypeVar("Item")
+log = logging.getLogger(__name__)
 TIMEOUT = timedelta(hours=2)  # followers wait this long for a validation; a process that ended is noticed at once
+MEETING_TIMEOUT_S = 1800.0  # hosts start at different times: each copies its images first
+_TURN_S = 0.2
+_ARRIVED = "arrived"  # the store's count of processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,17 +101,64 @@ class Group:
 
 
 @contextmanager
-def joined() -> Iterator[Group]:
-    """The group that the environment describes, until the end of the block."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+def joined(stop: StopFlag) -> Iterator[Group]:
+    """The group that the environment describes, until the end of the block. Errors as of `meet`."""
+    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if size == 1:
         yield Group()
         return
+    store = meet(rank, size, stop)
     cuda = torch.cuda.is_available()
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
+    dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     try:
         control = dist.new_group(backend="gloo", timeout=TIMEOUT)
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        yield Group(rank=dist.get_rank(), size=size, local_rank=local_rank, control=control)
+        yield Group(rank=rank, size=size, local_rank=local_rank, control=control)
     finally:
         dist.destroy_process_group()
+
+
+def meet(rank: int, size: int, stop: StopFlag) -> Any:
+    """The c10d store through which the processes find each other, once all of them are there.
+
+    torch would wait inside one call, where a signal is not seen. Here it is asked in turns.
+
+    Raises:
+        JobStopped: a signal came first.
+        JobError: some are missing after MEETING_TIMEOUT_S.
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    deadline = time.monotonic() + MEETING_TIMEOUT_S
+    store: Any = None
+    arrived = 0
+    while True:
+        before = arrived
+        if store is not None:
+            arrived = store.add(_ARRIVED, 0)
+        elif rank == 0 or _answers(host, port):
+            store = TCPStore(host, port, size, is_master=rank == 0, timeout=TIMEOUT, wait_for_workers=False)
+            arrived = store.add(_ARRIVED, 1)
+        if arrived != before:
+            log.info("processes: %d of %d are here", arrived, size)
+        if arrived == size:  # before a stop is looked for: the others see the same number and go on
+            return store
+        waiting = (
+            f"waiting for the other processes ({arrived} of {size} are here)" if arrived else f"waiting for {host}"
+        )
+        if stop:
+            if store is not None:
+                store.add(_ARRIVED, -1)
+            raise stop.error(f"while {waiting}", "start the job again")
+        if time.monotonic() > deadline:
+            hint = f"every host must reach {host}:{port}; the log of one that did not come says why"
+            raise JobError(f"gave up {waiting}", hint)
+        time.sleep(_TURN_S)
+
+
+def _answers(host: str, port: int) -> bool:
+    """Whether something listens there: torch's own attempts are long and fill the log with stack traces."""
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True

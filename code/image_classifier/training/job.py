@@ -44,7 +44,7 @@ def run(config: TrainConfig, paths: MlPaths, stop: StopFlag) -> None:
     Raises:
         ClassifierError: bad settings, data or weights; a full disk; a training that diverged or was stopped.
     """
-    with joined() as group:
+    with joined(stop) as group:
         run_in(group, config, paths, stop)
 
 

@@ -207,7 +207,7 @@ class Loader:
         images = batch.images.to(device, non_blocking=True)
         self._constants = [tensor.to(device) for tensor in self._constants]  # copies once
         scale, shift = self._constants
-        return images * scale - shift, batch.labels.to(device, non_blocking=True)
+        return (images * scale).sub_(shift), batch.labels.to(device, non_blocking=True)
 
 
 def collate(samples: Sequence[_Sample]) -> Batch:

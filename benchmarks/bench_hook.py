@@ -59,7 +59,7 @@ class Training:
         if way == "smdebug":
             self._register(folder)
         elif way == "ours":
-            self.hook = make_hook(self._watched(config), MlPaths(base=folder), StopFlag())
+            self.hook = make_hook(self._watched(config), MlPaths(base=folder), StopFlag(), on_hang=print)
 
     def run(self, first: int, steps: int) -> float:
         """Seconds of so many steps, numbered from `first`."""

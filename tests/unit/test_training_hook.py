@@ -43,7 +43,7 @@ def hook_for(paths: MlPaths, model: nn.Module, config: TrainConfig = CONFIG, sto
         device=torch.device("cpu"),
         bf16=False,
     )
-    return make_hook(watched, paths, StopFlag() if stop is None else stop)
+    return make_hook(watched, paths, StopFlag() if stop is None else stop, on_hang=print)
 
 
 def train(hook: Observer, model: nn.Module, epochs: int = 1, lr: float = 0.1) -> None:

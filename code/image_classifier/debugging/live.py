@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +15,8 @@ from image_classifier.contract.files import write_text
 from image_classifier.debugging.observer import Observer
 from image_classifier.debugging.rules import judge
 from image_classifier.debugging.rules.base import Rule
+from image_classifier.debugging.rules.framework import MaxInitializationTime
+from image_classifier.debugging.rules.losses import StalledTraining
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.schema import RULES_FILE, Mode, RuleResult, Verdict, rule_results_to_json
 
@@ -20,6 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CLOCK_RULES = (StalledTraining, MaxInitializationTime)  # fire while nothing happens
 STOP_STEPS = 100  # training steps between two looks of the rules that may stop the job
 
 
@@ -49,10 +55,17 @@ class LiveRules(Observer):
         self._stop_on = list(stop_on)
         self._flush = flush
         self._on_stop = on_stop
+        self._clock_rules = [rule for rule in self._rules if isinstance(rule, CLOCK_RULES)]
         self._mode: Mode = "train"
         self._steps = 0
         self._said: set[str] = set()
         self._stopped = False
+        self._speaking = threading.Lock()
+
+    @property
+    def patience_s(self) -> float:
+        """How long no step must have ended before one of the rules about pauses can fire; infinite without them."""
+        return min((rule.threshold_s for rule in self._clock_rules), default=math.inf)
 
     def begin(self, mode: Mode, epoch: int, step: int) -> None:
         self._mode = mode
@@ -61,7 +74,7 @@ class LiveRules(Observer):
         self._steps += self._mode == "train"
         if self._stop_on and not self._stopped and self._mode == "train" and self._steps % STOP_STEPS == 0:
             self._flush()
-            self._stop_if_fired(judge(self._run, self._stop_on))
+            self._stop_if_fired(self._judge(self._stop_on))
 
     def end_epoch(self) -> None:
         if self._mode != "train":  # a training epoch is judged with its validation
@@ -73,19 +86,39 @@ class LiveRules(Observer):
     def look(self) -> list[RuleResult]:
         """Judges, writes rules.json, and logs what was not said before."""
         self._flush()
-        results = judge(self._run, self._rules)
-        try:
-            write_text(self._file, rule_results_to_json(results))
-        except Exception as error:  # a full disk must not end the job here: the checkpoint will tell
-            log.warning("the rules' verdicts cannot be written: %s", describe(error))
-        for result in results:
-            if result.verdict in (Verdict.ISSUES, Verdict.ERROR) and result.rule not in self._said:
-                self._said.add(result.rule)
-                advice = f"; {result.advice}" if result.advice else ""
-                log.warning("rule %s: %s%s", result.rule, result.summary, advice)
-        names = {rule.name for rule in self._stop_on}
-        self._stop_if_fired([result for result in results if result.rule in names])
+        results = self._judge(self._rules)
+        self._tell(results)
         return results
+
+    def look_from_outside(self) -> RuleResult | None:
+        """As `look`, by another thread while the training stands still: what is on the device is left there, and only
+        the rules about pauses are asked, the others once when one of these fires. Returns the verdict of one that fired
+        and may stop the job."""
+        self._run.hear(time.time())
+        fired = [each for each in self._judge(self._clock_rules) if each.verdict is Verdict.ISSUES]
+        if any(each.rule not in self._said for each in fired):
+            self._tell(self._judge(self._rules))
+        names = {rule.name for rule in self._stop_on}
+        return next((each for each in fired if each.rule in names), None)
+
+    def _judge(self, rules: Sequence[Rule]) -> list[RuleResult]:
+        with self._run.lock:  # the sampler's thread adds to it
+            return judge(self._run, rules)
+
+    def _tell(self, results: Sequence[RuleResult]) -> None:
+        """Logs what was not said before, writes rules.json, and asks for the stop if it has come to that."""
+        with self._speaking:
+            for result in results:
+                if result.verdict in (Verdict.ISSUES, Verdict.ERROR) and result.rule not in self._said:
+                    self._said.add(result.rule)
+                    advice = f"; {result.advice}" if result.advice else ""
+                    log.warning("rule %s: %s%s", result.rule, result.summary, advice)
+            names = {rule.name for rule in self._stop_on}
+            self._stop_if_fired([result for result in results if result.rule in names])
+            try:
+                write_text(self._file, rule_results_to_json(results))
+            except Exception as error:  # a full disk must not end the job here: the checkpoint will tell
+                log.warning("the rules' verdicts cannot be written: %s", describe(error))
 
     def _stop_if_fired(self, results: Sequence[RuleResult]) -> None:
         for result in results:

@@ -1,13 +1,14 @@
 """The live observer of a training: told of each step, it measures, keeps what it saw, and hands it to its sinks.
 
-Per step it costs a few appends: losses and statistics stay on the device as scalars and are fetched together, every
-FLUSH_STEPS steps and at the end of an epoch. A recorder is an observer: when it fails, it is switched off with a
-warning and the training goes on.
+Per step it costs a few appends: losses and statistics stay on the device as scalars and are fetched together, after the
+first step, every FLUSH_STEPS steps or FLUSH_S seconds, and at the end of an epoch. A recorder is an observer: when it
+fails, it is switched off with a warning and the training goes on.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ from image_classifier.debugging.tensorstats import (
 log = logging.getLogger(__name__)
 
 FLUSH_STEPS = 20
+FLUSH_S = 60.0  # what a training that is killed loses of its record at most
 # A training shows most in its first steps; from `debug_interval` and `activation_interval` on, these count.
 FIRST_STEPS = frozenset({0, 1, 2, 5, 10, 20, 50})
 FIRST_ACTIVATION_STEPS = frozenset({0, 5, 50})
@@ -96,6 +98,7 @@ class Recorder(Observer):
         self._watch: WeightWatch | None = None
         self._inputs_seen = 0
         self._failed = False
+        self._flushed = -math.inf  # by the monotonic clock
 
     def begin(self, mode: Mode, epoch: int, step: int) -> None:
         self._mode, self._epoch, self._step = mode, epoch, step
@@ -179,7 +182,7 @@ class Recorder(Observer):
         )
         self._pending.append(pending)
         self._tensors = {}
-        if len(self._pending) >= FLUSH_STEPS:
+        if len(self._pending) >= FLUSH_STEPS or time.monotonic() - self._flushed > FLUSH_S:
             self._flush()
             self._clock.mark("hook_s")  # counts for the next step
 
@@ -195,7 +198,7 @@ class Recorder(Observer):
         self._each_sink("flush")
 
     def _flush(self) -> None:
-        pending, self._pending = self._pending, []
+        pending, self._pending, self._flushed = self._pending, [], time.monotonic()
         if not pending:
             return
         losses = torch.stack([torch.stack([each.loss.float(), each.clean_loss.float()]) for each in pending]).tolist()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import threading
 from array import array
 from collections.abc import Iterator
 
@@ -63,6 +64,8 @@ EMPTY = Series()
 class RunData:
     """Series of one run, filled record by record and read by rules.
 
+    Threads may fill it together; who reads it meanwhile holds `lock`.
+
     Args:
         job: the configuration and the machine; rules name its hyperparameters in their advice.
     """
@@ -76,9 +79,14 @@ class RunData:
         self._tensors: dict[str, dict[str, dict[str, Series]]] = {}
         self._system: dict[tuple[str, str, str], Series] = {}
         self._last_time = -math.inf
+        self.lock = threading.RLock()
 
     def add_step(self, record: StepRecord) -> None:
         """One step more, later than those before it."""
+        with self.lock:
+            self._add_step(record)
+
+    def _add_step(self, record: StepRecord) -> None:
         timed = record.time > 0  # smdebug keeps no times
         for name in STEP_VALUES:
             value = getattr(record, name)
@@ -87,13 +95,14 @@ class RunData:
         self._epochs.setdefault(record.mode, Series()).add(record.step, record.epoch)
         if timed:
             self._times.setdefault(record.mode, Series()).add(record.step, record.time)
-            self._last_time = max(self._last_time, record.time)
+            self.hear(record.time)
 
     def add_statistics(self, record: StatisticsRecord) -> None:
         """The statistics of one training step."""
-        for field in dataclasses.fields(StatisticsRecord):
-            if field.name != "step":
-                self._add_tensors(field.name, record.step, getattr(record, field.name))
+        with self.lock:
+            for field in dataclasses.fields(StatisticsRecord):
+                if field.name != "step":
+                    self._add_tensors(field.name, record.step, getattr(record, field.name))
 
     def add_classes(self, record: ClassCounts) -> None:
         """The classes of one epoch."""
@@ -102,8 +111,13 @@ class RunData:
     def add_system(self, sample: SystemSample) -> None:
         """One system metric at one moment."""
         key = (sample.dimension, sample.node, sample.name)
-        self._system.setdefault(key, Series()).add(sample.time, _float32(sample.value))
-        self._last_time = max(self._last_time, sample.time)
+        with self.lock:
+            self._system.setdefault(key, Series()).add(sample.time, _float32(sample.value))
+            self.hear(sample.time)
+
+    def hear(self, time: float) -> None:
+        """The run was observed at that time, with nothing to add."""
+        self._last_time = max(self._last_time, time)
 
     def _add_tensors(self, kind: str, step: int, statistics: Statistics) -> None:
         tensors = self._tensors.setdefault(kind, {})

@@ -177,6 +177,7 @@ class JobFacts:
         images: split -> number of images.
         steps_per_epoch: training steps.
         started: Unix seconds at which the job's (first attempt's) process began.
+        restarts: those of its later attempts.
         cores: CPU cores the job may use.
         gpus: GPUs' names, empty without one.
         world_size: training processes.
@@ -188,6 +189,7 @@ class JobFacts:
     images: dict[str, int] = field(default_factory=dict)
     steps_per_epoch: int = 0
     started: float = 0.0
+    restarts: list[float] = field(default_factory=list)
     cores: int = 1
     gpus: list[str] = field(default_factory=list)
     world_size: int = 1

@@ -8,15 +8,17 @@ import platform
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torchvision.models.resnet import ResNet
 
 from image_classifier.contract.config import TrainConfig
-from image_classifier.contract.errors import ConfigError, DataError, RuleFired
+from image_classifier.contract.errors import ConfigError, DataError, JobStopped, RuleFired
 from image_classifier.contract.metrics import metric_line
 from image_classifier.contract.paths import MlPaths
 from image_classifier.debugging.observer import Observer
+from image_classifier.debugging.schema import RuleResult
 from image_classifier.training.cache import make_cache, wants_cache
 from image_classifier.training.checkpoint import Checkpoint, Checkpoints, Progress, identity
 from image_classifier.training.data import BadImages, ImageDataset, Loader, num_workers
@@ -24,6 +26,7 @@ from image_classifier.training.device import choose_device, describe_device, use
 from image_classifier.training.distributed import Group, joined
 from image_classifier.training.evaluate import Evaluation, Interrupted, evaluate
 from image_classifier.training.golden import golden_samples
+from image_classifier.training.hang import leave
 from image_classifier.training.loop import Training, fit, min_images
 from image_classifier.training.observe import Watched, make_hook
 from image_classifier.training.optim import make_optimizer
@@ -77,7 +80,7 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag) ->
         stop=stop,
         paths=paths,
     )
-    hook = make_hook(watched(training, folders), paths, stop)
+    hook = make_hook(watched(training, folders), paths, stop, lambda fired: end_hung(training, fired, paths))
     try:
         fit(training, hook)
         if group.is_main:
@@ -92,7 +95,20 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag) ->
             write_bad_images(paths.output_data, training.bad.found)
 
 
-def stopped_result(progress: Progress, fired: RuleFired) -> dict[str, object]:
+def end_hung(training: Training, fired: RuleResult, paths: MlPaths) -> NoReturn:
+    """Ends the process of a training that hangs, for the rule that noticed it; called in another thread."""
+    progress, stop = training.progress, training.stop
+    stop.fire(fired)
+    error = stop.error(
+        f"in epoch {progress.epoch} of {training.config.epochs}, step {progress.step} of {training.train.num_steps}; "
+        "it hangs, so what came after the last checkpoint is lost",
+        "start again with the same checkpoint folder to resume from there",
+    )
+    write_json(paths.output_data / "metrics.json", stopped_result(progress, error))
+    leave(error, paths)
+
+
+def stopped_result(progress: Progress, fired: JobStopped) -> dict[str, object]:
     """metrics.json of a job that a rule stopped: why, and how far it came."""
     best = progress.history[progress.best_epoch - 1] if progress.best_epoch else {}
     return {

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import platform
 import socket
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import psutil
@@ -19,6 +20,7 @@ from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import PlatformError, describe
 from image_classifier.contract.files import write_text
 from image_classifier.contract.paths import MlPaths
+from image_classifier.debugging.hang import HangWatch
 from image_classifier.debugging.live import LiveRules
 from image_classifier.debugging.observer import Observer, Observers
 from image_classifier.debugging.recorder import Recorder
@@ -26,7 +28,7 @@ from image_classifier.debugging.rules import parse_rules
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.sampler import SystemSampler
 from image_classifier.debugging.saved import read_files
-from image_classifier.debugging.schema import JOB_FILE, JobFacts, Mode, read_job, to_json
+from image_classifier.debugging.schema import JOB_FILE, JobFacts, Mode, RuleResult, read_job, to_json
 from image_classifier.debugging.sinks import Background, JsonLines, Sink
 from image_classifier.debugging.trace import TraceWindow
 from image_classifier.training.device import describe_device
@@ -62,8 +64,11 @@ class Watched:
     samples_machine: bool = True
 
 
-def make_hook(watched: Watched, paths: MlPaths, stop: StopFlag) -> Observer:
+def make_hook(watched: Watched, paths: MlPaths, stop: StopFlag, on_hang: Callable[[RuleResult], None]) -> Observer:
     """The observers of a job as one; what cannot be made is left out with a warning, the training goes on.
+
+    Args:
+        on_hang: ends a job that does not follow a rule's stop, see HangWatch.
 
     Raises:
         ConfigError: `rules` or `stop_on` name a rule that does not exist.
@@ -96,7 +101,10 @@ def make_hook(watched: Watched, paths: MlPaths, stop: StopFlag) -> Observer:
         bf16=watched.bf16,
     )
     if run is not None:
-        members.append(LiveRules(run, paths.output_data, rules, stop_on, flush=recorder.flush, on_stop=stop.fire))
+        live = LiveRules(run, paths.output_data, rules, stop_on, flush=recorder.flush, on_stop=stop.fire)
+        members.append(live)
+        if math.isfinite(live.patience_s):
+            members.append(HangWatch(live, begun=process_started(), on_hang=on_hang))
     return Observers([*members, recorder])  # the recorder last: what the others take counts as the step's `hook_s`
 
 
@@ -114,12 +122,14 @@ def add_smdebug(members: list[Observer], sinks: list[Sink], watched: Watched, pa
 def prepare_run(watched: Watched, paths: MlPaths) -> RunData:
     """Writes job.json, and returns the run with what earlier attempts left of it."""
     earlier = read_job(paths.output_data)
-    job = job_facts(watched, started=earlier.started if earlier else process_started())
+    job = job_facts(watched)
+    if earlier is not None:
+        job = replace(job, started=earlier.started, restarts=[*earlier.restarts, job.started])
     write_text(paths.output_data / JOB_FILE, to_json(job) + "\n")
     return read_files(paths.output, before=watched.done)
 
 
-def job_facts(watched: Watched, started: float) -> JobFacts:
+def job_facts(watched: Watched) -> JobFacts:
     """What the rules and the report want to know."""
     cuda = watched.device.type == "cuda"
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if cuda else []
@@ -128,7 +138,7 @@ def job_facts(watched: Watched, started: float) -> JobFacts:
         classes=list(watched.classes),
         images=dict(watched.images),
         steps_per_epoch=watched.steps_per_epoch,
-        started=started,
+        started=process_started(),
         cores=len(os.sched_getaffinity(0)),
         gpus=gpus,
         world_size=watched.world_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -108,7 +109,7 @@ class MaxInitializationTime(FrameworkRule):
     """It takes too long until the first step.
 
     Fires when the first step ended more than `threshold_s` seconds after the job's process began, or has not ended
-    for that long.
+    for that long. Each attempt of a job counts for itself.
     """
 
     threshold_s: float = 1200.0
@@ -116,15 +117,19 @@ class MaxInitializationTime(FrameworkRule):
     def judge(self, run: RunData) -> Finding:
         if run.job.started <= 0:
             return insufficient("the job's start is not known")
-        times = run.times("train").values
-        first = float(times.min()) if len(times) else run.last_time
-        waited = first - run.job.started
-        if len(times) == 0 and waited <= self.threshold_s:
-            return insufficient("needs a step")
+        times = np.sort(np.concatenate([run.times(mode).values for mode in MODES]))
+        begins = [run.job.started, *run.job.restarts]
+        waits = []
+        for begin, following in zip(begins, [*begins[1:], math.inf], strict=True):
+            after = times[times >= begin]
+            first = float(after[0]) if len(after) else run.last_time
+            if first < following:  # else the attempt ended before its first step
+                waits.append((first - begin, len(after) > 0))
+        waited, ended = max(waits, default=(0.0, False))
         if waited <= self.threshold_s:
-            return healthy(f"the first step ended after {waited:.0f} s", 1)
+            return healthy(f"the first step ended after {waited:.0f} s", 1) if ended else insufficient("needs a step")
         return issue(
-            f"{'the first step ended' if len(times) else 'no step had ended'} after {waited:.0f} s",
+            f"{'the first step ended' if ended else 'no step had ended'} after {waited:.0f} s",
             "see the log: downloading data (FastFile mode starts at once) or weights (a weights channel), or a peer "
             "that did not come up",
             [Evidence(step=0, name="seconds to the first step", value=waited)],

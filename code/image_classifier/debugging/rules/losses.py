@@ -312,7 +312,8 @@ class StalledTraining(Rule):
     """No step ended for a long time.
 
     Fires when more than `threshold_s` seconds lie between the ends of two steps (of any mode), or between the last
-    step's end and the newest observation. The time to the first step is MaxInitializationTime's.
+    step's end and the newest observation. The time between two attempts of a job does not count, and that to the first
+    step of one is MaxInitializationTime's.
     """
 
     severity: ClassVar[Literal["info", "warning", "critical"]] = "critical"
@@ -321,9 +322,12 @@ class StalledTraining(Rule):
 
     def judge(self, run: RunData) -> Finding:
         times = np.sort(np.concatenate([run.times(mode).values for mode in ("train", "eval", "test")]))
-        if len(times) < 2:
-            return insufficient("needs the times of two steps", len(times))
-        gaps = np.diff(np.append(times, max(run.last_time, times[-1])))
+        if len(times) == 0:
+            return insufficient("needs the time of a step")
+        ends = np.append(times[1:], max(run.last_time, times[-1]))
+        gaps = ends - times
+        for restart in run.job.restarts:
+            gaps[(times < restart) & (restart <= ends)] = 0.0
         longest = float(gaps.max())
         if longest <= self.threshold_s:
             return healthy(f"the longest pause between steps was {longest:.1f} s", len(times))

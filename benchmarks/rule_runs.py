@@ -1,21 +1,19 @@
-"""Small real trainings, sick and healthy, observed by the recorder of a job: what the rules are proved on.
+"""Trains a case of rule_cases.py like the trainer does, observed by a job's recorder: momentum, warm-up, cosine.
 
-A run is a few hundred steps of a network of six layers on pictures of four textures (the sample data's, 32 pixels).
-Each disease changes one thing.
+A run is 80 to 1,200 steps of a network of a few layers.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from benchmarks.rule_cases import Case, conv_net
 from torch import nn
 
 from image_classifier.debugging.recorder import Recorder
@@ -29,234 +27,130 @@ from image_classifier.vision.sample_data import make_sample_data
 SIDE = 32
 WARMUP_EPOCHS = 0.5
 INTERVAL = 50  # of statistics
-CLASSES = 4
-Network = Callable[[], nn.Module]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One kind of run.
-
-    Args:
-        rules: that should fire; empty for a healthy run. Others may fire too in a sick one.
-        network: makes it, with the random state of the seed.
-        spoil: changes the network after it is made.
-        optimizer: `sgd` or `adamw`.
-        epochs: passes over 480 training images (or `images` of them).
-        labels: changes the training labels, given the generator.
-        pixels: changes the normalised images.
-        left_out: parameters whose names start so are not handed to the optimiser.
-        wait_s, pause_s: seconds each step waits for data; seconds some steps pause.
-    """
-
-    rules: tuple[str, ...] = ()
-    network: Network = field(default_factory=lambda: conv_net)
-    spoil: Callable[[nn.Module], None] | None = None
-    optimizer: str = "sgd"
-    lr: float = 0.02
-    epochs: int = 8
-    batch_size: int = 16
-    images: int = 480
-    labels: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | None = None
-    pixels: Callable[[torch.Tensor], torch.Tensor] | None = None
-    left_out: str = ""
-    wait_s: float = 0.0
-    pause_s: float = 0.0
-
-
-def conv_net(*, batch_norm: bool = True, activation: type[nn.Module] = nn.ReLU, width: int = 8) -> nn.Module:
-    """Six convolutions and a linear layer."""
-    layers: list[nn.Module] = []
-    channels = 3
-    for index in range(6):
-        out = width * 2 ** (index // 2)
-        layers.append(nn.Conv2d(channels, out, 3, stride=1 + index % 2, padding=1, bias=not batch_norm))
-        nn.init.kaiming_normal_(layers[-1].weight, nonlinearity="relu")
-        layers += [nn.BatchNorm2d(out)] if batch_norm else []
-        layers.append(activation())
-        channels = out
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, CLASSES))
-
-
-class Residual(nn.Module):
-    """Two convolutions whose last batch norm starts at zero, as in the project's ResNet50."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.relu = nn.ReLU(inplace=True)
-        nn.init.zeros_(self.bn2.weight)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(n, channels, h, w) in and out."""
-        return self.relu(x + self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
-
-
-def residual_net() -> nn.Module:
-    """A stem, three residual blocks, a head."""
-    stem = [nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True)]
-    blocks = [nn.Sequential(Residual(32), nn.MaxPool2d(2)) for _ in range(3)]
-    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, CLASSES))
-
-
-def sigmoid_tower() -> nn.Module:
-    """Twelve linear layers with sigmoids between them."""
-    layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(8), nn.Flatten()]
-    size = 3 * 64
-    for _ in range(12):
-        layers += [nn.Linear(size, 64), nn.Sigmoid()]
-        size = 64
-    return nn.Sequential(*layers, nn.Linear(size, CLASSES))
-
-
-def scaled(factor: float) -> Callable[[nn.Module], None]:
-    """Multiplies all filters and matrices."""
-
-    def spoil(network: nn.Module) -> None:
-        for parameter in network.parameters():
-            if parameter.ndim > 1:
-                parameter.data *= factor
-
-    return spoil
-
-
-def negative_bias(network: nn.Module) -> None:
-    """A bias in the third convolution that no input overcomes: most units are dead."""
-    bias = [m for m in network.modules() if isinstance(m, nn.Conv2d)][2].bias
-    assert bias is not None
-    bias.data[: len(bias) * 3 // 4] = -50.0
-
-
-def zeroed(network: nn.Module) -> None:
-    """The fourth convolution and what would wake it up again are zero."""
-    convs = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
-    for layer in convs[3:5]:
-        layer.weight.data.zero_()
-        if layer.bias is not None:
-            layer.bias.data.zero_()
-
-
-def imbalanced(labels: torch.Tensor, _generator: torch.Generator) -> torch.Tensor:
-    """Nearly all images become class 0's or 1's."""
-    rare = (labels > 1) & (torch.arange(len(labels)) % 25 != 0)
-    return torch.where(rare, labels % 2, labels)
-
-
-def one_class_wrong(labels: torch.Tensor, _generator: torch.Generator) -> torch.Tensor:
-    """Two in three images of class 3 carry the label of class 2."""
-    wrong = (labels == 3) & (torch.arange(len(labels)) % 3 != 0)
-    return torch.where(wrong, 2, labels)
-
-
-def shuffled(labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """No label belongs to its image."""
-    return labels[torch.randperm(len(labels), generator=generator)]
-
-
-def new_labels(labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """The same; and `train` shuffles them again before each epoch."""
-    return shuffled(labels, generator)
-
-
-def plain() -> nn.Module:
-    """Without batch norm."""
-    return conv_net(batch_norm=False)
-
-
-CASES: Mapping[str, Case] = {
-    "healthy: batch norm, SGD": Case(),
-    "healthy: batch norm, AdamW": Case(optimizer="adamw", lr=0.002),
-    "healthy: no batch norm": Case(network=plain, lr=0.005),
-    "healthy: residual, zero init": Case(network=residual_net),
-    "healthy: low learning rate": Case(lr=0.003, epochs=8),
-    "healthy: many epochs": Case(lr=0.001, epochs=14, images=240),
-    "learning rate 0": Case(rules=("LossNotDecreasing", "UnchangedTensor", "WeightUpdateRatio"), lr=0.0),
-    "learning rate far too high": Case(rules=("ExplodingTensor",), network=plain, lr=1e5),
-    "learning rate too high for AdamW": Case(rules=("WeightUpdateRatio",), optimizer="adamw", lr=1.0),
-    "sigmoid tower": Case(rules=("VanishingGradient",), network=sigmoid_tower),
-    "weights too small": Case(rules=("PoorWeightInitialization",), network=plain, spoil=scaled(0.05)),
-    "weights too large": Case(rules=("PoorWeightInitialization",), network=plain, spoil=scaled(5.0), lr=1e-4),
-    "dead units": Case(rules=("DeadRelu",), network=plain, spoil=negative_bias, lr=0.005),
-    "zeroed layers": Case(rules=("AllZero",), network=plain, spoil=zeroed, lr=0.005),
-    "layer not given to the optimiser": Case(rules=("UnchangedTensor",), left_out="3."),
-    "new random labels every epoch": Case(rules=("LossNotDecreasing",), labels=new_labels, lr=0.003),
-    "few images, shuffled labels": Case(
-        rules=("Overfit",), labels=shuffled, images=64, epochs=40, optimizer="adamw", lr=0.003
-    ),
-    "trained for far too long": Case(rules=("Overtraining",), images=160, epochs=40),
-    "two classes nearly without images": Case(rules=("ClassImbalance",), labels=imbalanced),
-    "a class under another's label": Case(rules=("ClassImbalance",), labels=one_class_wrong),
-    "pixels not normalised": Case(rules=("CheckInputImages",), pixels=lambda x: (x * 0.226 + 0.45) * 255),
-    "black images": Case(rules=("CheckInputImages",), pixels=lambda x: (x * 0.226 + 0.45) * 0.05 / 0.226 - 2.0),
-    "slow storage": Case(rules=("Dataloader",), wait_s=0.02, epochs=2),
-    "a step pauses now and then": Case(rules=("StepOutlier",), pause_s=0.15, epochs=8),
-}
+ALL_CLASSES = 8  # of the sample data
+Images = tuple[torch.Tensor, torch.Tensor]  # (n, 3, SIDE, SIDE) float32 and labels (n,) int64
 
 
 @cache
-def pictures() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Training images (480, 3, 32, 32) float32 and labels (480,), validation images (128, ...) and labels."""
+def pictures(photos: Path | None = None) -> tuple[Images, Images]:
+    """Training and validation images of a folder; without one, of the sample data: 120 and 32 of each class."""
     with TemporaryDirectory() as folder:
-        make_sample_data(Path(folder), num_classes=CLASSES, train_per_class=120, valid_per_class=32, size=40)
-        folders = scan(find_channels(Path(folder)), valid_fraction=0.2, seed=0)
+        if photos is None:
+            make_sample_data(Path(folder), num_classes=ALL_CLASSES, train_per_class=120, valid_per_class=32, size=40)
+        folders = scan(find_channels(photos or Path(folder)), valid_fraction=0.2, seed=0)
         preprocessing = Preprocessing.for_image_size(SIDE)
-        parts: list[torch.Tensor] = []
-        for split in (folders.train, folders.valid):
-            images = np.stack([load(path, preprocessing) for path in split.paths])
-            parts += [torch.from_numpy(images), torch.tensor(split.labels)]
-    return parts[0], parts[1], parts[2], parts[3]
+        train, valid = (
+            (
+                torch.from_numpy(np.stack([load(path, preprocessing) for path in split.paths])),
+                torch.tensor(split.labels),
+            )
+            for split in (folders.train, folders.valid)
+        )
+    return train, valid
 
 
-def train(case: Case, seed: int, sinks: tuple[Sink, ...] = ()) -> RunData:
-    """Trains one case with one seed, like the trainer's loop: momentum, warm-up of half an epoch, cosine."""
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    images, labels, valid_images, valid_labels = pictures()
-    chosen = torch.randperm(len(labels), generator=generator)[: case.images]
-    images, labels = images[chosen], labels[chosen]
+def images_of(case: Case, photos: Path | None, generator: torch.Generator) -> tuple[Images, Images]:
+    """The case's training and validation images; the latter the same number of each class, as far as there are."""
+    (images, labels), (valid_images, valid_labels) = pictures(photos if case.photographs else None)
+    classes = num_classes(case, photos)
+    order = torch.randperm(len(labels), generator=generator)
+    chosen = order[labels[order] < classes][: case.images]
+    if case.keep is not None:
+        chosen = chosen[case.keep(labels[chosen])]
+    order = torch.randperm(len(valid_labels), generator=generator)
+    each = case.valid_images // classes
+    chosen_valid = torch.cat([order[valid_labels[order] == label][:each] for label in range(classes)])
+    train, valid = images[chosen], valid_images[chosen_valid]
     if case.pixels is not None:
-        images, valid_images = case.pixels(images), case.pixels(valid_images)
-    if case.labels is not None:
-        labels = case.labels(labels, generator)
-    network = case.network()
+        train, valid = case.pixels(train), case.pixels(valid)
+    return (train, labels[chosen]), (valid, valid_labels[chosen_valid])
+
+
+def num_classes(case: Case, photos: Path | None) -> int:
+    """Classes of a case."""
+    return int(pictures(photos)[0][1].max()) + 1 if case.photographs else case.classes
+
+
+@cache
+def trunk() -> dict[str, torch.Tensor]:
+    """The weights of a `conv_net` that has learned the sample data's other four classes; without its last layer."""
+    torch.manual_seed(0)
+    images, labels = pictures()[0]
+    known = ALL_CLASSES // 2
+    images, labels = images[labels >= known], labels[labels >= known] - known
+    network = conv_net(known)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9)
+    for _ in range(8):
+        for batch in torch.randperm(len(labels)).split(16):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(images[batch]), labels[batch]).backward()
+            optimizer.step()
+    last = len(network) - 1  # type: ignore[arg-type]  # a Sequential
+    return {name: value for name, value in network.state_dict().items() if not name.startswith(f"{last}.")}
+
+
+def make_network(case: Case, classes: int) -> nn.Module:
+    """The network as it starts, some of it frozen if the case says so."""
+    network = case.network(classes)
+    if case.trained:
+        network.load_state_dict(trunk(), strict=False)
     if case.spoil is not None:
         case.spoil(network)
+    if case.head_only:
+        head = list(network.parameters())[-2:]
+        for parameter in network.parameters():
+            parameter.requires_grad = any(parameter is each for each in head)
+    return network
+
+
+def train(case: Case, seed: int, sinks: tuple[Sink, ...] = (), photos: Path | None = None) -> RunData:
+    """Trains one case with one seed."""
+    generator = torch.Generator().manual_seed(seed)
+    if case.trained:
+        trunk()  # before the seed, which it would change
+    torch.manual_seed(seed)
+    (images, true_labels), valid = images_of(case, photos, generator)
+    labels = case.labels(true_labels, generator) if case.labels else true_labels
+    classes = num_classes(case, photos)
+    network = make_network(case, classes)
     steps = len(labels) // case.batch_size
-    run = RunData(facts(case, steps))
+    run = RunData(facts(case, steps, classes))
     recorder = Recorder(
         run,
         sinks,
         network,
         torch.device("cpu"),
-        num_classes=CLASSES,
+        num_classes=classes,
         debug_interval=INTERVAL,
         activation_interval=INTERVAL,
     )
-    trained = [p for n, p in network.named_parameters() if not (case.left_out and n.startswith(case.left_out))]
+    trained = [
+        p
+        for n, p in network.named_parameters()
+        if p.requires_grad and not (case.left_out and n.startswith(case.left_out))
+    ]
     optimizer, schedule = optimization(trained, case, steps)
     for epoch in range(1, case.epochs + 1):
-        if case.labels is new_labels:
-            labels = shuffled(labels, generator)
+        if case.relabel and case.labels:
+            labels = case.labels(true_labels, generator)
         network.train()
         recorder.begin("train", epoch, (epoch - 1) * steps)
         order = torch.randperm(len(labels), generator=generator)[: steps * case.batch_size]
         for step, batch in enumerate(order.split(case.batch_size)):
             time.sleep(case.wait_s)
+            inputs = images[batch].flip(3) if case.flips and torch.rand(1, generator=generator) < 0.5 else images[batch]
             recorder.mark("data_wait_s")
-            if case.pause_s and step % 13 == 12:
+            if case.pause_s and ((epoch - 1) * steps + step) % case.pause_every == case.pause_every - 1:
                 time.sleep(case.pause_s)
-            train_step(network, optimizer, images[batch], labels[batch], recorder)
+            train_step(network, optimizer, inputs, labels[batch], recorder)
             schedule.step()
         recorder.end_epoch()
-        evaluate(network, valid_images, valid_labels, recorder, epoch)
+        evaluate(network, *valid, recorder, epoch)
     recorder.close()
     return run
 
 
-def facts(case: Case, steps: int) -> JobFacts:
+def facts(case: Case, steps: int, classes: int) -> JobFacts:
     """What a job of this case says of itself."""
     config = {
         "lr": case.lr,
@@ -265,7 +159,7 @@ def facts(case: Case, steps: int) -> JobFacts:
         "warmup_epochs": WARMUP_EPOCHS,
         "workers": 0,
     }
-    names = [str(label) for label in range(CLASSES)]
+    names = [str(label) for label in range(classes)]
     return JobFacts(config=config, classes=names, steps_per_epoch=steps, started=time.time(), cores=2)
 
 

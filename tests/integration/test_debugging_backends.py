@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from benchmarks.rule_runs import CASES, train
+from benchmarks.rule_cases import CASES
+from benchmarks.rule_runs import train
 from torch import nn
 
 from image_classifier.contract.errors import DataError

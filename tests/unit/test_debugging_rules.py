@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
-from benchmarks.system_runs import LEVELS, TIMES, machine_run, timed_run
+from benchmarks.rule_replay import judge_recording
+from benchmarks.system_runs import MACHINES, TIMES, record, timed
 
 from image_classifier.contract.errors import ConfigError
-from image_classifier.debugging.rules import RULE_BY_NAME, RULES, judge, parse_rules
+from image_classifier.debugging.rules import RULES, judge, parse_rules
 from image_classifier.debugging.rules.losses import LossNotDecreasing, Overfit
 from image_classifier.debugging.rules.tensors import ExplodingTensor
 from image_classifier.debugging.rundata import RunData
@@ -55,24 +57,34 @@ def noise(count: int, spread: float = 0.15) -> np.ndarray[tuple[int], np.dtype[n
     return np.random.default_rng(0).normal(0, spread, count)
 
 
-@pytest.mark.parametrize("case", LEVELS)
-def test_system_rules_tell_sick_machines_from_healthy_ones(case: str) -> None:
-    expected, levels = LEVELS[case]
-    found = verdicts(machine_run(levels(np.random.default_rng(1))))
-    system = [name for name, rule in RULE_BY_NAME.items() if rule.about == "system"]
-    fired = {name for name in system if found[name].verdict is Verdict.ISSUES}
-    assert set(expected) <= fired
-    if not expected:
-        assert not fired
-    assert all(found[name].advice and found[name].evidence for name in fired)
+@pytest.mark.parametrize("case", MACHINES)
+def test_system_rules_tell_sick_machines_from_healthy_ones_also_live(case: str) -> None:
+    rules = [rule for rule in parse_rules("all") if rule.about == "system"]
+    judgement = judge_recording(record(MACHINES[case], seed=1), rules)
+    fired = {result.rule: result for result in judgement.results if result.verdict is Verdict.ISSUES}
+    assert set(MACHINES[case].rules) <= set(fired)
+    assert set(fired) <= set(judgement.stops)
+    if not MACHINES[case].rules:
+        assert not judgement.stops
+    assert all(result.advice and result.evidence for result in fired.values())
 
 
 @pytest.mark.parametrize("case", TIMES)
 def test_late_starts_and_stalls_are_found(case: str) -> None:
     expected, start_s, pause_s = TIMES[case]
-    found = verdicts(timed_run(start_s, pause_s))
-    fired = {name for name in ("StalledTraining", "MaxInitializationTime") if found[name].verdict is Verdict.ISSUES}
-    assert fired == set(expected)
+    judgement = judge_recording(timed(start_s, pause_s), parse_rules("StalledTraining,MaxInitializationTime"))
+    fired = {result.rule for result in judgement.results if result.verdict is Verdict.ISSUES}
+    assert fired == set(judgement.stops) == set(expected)
+
+
+def test_a_gpu_is_not_judged_by_a_short_first_epoch() -> None:
+    machine = dataclasses.replace(MACHINES["GPU at 40 %"], epochs=1, epoch_s=200)
+    rules = parse_rules("LowGPUUtilization,BatchSize")
+    results = judge_recording(record(machine, seed=1), rules).results
+    assert {result.verdict for result in results} == {Verdict.INSUFFICIENT_DATA}
+    longer = dataclasses.replace(machine, epoch_s=400)
+    results = judge_recording(record(longer, seed=1), rules).results
+    assert {result.verdict for result in results} == {Verdict.ISSUES}
 
 
 def test_nothing_recorded_is_never_an_issue_nor_an_error() -> None:
@@ -167,7 +179,7 @@ def test_rule_that_raises_becomes_a_verdict(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_results_survive_the_round_trip_through_json() -> None:
-    results = judge(machine_run(LEVELS["GPU at 40 %"][1](np.random.default_rng(0))), parse_rules("all"))
+    results = list(judge_recording(record(MACHINES["GPU at 40 %"], seed=0), parse_rules("all")).results)
     assert rule_results_from_json(rule_results_to_json(results)) == results
     assert all(len(result.evidence) <= MAX_EVIDENCE for result in results)
 

@@ -13,14 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from image_classifier.debugging.rules.base import Rule
-from image_classifier.debugging.rules.losses import (
-    CheckInputImages,
-    ClassImbalance,
-    LossNotDecreasing,
-    Overfit,
-    Overtraining,
-    StalledTraining,
-)
+from image_classifier.debugging.rules.classes import CheckInputImages, ClassImbalance
+from image_classifier.debugging.rules.losses import LossNotDecreasing, Overfit, Overtraining, StalledTraining
 from image_classifier.debugging.rules.tensors import (
     AllZero,
     DeadRelu,

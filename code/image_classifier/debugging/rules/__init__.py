@@ -7,20 +7,14 @@ from difflib import get_close_matches
 
 from image_classifier.contract.errors import ConfigError
 from image_classifier.debugging.rules.base import Rule
+from image_classifier.debugging.rules.classes import CheckInputImages, ClassImbalance
 from image_classifier.debugging.rules.framework import (
     Dataloader,
     MaxInitializationTime,
     OverallFrameworkMetrics,
     StepOutlier,
 )
-from image_classifier.debugging.rules.losses import (
-    CheckInputImages,
-    ClassImbalance,
-    LossNotDecreasing,
-    Overfit,
-    Overtraining,
-    StalledTraining,
-)
+from image_classifier.debugging.rules.losses import LossNotDecreasing, Overfit, Overtraining, StalledTraining
 from image_classifier.debugging.rules.system import (
     BatchSize,
     CPUBottleneck,

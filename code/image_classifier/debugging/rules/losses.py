@@ -1,4 +1,4 @@
-"""Rules over losses, classes and inputs."""
+"""Rules over losses, and over the time without any."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from image_classifier.debugging.rules.base import Finding, Rule, healthy, insufficient, issue, listed, percent, short
+from image_classifier.debugging.rules.base import Finding, Rule, healthy, insufficient, issue, short
 from image_classifier.debugging.rundata import Floats, RunData, of_epochs
-from image_classifier.debugging.schema import ClassCounts, Evidence
+from image_classifier.debugging.schema import Evidence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,16 +97,19 @@ class LossNotDecreasing(Rule):
 class Overfit(Rule):
     """The network learns the training images by heart: validation gets worse while training gets better.
 
-    On mean losses of epochs against true labels (no smoothing), from epoch `start_epoch` on. Fires when in each of the
-    last `patience` epochs the validation loss lies more than `rise` above its best and more than `ratio` above the
-    training loss, while the training loss has gone down since that best epoch. The last ones: early in a training,
-    when batch norms' running statistics lag behind, validation may be bad for a while and recover.
+    On mean losses of epochs against true labels (no smoothing). Fires when in each of the last `patience` epochs, all
+    ended after step `start_step`, the validation loss lies more than `rise` above its best and more than `ratio` above
+    the training loss, while the training loss has gone down since that best epoch; and the rise, summed over the n
+    validation images, is above sqrt(k + 1) ln(classes), k of the n being wrong in the newest validation: as much as
+    chance, which moves k by about its square root, could make of so few images.
+
+    Early in a training, while batch norms' running statistics lag behind, validation may be bad and recover.
 
     With `literal` it is the managed rule: (validation - training) / training > `ratio`. Any network that fits its
     training images well has that.
     """
 
-    start_epoch: int = 1
+    start_step: int = 100
     patience: int = 3
     ratio: float = 0.1
     rise: float = 0.1
@@ -114,13 +117,16 @@ class Overfit(Rule):
 
     def judge(self, run: RunData) -> Finding:
         epochs, train, valid = both_losses(run)
-        keep = epochs >= self.start_epoch
-        epochs, train, valid = epochs[keep], train[keep], valid[keep]
         if len(epochs) < self.patience + (0 if self.literal else 1):
             return insufficient(f"needs {self.patience + 1} epochs with a validation", len(epochs))
         gap = valid > (1 + self.ratio) * train
         best = np.array([int(np.argmin(valid[: index + 1])) for index in range(len(valid))])
-        worse = gap if self.literal else gap & (valid > (1 + self.rise) * valid[best]) & (train < train[best])
+        rise = valid - valid[best]
+        worse = gap & (rise > self.rise * valid[best]) & (rise > self._by_chance(run)) & (train < train[best])
+        if self.literal:
+            worse = gap
+        elif self._last_step(run, int(epochs[-self.patience])) < self.start_step:
+            return insufficient(f"needs {self.patience} epochs after step {self.start_step}", len(epochs))
         at = len(epochs) - 1
         if not worse[-self.patience :].all():
             return healthy(
@@ -146,6 +152,22 @@ class Overfit(Rule):
             evidence,
             len(epochs),
         )
+
+    @staticmethod
+    def _by_chance(run: RunData) -> float:
+        """What the mean validation loss may rise by without meaning anything; 0 as long as no classes were counted."""
+        counts = [each for each in run.classes if each.mode == "eval"]
+        num_images = sum(counts[-1].labels) if counts else 0
+        if not num_images:
+            return 0.0
+        num_wrong = num_images - sum(counts[-1].hits)
+        return math.sqrt(num_wrong + 1) * math.log(len(counts[-1].labels)) / num_images
+
+    @staticmethod
+    def _last_step(run: RunData, epoch: int) -> int:
+        """The number of training steps that had been made by the end of an epoch."""
+        epochs = run.epochs("train")
+        return int(epochs.steps[epochs.values <= epoch].max()) + 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,118 +215,6 @@ class Overtraining(Rule):
                 best, at = float(loss), index
             since.append(index - at)
         return np.array(since, np.float64)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassImbalance(Rule):
-    """Some classes have far fewer images than others, or are not learned while the others are.
-
-    Fires when the largest class has more than `imbalance` times the smallest's training images (of an epoch); or when,
-    in each of the last `patience` validations, a class with at least `class_samples` images has an error above `error`
-    while the mean error of the classes is below half of it.
-    """
-
-    imbalance: float = 10.0
-    error: float = 0.7
-    class_samples: int = 5
-    patience: int = 3
-
-    def judge(self, run: RunData) -> Finding:
-        train = [each for each in run.classes if each.mode == "train"]
-        valid = [each for each in run.classes if each.mode == "eval"]
-        if not train:
-            return insufficient("needs the labels of an epoch")
-        names = run.job.classes or [str(index) for index in range(len(train[0].labels))]
-        whole = max(train, key=lambda counts: sum(counts.labels))  # a resumed job has a part of an epoch
-        labels = np.array(whole.labels, np.float64)
-        datapoints = int(labels.sum())
-        smallest, largest = int(labels.argmin()), int(labels.argmax())
-        evidence: list[Evidence] = []
-        if labels[largest] > self.imbalance * labels[smallest]:
-            for index in (smallest, largest):
-                evidence.append(Evidence(step=None, name=f"training images of {names[index]}", value=labels[index]))
-            return issue(
-                f"{names[largest]} has {short(labels[largest] / max(labels[smallest], 1))} times the training images "
-                f"of {names[smallest]}",
-                f"add images of {names[smallest]} or leave the class out; the per-class table shows what it costs",
-                evidence,
-                datapoints,
-            )
-        if len(valid) >= self.patience:
-            datapoints += sum(valid[-1].labels)
-            errors = np.array([self._errors(each) for each in valid[-self.patience :]])
-            means = np.nanmean(errors, axis=1)
-            failed = ((errors > self.error) & (means[:, None] < self.error / 2)).all(axis=0)
-            failed &= np.array(valid[-1].labels) >= self.class_samples
-            if failed.any():
-                which = [int(index) for index in np.flatnonzero(failed)]
-                evidence = [
-                    Evidence(step=valid[-1].step, name=f"error of {names[i]}", value=float(errors[-1, i]))
-                    for i in which
-                ]
-                return issue(
-                    f"the network does not know {listed([names[i] for i in which])}: "
-                    f"{percent(errors[-1, which[0]])} of its validation images are wrong, of all classes "
-                    f"{percent(means[-1])}",
-                    "look at these classes' images and labels, and at what they are taken for in the confusion matrix",
-                    evidence,
-                    datapoints,
-                )
-        return healthy(
-            f"the largest class has {short(labels[largest] / max(labels[smallest], 1))} times the smallest's images",
-            datapoints,
-        )
-
-    @staticmethod
-    def _errors(counts: ClassCounts) -> Floats:
-        """Share of each class's images that are wrong; NaN for a class without any."""
-        labels = np.array(counts.labels, np.float64)
-        errors: Floats = 1 - np.array(counts.hits) / np.where(labels > 0, labels, np.nan)
-        return errors
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckInputImages(Rule):
-    """The images are not what a network with ImageNet's normalisation expects.
-
-    Over the first `samples` or more images, as the network sees them: fires when a channel's absolute mean is above
-    `threshold_mean`, or the mean of its batches' standard deviations is below `threshold_std`. Photographs have means
-    within about 0.7 of 0 and deviations near 1.
-
-    The managed rule's threshold is an absolute mean of 0.2, which dark, bright or plainly green photographs exceed.
-    """
-
-    threshold_mean: float = 1.0
-    threshold_std: float = 0.35
-    samples: int = 500
-
-    def judge(self, run: RunData) -> Finding:
-        channels = dict(run.tensors("inputs", "mean"))
-        images = next((series for _, series in run.tensors("inputs", "images")), None)
-        epoch_is_over = any(each.mode == "train" for each in run.classes)
-        if images is None or (images.values.sum() < self.samples and not epoch_is_over):
-            return insufficient(f"needs {self.samples} images, or an epoch")
-        weights = images.values / images.values.sum()
-        evidence = []
-        means = []
-        for name, series in channels.items():
-            mean = float((series.values * weights).sum())
-            std = float((run.statistics("inputs", name)["std"].values * weights).sum())
-            means.append(mean)
-            if abs(mean) > self.threshold_mean:
-                evidence.append(Evidence(step=None, name=f"input channel_{name} mean", value=mean))
-            if std < self.threshold_std:
-                evidence.append(Evidence(step=None, name=f"input channel_{name} std", value=std))
-        datapoints = int(images.values.sum())
-        if not evidence:
-            return healthy(f"channel means {', '.join(short(mean) for mean in means)}", datapoints)
-        return issue(
-            f"{evidence[0].name} of the normalised images is {short(evidence[0].value)}",
-            "look at the images: are they black, white, nearly uniform, or scaled to 0..1 before they were saved? "
-            "weights=imagenet expects photographs",
-            evidence,
-            datapoints,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

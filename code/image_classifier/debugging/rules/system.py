@@ -22,24 +22,31 @@ IDLE_GPU = 10.0  # percent: the managed bottleneck rules' threshold
 
 @dataclass(frozen=True, kw_only=True)
 class SystemRule(Rule):
-    """A rule over system metrics; looks at the time in which steps were made, after the first `warmup_s` seconds.
+    """A rule over system metrics; looks at the time in which steps were made, from the second epoch on.
+
+    In the first epoch files are read for the first time, kernels are chosen and memory is asked for, up to the end of
+    its validation. As long as there is no other, it counts from `warmup_s` seconds after its first step on.
 
     Args:
-        warmup_s: seconds after the first step that do not count: caches fill, kernels are chosen.
+        warmup_s: seconds of the first epoch that never count.
         min_s: seconds of steps below which nothing is said.
+        first_epoch_s: the same, while there is only the first epoch.
     """
 
     about: ClassVar[Literal["tensors", "system"]] = "system"
     warmup_s: float = 10.0
     min_s: float = 60.0
+    first_epoch_s: float = 300.0
 
     def window(self, run: RunData) -> tuple[float, float]:
         """First and last Unix second that count; (0, 0) when there are too few."""
-        times = np.concatenate([run.times("train").values, run.times("eval").values])
-        if not len(times):
+        train, epochs = run.times("train").values, run.epochs("train").values
+        if not 0 < len(train) == len(epochs):
             return 0.0, 0.0
-        start, end = float(times.min()) + self.warmup_s, float(times.max())
-        return (start, end) if end - start >= self.min_s else (0.0, 0.0)
+        later = train[epochs > epochs.min()]
+        start = float(later.min()) if len(later) else float(train.min()) + self.warmup_s
+        end = float(np.concatenate([train, run.times("eval").values]).max())
+        return (start, end) if end - start >= (self.min_s if len(later) else self.first_epoch_s) else (0.0, 0.0)
 
     def in_window(self, run: RunData, dimension: str) -> dict[str, Floats]:
         """`node/name` -> values of the seconds that count."""
@@ -49,7 +56,7 @@ class SystemRule(Rule):
 
     def too_short(self) -> Finding:
         """The answer to a job that has not run for long enough."""
-        return insufficient(f"needs {self.warmup_s + self.min_s:.0f} s of training")
+        return insufficient(f"needs {self.min_s:.0f} s after the first epoch, or one of {self.first_epoch_s:.0f} s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +64,14 @@ class LowGPUUtilization(SystemRule):
     """The GPU is not used, or only in bursts.
 
     Over the counted time, by GPU: fires when the 95th percentile of its utilization is below `threshold_p95`, or when
-    it is above and the 5th percentile is below `threshold_p5`.
+    it is above and the 20th percentile is below `threshold_p20`.
+
+    The managed rule takes the 5th percentile: in a job with short epochs, the pauses between them and for checkpoints
+    are more than that.
     """
 
     threshold_p95: float = 70.0
-    threshold_p5: float = 10.0
+    threshold_p20: float = 10.0
 
     def judge(self, run: RunData) -> Finding:
         if not run.system("GPUUtilization"):
@@ -72,14 +82,14 @@ class LowGPUUtilization(SystemRule):
         datapoints = sum(map(len, gpus.values()))
         evidence = []
         for name, values in gpus.items():
-            p5, p95 = np.percentile(values, (5, 95))
-            if p95 < self.threshold_p95 or p5 < self.threshold_p5:
+            p20, p95 = np.percentile(values, (20, 95))
+            if p95 < self.threshold_p95 or p20 < self.threshold_p20:
                 evidence.append(Evidence(step=None, name=f"{name} GPUUtilization p95", value=float(p95)))
-                evidence.append(Evidence(step=None, name=f"{name} GPUUtilization p5", value=float(p5)))
+                evidence.append(Evidence(step=None, name=f"{name} GPUUtilization p20", value=float(p20)))
         if not evidence:
             mean = float(np.mean([values.mean() for values in gpus.values()]))
             return healthy(f"the GPUs were busy {mean:.0f} % of the time", datapoints)
-        p95, p5 = evidence[0].value, evidence[1].value
+        p95, p20 = evidence[0].value, evidence[1].value
         wait = data_wait_share(run)
         if wait > 0.2:
             advice = f"data wait is {percent(wait)} of the step: {more_workers(run)}"
@@ -88,7 +98,7 @@ class LowGPUUtilization(SystemRule):
         how = "low throughout" if p95 < self.threshold_p95 else "high only in bursts"
         return issue(
             f"{len(evidence) // 2} of {len(gpus)} GPUs: utilization is {how} "
-            f"(95th percentile {p95:.0f} %, 5th {p5:.0f} %)",
+            f"(95th percentile {p95:.0f} %, 20th {p20:.0f} %)",
             advice,
             evidence,
             datapoints,
@@ -233,11 +243,15 @@ class LoadBalancing(SystemRule):
     """The GPUs do not share the work evenly.
 
     The distance of two GPUs is the square root of the Jensen-Shannon divergence (base 2) of their utilization
-    histograms, ten bins over 0..100 %; 0 for equal ones, 1 for disjoint ones. Fires when a GPU's distance to any
-    other exceeds `threshold`.
+    histograms, ten bins over 0..100 %; 0 for equal ones, 1 for disjoint ones. Fires when two GPUs' distance exceeds
+    `threshold` and their mean utilizations differ by more than `points` percentage points.
+
+    The managed rule has the first condition only. Two GPUs at a steady 92 % and 86 % have little in common by it, as
+    they lie in different bins.
     """
 
     threshold: float = 0.5
+    points: float = 10.0
 
     def judge(self, run: RunData) -> Finding:
         if len(run.system("GPUUtilization")) < 2:
@@ -250,16 +264,25 @@ class LoadBalancing(SystemRule):
             (a, b): jensen_shannon(histograms[a], histograms[b]) for a, b in itertools.combinations(histograms, 2)
         }
         datapoints = sum(map(len, gpus.values()))
-        far = sorted(((distance, pair) for pair, distance in distances.items()), reverse=True)
-        evidence = [
-            Evidence(step=None, name=f"distance of {a} and {b}", value=distance)
-            for distance, (a, b) in far
-            if distance > self.threshold
-        ]
-        if not evidence:
-            return healthy(f"the largest distance of two GPUs is {short(far[0][0])}", datapoints)
+        means = {name: float(values.mean()) for name, values in gpus.items()}
+        far = sorted(
+            (
+                (distance, (a, b))
+                for (a, b), distance in distances.items()
+                if distance > self.threshold and abs(means[a] - means[b]) > self.points
+            ),
+            reverse=True,
+        )
+        if not far:
+            return healthy(
+                f"the GPUs' mean utilizations lie between {min(means.values()):.0f} and {max(means.values()):.0f} %",
+                datapoints,
+            )
+        evidence = [Evidence(step=None, name=f"distance of {a} and {b}", value=distance) for distance, (a, b) in far]
+        a, b = far[0][1]
         return issue(
-            f"the utilizations of {far[0][1][0]} and {far[0][1][1]} are {short(far[0][0])} apart",
+            f"the utilizations of {a} and {b} are {short(far[0][0])} apart, on average {means[a]:.0f} and "
+            f"{means[b]:.0f} %",
             "see whether one GPU decodes more or larger images, is shared with another job, or is throttled",
             evidence,
             datapoints,

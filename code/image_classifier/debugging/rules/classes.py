@@ -1,0 +1,170 @@
+"""Rules over classes and inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from image_classifier.debugging.rules.base import Finding, Rule, healthy, insufficient, issue, listed, percent, short
+from image_classifier.debugging.rundata import Floats, RunData
+from image_classifier.debugging.schema import ClassCounts, Evidence
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassImbalance(Rule):
+    """Some classes have far fewer images than others, or are not learned while the others are.
+
+    Fires when the largest class has more than `imbalance` times the smallest's training images beyond doubt; or when,
+    in each of the last `patience` validations, a class's error is above `error` while the mean error of the classes is
+    below half of it, and above twice that mean beyond doubt. Only validations from the middle of the planned epochs on
+    count for the second: classes are learned one after the other.
+
+    Beyond doubt: by chance, as many or more images would be seen with a probability below `alpha` / number of classes
+    (binomial). What is seen of the classes' sizes is all that was trained on so far: a part of an epoch in a job that
+    was resumed, one process's part in a job of several. A class of six validation images is accused when all are wrong
+    and the others nearly all right.
+
+    The managed rule takes the raw ratio, and the raw error of any class of 500 samples.
+    """
+
+    imbalance: float = 10.0
+    error: float = 0.7
+    patience: int = 3
+    alpha: float = 0.05
+
+    def judge(self, run: RunData) -> Finding:
+        seen = [each.labels for each in run.classes if each.mode == "train"]
+        if not seen:
+            return insufficient("needs the labels of an epoch")
+        labels = np.array(seen, np.float64).sum(axis=0)
+        names = run.job.classes or [str(index) for index in range(len(labels))]
+        sizes = self._sizes(labels, names)
+        if sizes is not None:
+            return sizes
+        datapoints = int(labels.sum())
+        middle = run.job.config.get("epochs", 0) / 2
+        valid = [each for each in run.classes if each.mode == "eval" and each.epoch >= middle][-self.patience :]
+        if len(valid) == self.patience:
+            datapoints += sum(valid[-1].labels)
+            failed = np.flatnonzero(np.all([self._not_learned(each) for each in valid], axis=0))
+            if len(failed):
+                return self._unknown_classes(valid[-1], [int(index) for index in failed], names, datapoints)
+        return healthy(
+            f"the largest class has {short(labels.max() / max(labels.min(), 1))} times the smallest's images",
+            datapoints,
+        )
+
+    def _sizes(self, labels: Floats, names: Sequence[str]) -> Finding | None:
+        """What there is to say of the classes' sizes."""
+        smallest, largest = int(labels.argmin()), int(labels.argmax())
+        few, many = int(labels[smallest]), int(labels[largest])
+        if many <= self.imbalance * few:
+            return None
+        if binomial_tail(many, few + many, self.imbalance / (1 + self.imbalance)) >= self.alpha / len(labels):
+            return None
+        evidence = [
+            Evidence(step=None, name=f"training images of {names[index]}, all epochs", value=labels[index])
+            for index in (smallest, largest)
+        ]
+        return issue(
+            f"{names[largest]} has {short(many / max(few, 1))} times the training images of {names[smallest]}",
+            f"add images of {names[smallest]} or leave the class out; the per-class table shows what it costs",
+            evidence,
+            int(labels.sum()),
+        )
+
+    def _not_learned(self, counts: ClassCounts) -> list[bool]:
+        """By class, whether one validation found it not learned."""
+        errors = self._errors(counts)
+        if not sum(counts.labels):
+            return [False] * len(errors)
+        mean = float(np.nanmean(errors))
+        usual = min(1.0, 2 * mean)
+        doubt = self.alpha / len(errors)
+        return [
+            bool(error > self.error) and mean < self.error / 2 and binomial_tail(label - hit, label, usual) < doubt
+            for error, label, hit in zip(errors, counts.labels, counts.hits, strict=True)
+        ]
+
+    def _unknown_classes(
+        self, valid: ClassCounts, failed: Sequence[int], names: Sequence[str], datapoints: int
+    ) -> Finding:
+        """What there is to say of classes that are not learned."""
+        errors = self._errors(valid)
+        return issue(
+            f"the network does not know {listed([names[index] for index in failed])}: "
+            f"{percent(errors[failed[0]])} of its validation images are wrong, of all classes "
+            f"{percent(float(np.nanmean(errors)))}",
+            "look at these classes' images and labels, and at what they are taken for in the confusion matrix",
+            [Evidence(step=valid.step, name=f"error of {names[i]}", value=float(errors[i])) for i in failed],
+            datapoints,
+        )
+
+    @staticmethod
+    def _errors(counts: ClassCounts) -> Floats:
+        """Share of each class's images that are wrong; NaN for a class without any."""
+        labels = np.array(counts.labels, np.float64)
+        errors: Floats = 1 - np.array(counts.hits) / np.where(labels > 0, labels, np.nan)
+        return errors
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckInputImages(Rule):
+    """The images are not what a network with ImageNet's normalisation expects.
+
+    Over the first `samples` or more images, as the network sees them: fires when a channel's absolute mean is above
+    `threshold_mean`, or the mean of its batches' standard deviations is below `threshold_std`. Photographs have means
+    within about 0.7 of 0 and deviations near 1.
+
+    The managed rule's threshold is an absolute mean of 0.2, which dark, bright or plainly green photographs exceed.
+    """
+
+    threshold_mean: float = 1.0
+    threshold_std: float = 0.35
+    samples: int = 500
+
+    def judge(self, run: RunData) -> Finding:
+        channels = dict(run.tensors("inputs", "mean"))
+        images = next((series for _, series in run.tensors("inputs", "images")), None)
+        epoch_is_over = any(each.mode == "train" for each in run.classes)
+        if images is None or (images.values.sum() < self.samples and not epoch_is_over):
+            return insufficient(f"needs {self.samples} images, or an epoch")
+        weights = images.values / images.values.sum()
+        evidence = []
+        means = []
+        for name, series in channels.items():
+            mean = float((series.values * weights).sum())
+            std = float((run.statistics("inputs", name)["std"].values * weights).sum())
+            means.append(mean)
+            if abs(mean) > self.threshold_mean:
+                evidence.append(Evidence(step=None, name=f"input channel_{name} mean", value=mean))
+            if std < self.threshold_std:
+                evidence.append(Evidence(step=None, name=f"input channel_{name} std", value=std))
+        datapoints = int(images.values.sum())
+        if not evidence:
+            return healthy(f"channel means {', '.join(short(mean) for mean in means)}", datapoints)
+        return issue(
+            f"{evidence[0].name} of the normalised images is {short(evidence[0].value)}",
+            "look at the images: are they black, white, nearly uniform, or scaled to 0..1 before they were saved? "
+            "weights=imagenet expects photographs",
+            evidence,
+            datapoints,
+        )
+
+
+def binomial_tail(at_least: int, trials: int, probability: float) -> float:
+    """The probability of `at_least` successes or more in so many trials."""
+    if at_least <= 0 or probability >= 1:
+        return 1.0
+    if probability <= 0:
+        return 0.0
+    yes, no = math.log(probability), math.log1p(-probability)
+    everything = math.lgamma(trials + 1)
+    terms = (
+        everything - math.lgamma(k + 1) - math.lgamma(trials - k + 1) + k * yes + (trials - k) * no
+        for k in range(at_least, trials + 1)
+    )
+    return min(1.0, math.fsum(map(math.exp, terms)))

@@ -171,10 +171,10 @@ def _steps(**phases: float) -> list[StepRecord]:
 
 
 def test_gain_is_what_remains_without_the_bottleneck() -> None:
-    found = step_time(_steps(data_wait_s=0.3, forward_s=0.1, backward_s=0.2), None)
+    found = step_time(_steps(data_wait_s=0.4, forward_s=0.1, backward_s=0.2), None)
     assert found is not None
     assert found["bottleneck"]["phase"] == "data_wait_s"
-    assert found["bottleneck"]["gain"] == pytest.approx(1.0)
+    assert found["bottleneck"]["gain"] == pytest.approx(0.4 / 0.3)
     assert found["bottleneck"]["images_per_second"] == pytest.approx(8 / 0.3)
 
 

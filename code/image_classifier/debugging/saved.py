@@ -23,6 +23,7 @@ from image_classifier.debugging.schema import (
     read_steps,
     read_system,
 )
+from image_classifier.debugging.smdebug_loading import make_importable
 from image_classifier.debugging.smdebug_names import (
     HITS,
     LABELS,
@@ -121,6 +122,7 @@ class _Trial:
         )  # seconds it waits for more of a run that has ended
         logging.getLogger("smdebug").setLevel(logging.ERROR)
         try:
+            make_importable()
             from smdebug import modes
             from smdebug.trials import create_trial
         except ImportError as error:

@@ -12,6 +12,7 @@ import re
 import threading
 from array import array
 from collections.abc import Iterator
+from ctypes import c_float
 
 import numpy as np
 from numpy.typing import NDArray
@@ -187,5 +188,4 @@ def _natural(name: str) -> list[tuple[str, int]]:
 
 
 def _float32(value: float) -> float:
-    with np.errstate(over="ignore"):
-        return float(np.float32(value))
+    return c_float(value).value  # infinite where float32 is; numpy's takes ten times as long

@@ -77,15 +77,19 @@ def step_time(steps: Sequence[StepRecord], total_seconds: float | None) -> dict[
 def _phases(steps: Sequence[StepRecord], total: float) -> list[dict[str, Any]]:
     rows, known = [], 0.0
     for phase in PHASES:
-        values = [value for record in steps if (value := getattr(record, phase)) is not None]
-        if values:
-            known += sum(values)
-            rows.append({"phase": phase, "share": sum(values) / total, **_spread(np.array(values))})
+        values = np.array([value for record in steps if (value := getattr(record, phase)) is not None])
+        if len(values):
+            spent = float(values.sum())
+            known += spent
+            rows.append({"phase": phase, "share": spent / total, **_spread(values)})
     if not rows:
         return []
     if known > total:  # events on a GPU overlap the CPU's clock
         return [row | {"share": row["share"] * total / known} for row in rows]
-    rest = np.array([max(0.0, each.seconds - sum(getattr(each, phase) or 0.0 for phase in PHASES)) for each in steps])
+    rest = np.array([record.seconds for record in steps])
+    for row in rows:
+        rest -= [getattr(record, row["phase"]) or 0.0 for record in steps]
+    rest = np.maximum(rest, 0.0)
     return [*rows, {"phase": "rest_s", "share": (total - known) / total, **_spread(rest)}]
 
 

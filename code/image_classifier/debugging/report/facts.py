@@ -16,7 +16,7 @@ from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.paths import DEFAULT_BASE_DIR
 from image_classifier.debugging.report import advice, answers, curves
 from image_classifier.debugging.report.dataset import describe_data, unreadable
-from image_classifier.debugging.report.layers import layer_statistics
+from image_classifier.debugging.report.layers import layer_statistics, needed
 from image_classifier.debugging.report.sources import Sources, jsonable, locate, read_json
 from image_classifier.debugging.schema import (
     REPORT_JSON,
@@ -127,7 +127,7 @@ def _lent(sources: Sources, earlier: Mapping[str, Any], part: str, name: str) ->
 
 def _layers(sources: Sources) -> dict[str, Any] | None:
     what = "no gradients or weights were recorded"
-    return layer_statistics(_guarded(sources, "statistics.jsonl", what, lambda: read_statistics(sources.data)) or [])
+    return layer_statistics(_guarded(sources, "statistics.jsonl", what, lambda: read_statistics(sources.data, needed)) or [])
 
 
 def _rules(sources: Sources) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +25,23 @@ def layer_statistics(records: Sequence[StatisticsRecord]) -> dict[str, Any] | No
     }
     found = {name: part for name, part in parts.items() if part is not None}
     return {**found, "table": _table(records)} if found else None
+
+
+def needed(record: StatisticsRecord) -> StatisticsRecord:
+    """The record without what this module does not show."""
+    return StatisticsRecord(
+        step=record.step,
+        gradients=_only(record.gradients, "abs_mean"),
+        weights=_only(record.weights, "l2", "update_ratio"),
+        activations=_only(record.activations, "dead_share"),
+    )
+
+
+def _only(tensors: Statistics, *statistics: str) -> Statistics:
+    return {
+        sys.intern(name): {statistic: values[statistic] for statistic in statistics if statistic in values}
+        for name, values in tensors.items()
+    }
 
 
 def _heatmap(
@@ -57,12 +75,15 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _table(records: Sequence[StatisticsRecord]) -> list[dict[str, Any]]:
     """A row for each weight: norms at the beginning and the end, medians of gradient and update."""
-    names = dict.fromkeys(name for record in records for name in record.weights)
+    found: dict[str, tuple[list[float], list[float], list[float]]] = {}  # norms, gradients, updates
+    for record in records:
+        for name, values in record.weights.items():
+            norms, gradients, updates = found.setdefault(name, ([], [], []))
+            norms += [values["l2"]] if "l2" in values else []
+            updates += [values["update_ratio"]] if "update_ratio" in values else []
+            gradients += [record.gradients[name]["abs_mean"]] if name in record.gradients else []
     rows = []
-    for name in names:
-        norms = [record.weights[name]["l2"] for record in records if "l2" in record.weights.get(name, {})]
-        gradients = [record.gradients[name]["abs_mean"] for record in records if name in record.gradients]
-        updates = [u for record in records if (u := record.weights.get(name, {}).get("update_ratio")) is not None]
+    for name, (norms, gradients, updates) in found.items():
         rows.append(
             {
                 "layer": layer_name(name),

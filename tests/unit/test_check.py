@@ -97,6 +97,14 @@ def test_uneven_small_and_ignored_are_warnings(data: Path) -> None:
     assert found(report, "ignored").message == "files passed over: 1 .gif"
 
 
+def test_images_outside_the_class_folders_are_a_warning(data: Path) -> None:
+    shutil.copy(data / "train" / "leaves" / "leaves_0003.jpg", data / "train" / "loose.jpg")
+    report = check_dataset(data)
+    assert report.ok
+    assert found(report, "ignored").files == ("train/loose.jpg",)
+    assert report.counts["train"] == {"bricks": 12, "leaves": 12}
+
+
 def test_missing_valid_is_reported_as_training_will_split_it(data: Path) -> None:
     shutil.rmtree(data / "valid")
     report = check_dataset(data, valid_fraction=0.25)

@@ -104,12 +104,12 @@ def test_fingerprint_changes_with_the_data_only(tmp_path: Path) -> None:
     [
         ((), "there is no train folder in"),
         (("cat/1.jpg", "dog/1.jpg"), "there is no train folder in"),
-        (("train/notes.txt",), "there are no images in the train folder"),
+        (("train/notes.txt",), "in the train folder"),
         (("train/1.jpg", "train/2.jpg"), "has 2 images of its own but none in class folders"),
         (("train/cat/1.jpg",), "only one class, cat"),
         (("train/cat/1.jpg", "train/dog/.keep"), "train has no images of dog"),
         (("train/cat/1.jpg", "train/dog/1.jpg"), "no class in .* has two images"),
-        (("train/cat/1.jpg", "train/dog/1.jpg", "valid/.keep"), "there are no images in the valid folder"),
+        (("train/cat/1.jpg", "train/dog/1.jpg", "valid/.keep"), "in the valid folder"),
         (("train/cat/1.jpg", "train/dog/1.jpg", "valid/owl/1.jpg"), "valid has classes that train lacks: owl"),
         (
             ("train/cat/1.jpg", "train/dog/1.jpg", "val/cat/1.jpg", "valid/cat/1.jpg"),
@@ -122,6 +122,12 @@ def test_unusable_folders_are_refused_with_a_hint(tmp_path: Path, names: tuple[s
     with pytest.raises(DataError, match=sentence) as caught:
         scanned(make(tmp_path, *names))
     assert caught.value.hint
+
+
+def test_class_folders_without_a_train_folder_are_told_where_to_go(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no train folder") as caught:
+        find_channels(make(tmp_path, "cat/1.jpg", "dog/1.jpg"))
+    assert caught.value.hint == f"if cat is a class, move the class folders into {tmp_path / 'train'}"
 
 
 def test_paths_that_are_no_folders_are_refused(tmp_path: Path) -> None:

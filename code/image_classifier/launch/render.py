@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import sys
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, Self
 
 from image_classifier.contract.errors import ClassifierError
 
 LABEL_STYLES = {"error": "bold red", "warning": "yellow", "hint": "cyan"}
+SHORT = 12  # characters of a cell that is not broken into lines: a status, a duration, a number
 
 
 def table(
@@ -28,13 +30,17 @@ def table(
     from rich.table import Table
     from rich.text import Text
 
+    console = Console()
+    cells = [[_flat(cell) for cell in row] for row in rows]
     made = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
-        first = name == columns[0]  # what a person copies stays in one piece
-        made.add_column(name, justify="right" if name in numbers else "left", overflow="fold", no_wrap=first)
-    for row in rows:
-        made.add_row(*(Text(str(cell), style=_style(str(cell))) for cell in row))
-    Console().print(made)
+    for index, name in enumerate(columns):
+        longest = max((len(row[index]) for row in cells), default=0)
+        # what a person copies stays in one piece, but never at the cost of the columns beside it
+        whole = longest <= (console.width // 2 if index == 0 else SHORT)
+        made.add_column(name, justify="right" if name in numbers else "left", overflow="fold", no_wrap=whole)
+    for row in cells:
+        made.add_row(*(Text(cell, style=_style(cell)) for cell in row))
+    console.print(made)
 
 
 def facts(pairs: Iterable[tuple[str, object]], *, title: str = "") -> None:
@@ -81,7 +87,8 @@ def error(problem: ClassifierError) -> None:
 
 
 def labelled(label: str, text: str) -> None:
-    """Prints `label: text`."""
+    """Prints `label: text` on one line; control characters, which a file's name may hold, as spaces."""
+    text = "".join(" " if unicodedata.category(char) == "Cc" else char for char in text)
     if not sys.stderr.isatty():
         print(f"{label}: {text}", file=sys.stderr, flush=True)
         return

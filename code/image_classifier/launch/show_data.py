@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ from image_classifier.launch.settings import Settings
 from image_classifier.vision.check import CheckReport, Finding, check_dataset
 
 FILES_SHOWN = 20
+FINDINGS_SHOWN = 10  # of one kind
 
 
 def check(data: Path, config: TrainConfig, *, as_json: bool) -> int:
@@ -39,22 +41,30 @@ def _check_tables(report: CheckReport) -> None:
     render.table(["class", *splits], rows, title=f"{report.root}: images", numbers=splits)
     if report.valid_split_off:
         render.note("there is no valid folder: these images are split off train")
-    for finding in report.errors:
-        _finding("error", finding)
-    for finding in report.warnings:
-        _finding("warning", finding)
-    worst = f"{len(report.errors)} errors" if report.errors else "fit for training"
-    render.note(f"{report.num_images} images: {worst}, {len(report.warnings)} warnings")
+    for label, findings in (("error", report.errors), ("warning", report.warnings)):
+        for _, alike in itertools.groupby(findings, key=lambda finding: (finding.kind, finding.hint)):
+            _findings(label, list(alike))
+    worst = _counted(len(report.errors), "error") if report.errors else "fit for training"
+    render.note(f"{report.num_images} images: {worst}, {_counted(len(report.warnings), 'warning')}")
 
 
-def _finding(label: str, finding: Finding) -> None:
-    render.labelled(label, finding.message)
-    for name in finding.files[:FILES_SHOWN]:
-        render.note(f"    {name}")
-    if len(finding.files) > FILES_SHOWN:
-        render.note(f"    and {len(finding.files) - FILES_SHOWN} more, all of them with --json")
-    if finding.hint:
-        render.labelled("hint", finding.hint)
+def _findings(label: str, findings: list[Finding]) -> None:
+    """Prints findings of one kind, and what they have in common once: the hint."""
+    for finding in findings[:FINDINGS_SHOWN]:
+        render.labelled(label, finding.message)
+        unnamed = () if finding.message.startswith(finding.files[:1]) else finding.files
+        for name in unnamed[:FILES_SHOWN]:
+            render.note(f"    {name}")
+        if len(unnamed) > FILES_SHOWN:
+            render.note(f"    and {len(unnamed) - FILES_SHOWN} more, all of them with --json")
+    if len(findings) > FINDINGS_SHOWN:
+        render.labelled(label, f"{len(findings) - FINDINGS_SHOWN} more like these, all of them with --json")
+    if findings[0].hint:
+        render.labelled("hint", findings[0].hint)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def predictions(url: str, answers: Iterable[Answer], *, as_json: bool) -> int:

@@ -11,7 +11,7 @@ Warnings, which a person should know:
     few             a class of train with fewer than FEW_IMAGES images
     missing         a class without images in valid or test: its accuracy cannot be known
     small           images with a side shorter than SMALL_SIDE
-    ignored         files that look like images in formats that are not accepted
+    ignored         images outside the class folders, and files that look like images in formats that are not accepted
 
 Folders that cannot be used at all (no train folder, one class, ...) are a DataError, as in training.
 """
@@ -34,7 +34,7 @@ from typing import Any
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ClassifierError, PlatformError, describe
 from image_classifier.vision.decode import decode
-from image_classifier.vision.folders import ImageFolders, find_channels, fingerprint, scan
+from image_classifier.vision.folders import ImageFolders, find_channels, fingerprint, loose_images, scan
 
 IMBALANCE_RATIO = 5
 FEW_IMAGES = 10
@@ -156,7 +156,7 @@ def check_dataset(
             *_same_bytes(readable, folders, errors=False),
             *_uneven(counts),
             *_small(readable),
-            *_ignored(channels.values()),
+            *_ignored(root, list(channels.values())),
         ),
     )
 
@@ -237,7 +237,7 @@ def _same_bytes(images: Iterable[_Image], folders: ImageFolders, *, errors: bool
         if errors == (kind != "duplicate"):
             yield Finding(
                 kind=kind,
-                message=f"the same image is {where}: {', '.join(files)}",
+                message=f"the same image is {where}",
                 hint="keep one of the files",
                 files=files,
             )
@@ -266,10 +266,14 @@ def _small(images: Iterable[_Image]) -> Iterator[Finding]:
         yield Finding(kind="small", message=message, hint="use larger originals", files=files)
 
 
-def _ignored(roots: Iterable[Path]) -> Iterator[Finding]:
+def _ignored(root: Path, channels: Iterable[Path]) -> Iterator[Finding]:
+    loose = tuple(_shown(path, root) for channel in channels for path in loose_images(channel))
+    if loose:
+        message = f"images passed over because they lie in no class folder: {len(loose)}"
+        yield Finding(kind="ignored", message=message, hint="put them into the folder of their class", files=loose)
     found: Counter[str] = Counter()
-    for root in roots:
-        for _, _, names in os.walk(root):
+    for channel in channels:
+        for _, _, names in os.walk(channel):
             found.update(suffix for suffix in (Path(name).suffix.lower() for name in names) if suffix in OTHER_SUFFIXES)
     if found:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(found.items()))

@@ -80,7 +80,9 @@ def find_channels(root: Path) -> dict[str, Path]:
         if found:
             channels[split] = found[0]
     if "train" not in channels:
-        raise DataError(f"there is no train folder in {root}", LAYOUT_HINT)
+        loose = [folder for folder in folders if loose_images(folder)]
+        hint = f"if {loose[0].name} is a class, move the class folders into {root / 'train'}" if loose else LAYOUT_HINT
+        raise DataError(f"there is no train folder in {root}", hint)
     return channels
 
 
@@ -131,6 +133,11 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(_walk(folder, frozenset()), key=lambda path: path.relative_to(folder).as_posix())
 
 
+def loose_images(folder: Path) -> list[Path]:
+    """The images in `folder` itself, sorted, and none of those below. Raises DataError when it cannot be listed."""
+    return sorted(path for path in _entries(folder) if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir())
+
+
 def _walk(folder: Path, parents: frozenset[str]) -> Iterator[Path]:
     real = os.path.realpath(folder)
     if real in parents:  # a link back to a folder above
@@ -162,11 +169,11 @@ def _class_images(root: Path, name: str) -> dict[str, list[Path]]:
         # macOS writes é as two code points, Linux as one: the same class in train and test must stay the same class
         images.setdefault(unicodedata.normalize("NFC", folder.name), []).extend(image_files(folder))
     if not any(images.values()):
-        loose = sum(entry.suffix.lower() in IMAGE_SUFFIXES for entry in entries)
-        if loose:
-            message = f"the {name} folder {root} has {loose} images of its own but none in class folders"
+        if loose := loose_images(root):
+            message = f"the {name} folder {root} has {len(loose)} images of its own but none in class folders"
             raise DataError(message, "put the images of each class into a folder named for the class")
-        raise DataError(f"there are no images in the {name} folder {root}", LAYOUT_HINT)
+        suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+        raise DataError(f"there are no images ({suffixes}) in the {name} folder {root}", LAYOUT_HINT)
     return images
 
 

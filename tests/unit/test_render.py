@@ -1,0 +1,79 @@
+"""What a person sees: nothing that matters is cut off on a narrow terminal, one sentence is one line."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from image_classifier.contract.errors import DataError
+from image_classifier.launch import render, show_data
+from image_classifier.vision.check import CheckReport, Finding
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """Standard output as a terminal of 60 columns."""
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    return terminal
+
+
+def report(*errors: Finding) -> CheckReport:
+    return CheckReport(
+        root="data",
+        classes=("cat",),
+        counts={"train": {"cat": 1}},
+        valid_split_off=False,
+        smallest=None,
+        largest=None,
+        fingerprint="",
+        errors=errors,
+        warnings=(),
+    )
+
+
+def test_long_names_leave_room_for_the_answer(narrow: io.StringIO) -> None:
+    render.table(["file", "label", "probability"], [["folder/" * 12 + "photo.jpg", "tulips", "0.9312"]])
+    printed = narrow.getvalue()
+    assert "tulips" in printed
+    assert "0.9312" in printed
+    assert max(map(len, printed.splitlines())) <= 60
+
+
+def test_a_status_is_not_broken_into_lines(narrow: io.StringIO) -> None:
+    render.table(["run", "status", "result"], [["train-20260102-030405", "InProgress", "words " * 20]])
+    printed = narrow.getvalue()
+    assert "train-20260102-030405" in printed
+    assert "InProgress" in printed
+
+
+def test_an_error_is_one_line_whatever_a_name_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    render.error(DataError("there is no folder new\nline\x1b[2J"))
+    assert capsys.readouterr().err == "error: there is no folder new line [2J\n"
+
+
+def test_alike_findings_share_their_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    bad = [Finding(kind="unreadable", message=f"{i}.jpg: no", hint="mend it", files=(f"{i}.jpg",)) for i in range(12)]
+    twice = Finding(
+        kind="leakage", message="the same image is in train and test", hint="keep one", files=("a", "b.jpg")
+    )
+    show_data._check_tables(report(*bad, twice))
+    printed = capsys.readouterr().err.splitlines()
+    assert printed[:2] == ["error: 0.jpg: no", "error: 1.jpg: no"]
+    assert printed[10:12] == ["error: 2 more like these, all of them with --json", "hint: mend it"]
+    assert printed[12:] == [
+        "error: the same image is in train and test",
+        "    a",
+        "    b.jpg",
+        "hint: keep one",
+        "1 images: 13 errors, 0 warnings",
+    ]

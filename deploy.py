@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "code"))
 
-from image_classifier.launch.cli import main  # the source folder is known only now
+from image_classifier.launch.main import main  # the source folder is known only now
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.aws.gate import Gate, wait_for_port
+from tests.aws.gate import Body, Gate, wait_for_port
 from tests.aws.policy import forbidden
 from tests.conftest import jpeg
 
-from image_classifier.launch.cli import main
+from image_classifier.launch.main import main
 from image_classifier.launch.runs import Run, list_runs
 from image_classifier.launch.sagemaker import train, watch
 from image_classifier.vision.artifact import GoldenSample, load_model, pack, write_model
@@ -33,6 +33,9 @@ REGION = "us-east-1"
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/service-role/classifier"
 REGISTRY = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com"
 BUCKET = f"sagemaker-{REGION}-{ACCOUNT}"
+ENDPOINT = "image-classifier"
+JOB_ARN = f"arn:aws:sagemaker:us-east-1:{ACCOUNT}:training-job/x"
+ENDPOINT_ARN = f"arn:aws:sagemaker:us-east-1:{ACCOUNT}:endpoint/{ENDPOINT}"
 SETTINGS = f"""
 target = "sagemaker"
 data = "data"
@@ -244,3 +247,40 @@ def golden_answers(model: Path, *, wrong: bool = False) -> Callable[[bytes, dict
         return 200, json.dumps({"predictions": ranked, "model": artifact.fingerprint}).encode()
 
     return invoke
+
+
+def names(listing: str, member: str) -> list[str]:
+    """One member of each item of a SageMaker listing, e.g. `list_models`, `ModelName`."""
+    reply = getattr(client("sagemaker"), listing)()
+    return [each[member] for each in next(value for value in reply.values() if isinstance(value, list))]
+
+
+def described(body: Body, status: str, **more: Any) -> Body:
+    """DescribeEndpoint's reply."""
+    return {
+        "EndpointName": body["EndpointName"],
+        "EndpointArn": ENDPOINT_ARN,
+        "EndpointStatus": status,
+        "EndpointConfigName": "serve-old",
+        "CreationTime": 1_700_000_000,
+        "LastModifiedTime": 1_700_000_000,
+        **more,
+    }
+
+
+def describe_as(gate: Gate, **state: Any) -> None:
+    """DescribeTrainingJob answers with these members."""
+
+    def answer(request: Body) -> Body:
+        return {
+            "TrainingJobName": request["TrainingJobName"],
+            "TrainingJobArn": JOB_ARN,
+            "ModelArtifacts": {"S3ModelArtifacts": "s3://b/model.tar.gz"},
+            "SecondaryStatus": "Failed",
+            "AlgorithmSpecification": {"TrainingInputMode": "File"},
+            "StoppingCondition": {"MaxRuntimeInSeconds": 60},
+            "CreationTime": 1_700_000_000,
+            **state,
+        }
+
+    gate.answer("DescribeTrainingJob", answer)

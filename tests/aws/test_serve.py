@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 from tests.aws.conftest import (
-    ACCOUNT,
+    ENDPOINT,
     REGISTRY,
     client,
+    described,
     golden_answers,
+    names,
     only_run,
     put_logs,
     set_settings,
@@ -23,17 +25,10 @@ from tests.aws.conftest import (
 )
 from tests.aws.gate import Body, Fault, Gate
 
-from image_classifier.launch.runs import Status, find_run, list_runs
+from image_classifier.launch.runs import Status, find_run
 from image_classifier.vision.artifact import load_model
 
 Deploy = Callable[..., tuple[int, str, str]]
-ENDPOINT = "image-classifier"
-ENDPOINT_ARN = f"arn:aws:sagemaker:us-east-1:{ACCOUNT}:endpoint/{ENDPOINT}"
-
-
-def names(listing: str, member: str) -> list[str]:
-    reply = getattr(client("sagemaker"), listing)()
-    return [each[member] for each in next(value for value in reply.values() if isinstance(value, list))]
 
 
 def nothing_is_left() -> bool:
@@ -205,102 +200,6 @@ def test_model_that_is_not_known_yet_is_waited_for(gate: Gate, deploy: Deploy, a
     assert len(gate.bodies("CreateEndpointConfig")) == 2
 
 
-def described(body: Body, status: str, **more: Any) -> Body:
-    return {
-        "EndpointName": body["EndpointName"],
-        "EndpointArn": ENDPOINT_ARN,
-        "EndpointStatus": status,
-        "EndpointConfigName": "serve-old",
-        "CreationTime": 1_700_000_000,
-        "LastModifiedTime": 1_700_000_000,
-        **more,
-    }
-
-
-class Existing:
-    """An endpoint that is there already, and what UpdateEndpoint makes of it: moto does not know that operation."""
-
-    def __init__(self, gate: Gate, *, takes_effect: bool = True) -> None:
-        self.config = "serve-old"
-        self.updates: list[Body] = []
-        self.tags: list[Body] = []
-        self._takes_effect = takes_effect
-        gate.answer("DescribeEndpoint", self.describe)
-        gate.answer("UpdateEndpoint", self.update)
-        gate.answer("AddTags", self.tag)
-
-    def describe(self, body: Body) -> Body:
-        return described(body, "InService", EndpointConfigName=self.config)
-
-    def update(self, body: Body) -> Body:
-        self.updates.append(body)
-        if self._takes_effect or body["EndpointConfigName"] == "serve-old":
-            self.config = body["EndpointConfigName"]
-        return {"EndpointArn": ENDPOINT_ARN}
-
-    def tag(self, body: Body) -> Body:
-        self.tags = body["Tags"]
-        return {"Tags": self.tags}
-
-
-def test_existing_endpoint_is_updated_blue_green(
-    gate: Gate, deploy: Deploy, project: Path, archive: Path, model: Path
-) -> None:
-    existing = Existing(gate)
-    gate.invoke = golden_answers(model)
-    code, _, err = deploy("serve", str(archive), "--yes")
-    assert code == 0, err
-    (update,) = existing.updates
-    policy = update["DeploymentConfig"]
-    assert policy["AutoRollbackConfiguration"] == {"Alarms": [{"AlarmName": f"{ENDPOINT}-5xx"}]}
-    assert policy["BlueGreenUpdatePolicy"]["TrafficRoutingConfiguration"]["WaitIntervalInSeconds"] == 300
-    assert [name for name, _ in gate.calls].index("UpdateEndpoint") > [name for name, _ in gate.calls].index(
-        "CreateEndpointConfig"
-    )
-    assert any(tag["Value"] == only_run(project).name for tag in existing.tags)
-    assert not gate.bodies("CreateEndpoint")
-
-
-def test_update_with_wrong_answers_goes_back_to_what_was_there(
-    gate: Gate, deploy: Deploy, project: Path, archive: Path, model: Path
-) -> None:
-    existing = Existing(gate)
-    gate.invoke = golden_answers(model, wrong=True)
-    code, _, err = deploy("serve", str(archive), "--yes")
-    assert code == 1
-    assert "does not reproduce its golden sample" in err
-    assert existing.config == "serve-old"
-    assert len(existing.updates) == 2
-    assert not gate.bodies("DeleteEndpoint")
-    assert not names("list_models", "ModelName")
-    assert not names("list_endpoint_configs", "EndpointConfigName")
-
-
-def test_update_that_sagemaker_rolls_back_is_a_failure(gate: Gate, deploy: Deploy, archive: Path, model: Path) -> None:
-    existing = Existing(gate, takes_effect=False)
-    gate.invoke = golden_answers(model)
-    code, _, err = deploy("serve", str(archive), "--yes")
-    assert code == 1
-    assert "error: the update was rolled back" in err
-    assert existing.config == "serve-old"
-    assert not gate.bodies("DeleteEndpoint")
-
-
-def test_endpoint_that_another_run_has_updated_is_not_deleted(
-    gate: Gate, deploy: Deploy, project: Path, archive: Path, model: Path
-) -> None:
-    gate.invoke = golden_answers(model)
-    assert deploy("serve", str(archive), "--yes")[0] == 0
-    first = only_run(project)
-    ours = gate.bodies("CreateEndpoint")[0]["Tags"]
-    another = [{"Key": "image-classifier:id", "Value": "another"}]
-    gate.answer("ListTags", lambda body: {"Tags": another if body["ResourceArn"] == ENDPOINT_ARN else ours})
-    code, out, err = deploy("delete", first.name, "--yes")
-    assert code == 0, err
-    assert f"left\tendpoint {ENDPOINT} belongs to another run by now" in out
-    assert names("list_endpoints", "EndpointName") == [ENDPOINT]
-
-
 def test_ctrl_c_while_waiting_says_that_it_costs_money(
     gate: Gate, deploy: Deploy, project: Path, archive: Path
 ) -> None:
@@ -320,14 +219,6 @@ def test_ctrl_c_while_waiting_says_that_it_costs_money(
     gate.answers.clear()
     assert deploy("delete", run.name, "--yes")[0] == 0
     assert nothing_is_left()
-
-
-def test_endpoint_that_is_changing_is_not_touched(gate: Gate, deploy: Deploy, project: Path, archive: Path) -> None:
-    gate.answer("DescribeEndpoint", lambda body: described(body, "Updating"))
-    code, _, err = deploy("serve", str(archive), "--yes")
-    assert code == 1
-    assert f"error: the endpoint {ENDPOINT} is Updating and cannot be updated now" in err
-    assert not list_runs(project / "runs")
 
 
 def test_damaged_archive_is_refused_before_anything_is_made(gate: Gate, deploy: Deploy, project: Path) -> None:

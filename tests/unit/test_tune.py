@@ -20,7 +20,8 @@ from image_classifier.launch import local, settings, tune
 from image_classifier.launch.process import Interrupts, Job
 from image_classifier.launch.runs import Run, Status
 from image_classifier.launch.trials import Best, TrialRow, objective_at_best, pick_best
-from image_classifier.launch.tune import combinations, find_best, num_combinations
+from image_classifier.launch.tune import find_best
+from image_classifier.launch.tune_plan import combinations, num_combinations
 from image_classifier.vision.sample_data import make_sample_data
 
 # Learns to `batch_size` percent. Batch size 13 crashes, 15 is stopped by a rule. An existing checkpoint makes it skip

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +10,6 @@ import click
 
 import image_classifier
 from image_classifier.contract.config import Value, parameters_of
-from image_classifier.contract.errors import EXIT_FAILURE, EXIT_USAGE, ClassifierError, PlatformError, describe
 from image_classifier.launch import flags
 from image_classifier.launch.settings import General, PredictSettings, ServeSettings, Settings, TuneSettings, load
 from image_classifier.launch.targets import target_of
@@ -21,8 +17,6 @@ from image_classifier.launch.targets import target_of
 if TYPE_CHECKING:
     from image_classifier.launch.runs import Run
 
-EXIT_INTERRUPTED = 130  # 128 + SIGINT
-EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 GENERAL = {param.name: param for param in parameters_of(General)}
 PATH = click.Path(path_type=Path)
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="print one JSON document")
@@ -358,45 +352,6 @@ def delete(call: Call, run: str, yes: bool) -> None:
 
     settings = call.settings()
     show_remote.deletion(_run(settings, run), settings, yes=yes)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911  # one for each way to end
-    """Runs one command and returns the exit code: 0, 1 failed, 2 wrong usage, 130 or 143 stopped."""
-    call = Call()
-    try:
-        code = app.main(args=arguments, prog_name="deploy.py", standalone_mode=False, obj=call)
-        sys.stdout.flush()
-        return code if isinstance(code, int) else 0
-    except click.UsageError as error:
-        return _fail(ClassifierError(error.format_message().rstrip("."), _usage_hint(error)), call, EXIT_USAGE)
-    except (KeyboardInterrupt, click.Abort):
-        return _fail(ClassifierError("interrupted"), call, EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        sys.stdout = None  # the reader is gone: nothing is left to flush
-        return EXIT_BROKEN_PIPE
-    except ClassifierError as error:
-        return _fail(error, call, error.exit_code)
-    except OSError as error:
-        return _fail(PlatformError(describe(error)), call, EXIT_FAILURE)
-    except Exception as error:
-        hint = "this is a defect of deploy.py: report it with the output of --debug"
-        return _fail(ClassifierError(describe(error), hint), call, EXIT_FAILURE)
-
-
-def _fail(error: ClassifierError, call: Call, code: int) -> int:
-    from image_classifier.launch import render
-
-    if call.debug:
-        traceback.print_exc()
-    render.error(error)
-    return code
-
-
-def _usage_hint(error: click.UsageError) -> str:
-    path = error.ctx.command_path if error.ctx else "deploy.py"
-    if isinstance(error, click.NoSuchOption) and error.option_name in {"--config", "--target", "--runs-dir", "--debug"}:
-        return f"{error.option_name} stands before the command: deploy.py {error.option_name} ..."
-    return f"see {path} --help"
 
 
 def _data(data: str | None) -> dict[str, Value]:

@@ -7,12 +7,10 @@ in any way goes on where it was: finished trials count, an unfinished one resume
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
 import random
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +27,9 @@ from image_classifier.launch.runs import ACTIVE, Record, Run, Status, create_run
 from image_classifier.launch.settings import Settings, TuneSettings
 from image_classifier.launch.train import check_data, resolve_weights, silent_end
 from image_classifier.launch.trials import TRIALS, Found, TrialRow, objective_at_best, pick_best, write_results
+from image_classifier.launch.tune_plan import Plan, combinations, fit_trials, make_plan
 from image_classifier.launch.tune_view import TuneView
-from image_classifier.vision.folders import ImageFolders, find_channels
+from image_classifier.vision.folders import find_channels
 
 if TYPE_CHECKING:
     import optuna
@@ -39,30 +38,6 @@ KIND = "tune"
 RESUME_MAY_CHANGE = frozenset({"tune.trials", "tune.parallel"})
 JOURNAL = "study.journal"
 SAME_FAILURES = 3  # as many first trials failing in the same way mean that the next will too
-LARGEST_GRID = 10_000  # spaces with more combinations count as endless
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is searched, wherever the trials run.
-
-    Args:
-        base: the hyperparameters of every trial, before the searched ones are put in.
-        carried: hyperparameters given as flags, which best.json passes on to train.
-    """
-
-    base: TrainConfig
-    space: Mapping[str, Range]
-    tune: TuneSettings
-    carried: Mapping[str, str]
-
-    def to_json(self) -> dict[str, Any]:
-        """What job.json keeps of it beside `base`."""
-        return {
-            "space": {name: _to_json(spec) for name, spec in self.space.items()},
-            "tune": dataclasses.asdict(self.tune),
-            "carried": self.carried,
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,19 +58,6 @@ def find_best(text: str, runs_dir: Path) -> Path:
     return run.path / "best.json"
 
 
-def make_plan(settings: Settings, base: TrainConfig, folders: ImageFolders) -> Plan:
-    """Settles what is searched on this data set. Raises ConfigError when nothing is left to search."""
-    if settings.tune.epochs:
-        base = base.replace(epochs=settings.tune.epochs)
-    given = settings.given_flags()
-    space = {name: spec for name, spec in settings.search.items() if name not in given}
-    if not space:
-        raise ConfigError("nothing is left to search: every searched hyperparameter is given as a flag")
-    space = _fit_batch_sizes(space, folders)
-    carried = {name: text for name, text in base.to_hyperparameters().items() if name in given and name != "epochs"}
-    return Plan(base=base, space=space, tune=_fit_trials(settings.tune, space), carried=carried)
-
-
 def create(settings: Settings, data: Path, runs_dir: Path, *, name: str = "") -> Search:
     """Checks everything and makes the run's folder. Raises ConfigError, DataError or PlatformError."""
     base = resolve_weights(settings.train)
@@ -113,7 +75,7 @@ def resume(run: Run, changes: Mapping[str, Value]) -> Search:
         raise ConfigError(f"{run.name} is still running", f"follow it with `deploy.py logs -f {run.name}`")
     changed: dict[str, Any] = {key.removeprefix("tune."): value for key, value in changes.items()}
     space = parse_search_space(record.details["space"])
-    tune = _fit_trials(dataclasses.replace(TuneSettings(**record.details["tune"]), **changed), space)
+    tune = fit_trials(dataclasses.replace(TuneSettings(**record.details["tune"]), **changed), space)
     run.update(details={**record.details, "tune": dataclasses.asdict(tune)})
     data, base = Path(record.data), TrainConfig.from_hyperparameters(record.config)
     check_data(data, base)
@@ -378,54 +340,6 @@ def _start_up(trials: int) -> int:
     return max(3, min(10, trials // 3))
 
 
-def combinations(space: Mapping[str, Range]) -> Iterator[dict[str, Value]]:
-    """Every point of a space without continuous ranges; none for an endless one."""
-    if num_combinations(space) <= LARGEST_GRID:
-        axes = [
-            spec.values if isinstance(spec, Categorical) else range(int(spec.low), int(spec.high) + 1)
-            for spec in space.values()
-        ]
-        for point in itertools.product(*axes):
-            yield dict(zip(space, point, strict=True))
-
-
-def num_combinations(space: Mapping[str, Range]) -> float:
-    """The number of different points, infinite when a range is continuous."""
-    sizes = {
-        name: len(set(spec.values))
-        if isinstance(spec, Categorical)
-        else spec.high - spec.low + 1
-        if isinstance(spec, Integer)
-        else math.inf
-        for name, spec in space.items()
-    }
-    return math.prod(sizes.values())
-
-
-def _fit_trials(tune: TuneSettings, space: Mapping[str, Range]) -> TuneSettings:
-    most = num_combinations(space)
-    if tune.trials <= most:
-        return tune
-    render.note(f"the search space has {most:.0f} combinations: {most:.0f} trials instead of {tune.trials}")
-    return dataclasses.replace(tune, trials=int(most))
-
-
-def _fit_batch_sizes(space: Mapping[str, Range], folders: ImageFolders) -> dict[str, Range]:
-    """Leaves out batch sizes that are larger than the training set. Raises ConfigError when none is left."""
-    spec, images = space.get("batch_size"), len(folders.train)
-    if not isinstance(spec, Categorical):
-        return dict(space)
-    fitting = tuple(value for value in spec.values if int(value) <= images)
-    if not fitting:
-        raise ConfigError(
-            f"every batch size of the search is larger than the {images} training images",
-            "lower batch_size under [tune.search]",
-        )
-    if left_out := [str(value) for value in spec.values if value not in fitting]:
-        render.note(f"batch_size {', '.join(left_out)} left out: there are only {images} training images")
-    return {**space, "batch_size": Categorical(values=fitting)}
-
-
 def _distribution(spec: Range) -> Any:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -434,8 +348,3 @@ def _distribution(spec: Range) -> Any:
     if isinstance(spec, Integer):
         return IntDistribution(spec.low, spec.high, log=spec.log)
     return FloatDistribution(spec.low, spec.high, log=spec.log)
-
-
-def _to_json(spec: Range) -> Any:
-    """The form that `parse_search_space` reads."""
-    return list(spec.values) if isinstance(spec, Categorical) else dataclasses.asdict(spec)

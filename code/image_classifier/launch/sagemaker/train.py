@@ -74,6 +74,16 @@ class Inputs:
         name = job_name(place.run)
         return build(name, self.config, self.session, image=self.image, place=place, channels=self.channels())
 
+    def create_run(
+        self, settings: Settings, kind: str, name: str, config: TrainConfig, **record: Any
+    ) -> tuple[Run, Place]:
+        """Makes the run's folder and says where it is."""
+        runs_dir, data = Path(settings.general.runs_dir), str(self.folder.resolve())
+        values = config.to_hyperparameters()
+        run, place = remote.create(self.session, runs_dir, kind, name, data=data, config=values, **record)
+        render.note(f"run {run.path}")
+        return run, place
+
     def upload(self) -> None:
         """Sends what S3 does not have yet. Raises AwsError."""
         with render.live() as live:
@@ -128,15 +138,7 @@ def train(settings: Settings, *, name: str = "", yes: bool = False, dry_run: boo
         show_requests([inputs.request(place)])
         return None
     cost.confirm(cost.training(settings.sagemaker), yes=yes)
-    run, place = remote.create(
-        inputs.session,
-        Path(settings.general.runs_dir),
-        KIND,
-        name,
-        data=str(inputs.folder.resolve()),
-        config=inputs.config.to_hyperparameters(),
-    )
-    render.note(f"run {run.path}")
+    run, place = inputs.create_run(settings, KIND, name, inputs.config)
     with failing(run):
         inputs.upload()
         remote.remember(run, channels=inputs.channels())

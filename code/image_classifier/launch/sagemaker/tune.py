@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from pathlib import Path
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import JobError
@@ -32,7 +31,8 @@ from image_classifier.launch.sagemaker.train import (
 from image_classifier.launch.sagemaker.watch import watch
 from image_classifier.launch.settings import Settings
 from image_classifier.launch.trials import TRIALS, Best, Found, TrialRow, history, objective_at_best, write_results
-from image_classifier.launch.tune import KIND, Plan, make_plan
+from image_classifier.launch.tune import KIND
+from image_classifier.launch.tune_plan import Plan, make_plan
 
 WORDS = {"InProgress": "InProgress", "Stopping": "InProgress", "Stopped": "Pruned"}  # others are the same here
 
@@ -51,16 +51,7 @@ def tune(settings: Settings, *, name: str = "", yes: bool = False, dry_run: bool
         show_requests([_request(inputs, plan, settings.sagemaker, dry_place(inputs.session, KIND, name))])
         return None
     cost.confirm(cost.training(settings.sagemaker, plan.tune.trials), yes=yes)
-    run, place = remote.create(
-        inputs.session,
-        Path(settings.general.runs_dir),
-        KIND,
-        name,
-        data=str(inputs.folder.resolve()),
-        config=plan.base.to_hyperparameters(),
-        details=plan.to_json(),
-    )
-    render.note(f"run {run.path}")
+    run, place = inputs.create_run(settings, KIND, name, plan.base, details=plan.to_json())
     with failing(run):
         inputs.upload()
         made = _request(inputs, plan, settings.sagemaker, place)

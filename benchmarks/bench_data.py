@@ -236,8 +236,9 @@ def main() -> None:
         "",
         f"Training batches of {IMAGE_SIZE} x {IMAGE_SIZE}, {os.cpu_count()} cores, torch {torch.__version__}, Pillow "
         f"{PIL.__version__}, Python {platform.python_version()}. {BASELINE}: RandomResizedCrop, "
-        "RandomHorizontalFlip, ToTensor, Normalize and a DataLoader with as many processes, kept between epochs. Speed and processor time an "
-        f"image are ratios to it, median (smallest .. largest) of {options.rounds} rounds that took turns epoch by epoch. "
+        "RandomHorizontalFlip, ToTensor, Normalize and a DataLoader with as many processes, kept between epochs. Speed "
+        "and processor time an image are ratios to it, median (smallest .. largest) of "
+        f"{options.rounds} rounds that took turns epoch by epoch. "
         "Normalising, which a GPU does for ours, is counted as ours.",
         "",
         f"Waiting: the share of an epoch in which an accelerator of {options.pace:g} images a second has no batch, the "

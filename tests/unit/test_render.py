@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 
 import pytest
@@ -16,15 +17,10 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def narrow(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """Standard output as a terminal of 60 columns."""
-    terminal = Terminal()
-    monkeypatch.setattr("sys.stdout", terminal)
-    monkeypatch.setenv("COLUMNS", "60")
+@pytest.fixture(autouse=True)
+def no_colour(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("TERM", "dumb")
-    return terminal
+    monkeypatch.setenv("TERM", "xterm")
 
 
 def report(*errors: Finding) -> CheckReport:
@@ -41,19 +37,26 @@ def report(*errors: Finding) -> CheckReport:
     )
 
 
-def test_long_names_leave_room_for_the_answer(narrow: io.StringIO) -> None:
-    render.table(["file", "label", "probability"], [["folder/" * 12 + "photo.jpg", "tulips", "0.9312"]])
-    printed = narrow.getvalue()
+@pytest.mark.parametrize("columns", [30, 60, 100])
+def test_a_table_loses_nothing_on_a_narrow_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    row = ["train-20260102-030405", "train", "InProgress", "12 min 30 s", "test accuracy 0.9312, and more"]
+    with contextlib.redirect_stdout(Terminal()) as terminal:
+        render.table(["run", "kind", "status", "time", "result"], [row], numbers=("time",))
+    printed = terminal.getvalue()
+    assert max(map(len, printed.splitlines())) <= columns
+    words = printed.split()
+    assert [word for cell in row for word in cell.split() if word not in words] == []
+
+
+def test_long_names_leave_room_for_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    with contextlib.redirect_stdout(Terminal()) as terminal:
+        render.table(["file", "label", "probability"], [["folder/" * 12 + "photo.jpg", "tulips", "0.9312"]])
+    printed = terminal.getvalue()
     assert "tulips" in printed
     assert "0.9312" in printed
     assert max(map(len, printed.splitlines())) <= 60
-
-
-def test_a_status_is_not_broken_into_lines(narrow: io.StringIO) -> None:
-    render.table(["run", "status", "result"], [["train-20260102-030405", "InProgress", "words " * 20]])
-    printed = narrow.getvalue()
-    assert "train-20260102-030405" in printed
-    assert "InProgress" in printed
 
 
 def test_an_error_is_one_line_whatever_a_name_holds(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,12 +9,16 @@ import json
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from image_classifier.contract.errors import ClassifierError
 
+if TYPE_CHECKING:
+    from rich.console import JustifyMethod
+
 LABEL_STYLES = {"error": "bold red", "warning": "yellow", "hint": "cyan"}
-SHORT = 12  # characters of a cell that is not broken into lines: a status, a duration, a number
+NARROWEST = 22  # characters a column of a table may have at least: the name of a run stays in one piece
+GAP = 3  # between two columns
 
 
 def table(
@@ -32,12 +36,16 @@ def table(
 
     console = Console()
     cells = [[_flat(cell) for cell in row] for row in rows]
+    longest = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    if sum(min(length, NARROWEST) + GAP for length in longest) > console.width:  # it would be squeezed to nothing
+        for row in cells:
+            facts(zip(columns, row, strict=True))
+            print()
+        return
     made = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, name in enumerate(columns):
-        longest = max((len(row[index]) for row in cells), default=0)
-        # what a person copies stays in one piece, but never at the cost of the columns beside it
-        whole = longest <= (console.width // 2 if index == 0 else SHORT)
-        made.add_column(name, justify="right" if name in numbers else "left", overflow="fold", no_wrap=whole)
+    for name, length in zip(columns, longest, strict=True):
+        justify: JustifyMethod = "right" if name in numbers else "left"
+        made.add_column(name, justify=justify, overflow="fold", no_wrap=length <= NARROWEST)
     for row in cells:
         made.add_row(*(Text(cell, style=_style(cell)) for cell in row))
     console.print(made)

@@ -313,9 +313,9 @@ def main() -> None:
         "",
         f"ResNet50 of {len(CLASSES)} classes in float32, JPEG photographs of {PHOTOS.name} pixels, {os.cpu_count()} "
         f"cores and as many processes of one thread for each server, OpenVINO {openvino.__version__.split('-')[0]}, "
-        f"torch {torch.__version__}, Python {platform.python_version()}. {OURS[0].upper()}{OURS[1:]}, against the others: "
-        f"ratios, with the 95 % interval over {options.rounds} rounds in which they took turns. Latency as clients see "
-        "it: below 1 is faster.",
+        f"torch {torch.__version__}, Python {platform.python_version()}. {OURS[0].upper()}{OURS[1:]}, against the "
+        f"others: ratios, with the 95 % interval over {options.rounds} rounds in which they took turns. Latency as "
+        "clients see it: below 1 is faster.",
         "",
         "| clients at once | against | requests a second | latency, median | latency, 99th percentile |",
         "|---|---|---|---|---|",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 
 import pytest
 
 from image_classifier.contract.errors import DataError
 from image_classifier.launch import render, show_data
 from image_classifier.vision.check import CheckReport, Finding
+
+STYLES = re.compile("\x1b\\[[0-9;]*m")
 
 
 class Terminal(io.StringIO):
@@ -43,7 +46,7 @@ def test_a_table_loses_nothing_on_a_narrow_terminal(columns: int, monkeypatch: p
     row = ["train-20260102-030405", "train", "InProgress", "12 min 30 s", "test accuracy 0.9312, and more"]
     with contextlib.redirect_stdout(Terminal()) as terminal:
         render.table(["run", "kind", "status", "time", "result"], [row], numbers=("time",))
-    printed = terminal.getvalue()
+    printed = STYLES.sub("", terminal.getvalue())
     assert max(map(len, printed.splitlines())) <= columns
     words = printed.split()
     assert [word for cell in row for word in cell.split() if word not in words] == []
@@ -53,7 +56,7 @@ def test_long_names_leave_room_for_the_answer(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("COLUMNS", "60")
     with contextlib.redirect_stdout(Terminal()) as terminal:
         render.table(["file", "label", "probability"], [["folder/" * 12 + "photo.jpg", "tulips", "0.9312"]])
-    printed = terminal.getvalue()
+    printed = STYLES.sub("", terminal.getvalue())
     assert "tulips" in printed
     assert "0.9312" in printed
     assert max(map(len, printed.splitlines())) <= 60

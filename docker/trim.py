@@ -1,16 +1,19 @@
 """Take out of the shared package layer what a ResNet50 never calls. Runs in a build stage only.
 
-    python trim.py SITE_PACKAGES TRAIN_ONLY_DIR [--no-stubs]
+    python trim.py SITE_PACKAGES TRAIN_ONLY_DIR LEFT_OUT_DIR [--no-stubs]
 
+* LEFT_OUT: whole packages. Their metadata moves below LEFT_OUT_DIR: pip must see them, or it would install them again.
 * REMOVED: files nothing in the images loads.
+* UNUSED: libraries that torch opens when a function of linear algebra on the GPU is called, and what those call. Then
+  torch raises an error that names the missing file.
 * STUBBED: CUDA libraries that libtorch names as needed, so the loader insists on them, but whose functions no
   ResNet50 reaches. Each is replaced by a library of a few kilobytes with the same soname and those of its symbols
   that something left in SITE_PACKAGES imports. A call into one says so and aborts: never a wrong result.
-* SERVE_STUBBED: the same in the serve image, while the train image gets the real ones.
-* TRAIN_ONLY: in the train image alone.
+* SERVE_STUBBED: the same in the serve image, while the train image gets the real ones: moved, under the same relative
+  path, below TRAIN_ONLY_DIR.
 
-What the train image alone gets is moved, under the same relative path, below TRAIN_ONLY_DIR. A pattern that matches
-nothing is an error: after an update of torch the lists have to be looked at again.
+That nothing reaches them was examined with docker/stub_callers.py, for the releases in EXAMINED. Another release of
+torch, a pattern that matches nothing, or a library that calls a stub and has not been looked at is an error.
 """
 
 from __future__ import annotations
@@ -20,9 +23,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+EXAMINED = ("2.14.1", "2.10.0")  # torch for CUDA 13 and for CUDA 12
+LEFT_OUT = ("triton",)  # for torch.compile, which needs a C compiler besides, and which nothing here uses
 REMOVED = (
     "nvidia/**/libcusolverMg.so.*",  # several GPUs in one cuSOLVER call
     "nvidia/**/*.alt.so.*",  # a second build of NVRTC for old C++ dialects
@@ -34,13 +39,21 @@ REMOVED = (
     "nvidia/**/include",
     "torch/include",  # for compiling extensions: there is no compiler here
     "torch/share",
-    "triton/**/*.a",
-    "triton/**/libnvperf_host.so",
-    "triton/_C/libproton.so",  # triton's own profiler
 )
-STUBBED = ("libcufft", "libcurand", "libcusparseLt", "libnvshmem_host")
-SERVE_STUBBED = ("libcusparse", "libcusolver", "libnccl")  # linear algebra on the GPU; several GPUs
-TRAIN_ONLY = ("triton*", "nvidia/**/libnvJitLink.so.*")  # torch.compile; called by the real cuSPARSE and cuSOLVER alone
+UNUSED = (
+    "torch/lib/libtorch_cuda_linalg.so",  # opened by torch.linalg's functions for GPUs; the only caller of cuSOLVER
+    "nvidia/**/libcusolver.so.*",
+    "nvidia/**/libnvJitLink.so.*",  # called by the real cuSPARSE, cuSOLVER and cuFFT alone
+)
+# Library -> the libraries that import from it and were examined.
+STUBBED = {
+    "libcufft": {"libtorch_cuda.so"},  # torch.fft
+    "libcurand": set[str](),  # named as needed, never called: random numbers on the GPU are inlined
+    "libcusparse": {"libtorch_cuda.so"},  # sparse tensors
+    "libcusparseLt": {"libtorch_cuda.so"},  # semi-structured sparse tensors
+    "libnvshmem_host": {"libtorch_nvshmem.so"},  # symmetric memory of several GPUs
+}
+SERVE_STUBBED = {"libnccl": {"libtorch_cuda.so", "libtorch_python.so"}}  # several GPUs
 
 STUB_HEAD = """
 #include <stdio.h>
@@ -52,34 +65,35 @@ static void absent(const char *name) {
 """
 
 
-def main(site: Path, train_only: Path, *, stubs: bool) -> None:
-    """Apply the lists to `site`; without `stubs` every CUDA library stays and only triton moves.
+def main(site: Path, train_only: Path, left_out: Path, *, stubs: bool) -> None:
+    """Apply the lists to `site`; without `stubs` LEFT_OUT and REMOVED alone.
 
     Raises:
-        SystemExit: a pattern matches nothing, or a library cannot be read.
+        SystemExit: a pattern matches nothing, or something calls a stub that was not examined.
     """
-    for pattern in REMOVED:
+    train_only.mkdir(parents=True)
+    left_out.mkdir(parents=True)
+    for package in LEFT_OUT:
+        (metadata,) = matches(site, f"{package}-*.dist-info")
+        shutil.move(metadata, left_out)
+        shutil.rmtree(site / package)
+    for pattern in REMOVED if not stubs else (*REMOVED, *UNUSED):
         for path in matches(site, pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     if not stubs:
-        move(site, train_only, TRAIN_ONLY[0])
         return
-    needed = imported_symbols(site)
-    for name in (*STUBBED, *SERVE_STUBBED):
+    (torch,) = (path.stem.split("-")[1].partition("+")[0] for path in matches(site, "torch-*.dist-info"))
+    if torch not in EXAMINED:
+        raise SystemExit(f"error: what calls the stubbed libraries in torch {torch} has not been examined (EXAMINED)")
+    imported = imported_symbols(site)
+    for name, examined in (STUBBED | SERVE_STUBBED).items():
         for library in matches(site, f"nvidia/**/{name}.so.*"):
-            stub = build_stub(library, needed)
+            stub = build_stub(library, imported, examined)
             if name in SERVE_STUBBED:
-                move(site, train_only, str(library.relative_to(site)))
+                target = train_only / library.relative_to(site)
+                target.parent.mkdir(parents=True)
+                shutil.copy2(library, target)
             library.write_bytes(stub)
-    for pattern in TRAIN_ONLY:
-        move(site, train_only, pattern)
-
-
-def move(site: Path, train_only: Path, pattern: str) -> None:
-    for path in matches(site, pattern):
-        target = train_only / path.relative_to(site)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(path, target)
 
 
 def matches(site: Path, pattern: str) -> list[Path]:
@@ -89,11 +103,11 @@ def matches(site: Path, pattern: str) -> list[Path]:
     return found
 
 
-def imported_symbols(site: Path) -> set[str]:
-    """Every symbol, as `name` or `name@VERSION`, that an extension or library below `site` imports."""
-    symbols: set[str] = set()
+def imported_symbols(site: Path) -> dict[str, set[str]]:
+    """Library or extension below `site` -> the symbols, as `name` or `name@VERSION`, that it imports."""
+    symbols: dict[str, set[str]] = {}
     for path in (*site.rglob("*.so"), *site.rglob("*.so.*")):
-        symbols.update(dynamic_symbols(path, "--undefined-only"))
+        symbols.setdefault(path.name, set()).update(dynamic_symbols(path, "--undefined-only"))
     return symbols
 
 
@@ -103,15 +117,18 @@ def dynamic_symbols(library: Path, which: str) -> Iterator[str]:
         yield line.split()[-1].replace("@@", "@")
 
 
-def build_stub(library: Path, needed: set[str]) -> bytes:
-    """A shared library with `library`'s soname that defines those of its symbols that are in `needed`."""
+def build_stub(library: Path, imported: Mapping[str, set[str]], examined: set[str]) -> bytes:
+    """A shared library with `library`'s soname that defines those of its symbols that are imported."""
     dynamic = subprocess.run(["readelf", "-d", library], check=True, capture_output=True, text=True).stdout
     soname = re.search(r"soname: \[(.+?)\]", dynamic)
     if soname is None:
         raise SystemExit(f"error: {library} has no soname")
     # CUDA's interfaces are C. A C++ symbol is a copy of the standard library's that slipped out: no stub may shadow it.
-    defined = (symbol for symbol in dynamic_symbols(library, "--defined-only") if not symbol.startswith("_Z"))
-    wanted = sorted(needed.intersection(defined))
+    defined = {symbol for symbol in dynamic_symbols(library, "--defined-only") if not symbol.startswith("_Z")}
+    callers = {name: defined & symbols for name, symbols in imported.items() if defined & symbols}
+    if unknown := sorted(callers.keys() - examined):
+        raise SystemExit(f"error: {unknown[0]} calls {library.name}, which has not been examined (docker/trim.py)")
+    wanted = sorted(set().union(*callers.values()))
     names = [symbol.partition("@")[0] for symbol in wanted]
     versions = {symbol.partition("@")[2] for symbol in wanted} - {""}
     source = STUB_HEAD.replace("{soname}", soname[1])
@@ -141,4 +158,4 @@ def build_stub(library: Path, needed: set[str]) -> bytes:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), stubs="--no-stubs" not in sys.argv[3:])
+    main(*map(Path, sys.argv[1:4]), stubs="--no-stubs" not in sys.argv[4:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -25,7 +26,7 @@ assert torch.backends.cudnn.version() >= 9_00_00  # loads the library
 """
 IMPORTS = {
     TRAIN: """
-import scipy, pandas, triton, smdebug.pytorch, sagemaker_training.cli.train, torch.distributed, torch.profiler
+import scipy, pandas, smdebug.pytorch, sagemaker_training.cli.train, torch.distributed, torch.profiler
 import image_classifier.training.job, image_classifier.debugging.report
 """,
     SERVE: """
@@ -53,6 +54,26 @@ def python(image: str, code: str) -> str:
 @IMAGES
 def test_image_imports_and_predicts_after_trimming(image: str) -> None:
     python(image, IMPORTS[image] + PREDICT)
+
+
+@IMAGES
+@pytest.mark.parametrize("call", ["libcufft.so.12 cufftCreate", "libcusparse.so.12 cusparseCreate"])
+def test_a_call_that_was_left_out_says_so_and_how_to_get_it(image: str, call: str) -> None:
+    library, function = call.split()
+    code = f"import ctypes, torch; ctypes.CDLL('/opt/torch/lib/python3.11/site-packages/nvidia/cu13/lib/{library}').{function}()"
+    done = docker("run", "--rm", "--network", "none", image, "python", "-c", code, check=False)
+    assert done.returncode == 128 + signal.SIGABRT
+    assert (
+        done.stderr
+        == f"{function} of {library} was called, which this image leaves out: build it with TRIM=--no-stubs\n"
+    )
+
+
+def test_only_the_train_image_has_nccl() -> None:
+    code = "import torch; print(torch.cuda.nccl.version())"
+    assert python(TRAIN, code).startswith("(2, ")
+    done = docker("run", "--rm", "--network", "none", SERVE, "python", "-c", code, check=False)
+    assert "ncclGetVersion of libnccl.so.2 was called, which this image leaves out" in done.stderr
 
 
 @IMAGES
@@ -87,9 +108,15 @@ def test_image_holds_no_compiler_cache_secret_or_index_address(image: str) -> No
 @IMAGES
 def test_image_carries_bill_of_materials_lock_and_labels(image: str) -> None:
     bill = json.loads(docker("run", "--rm", image, "cat", "/opt/app/share/sbom.cdx.json").stdout)
-    names = {component["purl"].partition("@")[0] for component in bill["components"]}
-    assert names >= {"pkg:deb/debian/libc6", "pkg:deb/debian/tini", "pkg:pypi/torch", "pkg:pypi/numpy"}
-    assert ("pkg:pypi/triton" in names) is (image == TRAIN)
+    components = {component["purl"].partition("@")[0]: component for component in bill["components"]}
+    assert components.keys() >= {"pkg:deb/debian/libc6", "pkg:deb/debian/tini", "pkg:pypi/torch", "pkg:pypi/numpy"}
+    assert components.keys().isdisjoint({"pkg:pypi/triton", "pkg:deb/debian/gcc", "pkg:deb/debian/libc6-dev"})
+    stub = {"name": "image-classifier:replaced-by-stub", "value": "nvidia/nccl/lib/libnccl.so.2"}
+    assert (stub in components["pkg:pypi/nvidia-nccl-cu13"].get("properties", [])) is (image == SERVE)
+    removed = {"name": "image-classifier:removed", "value": "torch/lib/libtorch_cuda_linalg.so"}
+    assert components["pkg:pypi/torch"]["properties"] == [removed]
+    installed = docker("run", "--rm", image, "dpkg-query", "--show", "--showformat", "${Package}\n").stdout.split()
+    assert [f"pkg:deb/debian/{name}" in components for name in installed] == [True] * len(installed)
     assert "torch==" in docker("run", "--rm", image, "cat", "/opt/app/share/requirements.txt").stdout
     labels = json.loads(docker("image", "inspect", "--format", "{{json .Config.Labels}}", image).stdout)
     assert (

@@ -5,7 +5,7 @@ The pictures are the sample data's, 32 pixels, or a folder of photographs; rule_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -186,7 +186,7 @@ def raw(pixels: torch.Tensor) -> torch.Tensor:
     return pixels * 0.226 + 0.45
 
 
-HEALTHY: Mapping[str, Case] = {
+HEALTHY: dict[str, Case] = {
     "healthy: batch norm, SGD": Case(),
     "healthy: batch norm, AdamW": Case(optimizer="adamw", lr=0.002),
     "healthy: no batch norm": Case(network=plain, lr=0.005),
@@ -204,7 +204,7 @@ HEALTHY: Mapping[str, Case] = {
     "healthy: new head on a frozen trunk": Case(trained=True, head_only=True, lr=0.05),
     "healthy: fine-tuned": Case(trained=True, lr=0.005, images=160, epochs=12),
 }
-PHOTOGRAPHS: Mapping[str, Case] = {
+PHOTOGRAPHS: dict[str, Case] = {
     "healthy: photographs, SGD": Case(photographs=True, flips=True, epochs=12),
     "healthy: photographs, AdamW": Case(photographs=True, flips=True, optimizer="adamw", lr=0.002, epochs=10),
     "healthy: photographs, 25 to validate": Case(photographs=True, flips=True, valid_images=25, epochs=12),
@@ -218,7 +218,7 @@ PHOTOGRAPHS: Mapping[str, Case] = {
         lr=0.003,
     ),
 }
-SICK: Mapping[str, Case] = {
+SICK: dict[str, Case] = {
     "learning rate 0": Case(rules=("LossNotDecreasing", "UnchangedTensor", "WeightUpdateRatio"), lr=0.0),
     "learning rate far too high": Case(rules=("ExplodingTensor",), network=plain, lr=1e5),
     "learning rate too high for AdamW": Case(rules=("WeightUpdateRatio",), optimizer="adamw", lr=1.0),
@@ -245,4 +245,4 @@ SICK: Mapping[str, Case] = {
     "a step pauses now and then": Case(rules=("StepOutlier",), pause_s=0.15),
     "a shorter pause, more rarely": Case(rules=("StepOutlier",), pause_s=0.12, pause_every=18),
 }
-CASES: Mapping[str, Case] = HEALTHY | SICK
+CASES: dict[str, Case] = HEALTHY | SICK

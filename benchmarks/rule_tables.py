@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
-from benchmarks.rule_replay import Recording, judge_recording
+from benchmarks.rule_replay import Judgement
 
 from image_classifier.debugging.rules.base import Rule
 from image_classifier.debugging.schema import Verdict
-
-Run = tuple[str, tuple[str, ...], Recording]  # its kind, the rules that should fire (none: healthy), and itself
 
 
 class Tally:
@@ -24,9 +22,8 @@ class Tally:
         self.judged: Counter[str] = Counter()  # at the end, or on the way
         self.stops: defaultdict[str, list[float]] = defaultdict(list)  # shares of the steps
 
-    def add(self, recording: Recording, rules: Sequence[Rule]) -> None:
+    def add(self, judgement: Judgement) -> None:
         """One run more."""
-        judgement = judge_recording(recording, rules)
         self.runs += 1
         for result in judgement.results:
             silent = result.verdict in (Verdict.INSUFFICIENT_DATA, Verdict.ERROR)
@@ -36,11 +33,18 @@ class Tally:
             self.stops[rule].append(share)
 
 
-def tables(runs: Iterable[Run], rules: Sequence[Rule]) -> list[str]:
-    """A sentence, a table by rule, and a table by kind of run."""
-    tallies: dict[str, Tally] = {}
-    for kind, expected, recording in runs:
-        tallies.setdefault(kind, Tally(expected)).add(recording, rules)
+def tables(
+    expected: Mapping[str, tuple[str, ...]], judgements: Iterable[tuple[str, Judgement]], rules: Sequence[Rule]
+) -> list[str]:
+    """A sentence, a table by rule, and a table by kind of run.
+
+    Args:
+        expected: kind of run -> rules that should fire; none for a healthy one.
+        judgements: kind and judgement of every run.
+    """
+    tallies = {kind: Tally(names) for kind, names in expected.items()}
+    for kind, judgement in judgements:
+        tallies[kind].add(judgement)
     healthy = [tally for tally in tallies.values() if not tally.expected]
     judged = sum(tally.judged.total() for tally in healthy)
     alarms = sum(tally.fired.total() for tally in healthy)

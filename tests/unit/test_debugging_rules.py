@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -12,11 +13,14 @@ from benchmarks.system_runs import MACHINES, TIMES, record, timed
 
 from image_classifier.contract.errors import ConfigError
 from image_classifier.debugging.rules import RULES, judge, parse_rules
+from image_classifier.debugging.rules.classes import ClassImbalance, binomial_tail
+from image_classifier.debugging.rules.framework import StepOutlier
 from image_classifier.debugging.rules.losses import LossNotDecreasing, Overfit
 from image_classifier.debugging.rules.tensors import ExplodingTensor
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.schema import (
     MAX_EVIDENCE,
+    ClassCounts,
     JobFacts,
     RuleResult,
     StatisticsRecord,
@@ -26,7 +30,8 @@ from image_classifier.debugging.schema import (
     rule_results_to_json,
 )
 
-CONFIG = {"lr": 0.01, "warmup_epochs": 0.0, "workers": 0, "batch_size": 32}
+Counts = tuple[int, ...]
+CONFIG = {"lr": 0.01, "warmup_epochs": 0.0, "workers": 0, "batch_size": 32, "epochs": 8}
 
 
 def run_with(losses: list[float], evals: list[float] | None = None, *, per_epoch: int = 20) -> RunData:
@@ -118,6 +123,93 @@ def test_overfit_needs_a_validation_that_gets_worse() -> None:
     assert (
         Overfit(literal=True).check(run_with(train, [1.3, 1.0, 0.8, 0.7, 0.7, 0.7, 0.7, 0.7])).verdict is Verdict.ISSUES
     )
+
+
+def test_overfit_waits_for_a_hundred_steps() -> None:
+    train, valid = np.repeat(np.linspace(1.4, 0.1, 8), 20).tolist(), [1.3, 1.0, 0.8, 0.7, 0.8, 0.9, 1.0, 1.1]
+    early = [train[index] for index in range(0, 160, 4)]
+    assert Overfit().check(run_with(early, valid, per_epoch=5)).verdict is Verdict.INSUFFICIENT_DATA
+    assert Overfit().check(run_with(train, valid)).verdict is Verdict.ISSUES
+
+
+@pytest.mark.parametrize(("num_images", "verdict"), [(16, Verdict.NO_ISSUES), (1600, Verdict.ISSUES)])
+def test_overfit_does_not_count_what_chance_does_to_few_validation_images(num_images: int, verdict: Verdict) -> None:
+    train = np.repeat(np.linspace(1.4, 0.3, 8), 20).tolist()
+    run = run_with(train, [1.3, 1.0, 0.8, 0.7, 0.75, 0.8, 0.8, 0.8])
+    half = (num_images // 4,) * 4
+    run.add_classes(ClassCounts(mode="eval", step=7, epoch=8, labels=half, hits=tuple(n * 3 // 4 for n in half)))
+    assert Overfit().check(run).verdict is verdict
+
+
+def classes_of(labels: Counts, *, valid: Sequence[tuple[Counts, Counts]] = ()) -> RunData:
+    """A run of 8 planned epochs with those training labels in the first, and labels and hits of validations."""
+    run = RunData(JobFacts(config=CONFIG))
+    run.add_classes(ClassCounts(mode="train", step=9, epoch=1, labels=labels, hits=(0,) * len(labels)))
+    for epoch, (images, hits) in enumerate(valid, start=1):
+        run.add_classes(ClassCounts(mode="eval", step=epoch, epoch=epoch, labels=images, hits=hits))
+    return run
+
+
+def test_class_sizes_of_a_part_of_an_epoch_are_no_proof() -> None:
+    assert ClassImbalance().check(classes_of((11, 4, 0, 5))).verdict is Verdict.NO_ISSUES
+    assert ClassImbalance().check(classes_of((240, 200, 8, 210))).verdict is Verdict.ISSUES
+    assert ClassImbalance().check(classes_of((240, 200, 30, 210))).verdict is Verdict.NO_ISSUES
+
+
+@pytest.mark.parametrize(
+    ("images", "hits", "verdict"),
+    [
+        ((40, 40, 40, 40), (38, 39, 40, 8), Verdict.ISSUES),  # 80 % wrong, of all 24 %
+        ((4, 4, 4, 4), (4, 3, 3, 1), Verdict.NO_ISSUES),  # 75 % wrong, but that is three images
+        ((6,) * 133, (*(6, 5) * 66, 0), Verdict.ISSUES),  # all six wrong, of the other 132 classes one in twelve
+        ((40, 40), (39, 2), Verdict.ISSUES),  # one of two
+        ((40, 40, 40, 40), (15, 14, 16, 8), Verdict.NO_ISSUES),  # 80 % wrong, but nothing is right
+    ],
+)
+def test_a_class_is_not_learned_when_chance_does_not_explain_it(images: Counts, hits: Counts, verdict: Verdict) -> None:
+    labels = (100,) * len(images)
+    assert ClassImbalance().check(classes_of(labels, valid=[(images, hits)] * 8)).verdict is verdict
+
+
+def test_a_class_may_be_learned_late() -> None:
+    bad, good = ((40, 40), (40, 2)), ((40, 40), (40, 39))
+    on_the_way = [ClassImbalance().check(classes_of((9, 9), valid=[bad] * n)).verdict for n in range(1, 6)]
+    assert on_the_way == [Verdict.NO_ISSUES] * 5
+    assert ClassImbalance().check(classes_of((9, 9), valid=[bad] * 5 + [good] * 3)).verdict is Verdict.NO_ISSUES
+    assert ClassImbalance().check(classes_of((9, 9), valid=[bad] * 6)).verdict is Verdict.ISSUES
+
+
+def test_binomial_tail_is_that_of_the_table() -> None:
+    assert binomial_tail(0, 5, 0.3) == 1.0
+    assert binomial_tail(5, 5, 0.5) == pytest.approx(1 / 32)
+    assert binomial_tail(8, 10, 0.5) == pytest.approx(56 / 1024)
+    assert binomial_tail(3, 4, 0.0) == 0.0
+
+
+def timed_steps(seconds: Sequence[float]) -> RunData:
+    run = RunData(JobFacts(config=CONFIG))
+    now = 1000.0
+    for step, each in enumerate(seconds):
+        now += each
+        values = {"seconds": each, "loss": 1.0, "clean_loss": 1.0, "data_wait_s": 0.0}
+        run.add_step(StepRecord(step=step, epoch=1, mode="train", time=now, images=32, **values))
+    return run
+
+
+def test_steps_that_pause_are_found_and_what_other_programs_take_is_not() -> None:
+    rng = np.random.default_rng(0)
+    usual = 0.1 * rng.lognormal(0, 0.2, 400)
+    assert StepOutlier().check(timed_steps(usual.tolist())).verdict is Verdict.NO_ISSUES
+    paused = usual + np.where(np.arange(400) % 20 == 19, 1.0, 0.0)
+    result = StepOutlier().check(timed_steps(paused.tolist()))
+    assert result.verdict is Verdict.ISSUES
+    assert result.summary.startswith("20 of 399 steps")
+    rare = usual + np.where(np.arange(400) % 33 == 32, 0.3, 0.0)  # twelve steps, 8 % of the time
+    assert StepOutlier().check(timed_steps(rare.tolist())).verdict is Verdict.NO_ISSUES
+    slices = 0.008 * rng.lognormal(0, 0.2, 400) + np.where(rng.random(400) < 0.1, 0.03, 0.0)
+    assert StepOutlier().check(timed_steps(slices.tolist())).verdict is Verdict.NO_ISSUES
+    half_the_steps = usual + np.where(np.arange(400) % 2 == 0, 0.15, 0.0)  # a second program, all the time
+    assert StepOutlier().check(timed_steps(half_the_steps.tolist())).verdict is Verdict.NO_ISSUES
 
 
 def test_infinite_and_nan_are_found_at_their_first_step() -> None:

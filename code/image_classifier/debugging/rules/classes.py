@@ -18,14 +18,14 @@ class ClassImbalance(Rule):
     """Some classes have far fewer images than others, or are not learned while the others are.
 
     Fires when the largest class has more than `imbalance` times the smallest's training images beyond doubt; or when,
-    in each of the last `patience` validations, a class's error is above `error` while the mean error of the classes is
-    below half of it, and above twice that mean beyond doubt. Only validations from the middle of the planned epochs on
-    count for the second: classes are learned one after the other.
+    in each of the last `patience` validations, a class's error is above `error` while that of the images of the other
+    classes, (wrong + 1) / (images + 2), is below half of it, and above twice theirs beyond doubt. Only validations from
+    the middle of the planned epochs on count for the second: classes are learned one after the other.
 
     Beyond doubt: by chance, as many or more images would be seen with a probability below `alpha` / number of classes
     (binomial). What is seen of the classes' sizes is all that was trained on so far: a part of an epoch in a job that
-    was resumed, one process's part in a job of several. A class of six validation images is accused when all are wrong
-    and the others nearly all right.
+    was resumed, one process's part in a job of several. Among 100 classes, one of six validation images is accused when
+    all six are wrong and fewer than one in eight of the others.
 
     The managed rule takes the raw ratio, and the raw error of any class of 500 samples.
     """
@@ -78,15 +78,14 @@ class ClassImbalance(Rule):
 
     def _not_learned(self, counts: ClassCounts) -> list[bool]:
         """By class, whether one validation found it not learned."""
-        errors = self._errors(counts)
-        if not sum(counts.labels):
-            return [False] * len(errors)
-        mean = float(np.nanmean(errors))
-        usual = min(1.0, 2 * mean)
-        doubt = self.alpha / len(errors)
+        labels = np.array(counts.labels)
+        wrong = labels - np.array(counts.hits)
+        others = (wrong.sum() - wrong + 1) / (labels.sum() - labels + 2)
+        suspects = (self._errors(counts) > self.error) & (others < self.error / 2)
+        doubt = self.alpha / len(labels)
         return [
-            bool(error > self.error) and mean < self.error / 2 and binomial_tail(label - hit, label, usual) < doubt
-            for error, label, hit in zip(errors, counts.labels, counts.hits, strict=True)
+            bool(suspect) and binomial_tail(int(wrong[index]), int(labels[index]), 2 * float(others[index])) < doubt
+            for index, suspect in enumerate(suspects)
         ]
 
     def _unknown_classes(
@@ -94,10 +93,10 @@ class ClassImbalance(Rule):
     ) -> Finding:
         """What there is to say of classes that are not learned."""
         errors = self._errors(valid)
+        of_all = 1 - sum(valid.hits) / sum(valid.labels)
         return issue(
             f"the network does not know {listed([names[index] for index in failed])}: "
-            f"{percent(errors[failed[0]])} of its validation images are wrong, of all classes "
-            f"{percent(float(np.nanmean(errors)))}",
+            f"{percent(errors[failed[0]])} of its validation images are wrong, of all {percent(of_all)}",
             "look at these classes' images and labels, and at what they are taken for in the confusion matrix",
             [Evidence(step=valid.step, name=f"error of {names[i]}", value=float(errors[i])) for i in failed],
             datapoints,

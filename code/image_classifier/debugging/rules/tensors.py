@@ -97,11 +97,11 @@ class WeightUpdateRatio(Rule):
     `large` at `patience` recorded steps in a row. Healthy training moves weights by about 1e-4 to 1e-2 of their size.
 
     The managed rule's bounds are 1e-8 and 10, on any single step. A ratio of 10 replaces the weights ten times over;
-    ours is 0.3, which a training does not survive for long either. A median passes over the last steps of a cosine.
+    ours is 0.2, which a training does not survive for long either. A median passes over the last steps of a cosine.
     """
 
     small: float = 1e-8
-    large: float = 0.3
+    large: float = 0.2
     patience: int = 3
     start_step: int = 1
 

@@ -9,6 +9,7 @@ import csv
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from image_classifier.debugging.schema import (
     StepRecord,
     SystemSample,
     Verdict,
+    of_rank,
     rule_results_to_json,
     to_json,
 )
@@ -35,12 +37,21 @@ CONFIG = TrainConfig(weights="none", epochs=12, batch_size=16, image_size=64, lr
 STARTED = 1_790_000_000.0
 STEPS_PER_EPOCH = 40
 STEP_S = 0.31
+LAST_WAITS_S = 0.12  # longer than the others, the last of several processes, for its data
 
 
 def make_job(
-    folder: Path, *, classes: Sequence[str] = CLASSES, epochs: int = CONFIG.epochs, test_per_class: int = 12
+    folder: Path,
+    *,
+    classes: Sequence[str] = CLASSES,
+    epochs: int = CONFIG.epochs,
+    test_per_class: int = 12,
+    processes: int = 1,
 ) -> Path:
-    """A finished job with everything a report can show; two of the classes are often confused."""
+    """A finished job with everything a report can show; two of the classes are often confused.
+
+    Of several processes, each on a host of its own, the last one waits longest for its data.
+    """
     data = folder / "output" / "data"
     data.mkdir(parents=True)
     random = np.random.default_rng(7)
@@ -48,10 +59,17 @@ def make_job(
     history = _write_history(data, epochs)
     _write_answers(data, classes, predictions)
     steps = _steps(epochs, random)
+    if processes > 1:
+        steps = [_of_process(step, LAST_WAITS_S) for step in steps]
     _lines(data / "steps.jsonl", [to_json(step) for step in steps])
+    for rank in range(1, processes):
+        late = 0.0 if rank == processes - 1 else LAST_WAITS_S
+        own = [_of_process(step, late) for step in _steps(epochs, random) if step.mode == "train"]
+        _lines(data / of_rank("steps.jsonl", rank), [to_json(step) for step in own])
     _lines(data / "statistics.jsonl", [to_json(record) for record in _statistics(epochs, random)])
     (data / "rules.json").write_text(rule_results_to_json(_rules()), encoding="utf-8")
-    _write_system(folder / "output", steps, random)
+    for host in range(1, processes + 1):
+        _write_system(folder / "output", steps, random, node=f"algo-{host}", idle=25.0 * (host - 1))
     hits = sum(label == predicted for _, label, predicted, _ in predictions)
     best = max(range(epochs), key=lambda i: history[i]["validation:accuracy"])
     test = {"test:loss": 0.52, "test:accuracy": hits / len(predictions), "test:top5_accuracy": 0.98}
@@ -235,7 +253,8 @@ def _steps(epochs: int, random: np.random.Generator) -> list[StepRecord]:
     steps, now, evaluations = [], STARTED + 6, 0
     for step in range(epochs * STEPS_PER_EPOCH):
         wait = 2.4 if step == 0 else abs(random.normal(0.17, 0.03)) + (0.5 if step % 97 == 0 else 0)
-        phases = dict(zip(PHASES, (wait, 0.004, 0.041, 0.079, 0.008, 0.0006), strict=True))
+        alone = [phase for phase in PHASES if phase != "sync_s"]
+        phases = dict(zip(alone, (wait, 0.004, 0.041, 0.079, 0.008, 0.0006), strict=True))
         seconds = sum(phases.values()) + 0.006
         now += seconds
         loss = 2.25 * math.exp(-step / 140) + 0.25 + random.normal(0, 0.12)
@@ -370,9 +389,23 @@ def _rules() -> list[RuleResult]:
     ]
 
 
-def _write_system(output: Path, steps: Sequence[StepRecord], random: np.random.Generator) -> None:
+def _of_process(step: StepRecord, waits_s: float) -> StepRecord:
+    """The step of a process that has its data earlier by `waits_s` than the last one, and waits for that."""
+    if step.mode != "train":
+        return step
+    if not waits_s:
+        return replace(
+            step, data_wait_s=(step.data_wait_s or 0) + LAST_WAITS_S, sync_s=0.001, seconds=step.seconds + LAST_WAITS_S
+        )
+    return replace(step, sync_s=waits_s, seconds=step.seconds + waits_s)
+
+
+def _write_system(
+    output: Path, steps: Sequence[StepRecord], random: np.random.Generator, *, node: str = "algo-1", idle: float = 0.0
+) -> None:
+    """`idle`: percent by which CPU and GPU are less busy."""
     place = output / "profiler" / "system" / "incremental" / "2026092112"
-    place.mkdir(parents=True)
+    place.mkdir(parents=True, exist_ok=True)
     lines, now = [], STARTED
     while now < steps[-1].time + 3:
         busy = 0.0 if now < STARTED + 6 else 1.0
@@ -389,11 +422,13 @@ def _write_system(output: Path, steps: Sequence[StepRecord], random: np.random.G
             ("gpu", "gpu0", "GPUMemoryUtilization", busy * 31.0),
             ("gpu", "gpu0", "GPUPowerWatts", 120 + busy * 180),
         ):
-            shown = min(max(float(value), 0.0), 100.0) if "Utilization" in dimension else float(value)
-            sample = SystemSample(type=kind, name=name, dimension=dimension, value=shown, node="algo-1", time=now)
+            shown = float(value)
+            if "Utilization" in dimension:
+                shown = min(max(shown * (1 - idle / 100), 0.0), 100.0)
+            sample = SystemSample(type=kind, name=name, dimension=dimension, value=shown, node=node, time=now)
             lines.append(sample.to_line())
         now += 1.0
-    _lines(place / "29833333.algo-1.json", lines)
+    _lines(place / f"29833333.{node}.json", lines)
 
 
 def _lines(path: Path, lines: Sequence[str]) -> None:

@@ -24,7 +24,9 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def job_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(make_job(tmp_path_factory.mktemp("job") / "train", classes=(*CLASSES[:-1], HOSTILE)))
+    return write_report(
+        make_job(tmp_path_factory.mktemp("job") / "train", classes=(*CLASSES[:-1], HOSTILE), processes=2)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,9 @@ class Observer:
     """Is told of every step; this one does nothing. In the order in which a training step calls:
 
     begin (once an epoch), mark("data_wait_s"), mark("h2d_s"), before_forward, mark("forward_s"), mark("backward_s"),
-    after_backward, mark("optimizer_s"), after_update, end_step; at last end_epoch. An evaluation leaves out what it
-    does not do. With gradient accumulation, a phase is marked as often as it comes; the rest is once an optimiser step.
+    after_backward, mark("optimizer_s"), after_update, end_step; at last end_epoch. With several processes, also
+    mark("sync_s") wherever they have waited for each other. An evaluation leaves out what it does not do. With gradient
+    accumulation, a phase is marked as often as it comes; the rest is once an optimiser step.
     """
 
     def begin(self, mode: Mode, epoch: int, step: int) -> None:

@@ -42,9 +42,10 @@ SYSTEM_FOLDER = "profiler/system/incremental"  # below output/data, so that Sage
 Mode = Literal["train", "eval", "test"]
 MODES: tuple[Mode, ...] = ("train", "eval", "test")  # smdebug's TRAIN, EVAL and PREDICT
 
-PHASES = ("data_wait_s", "h2d_s", "forward_s", "backward_s", "optimizer_s", "hook_s")
-"""Where a step's time goes, in the order of the step; `h2d` is the copy of the batch to the device, `hook` the
-observing itself. What is left of `seconds` is Python between the phases."""
+PHASES = ("data_wait_s", "sync_s", "h2d_s", "forward_s", "backward_s", "optimizer_s", "hook_s")
+"""Where a step's time goes, in the order of the step; `sync` is waiting until the other processes have their batch too,
+`h2d` the copy of the batch to the device, `hook` the observing itself. What is left of `seconds` is Python between the
+phases."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)  # slots: a long job has a million
@@ -60,8 +61,8 @@ class StepRecord:
         images: in the batch, over the readable ones.
         loss: mean over the batch, of the loss that is minimised (with label smoothing, when training).
         clean_loss: mean cross entropy against the true labels, comparable between modes.
-        data_wait_s, h2d_s, forward_s, backward_s, optimizer_s, hook_s: see PHASES. On a GPU, h2d to optimizer are
-            measured on the GPU by events. None where the mode has no such phase, or it was not measured.
+        data_wait_s, sync_s, h2d_s, forward_s, backward_s, optimizer_s, hook_s: see PHASES. On a GPU, h2d to optimizer
+            are measured on the GPU by events. None where the mode has no such phase, or it was not measured.
     """
 
     step: int
@@ -73,6 +74,7 @@ class StepRecord:
     loss: float
     clean_loss: float
     data_wait_s: float | None = None
+    sync_s: float | None = None
     h2d_s: float | None = None
     forward_s: float | None = None
     backward_s: float | None = None

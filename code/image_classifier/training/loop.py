@@ -115,11 +115,16 @@ def train_epoch(training: Training, hook: Observer) -> None:
     batches = training.train.epoch(progress.epoch, first_step=progress.step)
     window = Window()
     clock = time.perf_counter()
+    several = training.group.size > 1
     while progress.step < num_steps and not stop_agreed(training):
+        if several:
+            hook.mark("sync_s")
         batch = next(batches)
         hook.mark("data_wait_s")
         waited = time.perf_counter() - clock
         shares = training.group.exchange((len(batch.labels), batch.unreadable))
+        if several:
+            hook.mark("sync_s")
         for reason in training.bad.add(training.train.split, dict(ChainMap(*(bad for _, bad in shares)))):
             log.warning("skipped: %s", reason)
         num_images = sum(count for count, _ in shares)

@@ -176,6 +176,7 @@ def _measuring(facts: Mapping[str, Any]) -> Iterator[Item]:
 
 PHASE_NAMES: Mapping[str, str] = {
     "data_wait_s": "Waiting for data",
+    "sync_s": "Waiting for other processes",
     "h2d_s": "Copying to the device",
     "forward_s": "Forward pass",
     "backward_s": "Backward pass",
@@ -185,6 +186,7 @@ PHASE_NAMES: Mapping[str, str] = {
 }
 REMEDIES: Mapping[str, str] = {
     "data_wait_s": "Feed the network faster: raise workers, or store the images smaller",
+    "sync_s": "Find what holds the slowest process up: its data, its device, other programs",
     "h2d_s": "Copy less: a smaller image_size, or larger batches",
     "hook_s": "Record less often: raise debug_interval and activation_interval",
     "rest_s": "Give each step more to do: a larger batch_size",

@@ -172,10 +172,10 @@ def frame(width: float, height: float) -> tuple[tuple[float, float], tuple[float
     return (56, width - 12), (height - 44, 28)
 
 
-def stacked_bar(label: str, parts: Sequence[tuple[str, str, float, str]]) -> Markup:
+def stacked_bar(label: str, parts: Sequence[tuple[str, str, float, str]], *, named: bool = True) -> Markup:
     """One bar of `parts` (class, name, share, tooltip), whose shares sum to 1, with the larger shares written in it.
 
-    Laid out in percent, so that it fills any width and its text keeps its size.
+    With a legend if `named`. Laid out in percent, so that it fills any width and its text keeps its size.
     """
     left, cells = 0.0, []
     for style, _, share, tip in parts:
@@ -187,7 +187,7 @@ def stacked_bar(label: str, parts: Sequence[tuple[str, str, float, str]]) -> Mar
         cells.append(tag("g", tag("title", tip), box, text))
         left += share
     drawing = tag("svg", *cells, role="img", aria_label=label, class_="chart bar", height=34)
-    return joined(legend((style, name) for style, name, share, _ in parts if share > 0), drawing)
+    return joined(legend((style, name) for style, name, share, _ in parts if share > 0) if named else None, drawing)
 
 
 def meter(share: float, style: str = "c0") -> Markup:

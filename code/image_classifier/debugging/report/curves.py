@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from image_classifier.debugging.report.processes import means_of
 from image_classifier.debugging.schema import PHASES, StepRecord, SystemSample
 
 MAX_BINS = 120  # points of a curve: more cannot be told apart on a screen
@@ -15,7 +16,7 @@ MAX_NOISE_BINS = 60
 MAX_SINGLE_STEPS = 40  # shown one by one
 MIN_STEPS_A_BIN = 8  # fewer have no 10th and 90th percentile worth drawing
 COMPUTE_PHASES = ("forward_s", "backward_s", "optimizer_s")
-AVOIDABLE_PHASES = ("data_wait_s", "h2d_s", "hook_s", "rest_s")
+AVOIDABLE_PHASES = ("data_wait_s", "sync_s", "h2d_s", "hook_s", "rest_s")
 MAX_AVOIDABLE = 0.99  # a step that does nothing but wait would have no end of gain
 
 
@@ -75,7 +76,8 @@ def step_time(steps: Sequence[StepRecord], total_seconds: float | None) -> dict[
 
 
 def _phases(steps: Sequence[StepRecord], total: float) -> list[dict[str, Any]]:
-    rows, known = [], 0.0
+    rows: list[dict[str, Any]] = []
+    known = 0.0
     for phase in PHASES:
         values = np.array([value for record in steps if (value := getattr(record, phase)) is not None])
         if len(values):
@@ -87,8 +89,8 @@ def _phases(steps: Sequence[StepRecord], total: float) -> list[dict[str, Any]]:
     if known > total:  # events on a GPU overlap the CPU's clock
         return [row | {"share": row["share"] * total / known} for row in rows]
     rest = np.array([record.seconds for record in steps])
-    for row in rows:
-        rest -= [getattr(record, row["phase"]) or 0.0 for record in steps]
+    for phase in PHASES:
+        rest -= np.array([getattr(record, phase) or 0.0 for record in steps])
     rest = np.maximum(rest, 0.0)
     return [*rows, {"phase": "rest_s", "share": (total - known) / total, **_spread(rest)}]
 
@@ -139,7 +141,8 @@ def timeline(samples: Sequence[SystemSample], steps: Sequence[StepRecord]) -> di
 
     Returns:
         `seconds` since the first sample, in bins; `series`: name -> percent for each bin, None where there is no
-        sample; `spans`: mode, epoch, start_s and end_s; `summary`: a row of statistics for each metric.
+        sample; `hosts`: of each of several, the series and their means; `spans`: mode, epoch, start_s and end_s;
+        `summary`: a row of statistics for each metric.
     """
     if not samples:
         return None
@@ -147,16 +150,25 @@ def timeline(samples: Sequence[SystemSample], steps: Sequence[StepRecord]) -> di
     end = max(samples[-1].time, steps[-1].time) if steps else samples[-1].time
     length = max(end - origin, 1e-3)
     bins = max(1, min(MAX_BINS, len({sample.time for sample in samples})))
-    series = {}
-    for name, chosen in _percentages(samples).items():
-        places = np.clip(((np.array([time for time, _ in chosen]) - origin) / length * bins).astype(int), 0, bins - 1)
-        values = np.array([value for _, value in chosen])
-        sums, counts = np.bincount(places, values, bins), np.bincount(places, minlength=bins)
-        series[name] = [float(s / c) if c else None for s, c in zip(sums, counts, strict=True)]
+
+    def binned(samples: Sequence[SystemSample]) -> dict[str, list[float | None]]:
+        series: dict[str, list[float | None]] = {}
+        for name, chosen in _percentages(samples).items():
+            times, values = np.array(chosen).T
+            places = np.clip(((times - origin) / length * bins).astype(int), 0, bins - 1)
+            sums, counts = np.bincount(places, values, bins), np.bincount(places, minlength=bins)
+            series[name] = [float(s / c) if c else None for s, c in zip(sums, counts, strict=True)]
+        return series
+
+    nodes: dict[str, list[SystemSample]] = {}
+    for sample in samples:
+        nodes.setdefault(sample.node, []).append(sample)
+    hosts = {node: binned(nodes[node]) for node in sorted(nodes, key=_natural)} if len(nodes) > 1 else {}
     return {
         "seconds": [(index + 0.5) * length / bins for index in range(bins)],
         "length_s": length,
-        "series": series,
+        "series": binned(samples),
+        "hosts": [{"host": node, "series": series, "mean": means_of(series)} for node, series in hosts.items()],
         "spans": _spans(steps, origin),
         "summary": _summary(samples),
     }
@@ -180,6 +192,11 @@ def _percentages(samples: Sequence[SystemSample]) -> dict[str, list[tuple[float,
             lines[_LINES[sample.dimension]].append((sample.time, sample.value))
     found = {name: points for name, points in lines.items() if points}
     return {f"{name}, mean of {gpus}" if name.startswith("GPU") and gpus > 1 else name: p for name, p in found.items()}
+
+
+def _natural(node: str) -> tuple[int, str]:
+    """Sorts algo-2 before algo-10."""
+    return int(node.rpartition("-")[2]) if node.rpartition("-")[2].isdigit() else 0, node
 
 
 def _spans(steps: Sequence[StepRecord], origin: float) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from image_classifier.contract.paths import DEFAULT_BASE_DIR
 from image_classifier.debugging.report import advice, answers, curves
 from image_classifier.debugging.report.dataset import describe_data, unreadable
 from image_classifier.debugging.report.layers import layer_statistics, needed
+from image_classifier.debugging.report.processes import processes
 from image_classifier.debugging.report.sources import Sources, jsonable, locate, read_json
 from image_classifier.debugging.schema import (
     REPORT_JSON,
@@ -69,6 +70,7 @@ def gather(folder: Path, *, name: str = "") -> dict[str, Any]:
         "batches": curves.batch_losses(steps, _steps_per_epoch(job, steps)),
         "rules": _rules(sources),
         "time": curves.step_time(steps, metrics.get("seconds")),
+        "processes": _guarded_processes(sources, steps),
         "trace": (sources.data / TRACE_FILE).is_file(),
         "system": _system(sources, steps) or _lent(sources, earlier, "system", "profiler/system"),
         "layers": _layers(sources),
@@ -117,6 +119,14 @@ def _system(sources: Sources, steps: Sequence[StepRecord]) -> dict[str, Any] | N
     return curves.timeline(samples or [], steps)
 
 
+def _guarded_processes(sources: Sources, steps: Sequence[StepRecord]) -> dict[str, Any] | None:
+    try:
+        return processes(sources.data, steps)
+    except (OSError, ValueError, KeyError, TypeError):
+        sources.missing.append("steps of the other processes: damaged")
+        return None
+
+
 def _lent(sources: Sources, earlier: Mapping[str, Any], part: str, name: str) -> Any:
     """A part of the earlier report, which is then not missing: the files it came from are not uploaded by a job."""
     found = earlier.get(part)
@@ -127,7 +137,8 @@ def _lent(sources: Sources, earlier: Mapping[str, Any], part: str, name: str) ->
 
 def _layers(sources: Sources) -> dict[str, Any] | None:
     what = "no gradients or weights were recorded"
-    return layer_statistics(_guarded(sources, "statistics.jsonl", what, lambda: read_statistics(sources.data, needed)) or [])
+    read = _guarded(sources, "statistics.jsonl", what, lambda: read_statistics(sources.data, needed))
+    return layer_statistics(read or [])
 
 
 def _rules(sources: Sources) -> list[dict[str, Any]]:

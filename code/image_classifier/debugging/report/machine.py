@@ -11,20 +11,12 @@ from image_classifier.debugging.report.formats import duration, number, percent,
 from image_classifier.debugging.report.html import Markup, joined, tag
 from image_classifier.debugging.report.page import Facts, details, figure, note, table
 from image_classifier.debugging.report.scales import fit
+from image_classifier.debugging.report.several import STYLES, hosts, processes
 from image_classifier.debugging.report.sources import as_float
 
 WIDTH = 960.0
 MIN_GAIN = 0.05  # a speed-up below this is not worth a person's time
-SERIES_STYLES = ("c0", "c1", "c2", "c3", "c4", "c5", "c6")
-PHASE_STYLES = {
-    "data_wait_s": "c1",
-    "h2d_s": "c4",
-    "forward_s": "c6",
-    "backward_s": "c0",
-    "optimizer_s": "c2",
-    "hook_s": "c3",
-    "rest_s": "c5",
-}
+SERIES_STYLES = ("c0", "c1", "c2", "c3", "c4", "c5", "c6", "c7")
 MODE_NAMES = {"train": "Training", "eval": "Validation", "test": "Test", "other": "Loading, checkpoints, model"}
 MODE_STYLES = {"train": "c0", "eval": "c1", "test": "c2", "other": "c5"}
 UNITS = {"Bytes": (1e6, "MB"), "BytesPerSecond": (1e6, "MB/s"), "Watts": (1.0, "W")}
@@ -62,6 +54,7 @@ def system(facts: Facts) -> Markup:
         legend((each.style, each.name) for each in series),
         figure(tag("div", drawing, class_="scroll", tabindex=0), caption),
         legend((MODE_STYLES[mode], MODE_NAMES[mode]) for mode in modes),
+        hosts(facts),
         details("Numbers of every metric", _system_table(found["summary"])),
     )
 
@@ -117,7 +110,7 @@ def time(facts: Facts) -> Markup:
         (MODE_STYLES[m], MODE_NAMES[m], s / spent, f"{MODE_NAMES[m]}\n{duration(s)}, {percent(s / spent)}")
         for m, s in found["job"].items()
     ]
-    parts = [
+    parts: list[Markup | None] = [
         tag("p", _bottleneck(found)),
         tag("h3", "The whole job"),
         stacked_bar("Where the job's time went", job),
@@ -125,7 +118,7 @@ def time(facts: Facts) -> Markup:
     if found["phases"]:
         phases = [
             (
-                PHASE_STYLES[row["phase"]],
+                STYLES[row["phase"]],
                 PHASE_NAMES[row["phase"]],
                 row["share"],
                 f"{PHASE_NAMES[row['phase']]}\n{duration(row['mean_s'])} of a step, {percent(row['share'])}",
@@ -133,10 +126,11 @@ def time(facts: Facts) -> Markup:
             for row in found["phases"]
         ]
         parts += [
-            tag("h3", "A training step"),
+            tag("h3", "A training step" if facts["processes"] is None else "A training step of process 0"),
             stacked_bar("Where a training step's time goes", phases),
             _phase_table(found),
         ]
+    parts.append(processes(facts))
     parts.append(
         figure(
             _durations(found),

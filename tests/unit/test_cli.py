@@ -13,6 +13,7 @@ import pytest
 
 from image_classifier.contract.config import parameters
 from image_classifier.contract.endpoint import MAX_PORT
+from image_classifier.launch.local import free_port
 from image_classifier.launch.main import main
 from image_classifier.launch.runs import Status, create_run
 from image_classifier.vision.sample_data import make_sample_data
@@ -237,3 +238,54 @@ def test_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.stdout.startswith("setting\t")
     assert done.stderr == ""
+
+
+def test_no_command_is_answered_with_the_help_page(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    out, err = capsys.readouterr()
+    assert "From images to predictions" in out
+    assert err == ""
+
+
+def test_help_tells_arguments_from_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--help"]) == 0
+    page = capsys.readouterr().out
+    assert page.count("[MODEL|RUN]  model.tar.gz, or a run") == 1
+    assert page.index("arguments:") < page.index("[MODEL|RUN]  model.tar.gz, or a run") < page.index("Options:")
+
+
+def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
+    make_sample_data(tmp_path / "data", num_classes=2, train_per_class=2, valid_per_class=1, test_per_class=1, size=32)
+    for split in ("train", "valid", "test"):
+        (tmp_path / "data" / split / "bricks").rename(tmp_path / "data" / split / "日本")
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    command = [sys.executable, str(DEPLOY), "check", "data"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert "\\u65e5\\u672c\t2\t1\t1" in done.stdout, done.stderr
+
+
+def test_a_python_without_the_packages_is_told_which_has_them() -> None:
+    done = subprocess.run([sys.executable, "-S", str(DEPLOY), "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "hint: `make setup`" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("flag", ["--rules", "--stop-on"])
+def test_a_rule_that_does_not_exist_is_refused_before_a_job_is_made(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_sample_data(Path("data"), num_classes=2, train_per_class=2, valid_per_class=1, test_per_class=1, size=32)
+    assert main(["train", flag, "Overfitt", "--weights", "none"]) == 2
+    assert "hint: did you mean Overfit?" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_the_demo_asks_for_its_port_first(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as listener:
+        port = listen(listener)
+        assert main(["demo", "--port", str(port)]) == 1
+        assert free_port("127.0.0.1", port) > port
+    assert f"error: port {port} on 127.0.0.1 is in use" in capsys.readouterr().err
+    assert not Path("demo").exists()

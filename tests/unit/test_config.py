@@ -106,7 +106,7 @@ def test_every_hyperparameter_says_what_it_is() -> None:
 def test_replace_refuses_unknown_names_and_bad_values() -> None:
     with pytest.raises(ConfigError, match="unknown hyperparameter"):
         TrainConfig().replace(learning_rate=0.1)
-    with pytest.raises(ConfigError, match="batch_size must be of type int"):
+    with pytest.raises(ConfigError, match="batch_size must be a whole number"):
         TrainConfig().replace(batch_size=3.5)
 
 

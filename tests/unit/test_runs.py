@@ -32,6 +32,15 @@ def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path: Path) -> Non
     assert {run.record().status for run in runs} == {Status.FAILED}  # nobody runs them
 
 
+def test_a_run_is_named_so_that_the_hint_can_be_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for runs_dir in (Path("runs"), Path("demo/runs"), tmp_path.parent / f"{tmp_path.name}-elsewhere"):
+        run = create_run(runs_dir, "train")
+        assert find_run(Path("runs"), run.typed) == run
+    assert create_run(Path("runs"), "train", "x").typed.endswith("-x")
+    assert "/" not in create_run(Path("runs"), "train").typed
+
+
 def test_running_job_is_in_progress_and_keeps_what_was_written(tmp_path: Path) -> None:
     run = create_run(tmp_path, "train", "mine", data="/d", config={"lr": "0.1"})
     run.begin()

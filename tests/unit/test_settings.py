@@ -71,7 +71,7 @@ def dict_of(made: settings.Settings) -> dict[str, object]:
         ("tagret = 'local'\n", "deploy.toml line 1: unknown setting 'tagret' above the first section", "target"),
         ("lr = 0.1\n", "deploy.toml line 1: unknown setting 'lr'", "lr belongs under [train]"),
         ("[train\n", "deploy.toml is not valid TOML", "deploy.example.toml"),
-        ("\n[train]\nlr = 'high'\n", "deploy.toml line 3: lr must be of type float", ""),
+        ("\n[train]\nlr = 'high'\n", "deploy.toml line 3: lr must be a number", "deploy.example.toml"),
         ("[train]\nepochs = 0\n", "deploy.toml line 2: epochs must lie in 1 .. 10000, not 0", ""),
         ("train = 3\n", "deploy.toml line 1: train is a section", "[train]"),
         ("[tune.search]\nlr = 3\n", "deploy.toml: lr: 3 is not a range", "list of values"),

@@ -20,6 +20,7 @@ from image_classifier.contract.errors import ConfigError
 
 Value = int | float | str | bool
 AUTO_WORKERS = -1
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,8 +195,7 @@ def parse_as(param: Param, text: str) -> Value:
         else:
             value = text
     except (ValueError, KeyError):
-        kinds = {bool: "true or false", int: "a whole number", float: "a number"}
-        raise ConfigError(f"{param.name} must be {kinds[param.type]}, not {text!r}") from None
+        raise ConfigError(f"{param.name} must be {KINDS[param.type]}, not {text!r}") from None
     check(param, value)
     return value
 
@@ -205,7 +205,7 @@ def check(param: Param, value: object) -> None:
     if param.type is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not param.type:
-        raise ConfigError(f"{param.name} must be of type {param.type.__name__}, not {value!r}")
+        raise ConfigError(f"{param.name} must be {KINDS[param.type]}, not {value!r}")
     if param.choices and value not in param.choices:
         raise ConfigError(f"{param.name} must be one of {', '.join(param.choices)}, not {value!r}")
     if isinstance(value, (int, float)) and not param.low <= value <= param.high:

@@ -10,6 +10,7 @@ import click
 
 import image_classifier
 from image_classifier.contract.config import Value, parameters_of
+from image_classifier.contract.endpoint import MAX_PORT
 from image_classifier.launch import flags
 from image_classifier.launch.settings import General, PredictSettings, ServeSettings, Settings, TuneSettings, load
 from image_classifier.launch.targets import target_of
@@ -75,7 +76,7 @@ def app(call: Call, file: Path | None, target: str | None, runs_dir: str | None,
 
 
 @app.command()
-@click.argument("data", type=PATH, required=False)
+@click.argument("data", type=PATH, required=False, help="the data set; without it, data of the settings")
 @AS_JSON
 @click.pass_obj
 def check(call: Call, data: Path | None, as_json: bool) -> int:
@@ -87,12 +88,12 @@ def check(call: Call, data: Path | None, as_json: bool) -> int:
 
 
 @app.command(name="sample-data")
-@click.argument("folder", metavar="DIR", type=PATH)
-@click.option("--classes", default=4, show_default=True, help="number of classes")
+@click.argument("folder", metavar="DIR", type=PATH, help="a new folder")
+@click.option("--classes", default=4, show_default=True, help="number of classes, 2 to 8")
 @click.option(
     "--images", default=30, show_default=True, help="training images a class; a quarter more to valid and test"
 )
-@click.option("--size", default=96, show_default=True, help="side of the images in pixels")
+@click.option("--size", default=96, show_default=True, help="side of the images in pixels, 32 to 1024")
 @click.option("--seed", default=0, show_default=True, help="another seed makes other images")
 def sample_data(folder: Path, classes: int, images: int, size: int, seed: int) -> None:
     """Make a small photo-like data set in DIR."""
@@ -195,7 +196,7 @@ python deploy.py serve train-20260102-030405 --port 9000
 python deploy.py serve model.tar.gz
 """,
 )
-@click.argument("model", metavar="[MODEL|RUN]", required=False, default="")
+@click.argument("model", metavar="[MODEL|RUN]", required=False, default="", help="model.tar.gz, or a run")
 @YES
 @DRY_RUN
 @flags.settings_of(ServeSettings, "serve", "Options")
@@ -211,7 +212,7 @@ python deploy.py predict photo.jpg
 python deploy.py predict data/test --top-k 1 --json > predictions.json
 """,
 )
-@click.argument("images", metavar="IMAGE|FOLDER...", nargs=-1, required=True, type=PATH)
+@click.argument("images", metavar="IMAGE|FOLDER...", nargs=-1, required=True, type=PATH, help="files and folders")
 @flags.settings_of(PredictSettings, "predict", "Options")
 @AS_JSON
 @click.pass_obj
@@ -233,7 +234,7 @@ python deploy.py report downloaded/output
 python deploy.py report s3://bucket/jobs/NAME
 """,
 )
-@click.argument("run", metavar="[RUN|FOLDER|S3]", required=False, default="")
+@click.argument("run", metavar="[RUN|FOLDER|S3]", required=False, default="", help="a run, or a job's output")
 @click.option("--open", "browse", is_flag=True, help="show it in the browser")
 @AS_JSON
 @click.pass_obj
@@ -245,7 +246,7 @@ def report(call: Call, run: str, browse: bool, as_json: bool) -> None:
 
 
 @app.command()
-@click.argument("run", metavar="[RUN|FOLDER|S3]", required=False, default="")
+@click.argument("run", metavar="[RUN|FOLDER|S3]", required=False, default="", help="a run, or a job's output")
 @click.option("--only", "names", default="all", metavar="RULES", help="names with commas between  [default all]")
 @click.option("--tensors", is_flag=True, help="judge by the tensors that smdebug saved, not by the job's files")
 @AS_JSON
@@ -258,7 +259,7 @@ def rules(call: Call, run: str, names: str, tensors: bool, as_json: bool) -> Non
 
 
 @app.command()
-@click.argument("run", metavar="[RUN]", required=False, default="")
+@click.argument("run", metavar="[RUN]", required=False, default="", help="its name, or its folder")
 @AS_JSON
 @click.pass_obj
 def status(call: Call, run: str, as_json: bool) -> None:
@@ -275,7 +276,7 @@ def status(call: Call, run: str, as_json: bool) -> None:
 
 
 @app.command()
-@click.argument("run", metavar="[RUN]", required=False, default="")
+@click.argument("run", metavar="[RUN]", required=False, default="", help="its name, or its folder")
 @click.option("-f", "--follow", is_flag=True, help="go on until the job ends")
 @click.pass_obj
 def logs(call: Call, run: str, follow: bool) -> None:
@@ -303,9 +304,11 @@ def config(call: Call, as_json: bool) -> None:
 
 
 @app.command()
-@click.argument("folder", metavar="[DIR]", type=PATH, default=Path("demo"))
-@click.option("--port", default=8080, show_default=True, help="port to serve on")
-def demo(folder: Path, port: int) -> int:
+@click.argument("folder", metavar="[DIR]", type=PATH, default=Path("demo"), help="where everything is kept")
+@click.option(
+    "--port", type=click.IntRange(1, MAX_PORT), help="port to serve on  [default: 8080, or the next free one]"
+)
+def demo(folder: Path, port: int | None) -> int:
     """Go through all of the above on sample images, in DIR (default: demo)."""
     from image_classifier.launch.demo import run_demo
 
@@ -329,7 +332,9 @@ python deploy.py --target sagemaker batch photos
 python deploy.py --target sagemaker batch s3://bucket/photos/ --model train-20260102-030405 --json
 """,
 )
-@click.argument("sources", metavar="IMAGE|FOLDER...|S3_PREFIX", nargs=-1, required=True)
+@click.argument(
+    "sources", metavar="IMAGE|FOLDER...|S3_PREFIX", nargs=-1, required=True, help="files and folders, or one s3://..."
+)
 @click.option("--model", metavar="MODEL|RUN", default="", help="model.tar.gz or run, the newest training without it")
 @YES
 @DRY_RUN
@@ -343,8 +348,8 @@ def batch(call: Call, *, sources: tuple[str, ...], model: str, yes: bool, dry_ru
 
 
 @app.command()
-@click.argument("run", metavar="RUN")
-@YES
+@click.argument("run", metavar="RUN", help="its name, or its folder")
+@click.option("--yes", is_flag=True, help="do not ask")
 @click.pass_obj
 def delete(call: Call, run: str, yes: bool) -> None:
     """Remove what a run made on AWS."""

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from image_classifier.contract.endpoint import DEFAULT_PORT
 from image_classifier.contract.errors import JobError, JobStopped
 from image_classifier.contract.files import write_text
-from image_classifier.launch import render, settings, show_data, show_jobs
+from image_classifier.launch import local, render, settings, show_data, show_jobs
 from image_classifier.launch import serve as serving
 from image_classifier.launch import train as training
 from image_classifier.launch import tune as tuning
@@ -26,6 +27,7 @@ from image_classifier.vision.artifact import GOLDEN_TOLERANCE
 from image_classifier.vision.sample_data import make_sample_data
 
 STEPS = 6
+HOST = "127.0.0.1"
 SHOWN = 8  # predictions in the table at the end
 # From scratch on some hundred small images: many small steps decide, so the batches are small.
 SETTINGS = """\
@@ -59,8 +61,8 @@ class Expected:
     probability: float
 
 
-def run_demo(folder: Path, *, port: int) -> int:
-    """Runs the demo in `folder`, serving on 127.0.0.1:`port`.
+def run_demo(folder: Path, *, port: int | None) -> int:
+    """Runs the demo in `folder`, serving on 127.0.0.1:`port`; without one on the first free port from 8080 on.
 
     Returns:
         0 when every served prediction equals the one of the training, 1 otherwise.
@@ -69,6 +71,9 @@ def run_demo(folder: Path, *, port: int) -> int:
         ClassifierError: a step failed.
     """
     started = time.monotonic()
+    if port is None:
+        port = local.free_port(HOST, DEFAULT_PORT)
+    local.require_free_port(HOST, port)  # now, and not after minutes of training
     file = folder / settings.FILE_NAME
     if not file.exists():
         write_text(file, SETTINGS)
@@ -127,7 +132,7 @@ def ask(run: Run, folder: Path, runs_dir: Path, port: int) -> list[Answer]:
     archive = serving.find_archive(str(run.path), runs_dir)
     with (
         Interrupts() as interrupts,
-        serving.serving(archive, runs_dir, interrupts, host="127.0.0.1", port=port) as endpoint,
+        serving.serving(archive, runs_dir, interrupts, host=HOST, port=port) as endpoint,
     ):
         render.note(f"ready {endpoint.url}, model {endpoint.model}")
         answers = list(Client(endpoint.url).predict_all(find_images([folder]), top_k=1))

@@ -82,7 +82,8 @@ def given(arguments: Mapping[str, Any], *sections: str) -> dict[str, Value]:
 def _help(param: Param) -> str:
     parts = [f"default {format_value(param.default).lower() if param.type is bool else param.default}"]
     if param.type in (int, float) and not math.isinf(param.low):
-        parts.append(f"at least {param.low:g}" if math.isinf(param.high) else f"{param.low:g} to {param.high:.6g}")
+        high = param.high if param.type is int else f"{param.high:.6g}"
+        parts.append(f"at least {param.low:g}" if math.isinf(param.high) else f"{param.low:g} to {high}")
     return f"{param.help}  [{', '.join(parts)}]"
 
 
@@ -103,7 +104,7 @@ class HeadedCommand(click.Command):
         """Writes one section a heading."""
         sections: dict[str, list[tuple[str, str]]] = {"Options": []}
         for param in self.get_params(ctx):
-            if record := param.get_help_record(ctx):
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)):
                 sections.setdefault(getattr(param, "heading", "Options"), []).append(record)
         for heading, records in sections.items():
             with formatter.section(heading):

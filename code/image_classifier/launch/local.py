@@ -9,6 +9,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +25,7 @@ SOURCE = Path(__file__).resolve().parents[2]
 TRAIN_PACKAGES = ("contract", "vision", "training", "debugging")  # what the training image ships, if it exists yet
 SERVE_PACKAGES = ("contract", "vision", "serving")  # what the serving image ships
 HOST = "localhost"  # resolves on every machine; the toolkit retries a name that does not for 15 minutes
+PORTS_TRIED = 100
 FREE_BYTES_FOR_TRAINING = 1_500_000_000  # two checkpoints of weights, momentum and best weights (0.28 GB each), one
 # more while it is being written, the model and its archive (0.1 GB each), and room for metrics and logs
 
@@ -118,6 +120,15 @@ def require_free_port(host: str, port: int) -> None:
             f"port {port} on {host} is in use" if taken else f"cannot listen on {host}: {error.strerror}",
             f"stop what listens there, or choose another port: --port {port % MAX_PORT + 1}",
         ) from None
+
+
+def free_port(host: str, first: int) -> int:
+    """The first port from `first` on that is free; `first` itself when none of the next ones is."""
+    for port in range(first, min(first + PORTS_TRIED, MAX_PORT)):
+        with suppress(PlatformError):
+            require_free_port(host, port)
+            return port
+    return first
 
 
 def require_free_disk(folder: Path, jobs: int = 1) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import traceback
 from collections.abc import Sequence
@@ -18,10 +19,14 @@ EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911  # one for each way to end
     """Runs one command and returns the exit code: 0, 1 failed, 2 wrong usage, 130 or 143 stopped."""
     call = Call()
+    _print_any_name()
     try:
         code = app.main(args=arguments, prog_name="deploy.py", standalone_mode=False, obj=call)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        return EXIT_USAGE
     except click.UsageError as error:
         return _fail(ClassifierError(error.format_message().rstrip("."), _usage_hint(error)), call, EXIT_USAGE)
     except (KeyboardInterrupt, click.Abort):
@@ -36,6 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911  # one
     except Exception as error:
         hint = "this is a defect of deploy.py: report it with the output of --debug"
         return _fail(ClassifierError(describe(error), hint), call, EXIT_FAILURE)
+
+
+def _print_any_name() -> None:
+    """Lets file names and labels be printed whose characters the terminal's encoding lacks: as escapes."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _fail(error: ClassifierError, call: Call, code: int) -> int:

@@ -35,6 +35,7 @@ import image_classifier
 from image_classifier.contract.errors import ConfigError, PlatformError, describe
 from image_classifier.contract.files import write_text
 from image_classifier.contract.paths import MlPaths
+from image_classifier.launch.settings import General
 
 RECORD_NAME = "job.json"
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
@@ -95,6 +96,14 @@ class Run:
     @property
     def name(self) -> str:
         return self.path.name
+
+    @property
+    def typed(self) -> str:
+        """What a person in the working directory types for it: its name, or its path if that is not in ./runs."""
+        if not self.path.is_relative_to(Path.cwd()):
+            return str(self.path)
+        below = self.path.relative_to(Path.cwd())
+        return self.name if below.parent == Path(General.runs_dir) else str(below)
 
     @property
     def paths(self) -> MlPaths:

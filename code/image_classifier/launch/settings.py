@@ -284,4 +284,6 @@ def _blame(place: str, function: Any, *args: Any) -> Any:
     try:
         return function(*args)
     except ConfigError as error:
-        raise ConfigError(f"{place}: {error.message}", error.hint) from None
+        raise ConfigError(
+            f"{place}: {error.message}", error.hint or "deploy.example.toml shows every setting"
+        ) from None

@@ -50,7 +50,7 @@ def trained(outcome: Outcome) -> None:
     if result.get("unreadable_images"):
         facts.append(("unreadable images", f"{result['unreadable_images']}, see bad_images.json"))
     render.facts(facts, title=f"{run.name} Completed")
-    render.note(f"next: python deploy.py serve {run.name}")
+    render.note(f"next: python deploy.py serve {run.typed}")
 
 
 def tuned(found: Found) -> None:
@@ -67,7 +67,7 @@ def tuned(found: Found) -> None:
         ("report", shorten(found.run.path / REPORT_HTML)),
     ]
     render.facts(facts, title="Best")
-    render.note(f"next: python deploy.py train --data {shorten(Path(found.data))} --best {found.run.name}")
+    render.note(f"next: python deploy.py train --data {shorten(Path(found.data))} --best {found.run.typed}")
 
 
 class ServeView:
@@ -170,6 +170,8 @@ def _result(run: Run) -> str:
     record = run.record()
     if record.failure:
         return record.failure
+    if record.status == Status.IN_PROGRESS and "port" in record.details:
+        return f"http://{record.details['host']}:{record.details['port']}"
     if best := record.details.get("best"):
         return f"{best['objective']} {best['value']:.4f} in trial {best['trial']}"
     metrics = run.metrics().get("metrics", {})

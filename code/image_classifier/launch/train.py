@@ -10,6 +10,7 @@ from typing import Any
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ConfigError, DataError, JobError, JobStopped, RuleFired
+from image_classifier.debugging.rules import parse_rules
 from image_classifier.launch import local, render
 from image_classifier.launch.process import Interrupts, follow
 from image_classifier.launch.progress import Progress, duration
@@ -38,7 +39,14 @@ class Outcome:
 
 
 def check_data(data: Path, config: TrainConfig) -> ImageFolders:
-    """Reads the folder names before a job is started, and says what was found. Raises DataError."""
+    """Reads the folder names and the rules before a job is started, and says what was found.
+
+    Raises:
+        ConfigError: there is no such rule.
+        DataError: the folders cannot be used.
+    """
+    parse_rules(config.rules)
+    parse_rules(config.stop_on)
     if not data.is_dir():
         raise DataError(
             f"there is no data folder {data}",
@@ -87,9 +95,9 @@ def resume(run: Run, *, starter: local.Starter = local) -> Outcome:
     """Goes on with an interrupted or failed training where its checkpoint left off. Raises as `train`."""
     record = run.record()
     if record.status in ACTIVE:
-        raise ConfigError(f"{run.name} is still running", f"follow it with `deploy.py logs -f {run.name}`")
+        raise ConfigError(f"{run.name} is still running", f"follow it with `deploy.py logs -f {run.typed}`")
     if record.status == Status.COMPLETED:
-        raise ConfigError(f"{run.name} has finished", f"serve its model with `deploy.py serve {run.name}`")
+        raise ConfigError(f"{run.name} has finished", f"serve its model with `deploy.py serve {run.typed}`")
     config = TrainConfig.from_hyperparameters(record.config)
     check_data(Path(record.data), config)
     local.require_free_disk(run.path)
@@ -108,7 +116,7 @@ def _run_to_the_end(run: Run, config: TrainConfig, starter: local.Starter) -> Ou
             artifact.pack(run.paths.model, run.archive)
             run.end(Status.COMPLETED, exit_code=0)
             return Outcome(run=run, result=run.metrics(), seconds=time.monotonic() - started)
-        raise ending(run, status, interrupts, f"deploy.py train --resume {run.name}")
+        raise ending(run, status, interrupts, f"deploy.py train --resume {run.typed}")
 
 
 STOPPING = "stopping: the job saves its state first (Ctrl-C again kills it)"

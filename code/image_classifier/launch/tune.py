@@ -72,7 +72,7 @@ def resume(run: Run, changes: Mapping[str, Value]) -> Search:
     """A search that goes on, with another number of trials or parallel jobs if `changes` says so."""
     record = run.record()
     if record.status in ACTIVE:
-        raise ConfigError(f"{run.name} is still running", f"follow it with `deploy.py logs -f {run.name}`")
+        raise ConfigError(f"{run.name} is still running", f"follow it with `deploy.py logs -f {run.typed}`")
     changed: dict[str, Any] = {key.removeprefix("tune."): value for key, value in changes.items()}
     space = parse_search_space(record.details["space"])
     tune = fit_trials(dataclasses.replace(TuneSettings(**record.details["tune"]), **changed), space)
@@ -166,7 +166,7 @@ class Tuner:
             done = sum(row.finished for row in self.rows())
             raise JobStopped(
                 f"stopped after {done} of {self._search.tune.trials} trials",
-                f"go on with: deploy.py tune --resume {self._search.run.name}",
+                f"go on with: deploy.py tune --resume {self._search.run.typed}",
             )
         if all(row.value is None for row in self.rows()):
             failures = [row.failure for row in self.rows() if row.failure]

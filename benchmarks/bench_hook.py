@@ -11,6 +11,7 @@ Writes benchmarks/results/hook.md: ratios, and on a GPU the time of a step.
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
 import platform
@@ -189,13 +190,15 @@ def measure(rounds: int, turn: int, size: int, batch_size: int, folder: Path) ->
     try:
         for process in processes.values():
             process.run(FIRST, 3)  # smdebug saves its first step
+        permutations = list(itertools.permutations(WAYS))  # so that none always comes behind the same other
         seconds: dict[str, list[list[float]]] = {way: [] for way in WAYS}  # by way and round, of each turn
         for number in range(rounds):
             for way in WAYS:
                 seconds[way].append([])
             for step in range(0, INTERVAL, turn):
-                for way, process in processes.items():
-                    seconds[way][-1].append(process.run(FIRST + number * INTERVAL + step, turn) / turn)
+                for way in permutations[step // turn % len(permutations)]:
+                    spent = processes[way].run(FIRST + number * INTERVAL + step, turn)
+                    seconds[way][-1].append(spent / turn)
         step_s = statistics.median(value for part in seconds["nothing"] for value in part)
         return [
             *(table_row(way, seconds[way], seconds["nothing"]) for way in WAYS),

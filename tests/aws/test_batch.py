@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.aws.conftest import ACCOUNT, client, golden_answers, only_run
+from tests.aws.conftest import ACCOUNT, client, golden_answers, only_run, set_settings
 from tests.aws.gate import Body, Gate
 from tests.conftest import jpeg
 
@@ -33,6 +33,11 @@ def transformed(model: Path) -> Callable[[Body], None]:
     return run
 
 
+def on_a_cpu(project: Path) -> None:
+    text = (project / "deploy.toml").read_text()
+    (project / "deploy.toml").write_text(text.replace("ml.g4dn.xlarge", "ml.m5.xlarge"))
+
+
 def test_folder_is_answered_and_bad_images_are_named(
     gate: Gate, deploy: Deploy, project: Path, archive: Path, model: Path
 ) -> None:
@@ -42,9 +47,7 @@ def test_folder_is_answered_and_bad_images_are_named(
     for i in range(2):
         (photos / f"{i}.jpg").write_bytes(jpeg(i))
     (photos / "broken.jpg").write_bytes(b"no image")
-    (project / "deploy.toml").write_text(
-        (project / "deploy.toml").read_text().replace("ml.g4dn.xlarge", "ml.m5.xlarge")
-    )
+    on_a_cpu(project)
     code, out, err = deploy("batch", "photos", "--model", str(archive), "--yes", "--json")
     assert code == 1, err  # one of the images is bad
     answers = {Path(each["file"]).name: each for each in json.loads(out)["predictions"]}
@@ -61,6 +64,28 @@ def test_folder_is_answered_and_bad_images_are_named(
     assert not [item for item in bucket_keys() if f"/runs/{run.name}/" in item]
 
 
+def test_images_are_encrypted_with_the_users_key(
+    gate: Gate, deploy: Deploy, project: Path, archive: Path, model: Path
+) -> None:
+    answer = transformed(model)
+    encryption: list[tuple[str, str]] = []
+
+    def look(request: Body) -> None:
+        source = request["TransformInput"]["DataSource"]["S3DataSource"]["S3Uri"]
+        bucket, _, prefix = source.removeprefix("s3://").partition("/")
+        question = client("s3").head_object(Bucket=bucket, Key=f"{prefix}000000.jpg")
+        encryption.append((question.get("ServerSideEncryption", ""), question.get("SSEKMSKeyId", "")))
+        answer(request)
+
+    gate.after["CreateTransformJob"] = look
+    on_a_cpu(project)
+    set_settings(project, kms_key="alias/k")
+    (project / "photo.jpg").write_bytes(jpeg(0))
+    code, _, err = deploy("batch", "photo.jpg", "--model", str(archive), "--yes")
+    assert code == 0, err
+    assert encryption == [("aws:kms", "alias/k")]
+
+
 def test_s3_prefix_is_taken_as_it_is(gate: Gate, deploy: Deploy, archive: Path) -> None:
     code, out, err = deploy("batch", "s3://photos/2026", "--model", str(archive), "--dry-run")
     assert code == 2
@@ -69,9 +94,7 @@ def test_s3_prefix_is_taken_as_it_is(gate: Gate, deploy: Deploy, archive: Path) 
 
 
 def test_failed_batch_names_its_reason(gate: Gate, deploy: Deploy, project: Path, archive: Path) -> None:
-    (project / "deploy.toml").write_text(
-        (project / "deploy.toml").read_text().replace("ml.g4dn.xlarge", "ml.m5.xlarge")
-    )
+    on_a_cpu(project)
 
     def failed(body: Body) -> Body:
         request = gate.bodies("CreateTransformJob")[0]
@@ -94,11 +117,6 @@ def test_failed_batch_names_its_reason(gate: Gate, deploy: Deploy, project: Path
         "s3://photos/2026/"
     )
     assert only_run(project).record().status == Status.FAILED
-
-
-def on_a_cpu(project: Path) -> None:
-    text = (project / "deploy.toml").read_text()
-    (project / "deploy.toml").write_text(text.replace("ml.g4dn.xlarge", "ml.m5.xlarge"))
 
 
 def bucket_keys() -> list[str]:

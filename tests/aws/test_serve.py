@@ -273,14 +273,16 @@ def test_async_endpoint_answers_through_s3_and_wakes_up_by_an_alarm(
 
     def invoke(headers: dict[str, str]) -> tuple[str, str]:
         bucket, _, key = headers["X-Amzn-SageMaker-InputLocation"][5:].partition("/")
-        image = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+        found = s3.get_object(Bucket=bucket, Key=key)
+        assert found["ServerSideEncryption"] == "aws:kms"
+        image = found["Body"].read()
         status, content = answers(image, headers)
         folder = "good" if status == 200 else "failed"
         s3.put_object(Bucket=bucket, Key=f"async/{folder}/{key}", Body=content)
         return f"s3://{bucket}/async/good/{key}", f"s3://{bucket}/async/failed/{key}"
 
     gate.invoke_async = invoke
-    set_settings(project, variant="async", min_instances=0, max_instances=2)
+    set_settings(project, variant="async", min_instances=0, max_instances=2, kms_key="alias/k")
     code, _, err = deploy("serve", str(archive), "--yes")
     assert code == 0, err
     alarms = {alarm["AlarmName"]: alarm for alarm in client("cloudwatch").describe_alarms()["MetricAlarms"]}

@@ -21,7 +21,7 @@ from image_classifier.launch.sagemaker.requests import Place, Request, job_name
 from image_classifier.launch.sagemaker.serve import MODELS, publish
 from image_classifier.launch.sagemaker.session import Session
 from image_classifier.launch.sagemaker.train import detached, dry_place, failing, save_requests, show_requests
-from image_classifier.launch.sagemaker.upload import download, ensure_bucket, file_uri, list_objects, split_uri
+from image_classifier.launch.sagemaker.upload import download, ensure_bucket, file_uri, list_objects, put, split_uri
 from image_classifier.launch.sagemaker.watch import watch, when_ready
 from image_classifier.launch.settings import Settings
 from image_classifier.vision import artifact
@@ -159,7 +159,7 @@ def _answers(run: Run, session: Session) -> Iterator[Answer]:
 def _upload(session: Session, files: Sequence[Path], place: Place) -> dict[str, str]:
     """Sends what can be read, made smaller where it must be; returns file -> why not for the rest. Raises AwsError."""
     ensure_bucket(session)
-    bucket, folder = split_uri(questions(place))
+    _, folder = split_uri(questions(place))
 
     def send(numbered: tuple[int, Path]) -> str:
         i, file = numbered
@@ -168,7 +168,7 @@ def _upload(session: Session, files: Sequence[Path], place: Place) -> dict[str, 
             decode(body)
         except (ImageError, RequestError) as error:
             return error.message
-        session.call("s3", "put_object", Bucket=bucket, Key=folder + _key(i, file), Body=body)
+        put(session, folder + _key(i, file), body)
         return ""
 
     with ThreadPoolExecutor(THREADS) as threads:

@@ -19,6 +19,7 @@ class LogTail:
         self._group = group
         self._prefix = prefix
         self._tokens: dict[str, str] = {}
+        self._read: list[str] = []  # and not yet handed out
 
     def lines(self) -> list[str]:
         """What was logged since the last call. Raises AwsError; nothing is lost by it."""
@@ -31,10 +32,12 @@ class LogTail:
                 return []
             raise
         names = sorted(stream["logStreamName"] for stream in streams)
-        return [line for name in names for line in self._new_lines(name, label=len(names) > 1)]
+        for name in names:
+            self._read_on(name, label=len(names) > 1)
+        found, self._read = self._read, []
+        return found
 
-    def _new_lines(self, stream: str, *, label: bool) -> list[str]:
-        found = []
+    def _read_on(self, stream: str, *, label: bool) -> None:
         while True:
             token = self._tokens.get(stream)
             page = self._session.call(
@@ -46,10 +49,10 @@ class LogTail:
                 **({"nextToken": token} if token else {}),
             )
             lines = [line for event in page["events"] for line in event["message"].splitlines()]
-            found += [f"{_host(stream)} {line}" if label else line for line in lines]
+            self._read += [f"{_host(stream)} {line}" if label else line for line in lines]
             self._tokens[stream] = page["nextForwardToken"]
             if not page["events"] or page["nextForwardToken"] == token:
-                return found
+                return
 
 
 def _host(stream: str) -> str:

@@ -12,7 +12,7 @@ from image_classifier.contract.errors import PlatformError
 from image_classifier.launch.client import Connection, Ranking, read_answer, read_refusal, refused
 from image_classifier.launch.sagemaker.failures import MISSING, AwsError, translated
 from image_classifier.launch.sagemaker.session import Session
-from image_classifier.launch.sagemaker.upload import split_uri
+from image_classifier.launch.sagemaker.upload import put, split_uri
 from image_classifier.vision.artifact import Artifact, check_answer
 from image_classifier.vision.manifest import GoldenSample
 
@@ -69,7 +69,7 @@ class RemoteClient(Connection):
         """Puts the image into the bucket, and waits for the answer beside it."""
         session = self._session
         key = f"{session.settings.prefix.strip('/')}/questions/{uuid.uuid4().hex}"
-        session.call("s3", "put_object", Bucket=session.bucket, Key=key, Body=image)
+        put(session, key, image)
         try:
             where = f"s3://{session.bucket}/{key}"
             reply = session.call("sagemaker-runtime", "invoke_endpoint_async", InputLocation=where, **options)

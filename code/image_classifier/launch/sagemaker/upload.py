@@ -103,7 +103,7 @@ def read_data_set(folders: ImageFolders) -> DataSet:
 
 def upload_data_set(session: Session, data: DataSet, progress: Callable[[Sent], None]) -> Sent:
     """Puts a data set where `DataSet.uris` says. Raises AwsError; what arrived is not sent again next time."""
-    bucket, folder = session.bucket, f"{session.settings.prefix.strip('/')}/data/{data.fingerprint}"
+    folder = f"{session.settings.prefix.strip('/')}/data/{data.fingerprint}"
     sent = Sent(total=len(data.files), total_bytes=data.size)
     ensure_bucket(session)
     if _exists(session, f"{folder}/{INDEX}"):
@@ -132,8 +132,13 @@ def upload_data_set(session: Session, data: DataSet, progress: Callable[[Sent], 
             raise
     index = {file.key: file.sha256 for file in data.files}
     body = json.dumps(index, ensure_ascii=False).encode()
-    session.call("s3", "put_object", Bucket=bucket, Key=f"{folder}/{INDEX}", Body=body, **_put_options(session))
+    put(session, f"{folder}/{INDEX}", body)
     return sent
+
+
+def put(session: Session, key: str, body: Any, **options: Any) -> None:
+    """Puts an object into our bucket, encrypted as the settings say. `body`: bytes or an open file. Raises AwsError."""
+    session.call("s3", "put_object", Bucket=session.bucket, Key=key, Body=body, **options, **_put_options(session))
 
 
 def upload_file(session: Session, path: Path, folder: str) -> str:
@@ -220,15 +225,7 @@ def _place(session: Session, file: DataFile, key: str, source: str | None) -> bo
         return False
     checksum = base64.b64encode(bytes.fromhex(file.sha256)).decode()
     with file.path.open("rb") as body:
-        session.call(
-            "s3",
-            "put_object",
-            Bucket=session.bucket,
-            Key=key,
-            Body=body,
-            ChecksumSHA256=checksum,
-            **_put_options(session),
-        )
+        put(session, key, body, ChecksumSHA256=checksum)
     return True
 
 

@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 LOCKS := torch train serve deploy dev
 export PYTHONPATH := code
 
-.PHONY: help demo test unit lint types check build push smoke lock bench clean
+.PHONY: help setup demo test unit lint types check build push smoke lock bench clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,15 +18,10 @@ help: ## print this list
 # Built once, and again only when the lock changes: the stamp carries the lock's checksum.
 STAMP := $(VENV)/.lock-$(shell cksum < requirements/dev.txt | cut -d' ' -f1)
 $(STAMP): requirements/dev.txt
-	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON) on this machine"; \
-	  echo "hint: install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3"; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "error: $$($(PYTHON) --version) is too old, 3.11 or newer is needed"; \
-	  echo "hint: name another one: make PYTHON=/path/to/python3.11"; exit 1; }
-	@echo "setting up $(VENV) from requirements/dev.txt: 6 GB of packages, a few minutes, once"
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@requirements/setup.sh $(VENV) $(PYTHON)
 	@rm -f $(VENV)/.lock-* && touch $@
+
+setup: $(STAMP) ## only make the environment: .venv
 
 # One thread: images this small gain little from more, and lose much where other programs use the cores.
 demo: $(STAMP) ## the main job on this machine: sample images -> tuned -> trained -> served -> predicted

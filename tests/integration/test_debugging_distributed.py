@@ -1,22 +1,41 @@
-"""Two processes that train together: what is recorded of the gradients is their mean, which the optimiser uses."""
+"""Two processes that train together: what is recorded of the gradients, and of who waits for whom."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from tests.integration import test_distributed as two
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from image_classifier.debugging.recorder import Recorder
+from image_classifier.debugging.report import gather
 from image_classifier.debugging.rundata import RunData
-from image_classifier.debugging.schema import JobFacts, read_statistics, read_steps
+from image_classifier.debugging.schema import STEPS_FILE, JobFacts, of_rank, read_statistics, read_steps
 from image_classifier.debugging.sinks import JsonLines
+from image_classifier.vision.sample_data import make_sample_data
 
 SIZE = 2
+SLOW_S = 0.4
+SCRIPT = f"""
+import builtins, os, sys, time
+sys.path.insert(0, {str(two.SCRIPT.parent)!r})
+from image_classifier.training import loop
+from image_classifier.training.main import main
+
+def slow_next(batches, *default):
+    time.sleep({SLOW_S} if os.environ["RANK"] == "1" else 0)
+    return builtins.next(batches, *default)
+
+loop.next = slow_next
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def work(rank: int, folder: Path) -> None:
@@ -46,12 +65,40 @@ def work(rank: int, folder: Path) -> None:
     recorder.end_step(loss, logits, labels)
     recorder.close()
     (folder / f"local-{rank}.json").write_text(json.dumps(local.tolist()))
+    (folder / f"reduced-{rank}.json").write_text(json.dumps(model[1].weight.grad.tolist()))
     dist.destroy_process_group()
 
 
 def test_recorded_gradients_are_those_after_the_all_reduce(tmp_path: Path) -> None:
     mp.start_processes(work, (tmp_path,), nprocs=SIZE, start_method="fork")
-    mean = sum(torch.tensor(json.loads((tmp_path / f"local-{rank}.json").read_text())) for rank in range(SIZE)) / SIZE
+
+    def read(name: str, rank: int) -> torch.Tensor:
+        return torch.tensor(json.loads((tmp_path / f"{name}-{rank}.json").read_text()))
+
+    mean = torch.stack([read("local", rank) for rank in range(SIZE)]).mean(0)
+    assert not torch.allclose(read("local", 0), read("local", 1))
+    assert torch.equal(read("reduced", 0), read("reduced", 1))
+    assert torch.allclose(read("reduced", 0), mean)
     (record,) = read_statistics(tmp_path)
     assert torch.isclose(torch.tensor(record.gradients["1.weight"]["l2"]), torch.linalg.vector_norm(mean))
     assert [len(read_steps(tmp_path, rank)) for rank in range(SIZE)] == [1, 1]
+
+
+def test_a_process_that_is_slow_to_load_its_data_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes as on two hosts; SageMaker puts the output of both into one archive."""
+    data = tmp_path / "images"
+    make_sample_data(data, num_classes=2, train_per_class=8, valid_per_class=2, test_per_class=2, size=48)
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    monkeypatch.setattr(two, "SCRIPT", script)
+    processes = two.start(tmp_path / "job", data, data, profile="True", trace_steps="0")
+    logs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], logs
+    first, second = (two.host(tmp_path / "job", rank) for rank in range(SIZE))
+    name = of_rank(STEPS_FILE, 1)
+    shutil.copy(second.output_data / name, first.output_data / name)
+    found = gather(first.base)["processes"]
+    assert found["slowest"]["rank"] == 1
+    assert found["slowest"]["behind_s"] > SLOW_S / 2
+    waits = [row["phases"]["sync_s"] for row in found["rows"]]
+    assert waits[0] > SLOW_S / 2 > waits[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
 
 import pytest
@@ -110,6 +111,40 @@ def test_every_kind_of_network_is_recorded(kind: str, caplog: pytest.LogCaptureF
     assert [name for name, _ in run.tensors("activations", "input_std")] == ["2_output_0"]
 
 
+def seen(model: nn.Module) -> dict[tuple[str, str, str], list[float]]:
+    """Everything that is recorded of two steps."""
+    recorder = recorder_for(model)
+    train(model, recorder)
+    run = recorder.run
+    assert run is not None
+    return {
+        (kind, name, statistic): series.values.tolist()
+        for kind in run.kinds()
+        for name, _ in run.tensors(kind, {"inputs": "mean", "activations": "input_std"}.get(kind, "abs_mean"))
+        for statistic, series in run.statistics(kind, name).items()
+    }
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "channels_last",
+        "EMA",
+        "compiled",
+        pytest.param("inductor", marks=pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs g++")),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # inductor's own
+def test_the_kind_of_network_does_not_change_what_is_seen(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    plain = seen(network())
+    assert {kind for kind, _, _ in plain} == {"gradients", "weights", "activations", "inputs"}
+    others = seen(torch.compile(network()) if kind == "inductor" else MODELS[kind]())  # type: ignore[arg-type]
+    assert warnings_of_ours(caplog) == []
+    assert others.keys() == plain.keys()
+    for key, values in plain.items():
+        assert others[key] == pytest.approx(values, rel=1e-3, abs=1e-6), key
+
+
 def test_bf16_autocast_and_accumulated_gradients_are_recorded(caplog: pytest.LogCaptureFixture) -> None:
     model = network()
     recorder = recorder_for(model, bf16=True)
@@ -119,6 +154,7 @@ def test_bf16_autocast_and_accumulated_gradients_are_recorded(caplog: pytest.Log
     assert len(recorder.run.step("train", "loss")) == 2
     gradients = dict(recorder.run.tensors("gradients", "l2"))
     assert gradients["4.weight"].values[-1] == pytest.approx(float(model[4].weight.grad.norm()))  # type: ignore[index]
+    assert [len(series) for _, series in recorder.run.tensors("activations", "abs_max")] == [2]
 
 
 def test_a_network_copied_while_it_is_watched_stays_apart() -> None:

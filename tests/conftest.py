@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from image_classifier.debugging.smdebug_loading import make_importable
+
+make_importable()  # some tests read with smdebug itself
 # Networks this small gain nothing from more threads, and lose much where the cores are shared with others.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

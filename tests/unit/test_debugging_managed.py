@@ -8,8 +8,8 @@ import botocore.session
 import pytest
 from botocore.validate import ParamValidator
 
-from image_classifier.debugging.managed import managed_debugger
-from image_classifier.debugging.rules import RULES, parse_rules
+from image_classifier.debugging.managed import MANAGED, managed_debugger
+from image_classifier.debugging.rules import RULE_BY_NAME, RULES, parse_rules
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # botocore's own
 IMAGE = "503895931360.dkr.ecr.us-east-1.amazonaws.com/sagemaker-debugger-rules:latest"
@@ -39,6 +39,12 @@ def test_all_rules_of_the_table_are_emitted() -> None:
     expected = {rule.__name__.replace("StalledTraining", "StalledTrainingRule") for rule in RULES}
     assert set(emitted) == expected
     assert len(emitted) == len(expected)
+
+
+def test_every_tensor_rule_of_the_table_has_its_counterpart_and_no_other_rule_is_named() -> None:
+    assert MANAGED.keys() <= RULE_BY_NAME.keys()
+    assert {rule.__name__ for rule in RULES if rule.about == "tensors"} <= MANAGED.keys()
+    assert all(hasattr(RULE_BY_NAME[name], ours) for name, each in MANAGED.items() for ours in each.fields.values())
 
 
 @pytest.mark.parametrize("rule", [rule.__name__ for rule in RULES if rule.about == "tensors"])

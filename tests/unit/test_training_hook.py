@@ -14,6 +14,7 @@ from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ConfigError
 from image_classifier.contract.paths import MlPaths
 from image_classifier.debugging.observer import Observer
+from image_classifier.training.device import describe_device
 from image_classifier.training.hook import SmdebugSink
 from image_classifier.training.observe import Watched, make_hook
 from image_classifier.training.stop import StopFlag
@@ -209,3 +210,9 @@ def test_a_new_attempt_sees_the_steps_of_the_one_before(paths: MlPaths) -> None:
 
     assert len(read_files(paths.output).step("train", "loss")) == 3
     assert len(read_files(paths.output, before={"train": 2, "eval": 0, "test": 0}).step("train", "loss")) == 2
+
+
+def test_a_device_is_described_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    for threads, words in ((1, "CPU, 1 thread"), (2, "CPU, 2 threads")):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert describe_device(torch.device("cpu")) == words

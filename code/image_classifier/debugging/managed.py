@@ -13,17 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from image_classifier.debugging.rules.base import Rule
-from image_classifier.debugging.rules.classes import CheckInputImages, ClassImbalance
-from image_classifier.debugging.rules.losses import LossNotDecreasing, Overfit, Overtraining, StalledTraining
-from image_classifier.debugging.rules.tensors import (
-    AllZero,
-    DeadRelu,
-    ExplodingTensor,
-    PoorWeightInitialization,
-    UnchangedTensor,
-    VanishingGradient,
-    WeightUpdateRatio,
-)
 
 LOCAL_TENSORS = "/opt/ml/output/tensors"  # where a job's hook writes, and SageMaker uploads from
 PROFILING_INTERVAL_MS = 1000  # one of the six values the API takes
@@ -60,42 +49,43 @@ def _reads(*collections: str) -> dict[str, str]:
     return {"collection_names": ",".join(collections)}
 
 
-MANAGED: Mapping[type[Rule], Managed] = {
-    ExplodingTensor: Managed(
+# of every tensor rule, by its name in the rule table; the others are called as ours and need no tensors
+MANAGED: Mapping[str, Managed] = {
+    "ExplodingTensor": Managed(
         collections=("losses", "gradients", "weights"),
         fields={"only_nan": "only_nan"},
         constants=_reads("losses", "gradients", "weights"),
     ),
-    LossNotDecreasing: Managed(
+    "LossNotDecreasing": Managed(
         collections=("losses",),
         fields={"num_steps": "literal_steps", "diff_percent": "diff_percent"},
         constants=_reads("losses"),
     ),
-    VanishingGradient: Managed(collections=("gradients",), fields={"threshold": "threshold"}),
-    PoorWeightInitialization: Managed(
+    "VanishingGradient": Managed(collections=("gradients",), fields={"threshold": "threshold"}),
+    "PoorWeightInitialization": Managed(
         collections=("losses", "gradients", "relu_input"),
         constants={"activation_inputs_regex": COLLECTIONS["relu_input"]},
     ),
-    DeadRelu: Managed(collections=("relu_output",), constants={"tensor_regex": COLLECTIONS["relu_output"]}),
-    WeightUpdateRatio: Managed(collections=("weights",), fields={"small_threshold": "small"}),
-    UnchangedTensor: Managed(collections=("weights",), constants=_reads("weights")),
-    AllZero: Managed(collections=("gradients", "weights"), constants=_reads("gradients", "weights")),
-    Overfit: Managed(collections=("losses",), fields={"patience": "patience", "ratio_threshold": "ratio"}),
-    Overtraining: Managed(
+    "DeadRelu": Managed(collections=("relu_output",), constants={"tensor_regex": COLLECTIONS["relu_output"]}),
+    "WeightUpdateRatio": Managed(collections=("weights",), fields={"small_threshold": "small"}),
+    "UnchangedTensor": Managed(collections=("weights",), constants=_reads("weights")),
+    "AllZero": Managed(collections=("gradients", "weights"), constants=_reads("gradients", "weights")),
+    "Overfit": Managed(collections=("losses",), fields={"patience": "patience", "ratio_threshold": "ratio"}),
+    "Overtraining": Managed(
         collections=("losses",),
         fields={"patience_train": "patience_train", "patience_validation": "patience_valid", "delta": "delta"},
     ),
-    ClassImbalance: Managed(
+    "ClassImbalance": Managed(
         collections=("labels", "predictions"),
         fields={"threshold_imbalance": "imbalance", "threshold_misprediction": "error"},
         constants={"labels_regex": COLLECTIONS["labels"], "predictions_regex": COLLECTIONS["predictions"]},
     ),
-    CheckInputImages: Managed(
+    "CheckInputImages": Managed(
         collections=("input_images",),
         fields={"threshold_samples": "samples"},
         constants={"regex": COLLECTIONS["input_images"], "channel": "1"},
     ),
-    StalledTraining: Managed(fields={"threshold": "threshold_s"}, name="StalledTrainingRule"),
+    "StalledTraining": Managed(fields={"threshold": "threshold_s"}, name="StalledTrainingRule"),
 }
 
 
@@ -117,7 +107,7 @@ def managed_debugger(
     tensor_rules, system_rules = [], []
     collections: dict[str, None] = {"losses": None}
     for rule in rules:
-        managed = MANAGED.get(type(rule), Managed())
+        managed = MANAGED.get(rule.name, Managed())
         name = managed.name or rule.name
         fields = {theirs: _text(getattr(rule, ours)) for theirs, ours in managed.fields.items()}
         configuration = {
@@ -125,7 +115,7 @@ def managed_debugger(
             "RuleEvaluatorImage": evaluator_image,
             "RuleParameters": {"rule_to_invoke": name, **fields, **managed.constants},
         }
-        if type(rule) in MANAGED:
+        if rule.name in MANAGED:
             tensor_rules.append(configuration)
             collections |= dict.fromkeys(managed.collections)
         elif framework_metrics or name not in FRAMEWORK_RULES:

@@ -30,4 +30,5 @@ def describe_device(device: torch.device) -> str:
     """For the log: the GPU's name, or the number of CPU threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
+    num_threads = torch.get_num_threads()
+    return f"CPU, {num_threads} {'thread' if num_threads == 1 else 'threads'}"

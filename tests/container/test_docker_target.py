@@ -86,6 +86,29 @@ def test_nothing_is_left_running_when_the_launcher_is_killed(folder: Path) -> No
     assert list((run / "checkpoints").iterdir())
 
 
+def test_a_container_that_outlived_its_guard_is_removed_before_the_run_goes_on(folder: Path) -> None:
+    arguments = ["train", "--name", "alone", "--epochs", "20", "--batch-size", "4", *TINY]
+    log = folder / "alone.log"
+    with log.open("w") as output:
+        launcher = psutil.Popen(
+            command("docker", *arguments),
+            cwd=folder,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=output,
+            stderr=output,
+        )
+    wait_until(lambda: "epoch 1/20" in log.read_text() or launcher.poll() is not None)
+    for process in [*launcher.children(recursive=True), launcher]:  # the guard cannot act either
+        process.kill()
+    launcher.wait()
+    (left,) = containers()
+    (run,) = (folder / "runs").glob("train-*-alone")
+    deploy(folder, "docker", "train", "--resume", run.name)
+    assert not containers()
+    assert (run / "model.tar.gz").is_file()
+    assert docker("inspect", left, check=False).returncode != 0
+
+
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():

@@ -79,5 +79,20 @@ def test_two_containers_on_one_network_train_together(
     assert json.loads((jobs["algo-1"].output_data / "metrics.json").read_text())["images"]["train"] == 16
 
 
+def test_sigterm_ends_the_wait_for_a_host_that_never_comes(
+    images: None, tmp_path: Path, data: Path, request: pytest.FixtureRequest
+) -> None:
+    network = f"classifier-{uuid.uuid4().hex[:8]}"
+    docker("network", "create", network)
+    request.addfinalizer(lambda: docker("network", "rm", network))
+    paths = make_job(tmp_path / "algo-1", data, hosts=("algo-1", "algo-2"))
+    flags = [*train_flags(paths), *member(network, "algo-1"), "--add-host", "algo-2:192.0.2.1"]
+    with container(TRAIN, "train", *flags) as job:
+        job.wait_for("processes: 1 of 2 are here")
+        assert job.stop(20) == 143, job.log  # 137 if it had not ended by itself
+    expected = "stopped by SIGTERM while waiting for the other processes (1 of 2 are here)"
+    assert paths.failure.read_text().startswith(expected)
+
+
 def member(network: str, host: str) -> tuple[str, ...]:
     return ("--network", network, "--network-alias", host)

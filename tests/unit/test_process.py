@@ -124,6 +124,20 @@ def test_killed_guard_takes_the_program_along(tmp_path: Path) -> None:
         assert wait_until_gone(program)
 
 
+def test_what_comes_after_a_job_is_done_when_it_has_ended_and_when_it_was_killed(tmp_path: Path) -> None:
+    for program, kill in (("pass", False), (DEAF, True)):
+        done = tmp_path / f"done-{kill}"
+        after = [sys.executable, "-c", f"import pathlib; pathlib.Path({str(done)!r}).touch()"]
+        command = [sys.executable, "-c", program]
+        with Job.start(command, env=os.environ, cwd=tmp_path, log=tmp_path / "log", after=after) as job:
+            if kill:
+                child_of(job)
+                assert not done.exists()
+                job.kill()
+            assert follow(job, lambda line: None, Interrupts()) == (137 if kill else 0)
+        assert done.exists()
+
+
 def test_program_that_cannot_be_started_is_a_failure_of_the_job(tmp_path: Path) -> None:
     with pytest.raises(PlatformError, match="cannot start"):
         Job.start(["x"], env={}, cwd=tmp_path / "nowhere", log=tmp_path / "log")

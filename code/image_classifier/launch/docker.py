@@ -1,7 +1,9 @@
 """Jobs in the two images instead of processes: the same run folders, mounted where SageMaker puts /opt/ml.
 
 The Docker client runs under the same guard as a local job and passes SIGTERM on to the container, so stopping, logs
-and exit codes are those of `local`. The container runs as this user, so that the run folder stays ours.
+and exit codes are those of `local`. A container does not end with its client: the guard removes it. Should the guard be
+killed too, the container is found by its label before the run is started again. It runs as this user, so that the run
+folder stays ours.
 """
 
 from __future__ import annotations
@@ -17,25 +19,16 @@ from typing import Literal
 from image_classifier.contract.endpoint import PORT_VARIABLE
 from image_classifier.contract.errors import PlatformError
 from image_classifier.contract.paths import DEFAULT_BASE_DIR, MlPaths
-from image_classifier.launch import local
+from image_classifier.launch import local, render
 from image_classifier.launch.process import Job
 from image_classifier.launch.runs import Run
 from image_classifier.launch.sagemaker.images import IMAGES_FILE
 from image_classifier.launch.settings import NAMED_WEIGHTS
 
 SHARED_MEMORY = "1g"  # for the data loading processes; Docker's default of 64 MB holds three batches
+RUN_LABEL = "image-classifier.run"  # the run's folder
+REMOVE = ("rm", "--force", "--volumes")
 Kind = Literal["train", "serve"]
-
-
-class ContainerJob(Job):
-    """A container and the client in its foreground."""
-
-    container = ""
-
-    def kill(self) -> None:
-        """Ends the client, and the container, which does not end with it."""
-        super().kill()
-        _docker("rm", "--force", "--volumes", self.container)
 
 
 def require_images() -> None:
@@ -92,10 +85,14 @@ def start_server(run: Run, *, host: str, port: int) -> Job:
 
 def _start(run: Run, kind: Kind, flags: list[str]) -> Job:
     name = f"classifier-{kind}-{secrets.token_hex(6)}"
+    label = f"{RUN_LABEL}={run.path}"
+    if left := _docker("ps", "--all", "--quiet", "--filter", f"label={label}").stdout.split():
+        render.warn(f"an earlier start of {run.name} had left its container running: it is removed")
+        _docker(*REMOVE, *left)
     user = f"{os.getuid()}:{os.getgid()}"
-    command = ["docker", "run", "--rm", "--name", name, "--user", user, *_gpu_flags(), *flags, image(kind), kind]
-    job = ContainerJob.start(command, env=os.environ, cwd=run.path, log=run.log)
-    job.container = name
+    own = ["--rm", "--name", name, "--label", label, "--user", user]
+    command = ["docker", "run", *own, *_gpu_flags(), *flags, image(kind), kind]
+    job = Job.start(command, env=os.environ, cwd=run.path, log=run.log, after=["docker", *REMOVE, name])
     run.begin(job.pid)
     return job
 

@@ -1,16 +1,18 @@
 """A small program between the launcher and a job, which sees to it that nothing of the job outlives either of them.
 
-    python guard.py GRACE_S PROGRAM [ARGUMENT...]
+    python guard.py GRACE_S AFTER PROGRAM [ARGUMENT...]
 
 It starts PROGRAM and reads orders from standard input, one byte each: T stops the program (SIGTERM to it alone, as
 SageMaker does), K kills it with everything it started. The end of the input means that the launcher is gone, even by
 SIGKILL: the program is stopped, and killed after GRACE_S seconds. When the program ends, what it left running is
-killed, and the guard exits with its status (128 + N after signal N). Run by its path: it imports nothing of ours.
+killed, AFTER is run (a command as a JSON list, which may be empty), and the guard exits with the program's status
+(128 + N after signal N). Run by its path: it imports nothing of ours.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -24,6 +26,7 @@ import psutil
 STOP = b"T"
 KILL = b"K"
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
+_killing = threading.Lock()
 
 
 def main(argv: list[str]) -> int:
@@ -32,10 +35,14 @@ def main(argv: list[str]) -> int:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _pass)  # a handler, not SIG_IGN: the program must not inherit it
-    program = subprocess.Popen(argv[1:], stdin=subprocess.DEVNULL)
-    threading.Thread(target=_obey, args=(program, float(argv[0])), daemon=True).start()
+    grace_s, after, command = float(argv[0]), json.loads(argv[1]), argv[2:]
+    program = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    threading.Thread(target=_obey, args=(program, grace_s), daemon=True).start()
     status = program.wait()
-    _kill_descendants()
+    with _killing:  # an order to kill must not hit what comes after
+        _kill_descendants()
+        if after:
+            subprocess.run(after, check=False, stdin=subprocess.DEVNULL, capture_output=True)
     return status if status >= 0 else 128 - status
 
 
@@ -44,10 +51,12 @@ def _obey(program: subprocess.Popen[bytes], grace_s: float) -> None:
         if order == STOP:
             program.terminate()
         elif order == KILL:
-            _kill_descendants()
+            with _killing:
+                _kill_descendants()
     program.terminate()
     time.sleep(grace_s)
-    _kill_descendants()
+    with _killing:
+        _kill_descendants()
 
 
 def _kill_descendants() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -30,13 +31,18 @@ class Job:
         self._rest = b""
 
     @classmethod
-    def start(cls, command: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Path) -> Self:
+    def start(
+        cls, command: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Path, after: Sequence[str] = ()
+    ) -> Self:
         """Starts `command`; its output is appended to `log`, from where `lines` reads it.
+
+        Args:
+            after: a command that is run when `command` has ended or was killed, also when this process is gone.
 
         Raises:
             PlatformError: the program or the log cannot be opened.
         """
-        guarded = [sys.executable, "-P", guard.__file__, str(GRACE_S), *command]
+        guarded = [sys.executable, "-P", guard.__file__, str(GRACE_S), json.dumps(after), *command]
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("ab") as output:

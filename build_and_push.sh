@@ -9,7 +9,7 @@
 #   REGISTRY            push to this registry instead of ECR, e.g. registry.example.com/team (log in yourself)
 #   REPOSITORY_PREFIX   images are named PREFIX-train and PREFIX-serve            (image-classifier)
 #   CUDA                13, or 12 for drivers older than 580                      (13)
-#   IMAGENET_WEIGHTS    none; download; or file: weights/resnet50-*.pth           (none)
+#   IMAGENET_WEIGHTS    none; download; or file: weights/resnet50-11ad3fa6.pth    (none)
 #   BASE_IMAGE          a Debian with Python 3.11 in its packages                 (debian:bookworm-slim)
 #   TRIM                --no-stubs keeps every CUDA library (see docker/trim.py)
 #   TAG                 instead of the git revision
@@ -29,7 +29,8 @@ check_docker() {
     "start it, or on a bare Debian machine run docker/ci-engine.sh"
 }
 
-# The revision, and for a changed tree a mark with the change's checksum: the same tag is always the same source.
+# The revision, for a changed tree a mark with the change's checksum, and the settings that change what is in the images:
+# the same tag is always the same thing.
 revision() {
   local inputs=(code docker requirements .dockerignore) hash changes
   hash=$(git rev-parse --short=12 HEAD 2>/dev/null) || fail "this is not a git checkout" "set TAG"
@@ -39,7 +40,18 @@ revision() {
     } | sha256sum | cut -c 1-8)
     hash+=-dirty-$changes
   fi
+  [[ $WEIGHTS == none ]] || hash+=-imagenet
+  [[ -z ${TRIM:-} ]] || hash+=$TRIM
   echo "$hash$VARIANT"
+}
+
+check_weights() {
+  case $WEIGHTS in
+    none | download) ;;
+    file) [[ -f weights/$WEIGHTS_FILE ]] || fail "there is no weights/$WEIGHTS_FILE" \
+      "put it there: https://download.pytorch.org/models/$WEIGHTS_FILE" ;;
+    *) fail "IMAGENET_WEIGHTS is $WEIGHTS" "it is none, download or file" ;;
+  esac
 }
 
 build() {
@@ -48,13 +60,26 @@ build() {
   [[ -n ${CA_BUNDLE:-} ]] && flags+=(--secret "id=ca_bundle,src=$CA_BUNDLE")
   [[ -n ${BUILD_NETWORK:-} ]] && flags+=(--network "$BUILD_NETWORK")
   [[ -n ${BASE_IMAGE:-} ]] && flags+=(--build-arg "BASE_IMAGE=$BASE_IMAGE")
-  [[ $kind == train ]] && flags+=(--build-arg "IMAGENET_WEIGHTS=${IMAGENET_WEIGHTS:-none}")
+  [[ $kind == train ]] && flags+=(--build-arg "IMAGENET_WEIGHTS=$WEIGHTS")
   echo "building $name:$TAG"
   docker build --progress plain "${flags[@]}" --build-arg "TRIM=${TRIM:-}" \
     --build-arg "CUDA_VARIANT=$VARIANT" --build-arg "CUDA_MAJOR=$CUDA" --build-arg "REVISION=$TAG" \
     --file "docker/$kind/Dockerfile" --tag "$name:$TAG" --tag "$name:latest" . >"build/$kind.log" 2>&1 \
-    || { tail -n 20 "build/$kind.log" >&2; fail "$name could not be built" "the whole log is build/$kind.log"; }
+    || fail_build "$kind" "$name"
   record "$kind" image "$name:$TAG" cuda_major "$CUDA"
+}
+
+# What a step of ours, or the download, says in the log; else the log's last lines.
+fail_build() {
+  local log=build/$1.log problem
+  problem=$(sed -nE 's/^#[0-9]+ [0-9.]+ error: (.*)$/\1/p' "$log" | tail -n 1)
+  [[ -z $problem ]] || fail "$2 could not be built: $problem" "the whole log is $log"
+  if [[ $(<"$log") == *'Get "https://download.pytorch.org/'* ]]; then
+    fail "the ImageNet weights cannot be downloaded from download.pytorch.org" \
+      "put $WEIGHTS_FILE into weights/ and set IMAGENET_WEIGHTS=file"
+  fi
+  tail -n 20 "$log" >&2
+  fail "$2 could not be built" "the whole log is $log"
 }
 
 # Merge pairs of key and value into one image's entry of build/images.json, where deploy.py reads it.
@@ -154,11 +179,13 @@ for kind in "${KINDS[@]}"; do
 done
 PREFIX=${REPOSITORY_PREFIX:-image-classifier}
 CUDA=${CUDA:-13}
+WEIGHTS=${IMAGENET_WEIGHTS:-none} WEIGHTS_FILE=resnet50-11ad3fa6.pth   # torchvision's IMAGENET1K_V2
 case $CUDA in
   13) VARIANT="" ;;
   12) VARIANT=-cu12 ;;
   *) fail "there are no images for CUDA $CUDA" "CUDA is 13 or 12" ;;
 esac
+check_weights
 check_docker
 TAG=${TAG:-$(revision)}
 mkdir -p build

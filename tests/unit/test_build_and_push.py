@@ -179,3 +179,46 @@ def test_usage_is_printed_without_a_command(checkout: Checkout) -> None:
     assert done.returncode == 2
     assert "./build_and_push.sh push" in done.stdout
     assert "set -euo" not in done.stdout
+
+
+def test_a_setting_that_changes_an_image_changes_its_tag(checkout: Checkout) -> None:
+    """A tag is never overwritten in ECR: with one tag for both, the image of the first setting would be used."""
+    (checkout.root / "weights").mkdir()
+    (checkout.root / "weights" / "resnet50-11ad3fa6.pth").touch()
+    settings = ({}, {"IMAGENET_WEIGHTS": "file"}, {"IMAGENET_WEIGHTS": "file", "TRIM": "--no-stubs", "CUDA": "12"})
+    revision = checkout.git("rev-parse", "--short=12", "HEAD")
+    tags = [checkout.run("build", "train", **setting).stdout.strip().rpartition(":")[2] for setting in settings]
+    assert tags == [revision, f"{revision}-imagenet", f"{revision}-imagenet--no-stubs-cu12"]
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        (
+            '#20 ERROR: Get "https://download.pytorch.org/models/resnet50-11ad3fa6.pth": dial tcp: no such host',
+            "error: the ImageNet weights cannot be downloaded from download.pytorch.org\n"
+            "hint: put resnet50-11ad3fa6.pth into weights/ and set IMAGENET_WEIGHTS=file\n",
+        ),
+        (
+            "#11 3.996 error: resnet50-11ad3fa6.pth is damaged",
+            "error: image-classifier-train could not be built: resnet50-11ad3fa6.pth is damaged\n"
+            "hint: the whole log is build/train.log\n",
+        ),
+    ],
+)
+def test_a_build_that_fails_for_a_known_reason_says_it_in_a_sentence(
+    checkout: Checkout, log: str, message: str
+) -> None:
+    checkout.program("docker", f"[[ $1 != build ]] || {{ echo '{log}'; exit 1; }}")
+    done = checkout.run("build", "train", IMAGENET_WEIGHTS="download")
+    assert (done.returncode, done.stderr) == (1, message)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"), [("file", "there is no weights/resnet50-"), ("yes", "IMAGENET_WEIGHTS is yes")]
+)
+def test_weights_that_are_not_there_are_a_sentence(checkout: Checkout, weights: str, message: str) -> None:
+    done = checkout.run("build", IMAGENET_WEIGHTS=weights)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {message}")
+    assert "docker" not in checkout.calls.read_text()

@@ -289,3 +289,15 @@ def test_the_demo_asks_for_its_port_first(capsys: pytest.CaptureFixture[str]) ->
         assert free_port("127.0.0.1", port) > port
     assert f"error: port {port} on 127.0.0.1 is in use" in capsys.readouterr().err
     assert not Path("demo").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "tune"])
+def test_two_commands_cannot_go_on_with_one_run(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run = create_run(Path("runs"), command)
+    before = (run.path / "job.json").read_bytes()
+    with run.held():
+        assert main([command, "--resume", run.name]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {run.name} is still running\nhint: ")
+    assert (run.path / "job.json").read_bytes() == before
+    with run.held():  # the end of the block gives it back
+        pass

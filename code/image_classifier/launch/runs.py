@@ -16,13 +16,15 @@ failed: the truth is in the files and the process table, not in job.json alone.
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
 import os
 import re
 import subprocess
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -38,6 +40,7 @@ from image_classifier.contract.paths import MlPaths
 from image_classifier.launch.settings import General
 
 RECORD_NAME = "job.json"
+LOCK_NAME = ".lock"
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 SAME_START_S = 2.0  # the kernel's start times, read back, differ by rounding only
 
@@ -170,6 +173,23 @@ class Run:
         self.write(record)
         return record
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within the block no other command can go on with this run, not even one started in the same moment.
+
+        Raises:
+            ConfigError: another command has it.
+        """
+        with (self.path / LOCK_NAME).open("ab") as file:  # the lock ends with this process, however that ends
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise still_running(self) from None
+            except OSError as error:
+                if error.errno not in {errno.ENOLCK, errno.ENOTSUP}:  # a network disk without locks: go on without
+                    raise
+            yield
+
     def begin(self, *pids: int) -> None:
         """Notes a new attempt, run by this process and by `pids`."""
         processes = tuple((pid, start) for pid in (os.getpid(), *pids) if (start := _start_time(pid)) is not None)
@@ -203,6 +223,11 @@ class Run:
         except (OSError, ValueError):
             return {}
         return document if isinstance(document, dict) else {}
+
+
+def still_running(run: Run) -> ConfigError:
+    """The refusal to start a run's job twice."""
+    return ConfigError(f"{run.name} is still running", f"follow it with `deploy.py logs -f {run.typed}`")
 
 
 def create_run(runs_dir: Path, kind: str, name: str = "", **record: Any) -> Run:

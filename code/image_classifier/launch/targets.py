@@ -77,14 +77,17 @@ class Local(Target):
         from image_classifier.launch import tune
 
         starter, data = self.starter(), Path(self.settings.general.data)
-        return tune.run(tune.create(self.settings, data, self.runs_dir, name=name), starter=starter)
+        search = tune.create(self.settings, data, self.runs_dir, name=name)
+        with search.run.held():
+            return tune.run(search, starter=starter)
 
     def resume_tuning(self, run: Run, changes: Mapping[str, Value]) -> Found | None:
         from image_classifier.launch import tune
 
         _require_here(run)
         starter = self.starter()
-        return tune.run(tune.resume(run, changes), starter=starter)
+        with run.held():
+            return tune.run(tune.resume(run, changes), starter=starter)
 
     def train(self, name: str) -> Outcome | None:
         from image_classifier.launch import train
@@ -96,7 +99,9 @@ class Local(Target):
         from image_classifier.launch import train
 
         _require_here(run)
-        return train.resume(run, starter=self.starter())
+        starter = self.starter()
+        with run.held():
+            return train.resume(run, starter=starter)
 
     def serve(self, model: str) -> None:
         from image_classifier.launch import serve

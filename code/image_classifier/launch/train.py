@@ -14,7 +14,7 @@ from image_classifier.debugging.rules import parse_rules
 from image_classifier.launch import local, render
 from image_classifier.launch.process import Interrupts, follow
 from image_classifier.launch.progress import Progress, duration
-from image_classifier.launch.runs import ACTIVE, Run, Status, create_run
+from image_classifier.launch.runs import ACTIVE, Run, Status, create_run, still_running
 from image_classifier.launch.settings import NAMED_WEIGHTS
 from image_classifier.vision import artifact
 from image_classifier.vision.folders import ImageFolders, find_channels, scan
@@ -87,15 +87,16 @@ def train(
     local.require_free_disk(runs_dir)
     run = create_run(runs_dir, KIND, name, data=str(data.resolve()), config=config.to_hyperparameters())
     render.note(f"run {run.path}")
-    local.prepare_training(run, config, find_channels(data))
-    return _run_to_the_end(run, config, starter)
+    with run.held():
+        local.prepare_training(run, config, find_channels(data))
+        return _run_to_the_end(run, config, starter)
 
 
 def resume(run: Run, *, starter: local.Starter = local) -> Outcome:
     """Goes on with an interrupted or failed training where its checkpoint left off. Raises as `train`."""
     record = run.record()
     if record.status in ACTIVE:
-        raise ConfigError(f"{run.name} is still running", f"follow it with `deploy.py logs -f {run.typed}`")
+        raise still_running(run)
     if record.status == Status.COMPLETED:
         raise ConfigError(f"{run.name} has finished", f"serve its model with `deploy.py serve {run.typed}`")
     config = TrainConfig.from_hyperparameters(record.config)

@@ -23,7 +23,7 @@ from image_classifier.contract.search import Categorical, Integer, Range, parse_
 from image_classifier.launch import local, render
 from image_classifier.launch.process import POLL_S, Interrupts, Job
 from image_classifier.launch.progress import Progress
-from image_classifier.launch.runs import ACTIVE, Record, Run, Status, create_run, find_run, open_run
+from image_classifier.launch.runs import ACTIVE, Record, Run, Status, create_run, find_run, open_run, still_running
 from image_classifier.launch.settings import Settings, TuneSettings
 from image_classifier.launch.train import check_data, resolve_weights, silent_end
 from image_classifier.launch.trials import TRIALS, Found, TrialRow, objective_at_best, pick_best, write_results
@@ -72,7 +72,7 @@ def resume(run: Run, changes: Mapping[str, Value]) -> Search:
     """A search that goes on, with another number of trials or parallel jobs if `changes` says so."""
     record = run.record()
     if record.status in ACTIVE:
-        raise ConfigError(f"{run.name} is still running", f"follow it with `deploy.py logs -f {run.typed}`")
+        raise still_running(run)
     changed: dict[str, Any] = {key.removeprefix("tune."): value for key, value in changes.items()}
     space = parse_search_space(record.details["space"])
     tune = fit_trials(dataclasses.replace(TuneSettings(**record.details["tune"]), **changed), space)

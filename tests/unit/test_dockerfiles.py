@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -48,3 +49,17 @@ def test_an_image_lock_agrees_with_the_shared_layer(kind: str, variant: str) -> 
         return set(re.findall(r"^([a-z0-9.-]+==[^ \n]+)", text, flags=re.MULTILINE))
 
     assert pins("torch") <= pins(kind)
+
+
+@pytest.mark.parametrize(("variant", "major"), [("", "13"), ("-cu12", "12")])
+def test_a_variant_is_of_its_cuda_and_its_torch_was_examined_for_the_stubs(variant: str, major: str) -> None:
+    lock = (ROOT / "requirements" / f"torch{variant}.txt").read_text()
+    pins = dict(re.findall(r"^([a-z0-9-]+)==([^ ]+)", lock, flags=re.MULTILINE))
+    assert pins["torch"] in runpy.run_path(str(ROOT / "docker" / "trim.py"))["EXAMINED"]
+    suffixes = {name.rpartition("-")[2] for name in pins if re.search(r"-cu\d+$", name)}
+    assert suffixes == {f"cu{major}"}
+    runtime = next(version for name, version in pins.items() if name.startswith("nvidia-cuda-runtime"))
+    assert runtime.partition(".")[0] == major
+    for path in DOCKERFILES:
+        names = re.findall(r"COPY (requirements/\S+)", path.read_text())
+        assert [(ROOT / name.replace("${CUDA_VARIANT}", variant)).is_file() for name in names] == [True, True]

@@ -42,8 +42,21 @@ def read_files(folder: Path, before: Mapping[Mode, int] | None = None) -> RunDat
     Args:
         folder: output, or output/data, or the folder output.tar.gz was unpacked in.
         before: of each mode, only the steps below this; for a job that goes on from there.
+
+    Raises:
+        DataError: a file is damaged, by more than a line that was cut off, or from another version.
     """
     data = folder / "data" if (folder / "data").is_dir() else folder
+    try:
+        return _read_files(data, before)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"the recordings in {data} are damaged: {describe(error)}",
+            "`--tensors` judges by what smdebug saved instead",
+        ) from error
+
+
+def _read_files(data: Path, before: Mapping[Mode, int] | None) -> RunData:
     run = RunData(read_job(data) or JobFacts(config={}))
 
     def counts(mode: Mode, step: int) -> bool:

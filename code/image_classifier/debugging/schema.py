@@ -160,6 +160,8 @@ class SystemSample:
     def from_line(cls, line: str) -> SystemSample:
         """The inverse of `to_line`. Raises ValueError or KeyError on anything else."""
         row, _ = _DECODER.raw_decode(line)
+        if not math.isfinite(float(row["Value"])):
+            raise ValueError(f"{row['Dimension']} is {row['Value']}")
         return cls(
             type=sys.intern(row["Type"]),
             name=sys.intern(row["Name"]),
@@ -279,7 +281,8 @@ def read_steps(folder: Path, rank: int = 0) -> list[StepRecord]:
     rows: dict[str, dict[int, StepRecord]] = {}
     for row in _rows(folder / of_rank(STEPS_FILE, rank)):
         record = StepRecord(**row | {"mode": sys.intern(row["mode"])})
-        rows.setdefault(record.mode, {})[record.step] = record
+        if 0 <= record.seconds < math.inf and 0 <= record.time < math.inf:  # else damaged; a loss may be anything
+            rows.setdefault(record.mode, {})[record.step] = record
     return sorted((each for steps in rows.values() for each in steps.values()), key=lambda record: record.time)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from image_classifier.contract.config import TrainConfig
-from image_classifier.contract.errors import PlatformError, describe
+from image_classifier.contract.errors import ClassifierError, describe
 from image_classifier.contract.files import write_text
 from image_classifier.contract.paths import MlPaths
 from image_classifier.debugging.hang import HangWatch
@@ -80,7 +80,7 @@ def make_hook(watched: Watched, paths: MlPaths, stop: StopFlag, on_hang: Callabl
     try:
         run = prepare_run(watched, paths) if chief else None
         sinks: list[Sink] = [JsonLines(paths.output_data, watched.rank)]
-    except (OSError, PlatformError, ValueError, TypeError) as error:  # a full disk; files that another version wrote
+    except (OSError, ClassifierError, ValueError, KeyError, TypeError) as error:  # a full disk; another version's files
         log.warning("no observations: %s", describe(error))
         return Observer()
     members: list[Observer] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ THUMBNAIL_QUALITY = 72
 def per_class(sources: Sources) -> list[dict[str, Any]]:
     """Rows of per_class.csv with the 95 % interval of the recall, worst recall first."""
     rows = []
-    for name, images, precision, recall, f1 in _body(sources, "per_class.csv", "no test images were answered", 5):
-        low, high = wilson(float(recall) * int(images), int(images))
-        numbers = {"precision": float(precision), "recall": float(recall), "f1": float(f1), "low": low, "high": high}
-        rows.append({"class": name, "images": int(images), **numbers})
+    columns = (str, int, float, float, float)
+    for name, images, precision, recall, f1 in _body(sources, "per_class.csv", "no test images were answered", columns):
+        low, high = wilson(recall * images, images)
+        numbers = {"precision": precision, "recall": recall, "f1": f1, "low": low, "high": high}
+        rows.append({"class": name, "images": images, **numbers})
     return sorted(rows, key=lambda row: (row["recall"], row["f1"]))
 
 
@@ -38,7 +40,10 @@ def confusion(sources: Sources) -> dict[str, Any] | None:
     if len(table) < 3:
         return None
     classes = table[0][1:]
-    counts = [[int(value) for value in row[1:]] for row in table[1:]]
+    try:
+        counts = [[int(value) for value in row[1:]] for row in table[1:]]
+    except ValueError:
+        counts = []
     if any(len(row) != len(classes) for row in counts) or len(counts) != len(classes):
         sources.missing.append("confusion.csv: damaged")
         return None
@@ -70,9 +75,10 @@ def _most_confused(counts: Sequence[Sequence[int]]) -> list[int]:
 
 def mistakes(sources: Sources, pairs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The wrong answers that were given with the most confidence. Also gives each of `pairs` its example images."""
-    rows = _body(sources, "test_predictions.csv", "no single answers without test images", 4)
+    columns = (str, str, str, float)
+    rows = _body(sources, "test_predictions.csv", "no single answers without test images", columns)
     wrong: list[dict[str, Any]] = [
-        {"path": path, "true": label, "predicted": predicted, "probability": float(probability)}
+        {"path": path, "true": label, "predicted": predicted, "probability": probability}
         for path, label, predicted, probability in rows
         if label != predicted
     ]
@@ -112,6 +118,10 @@ def _thumbnail(path: Path) -> str | None:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _body(sources: Sources, name: str, what: str, columns: int) -> list[list[str]]:
-    """The rows below the header that have all their columns: the last line of a full disk may not."""
-    return [row for row in sources.table(name, what)[1:] if len(row) == columns]
+def _body(sources: Sources, name: str, what: str, columns: Sequence[type]) -> list[list[Any]]:
+    """The rows below the header whose columns are all there and of their types: a full disk's last line may not be."""
+    rows = []
+    for row in sources.table(name, what)[1:]:
+        with suppress(ValueError):
+            rows.append([kind(value) for kind, value in zip(columns, row, strict=True)])
+    return rows

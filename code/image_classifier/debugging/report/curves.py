@@ -41,10 +41,10 @@ def batch_losses(steps: Sequence[StepRecord], steps_per_epoch: int) -> dict[str,
 
 def wilson(hits: float, total: int) -> tuple[float, float]:
     """The 95 % interval of a share of `hits` in `total` independent trials (Wilson, 1927)."""
-    if total == 0:
+    if total <= 0:
         return 0.0, 1.0
     z = 1.959964
-    share = hits / total
+    share = min(max(hits / total, 0.0), 1.0)
     middle = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     return max(0.0, middle - half), min(1.0, middle + half)
@@ -62,7 +62,7 @@ def step_time(steps: Sequence[StepRecord], total_seconds: float | None) -> dict[
     usual = train[1:] or train  # the first step also starts worker processes and compiles kernels
     seconds = np.array([record.seconds for record in usual])
     images = sum(record.images for record in usual)
-    phases = _phases(usual, float(seconds.sum()))
+    phases = _phases(usual, max(float(seconds.sum()), 1e-9))
     speed = images / max(float(seconds.sum()), 1e-9)
     return {
         "job": {mode: value for mode, value in by_mode.items() if value > 0},
@@ -88,7 +88,7 @@ def _phases(steps: Sequence[StepRecord], total: float) -> list[dict[str, Any]]:
         return []
     if known > total:  # events on a GPU overlap the CPU's clock
         return [row | {"share": row["share"] * total / known} for row in rows]
-    rest = np.array([record.seconds for record in steps])
+    rest = np.array([record.seconds for record in steps], np.float64)
     for phase in PHASES:
         rest -= np.array([getattr(record, phase) or 0.0 for record in steps])
     rest = np.maximum(rest, 0.0)

@@ -105,7 +105,7 @@ def time(facts: Facts) -> Markup:
     found = facts["time"]
     if found is None:
         return note("No step was timed.")
-    spent = sum(found["job"].values())
+    spent = max(sum(found["job"].values()), 1e-9)
     job = [
         (MODE_STYLES[m], MODE_NAMES[m], s / spent, f"{MODE_NAMES[m]}\n{duration(s)}, {percent(s / spent)}")
         for m, s in found["job"].items()

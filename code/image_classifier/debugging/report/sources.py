@@ -61,7 +61,7 @@ class Sources:
         rows: list[dict[str, float]] = []
         try:
             for line in (self.data / "history.jsonl").read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
+                row = _strict(line)
                 if isinstance(row, dict) and isinstance(row.get("epoch"), int):
                     rows.append(row)
         except (OSError, ValueError):
@@ -93,9 +93,18 @@ def locate(folder: Path) -> Sources:
 def read_json(path: Path) -> Any:
     """The value of a JSON file, None when there is no such file or it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return _strict(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def _strict(text: str) -> Any:
+    """A value of strict JSON: what is read here holds no number that is not finite. Raises ValueError."""
+
+    def refuse(word: str) -> Any:
+        raise ValueError(f"{word} is no number")
+
+    return json.loads(text, parse_constant=refuse)
 
 
 def jsonable(value: Any) -> Any:

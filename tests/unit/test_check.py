@@ -97,6 +97,14 @@ def test_uneven_small_and_ignored_are_warnings(data: Path) -> None:
     assert found(report, "ignored").message == "files passed over: 1 .gif"
 
 
+def test_a_thousand_small_classes_are_one_short_sentence(data: Path) -> None:
+    for number in range(1000):
+        (data / "train" / f"c{number:03}").mkdir()
+        shutil.copy(data / "train" / "leaves" / "leaves_0003.jpg", data / "train" / f"c{number:03}")
+    message = found(check_dataset(data), "few").message
+    assert message.endswith("images of c000 (1), c001 (1), c002 (1), c003 (1), c004 (1) and 995 more")
+
+
 def test_images_outside_the_class_folders_are_a_warning(data: Path) -> None:
     shutil.copy(data / "train" / "leaves" / "leaves_0003.jpg", data / "train" / "loose.jpg")
     report = check_dataset(data)

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from image_classifier.contract import wire
-from image_classifier.contract.errors import ConfigError, PlatformError
+from image_classifier.contract.errors import ConfigError, ImageError, PlatformError
 from image_classifier.launch.client import Client, find_images, read_image
 
 GOOD = json.dumps({"predictions": [{"label": "rose", "probability": 0.9}], "model": "m"})
@@ -117,6 +117,12 @@ def test_nobody_listening_is_said_with_the_way_out(tmp_path: Path) -> None:
 def test_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="is no address of an endpoint"):
         Client(url)
+
+
+def test_an_empty_file_is_not_sent(tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(ImageError, match="the file is empty"):
+        read_image(tmp_path / "empty.jpg")
 
 
 def test_picture_too_large_for_a_request_is_made_smaller(tmp_path: Path) -> None:

@@ -164,6 +164,8 @@ def read_image(file: Path) -> tuple[bytes, str, str]:
         data = file.read_bytes()
     except OSError as error:
         raise ImageError(f"cannot be read: {describe(error).partition(':')[0]}") from None
+    if not data:
+        raise ImageError("the file is empty (zero bytes)")
     if len(data) <= wire.MAX_BODY_BYTES:
         return data, wire.TYPE_BY_SUFFIX.get(file.suffix.lower(), wire.GENERIC_TYPES[0]), ""
     for side in SHRINK_SIDES:

@@ -34,7 +34,7 @@ from typing import Any
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ClassifierError, PlatformError, describe
 from image_classifier.vision.decode import decode
-from image_classifier.vision.folders import ImageFolders, find_channels, fingerprint, loose_images, scan
+from image_classifier.vision.folders import ImageFolders, find_channels, fingerprint, listing, loose_images, scan
 
 IMBALANCE_RATIO = 5
 FEW_IMAGES = 10
@@ -251,12 +251,12 @@ def _uneven(counts: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
         yield Finding(kind="imbalance", message=message, hint="add images of the small classes")
     few = [f"{name} ({count})" for name, count in train.items() if count < FEW_IMAGES]
     if few:
-        message = f"train has fewer than {FEW_IMAGES} images of {', '.join(few)}"
+        message = f"train has fewer than {FEW_IMAGES} images of {listing(few)}"
         yield Finding(kind="few", message=message, hint="add images; 50 a class or more are usual")
     for split, of_class in counts.items():
         none = [name for name, count in of_class.items() if count == 0]
         if none:
-            yield Finding(kind="missing", message=f"{split} has no images of {', '.join(none)}", hint="add some")
+            yield Finding(kind="missing", message=f"{split} has no images of {listing(none)}", hint="add some")
 
 
 def _small(images: Iterable[_Image]) -> Iterator[Finding]:

@@ -187,11 +187,11 @@ def _check_classes(train_root: Path, images: Mapping[str, Mapping[str, Sequence[
         raise DataError(f"train has only one class, {classes[0]}", "a classifier needs at least two class folders")
     empty = [name for name in classes if not images["train"][name]]
     if empty:
-        raise DataError(f"train has no images of {_listing(empty)}", "add images, or remove the folder in every split")
+        raise DataError(f"train has no images of {listing(empty)}", "add images, or remove the folder in every split")
     for split, found in images.items():
         unknown = sorted(name for name, paths in found.items() if paths and name not in classes)
         if unknown:
-            raise DataError(f"{split} has classes that train lacks: {_listing(unknown)}", "the names must be the same")
+            raise DataError(f"{split} has classes that train lacks: {listing(unknown)}", "the names must be the same")
     return classes
 
 
@@ -228,6 +228,7 @@ def _require_folder(path: Path, what: str) -> None:
         raise DataError(f"{path} is a file, not a {what} folder", LAYOUT_HINT)
 
 
-def _listing(names: Sequence[str], limit: int = 5) -> str:
+def listing(names: Sequence[str], limit: int = 5) -> str:
+    """The first names with commas between, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

@@ -22,7 +22,7 @@ from image_classifier.debugging.sinks import JsonLines
 from image_classifier.vision.sample_data import make_sample_data
 
 SIZE = 2
-SLOW_S = 0.4
+SLOW_S = 2.0  # far above the noise of a busy machine
 SCRIPT = f"""
 import builtins, os, sys, time
 sys.path.insert(0, {str(two.SCRIPT.parent)!r})
@@ -99,6 +99,6 @@ def test_a_process_that_is_slow_to_load_its_data_is_found(tmp_path: Path, monkey
     shutil.copy(second.output_data / name, first.output_data / name)
     found = gather(first.base)["processes"]
     assert found["slowest"]["rank"] == 1
-    assert found["slowest"]["behind_s"] > SLOW_S / 2
-    waits = [row["phases"]["sync_s"] for row in found["rows"]]
-    assert waits[0] > SLOW_S / 2 > waits[1]
+    phases = [row["phases"] for row in found["rows"]]
+    assert phases[1]["data_wait_s"] >= SLOW_S
+    assert phases[0]["sync_s"] > phases[1]["sync_s"]

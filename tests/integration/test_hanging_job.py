@@ -42,7 +42,7 @@ from image_classifier.debugging.rules.losses import StalledTraining
 from image_classifier.training import loop
 from image_classifier.training.main import main
 
-StalledTraining.__init__.__kwdefaults__["threshold_s"] = 3.0
+StalledTraining.__init__.__kwdefaults__["threshold_s"] = 15.0
 HangWatch = hang.HangWatch.__init__.__kwdefaults__
 HangWatch["every_s"], HangWatch["grace_s"] = 0.2, 1.0
 train_step, steps = loop.train_step, []
@@ -93,7 +93,7 @@ def test_what_a_hung_job_leaves_tells_the_same(hung: tuple[Job, int, str]) -> No
     assert metrics["outcome"] == "stopped by a rule"
     assert metrics["epochs"] == 1
     assert json.loads((data / "report.json").read_text())["outcome"]["status"] == "stopped", log
-    (again,) = judge(read_files(job.paths.output), [StalledTraining(threshold_s=3.0)])
+    (again,) = judge(read_files(job.paths.output), [StalledTraining(threshold_s=15.0)])
     assert again.verdict is Verdict.ISSUES
 
 

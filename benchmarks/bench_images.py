@@ -1,10 +1,11 @@
 """Sizes of the two images against the naive build, and how long building and starting them takes.
 
-    python benchmarks/bench_images.py [--cold]
+    python benchmarks/bench_images.py [--cold | --sizes]
 
-The naive image is the same base with the same locks installed by `pip install` in one stage. All sizes are taken in
-one run, uncompressed, as `docker image inspect` gives them. `--cold` first empties the build cache, of all projects on
-this machine. Needs Docker; PIP_CONF, CA_BUNDLE and BUILD_NETWORK are those of build_and_push.sh.
+Times go to results/images.md, sizes to results/image_sizes.md; --sizes measures those alone. The naive image is the
+same base with the same locks installed by `pip install` in one stage. All sizes are taken in one run, uncompressed, as
+`docker image inspect` gives them. `--cold` first empties the build cache, of all projects on this machine. Needs
+Docker; PIP_CONF, CA_BUNDLE and BUILD_NETWORK are those of build_and_push.sh.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "images.md"
+RESULTS = ROOT / "benchmarks" / "results"
 KINDS = ("train", "serve")
 SHARED_LAYERS = ("Debian", "Python and tini", "torch and CUDA, shared")
 LAYERS = {
-    "train": (*SHARED_LAYERS, "triton, NCCL, cuSPARSE, cuSOLVER", "other packages", "our source"),
+    "train": (*SHARED_LAYERS, "NCCL", "other packages", "our source"),
     "serve": (*SHARED_LAYERS, "other packages", "our source"),
 }
 STARTS = 5
@@ -47,15 +48,23 @@ RUN --mount=type=secret,id=pip_conf --mount=type=secret,id=ca_bundle PIP_CONFIG_
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cold", action="store_true", help="measure a build from nothing: empties the build cache")
+    parser.add_argument(
+        "--sizes", action="store_true", help="measure the sizes alone, which other programs do not sway"
+    )
     arguments = parser.parse_args()
-    lines = ["# The images", "", f"`{' '.join(['python', *sys.argv])}`, {os.cpu_count()} cores.", ""]
-    times = build_times(cold=arguments.cold)
-    lines += table(("build of both images", "seconds"), [(name, f"{seconds:.1f}") for name, seconds in times])
-    lines += sizes()
-    lines += start_times()
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text("\n".join(lines) + "\n")
-    print(RESULT.read_text())
+    if not arguments.sizes:
+        times = build_times(cold=arguments.cold)
+        lines = table(("build of both images", "seconds"), [(name, f"{seconds:.1f}") for name, seconds in times])
+        write("images.md", "The images: times", lines + start_times())
+    write("image_sizes.md", "The images: sizes", sizes())
+
+
+def write(name: str, title: str, lines: Sequence[str]) -> None:
+    """Writes a file of results, and prints it."""
+    head = [f"# {title}", "", f"`{' '.join(['python', *sys.argv])}`, {os.cpu_count()} cores.", ""]
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / name).write_text("\n".join([*head, *lines]) + "\n")
+    print((RESULTS / name).read_text())
 
 
 def build_times(*, cold: bool) -> list[tuple[str, float]]:
@@ -78,24 +87,41 @@ def build_times(*, cold: bool) -> list[tuple[str, float]]:
 
 
 def sizes() -> list[str]:
-    """Layers of both images, and their sums beside the naive images'."""
-    naive = {kind: build_naive(kind) for kind in KINDS}
-    layers = {kind: history(kind) for kind in KINDS}
+    """Layers of both pairs of images, and the sums of one beside the naive images'."""
+    build(CUDA="12", REPOSITORY_PREFIX="image-classifier-cuda12")
+    build()  # last, because deploy.py uses what was built last
+    images = {f"{kind}, CUDA 13": f"image-classifier-{kind}:latest" for kind in KINDS}
+    images |= {f"{kind}, CUDA 12": f"image-classifier-cuda12-{kind}:latest" for kind in KINDS}
+    layers = {name: history(image) for name, image in images.items()}
+    total = {name: size(image) for name, image in images.items()}
     rows = [
-        (name, *(f"{layers[kind][name] / 1e6:.1f}" if name in layers[kind] else "" for kind in KINDS))
+        (name, *(f"{found[name] / 1e6:.1f}" if name in found else "" for found in layers.values()))
         for name in LAYERS["train"]
     ]
-    total = {kind: size(f"image-classifier-{kind}:latest") for kind in KINDS}
-    rows.append(("**all**", *(f"**{total[kind] / 1e6:.0f}**" for kind in KINDS)))
-    rows.append(("naive build, all", *(f"{naive[kind] / 1e6:.0f}" for kind in KINDS)))
-    rows.append(("share of the naive build", *(f"{total[kind] / naive[kind]:.2f}" for kind in KINDS)))
-    return table(("layer, MB", *KINDS), rows)
+    rows.append(("**all**", *(f"**{found / 1e6:.0f}**" for found in total.values())))
+    naive = {f"{kind}, CUDA 13": build_naive(kind) for kind in KINDS}
+    rows.append(("naive build, all", *(f"{naive[name] / 1e6:.0f}" if name in naive else "" for name in images)))
+    shares = (f"{total[name] / naive[name]:.2f}" if name in naive else "" for name in images)
+    rows.append(("share of the naive build", *shares))
+    lines = table(("layer, MB", *images), rows)
+    libraries = {name: largest_libraries(image) for name, image in images.items() if "serve" in name}
+    for name, found in libraries.items():
+        lines += table((f"largest libraries of {name}", "MB"), [(path, f"{count / 1e6:.0f}") for path, count in found])
+    return lines
 
 
-def history(kind: str) -> dict[str, int]:
+def largest_libraries(image: str) -> list[tuple[str, int]]:
+    """(name, bytes) of the five largest files."""
+    find = ["find", "/opt", "-name", "*.so*", "-type", "f", "-printf", "%s %f\\n"]
+    listing = docker("run", "--rm", image, *find).splitlines()
+    found = sorted(((name, int(count)) for count, name in (line.split() for line in listing)), key=lambda one: -one[1])
+    return found[:5]
+
+
+def history(image: str) -> dict[str, int]:
     """Layer -> its bytes. By order: some engines' histories name the commands of other stages."""
-    image = f"image-classifier-{kind}:latest"
     counts = docker("image", "history", "--human=false", "--format", "{{.Size}}", image).split()
+    kind = image.rpartition("-")[2].partition(":")[0]
     return dict(zip(LAYERS[kind], [int(count) for count in reversed(counts) if int(count)], strict=True))
 
 
@@ -158,8 +184,9 @@ def first_answer(model: Path, image: bytes, label: str) -> float:
         docker("rm", "--force", container)
 
 
-def build() -> None:
-    subprocess.run([ROOT / "build_and_push.sh", "build"], check=True, capture_output=True)
+def build(**settings: str) -> None:
+    environment = os.environ | settings
+    subprocess.run([ROOT / "build_and_push.sh", "build"], check=True, capture_output=True, env=environment)
 
 
 def size(image: str) -> int:

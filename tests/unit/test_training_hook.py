@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ConfigError
 from image_classifier.contract.paths import MlPaths
 from image_classifier.debugging.observer import Observer
+from image_classifier.debugging.rules.base import Rule
+from image_classifier.debugging.rundata import RunData
+from image_classifier.debugging.schema import RuleResult
 from image_classifier.training.device import describe_device
 from image_classifier.training.hook import SmdebugSink
 from image_classifier.training.observe import Watched, make_hook
@@ -199,6 +203,19 @@ def test_only_rules_named_in_stop_on_stop_a_job(paths: MlPaths) -> None:
         fired = None if stop.rule is None else stop.rule.rule
         assert fired == expected
         assert bool(stop) == (expected is not None)
+
+
+def test_the_rules_are_asked_when_the_validation_is_counted(paths: MlPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def judge(run: RunData, _rules: Sequence[Rule]) -> list[RuleResult]:
+        asked.append([counts.mode for counts in run.classes])
+        return []
+
+    monkeypatch.setattr("image_classifier.debugging.live.judge", judge)
+    model = network()
+    train(hook_for(paths, model), model)
+    assert asked == [["train", "eval"]]
 
 
 def test_a_new_attempt_sees_the_steps_of_the_one_before(paths: MlPaths) -> None:

@@ -30,7 +30,7 @@ STOP_STEPS = 100  # training steps between two looks of the rules that may stop 
 
 
 class LiveRules(Observer):
-    """Judges a run while it goes on. Stands behind the recorder, so that it sees each step recorded.
+    """Judges a run while it goes on: of an epoch that ends, all that the recorder saw.
 
     Args:
         run: filled by a recorder and a sampler.

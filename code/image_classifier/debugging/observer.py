@@ -89,7 +89,7 @@ class Observers(Observer):
             member.skip_step()
 
     def end_epoch(self) -> None:
-        for member in self._members:
+        for member in reversed(self._members):  # the recorder first, so that the rules see the whole epoch
             member.end_epoch()
 
     def close(self) -> None:

@@ -11,12 +11,15 @@ from benchmarks.rule_replay import Judgement
 from image_classifier.debugging.rules.base import Rule
 from image_classifier.debugging.schema import Verdict
 
+MILD = "mild: "  # begins the name of a kind whose runs may be hardly sick: shown, not counted as missed
+
 
 class Tally:
     """What the rules said of the runs of one kind."""
 
-    def __init__(self, expected: tuple[str, ...]) -> None:
+    def __init__(self, expected: tuple[str, ...], *, mild: bool = False) -> None:
         self.expected = expected
+        self.mild = mild
         self.runs = 0
         self.fired: Counter[str] = Counter()  # at the end
         self.judged: Counter[str] = Counter()  # at the end, or on the way
@@ -42,7 +45,7 @@ def tables(
         expected: kind of run -> rules that should fire; none for a healthy one.
         judgements: kind and judgement of every run.
     """
-    tallies = {kind: Tally(names) for kind, names in expected.items()}
+    tallies = {kind: Tally(names, mild=kind.startswith(MILD)) for kind, names in expected.items()}
     for kind, judgement in judgements:
         tallies[kind].add(judgement)
     healthy = [tally for tally in tallies.values() if not tally.expected]
@@ -52,7 +55,7 @@ def tables(
     return [
         f"{sum(tally.runs for tally in healthy)} healthy runs got {judged} verdicts: {alarms} false alarms at the end, "
         f"{stops} that would have stopped one. {sum(tally.runs for tally in tallies.values() if tally.expected)} runs "
-        f"were sick.",
+        "were sick.",
         "",
         "| rule | missed | false alarms | would have stopped | caught after |",
         "|---|---|---|---|---|",
@@ -67,7 +70,7 @@ def tables(
 
 def _row_of_rule(name: str, tallies: Sequence[Tally]) -> str:
     """Empty for a rule that has nothing to say of these runs."""
-    sick = [tally for tally in tallies if name in tally.expected]
+    sick = [tally for tally in tallies if name in tally.expected and not tally.mild]
     healthy = [tally for tally in tallies if not tally.expected]
     judged = sum(tally.judged[name] for tally in healthy)
     if not sick and not judged:

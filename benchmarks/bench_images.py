@@ -1,11 +1,11 @@
 """Sizes of the two images against the naive build, and how long building and starting them takes.
 
-    python benchmarks/bench_images.py [--cold | --sizes]
+    python benchmarks/bench_images.py [--times | --sizes]
 
-Times go to results/images.md, sizes to results/image_sizes.md; --sizes measures those alone. The naive image is the
-same base with the same locks installed by `pip install` in one stage. All sizes are taken in one run, uncompressed, as
-`docker image inspect` gives them. `--cold` first empties the build cache, of all projects on this machine. Needs
-Docker; PIP_CONF, CA_BUNDLE and BUILD_NETWORK are those of build_and_push.sh.
+Times go to results/images.md as ratios (the seconds are printed), sizes to results/image_sizes.md. The naive image is
+the same base with the same locks installed by `pip install` in one stage. All sizes are taken in one run, uncompressed,
+as `docker image inspect` gives them. Measuring times first empties the build cache, of all projects on this machine.
+Needs Docker; PIP_CONF, CA_BUNDLE and BUILD_NETWORK are those of build_and_push.sh.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ LAYERS = {
     "train": (*SHARED_LAYERS, "NCCL", "other packages", "our source"),
     "serve": (*SHARED_LAYERS, "other packages", "our source"),
 }
-STARTS = 5
+SERVE = "image-classifier-serve:latest"
+REPEATS = 5
 PORT = 18_080
 MARK = ROOT / "code" / "image_classifier" / "contract" / "__init__.py"  # in both images
 NAIVE = """
@@ -47,16 +48,14 @@ RUN --mount=type=secret,id=pip_conf --mount=type=secret,id=ca_bundle PIP_CONFIG_
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cold", action="store_true", help="measure a build from nothing: empties the build cache")
-    parser.add_argument(
-        "--sizes", action="store_true", help="measure the sizes alone, which other programs do not sway"
-    )
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--times", action="store_true", help="measure the times alone")
+    only.add_argument("--sizes", action="store_true", help="measure the sizes alone, which other programs do not sway")
     arguments = parser.parse_args()
     if not arguments.sizes:
-        times = build_times(cold=arguments.cold)
-        lines = table(("build of both images", "seconds"), [(name, f"{seconds:.1f}") for name, seconds in times])
-        write("images.md", "The images: times", lines + start_times())
-    write("image_sizes.md", "The images: sizes", sizes())
+        write("images.md", "The images: times", build_times() + start_times())
+    if not arguments.times:
+        write("image_sizes.md", "The images: sizes", sizes())
 
 
 def write(name: str, title: str, lines: Sequence[str]) -> None:
@@ -67,23 +66,31 @@ def write(name: str, title: str, lines: Sequence[str]) -> None:
     print((RESULTS / name).read_text())
 
 
-def build_times(*, cold: bool) -> list[tuple[str, float]]:
-    """What is measured, and its wall seconds."""
-    times = []
-    if cold:
-        docker("builder", "prune", "--all", "--force")
-        times.append(("cold", timed(build)))
-    else:
-        build()
-    times.append(("nothing changed", timed(build)))
+def build_times() -> list[str]:
+    """Building both images, against building both naive ones from nothing."""
+    docker("builder", "prune", "--all", "--force")
+    naive = timed(lambda: [build_naive(kind) for kind in KINDS])
+    docker("builder", "prune", "--all", "--force")
+    rows = [("from nothing, once", *ratio([timed(build)], [naive]))]
+    rows.append((f"nothing changed, {REPEATS} times", *ratio([timed(build) for _ in range(REPEATS)], [naive])))
     before = MARK.read_text()
+    seconds = []
     try:
-        MARK.write_text(f"{before}# {time.time()}\n")
-        times.append(("one line of code changed", timed(build)))
+        for _ in range(REPEATS):
+            MARK.write_text(f"{before}# {time.time()}\n")
+            seconds.append(timed(build))
     finally:
         MARK.write_text(before)
     build()
-    return times
+    rows.append((f"one line of code changed, {REPEATS} times", *ratio(seconds, [naive])))
+    return table(("build of both images", "of the naive images' build from nothing: median", "range"), rows)
+
+
+def ratio(mine: Sequence[float], theirs: Sequence[float]) -> tuple[str, str]:
+    """Median and range, against the other's median; the seconds are for the terminal only."""
+    print("seconds:", *(f"{value:.1f}" for value in mine), "against", *(f"{value:.1f}" for value in theirs), flush=True)
+    other = statistics.median(theirs)
+    return f"{statistics.median(mine) / other:.3f}", f"{min(mine) / other:.3f} .. {max(mine) / other:.3f}"
 
 
 def sizes() -> list[str]:
@@ -144,7 +151,7 @@ def build_naive(kind: str) -> int:
 
 
 def start_times() -> list[str]:
-    """Seconds from `docker run` to the first right prediction of a trained model, over several starts."""
+    """From `docker run` to the first right prediction of a trained model, against importing torch in the same image."""
     sys.path.insert(0, str(ROOT / "code"))
     from image_classifier.vision.artifact import load_model
 
@@ -152,9 +159,12 @@ def start_times() -> list[str]:
         model = train_model(Path(folder))
         sample = load_model(model).golden[0]
         best = load_model(model).classes[max(range(2), key=lambda index: sample.probabilities[index])]
-        seconds = [first_answer(model, sample.image, best) for _ in range(STARTS)]
-    row = (f"{statistics.median(seconds):.1f}", f"{min(seconds):.1f} - {max(seconds):.1f}", str(STARTS))
-    return table(("`docker run serve` to the first right answer, s: median", "range", "starts"), [row])
+        imports, answers = [], []
+        for _ in range(REPEATS):
+            imports.append(timed(lambda: docker("run", "--rm", SERVE, "python3", "-c", "import torch")))
+            answers.append(first_answer(model, sample.image, best))
+    head = ("from `docker run`, in turns", "of `import torch` in the same image: median", "range")
+    return table(head, [(f"serve, to the first right answer, {REPEATS} times", *ratio(answers, imports))])
 
 
 def train_model(folder: Path) -> Path:
@@ -171,7 +181,7 @@ def first_answer(model: Path, image: bytes, label: str) -> float:
     """Seconds until a fresh server answers with `label`."""
     started = time.perf_counter()
     flags = ["--publish", f"127.0.0.1:{PORT}:8080", "--volume", f"{model}:/opt/ml/model:ro"]
-    container = docker("run", "--detach", *flags, "image-classifier-serve:latest", "serve").strip()
+    container = docker("run", "--detach", *flags, SERVE, "serve").strip()
     try:
         while True:
             with suppress(OSError, http.client.HTTPException):

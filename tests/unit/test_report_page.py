@@ -202,3 +202,14 @@ def test_a_diverging_loss_is_drawn_on_a_logarithmic_scale(tmp_path: Path) -> Non
     page = render(gather(folder))
     assert "loss (nats), logarithmic" in page
     assert "Every batch is shown" in page
+
+
+@pytest.mark.parametrize(
+    ("train", "words_of_it"), [(0.9, "5.0\N{NO-BREAK SPACE}points higher"), (0.85, "the same"), (0.8, "points lower")]
+)
+def test_the_gap_between_training_and_validation_is_in_words(tmp_path: Path, train: float, words_of_it: str) -> None:
+    facts = gather(make_job(tmp_path / "train", epochs=2, test_per_class=6))
+    best = facts["history"][facts["outcome"]["best_epoch"] - 1]
+    best |= {"train:accuracy": train, "validation:accuracy": 0.85}
+    (sentence,) = re.findall(r"training accuracy was ([^.]*\.?[^.]*)\.</p>", render(facts))
+    assert words_of_it in sentence

@@ -121,6 +121,8 @@ def _reading(facts: Facts) -> str:
     if train is None or valid is None:
         return f"Epoch {best} was the best."
     gap = f"training accuracy was {points(abs(train - valid))} {'higher' if train >= valid else 'lower'}"
+    if abs(train - valid) < 0.0005:
+        gap = "training accuracy was the same"
     return f"Validation accuracy peaked at {percent(valid)} in epoch {best}; {gap}."
 
 

@@ -191,8 +191,8 @@ def timed(start_s: float, pause_s: float) -> Recording:
 
 def job_facts(steps_per_epoch: int, gpus: list[str]) -> JobFacts:
     """What such a job says of itself."""
-    config = {"batch_size": 32, "workers": 2, "lr": 0.01}
-    return JobFacts(config=config, started=BEGIN, cores=CORES, gpus=gpus, steps_per_epoch=steps_per_epoch)
+    config = {"batch_size": 32, "lr": 0.01}
+    return JobFacts(config=config, started=BEGIN, cores=CORES, gpus=gpus, workers=2, steps_per_epoch=steps_per_epoch)
 
 
 def _step(mode: Mode, step: int, epoch: int, now: float, seconds: float) -> StepRecord:

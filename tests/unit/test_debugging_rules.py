@@ -239,8 +239,22 @@ def test_no_rule_fails_on_numbers_that_are_not_finite() -> None:
     assert [result.rule for result in verdicts(run).values() if result.verdict is Verdict.ERROR] == []
 
 
-def test_data_wait_advice_names_the_hyperparameter() -> None:
-    run = RunData(JobFacts(config=CONFIG, cores=8))
+WITHOUT_WORKERS = (
+    "make the images smaller (image_size is what is needed), augment=light, or take an instance with more cores"
+)
+
+
+@pytest.mark.parametrize(
+    ("workers", "cached", "advice"),
+    [
+        (2, False, "set workers=8 or cache=decoded"),
+        (2, True, "set workers=8"),
+        (8, False, f"workers=8 already fills the 8 cores: cache=decoded, {WITHOUT_WORKERS}"),
+        (8, True, f"workers=8 already fills the 8 cores: {WITHOUT_WORKERS}"),
+    ],
+)
+def test_data_wait_advice_names_the_hyperparameter(workers: int, cached: bool, advice: str) -> None:
+    run = RunData(JobFacts(config=CONFIG, cores=8, workers=workers, cached=cached))
     for step in range(50):
         run.add_step(
             StepRecord(
@@ -257,7 +271,7 @@ def test_data_wait_advice_names_the_hyperparameter() -> None:
         )
     result = verdicts(run)["Dataloader"]
     assert result.summary.startswith("data wait is 61 % of the step")
-    assert result.advice == "set workers=8"
+    assert result.advice == advice
 
 
 def test_rule_that_raises_becomes_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,6 +186,8 @@ class JobFacts:
         cores: CPU cores the job may use.
         gpus: GPUs' names, empty without one.
         world_size: training processes.
+        workers: data loading processes, as `auto` decided.
+        cached: whether decoded images are kept in memory, as `auto` decided.
         environment: name -> text: python, torch, platform, device, number format, host.
     """
 
@@ -198,6 +200,8 @@ class JobFacts:
     cores: int = 1
     gpus: list[str] = field(default_factory=list)
     world_size: int = 1
+    workers: int = 0
+    cached: bool = False
     environment: dict[str, str] = field(default_factory=dict)
 
 

@@ -31,6 +31,8 @@ from image_classifier.debugging.saved import read_files
 from image_classifier.debugging.schema import JOB_FILE, JobFacts, Mode, RuleResult, read_job, to_json
 from image_classifier.debugging.sinks import Background, JsonLines, Sink
 from image_classifier.debugging.trace import TraceWindow
+from image_classifier.training.cache import wants_cache
+from image_classifier.training.data import num_workers
 from image_classifier.training.device import describe_device
 from image_classifier.training.hook import Guarded, ManagedHook, SmdebugSink
 from image_classifier.training.stop import StopFlag
@@ -142,6 +144,8 @@ def job_facts(watched: Watched) -> JobFacts:
         cores=len(os.sched_getaffinity(0)),
         gpus=gpus,
         world_size=watched.world_size,
+        workers=num_workers(watched.config.workers, watched.device),
+        cached=wants_cache(watched.config.cache, watched.device, watched.config.epochs),
         environment={
             "python": platform.python_version(),
             "platform": platform.platform(),

@@ -185,9 +185,10 @@ PHASE_NAMES: Mapping[str, str] = {
     "rest_s": "Python between the phases",
 }
 REMEDIES: Mapping[str, str] = {
-    "data_wait_s": "Feed the network faster: raise workers, or store the images smaller",
+    "data_wait_s": "Feed the network faster: raise workers, set cache=decoded, or store the images smaller",
     "sync_s": "Find what holds the slowest process up: its data, its device, other programs",
     "h2d_s": "Copy less: a smaller image_size, or larger batches",
-    "hook_s": "Record less often: raise debug_interval and activation_interval",
+    "hook_s": "Record less often: raise debug_interval and activation_interval (the first steps, recorded more often, "
+    "weigh less in a longer job)",
     "rest_s": "Give each step more to do: a larger batch_size",
 }

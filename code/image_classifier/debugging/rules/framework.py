@@ -93,7 +93,7 @@ class Dataloader(FrameworkRule):
         if len(wait) < self.min_steps:
             return insufficient(f"needs {self.min_steps} steps with a data wait", len(wait))
         share = data_wait_share(run)
-        workers = int(run.job.config.get("workers", -1))
+        workers = run.job.workers
         evidence = [Evidence(step=None, name="share of data_wait_s in the step", value=share)]
         if share > self.threshold:
             slowest = np.argsort(-wait.values)[:5]

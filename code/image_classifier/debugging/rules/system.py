@@ -154,7 +154,7 @@ class IOBottleneck(CPUBottleneck):
             self.io_threshold,
             "the cores wait for the disk",
             f"the storage is the limit: copy the images to a local disk (File instead of FastFile mode), make them "
-            f"smaller, or raise workers (it is {run.job.config.get('workers', '?')})",
+            f"smaller, or raise workers (it is {run.job.workers})",
         )
 
 
@@ -362,14 +362,10 @@ def data_wait_share(run: RunData) -> float:
 
 def more_workers(run: RunData) -> str:
     """What to set `workers` to, given the cores; or what else helps when all have work."""
-    workers, cores = int(run.job.config.get("workers", -1)), run.job.cores
-    if workers >= cores:
-        return (
-            f"workers={workers} already fills the {cores} cores: make the images smaller (image_size is what is "
-            "needed), augment=light, or take an instance with more cores"
-        )
+    job = run.job
+    if job.workers < job.cores:
+        return f"set workers={job.cores}{'' if job.cached else ' or cache=decoded'}"
     return (
-        f"set workers={cores}"
-        if workers >= 0
-        else f"set workers={cores} (auto chose fewer), or make the images smaller"
+        f"workers={job.workers} already fills the {job.cores} cores: {'' if job.cached else 'cache=decoded, '}make the "
+        "images smaller (image_size is what is needed), augment=light, or take an instance with more cores"
     )

@@ -125,6 +125,13 @@ def test_overfit_needs_a_validation_that_gets_worse() -> None:
     )
 
 
+def test_overfit_is_not_taken_back_when_the_learning_rate_ends_at_zero() -> None:
+    train = np.repeat(np.linspace(1.4, 0.1, 8), 20).tolist()
+    result = Overfit().check(run_with(train, [1.3, 1.0, 0.7, 0.8, 0.9, 1.0, 1.0, 0.75]))
+    assert result.verdict is Verdict.ISSUES
+    assert "epochs=4" in result.advice
+
+
 def test_overfit_waits_for_a_hundred_steps() -> None:
     train, valid = np.repeat(np.linspace(1.4, 0.1, 8), 20).tolist(), [1.3, 1.0, 0.8, 0.7, 0.8, 0.9, 1.0, 1.1]
     early = [train[index] for index in range(0, 160, 4)]
@@ -136,8 +143,10 @@ def test_overfit_waits_for_a_hundred_steps() -> None:
 def test_overfit_does_not_count_what_chance_does_to_few_validation_images(num_images: int, verdict: Verdict) -> None:
     train = np.repeat(np.linspace(1.4, 0.3, 8), 20).tolist()
     run = run_with(train, [1.3, 1.0, 0.8, 0.7, 0.75, 0.8, 0.8, 0.8])
-    half = (num_images // 4,) * 4
-    run.add_classes(ClassCounts(mode="eval", step=7, epoch=8, labels=half, hits=tuple(n * 3 // 4 for n in half)))
+    labels = (num_images // 4,) * 4
+    hits = tuple(n * 3 // 4 for n in labels)
+    for epoch in range(1, 9):
+        run.add_classes(ClassCounts(mode="eval", step=epoch - 1, epoch=epoch, labels=labels, hits=hits))
     assert Overfit().check(run).verdict is verdict
 
 

@@ -97,11 +97,12 @@ class LossNotDecreasing(Rule):
 class Overfit(Rule):
     """The network learns the training images by heart: validation gets worse while training gets better.
 
-    On mean losses of epochs against true labels (no smoothing). Fires when in each of the last `patience` epochs, all
-    ended after step `start_step`, the validation loss lies more than `rise` above its best and more than `ratio` above
-    the training loss, while the training loss has gone down since that best epoch; and the rise, summed over the n
-    validation images, is above sqrt(k + 1) ln(classes), k of the n being wrong in the newest validation: as much as
-    chance, which moves k by about its square root, could make of so few images.
+    On mean losses of epochs against true labels (no smoothing). Fires when in each of any `patience` epochs in a row,
+    all ended after step `start_step`, the validation loss lies more than `rise` above its best so far and more than
+    `ratio` above the training loss, while the training loss has gone down since that best epoch; and the rise, summed
+    over the n validation images, is above sqrt(k + 1) ln(classes), k of the n being wrong in that epoch: as much as
+    chance, which moves k by about its square root, could make of so few images. A learning rate that ends at zero may
+    bring the validation loss back down; that takes nothing back.
 
     Early in a training, while batch norms' running statistics lag behind, validation may be bad and recover.
 
@@ -122,13 +123,16 @@ class Overfit(Rule):
         gap = valid > (1 + self.ratio) * train
         best = np.array([int(np.argmin(valid[: index + 1])) for index in range(len(valid))])
         rise = valid - valid[best]
-        worse = gap & (rise > self.rise * valid[best]) & (rise > self._by_chance(run)) & (train < train[best])
+        worse = gap & (rise > self.rise * valid[best]) & (rise > self._by_chance(run, epochs)) & (train < train[best])
         if self.literal:
             worse = gap
-        elif self._last_step(run, int(epochs[-self.patience])) < self.start_step:
-            return insufficient(f"needs {self.patience} epochs after step {self.start_step}", len(epochs))
-        at = len(epochs) - 1
-        if not worse[-self.patience :].all():
+        else:
+            late = self._steps_by(run, epochs) >= self.start_step
+            if late.sum() < self.patience:
+                return insufficient(f"needs {self.patience} epochs after step {self.start_step}", len(epochs))
+            worse &= late
+        at = first_run(worse, self.patience)
+        if at is None:
             return healthy(
                 f"validation loss {short(valid[-1])}, at best {short(valid.min())}; training loss {short(train[-1])}",
                 len(epochs),
@@ -154,20 +158,21 @@ class Overfit(Rule):
         )
 
     @staticmethod
-    def _by_chance(run: RunData) -> float:
-        """What the mean validation loss may rise by without meaning anything; 0 as long as no classes were counted."""
-        counts = [each for each in run.classes if each.mode == "eval"]
-        num_images = sum(counts[-1].labels) if counts else 0
-        if not num_images:
-            return 0.0
-        num_wrong = num_images - sum(counts[-1].hits)
-        return math.sqrt(num_wrong + 1) * math.log(len(counts[-1].labels)) / num_images
+    def _by_chance(run: RunData, epochs: Floats) -> Floats:
+        """What the mean validation loss of each epoch may rise by without meaning anything; 0 where no classes were
+        counted."""
+        rises = {}
+        for counts in run.classes:
+            if counts.mode == "eval" and (num_images := sum(counts.labels)):
+                num_wrong = num_images - sum(counts.hits)
+                rises[counts.epoch] = math.sqrt(num_wrong + 1) * math.log(len(counts.labels)) / num_images
+        return np.array([rises.get(int(epoch), 0.0) for epoch in epochs])
 
     @staticmethod
-    def _last_step(run: RunData, epoch: int) -> int:
-        """The number of training steps that had been made by the end of an epoch."""
-        epochs = run.epochs("train")
-        return int(epochs.steps[epochs.values <= epoch].max()) + 1
+    def _steps_by(run: RunData, epochs: Floats) -> Floats:
+        """The number of training steps that had been made by the end of each epoch."""
+        steps = run.epochs("train")
+        return np.array([steps.steps[steps.values <= epoch].max() + 1 for epoch in epochs], np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)

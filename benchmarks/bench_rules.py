@@ -153,8 +153,8 @@ def main() -> None:
         "## Whole jobs of the trainer",
         "",
         "ResNet50 from scratch on generated images, 64 pixels, 8 steps an epoch, 32 validation images, judged by the "
-        "files the job leaves. The generated images are learned in a few epochs: where Overtraining speaks up in a job of "
-        "16, it is right to.",
+        "files the job leaves. The generated images are learned in a few epochs: where Overtraining speaks up in a "
+        "job of 16, it is right to.",
         "",
         *whole,
         "## Made-up recordings of machines with GPUs, and of time",

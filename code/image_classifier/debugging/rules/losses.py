@@ -172,7 +172,8 @@ class Overfit(Rule):
     def _steps_by(run: RunData, epochs: Floats) -> Floats:
         """The number of training steps that had been made by the end of each epoch."""
         steps = run.epochs("train")
-        return np.array([steps.steps[steps.values <= epoch].max() + 1 for epoch in epochs], np.float64)
+        last = np.searchsorted(steps.values, epochs, side="right") - 1  # epochs come in order
+        return np.asarray(steps.steps[last] + 1, np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent / "code"))
 
 try:
-    from image_classifier.launch.main import main  # the source folder is known only now
+    from image_classifier.cli.main import main  # the source folder is known only now
 except ImportError as error:
     sys.exit(
         f"error: {sys.executable} (Python {sys.version.split()[0]}) cannot run this: {error}\n"

@@ -2,7 +2,7 @@
 
 import sys
 
-from image_classifier.training.main import main
+from image_classifier.training.script import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

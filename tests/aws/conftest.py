@@ -21,9 +21,10 @@ from tests.aws.gate import Body, Gate, wait_for_port
 from tests.aws.policy import forbidden
 from tests.conftest import jpeg
 
-from image_classifier.launch.main import main
+from image_classifier.cli.main import main
 from image_classifier.launch.runs import Run, list_runs
-from image_classifier.launch.sagemaker import train, watch
+from image_classifier.sagemaker import training_job as train
+from image_classifier.sagemaker import watch
 from image_classifier.vision.artifact import GoldenSample, load_model, pack, write_model
 from image_classifier.vision.preprocess import Preprocessing
 from image_classifier.vision.sample_data import make_sample_data

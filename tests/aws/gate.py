@@ -24,7 +24,7 @@ from typing import Any
 import botocore.session
 from botocore.validate import ParamValidator
 
-from image_classifier.launch.sagemaker.validation import validate
+from image_classifier.sagemaker.validation import validate
 
 Body = dict[str, Any]
 Answer = Callable[[Body], Body]

@@ -180,9 +180,9 @@ def test_local_run_is_not_deleted(gate: Gate, deploy: Deploy, project: Path) -> 
 
 
 def test_policies_have_every_name_put_in_by_doctor(gate: Gate, project: Path) -> None:
-    from image_classifier.launch.sagemaker.doctor import role_policy
-    from image_classifier.launch.sagemaker.session import Session
-    from image_classifier.launch.settings import load
+    from image_classifier.cli.settings import load
+    from image_classifier.sagemaker.doctor import role_policy
+    from image_classifier.sagemaker.session import Session
 
     text = json.dumps(role_policy(Session(load({}).sagemaker)))
     assert "${" not in text

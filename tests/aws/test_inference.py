@@ -15,7 +15,7 @@ from tests.integration.test_serve_predict import free_port
 
 from image_classifier.contract.wire import MAX_BODY_BYTES
 from image_classifier.launch.process import Interrupts
-from image_classifier.launch.serve import serving
+from image_classifier.launch.serving_run import serving
 from image_classifier.vision.artifact import load_model, pack
 
 Deploy = Callable[..., tuple[int, str, str]]

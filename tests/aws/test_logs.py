@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from image_classifier.launch.sagemaker.failures import NETWORK, AwsError
-from image_classifier.launch.sagemaker.logs import TRAINING_GROUP, LogTail
+from image_classifier.sagemaker.failures import NETWORK, AwsError
+from image_classifier.sagemaker.logs import TRAINING_GROUP, LogTail
 
 
 class Streams:

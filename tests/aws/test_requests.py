@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 from tests.aws.conftest import REGISTRY, ROLE
 
+from image_classifier.cli.settings import TuneSettings
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ConfigError
 from image_classifier.contract.search import Categorical, Continuous, Integer
-from image_classifier.launch.sagemaker import cost, requests
-from image_classifier.launch.sagemaker.failures import describe_call, describe_reason
-from image_classifier.launch.sagemaker.images import parse_uri
-from image_classifier.launch.sagemaker.requests import Place, Request, job_name
-from image_classifier.launch.sagemaker.settings import SageMakerSettings, has_local_storage, is_gpu
-from image_classifier.launch.sagemaker.train import pascal
-from image_classifier.launch.sagemaker.validation import validate
-from image_classifier.launch.settings import TuneSettings
+from image_classifier.sagemaker import cost, requests
+from image_classifier.sagemaker.aws_settings import SageMakerSettings, has_local_storage, is_gpu
+from image_classifier.sagemaker.failures import describe_call, describe_reason
+from image_classifier.sagemaker.images import parse_uri
+from image_classifier.sagemaker.requests import Place, Request, job_name
+from image_classifier.sagemaker.training_job import pascal
+from image_classifier.sagemaker.validation import validate
 
 PLACE = Place(run="train-20261122-120000", id="0123456789abcdef", root="s3://bucket/image-classifier")
 IMAGE = parse_uri(f"{REGISTRY}/image-classifier-train@sha256:{'0' * 64}", 13)

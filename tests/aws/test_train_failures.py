@@ -10,7 +10,7 @@ from tests.aws.conftest import ROLE, describe_as, only_run, put_logs, trained
 from tests.aws.gate import Body, Cut, Fault, Gate
 
 from image_classifier.launch.runs import Status
-from image_classifier.launch.sagemaker import watch
+from image_classifier.sagemaker import watch
 
 Deploy = Callable[..., tuple[int, str, str]]
 

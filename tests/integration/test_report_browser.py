@@ -9,7 +9,8 @@ import pytest
 from tests.chromium import PROGRAM, Browser, browser
 from tests.report_folders import CLASSES, HOSTILE, make_job, make_tuning
 
-from image_classifier.debugging.report import job_page, tuning_page, write_report
+from image_classifier.report import job_page, write_report
+from image_classifier.report import search_page as tuning_page
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium: apt-get install chromium")
 DESKTOP, PHONE = 1280, 390

@@ -20,7 +20,7 @@ LEFT_OUT = re.compile(
 RECORD = """
 import sys
 from torch.utils._python_dispatch import TorchDispatchMode
-from image_classifier.training.main import main
+from image_classifier.training.script import main
 names = set()
 class Record(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):

@@ -65,7 +65,7 @@ class Job:
         environment = os.environ | {
             "SAGEMAKER_BASE_DIR": str(self.paths.base),
             "SAGEMAKER_PROGRAM": "train.py",
-            "SAGEMAKER_TRAINING_MODULE": "image_classifier.training.toolkit:main",
+            "SAGEMAKER_TRAINING_MODULE": "image_classifier.training.toolkit_module:main",
             "PYTHONPATH": str(self.paths.code),
             "OMP_NUM_THREADS": "1",
         }

@@ -8,8 +8,8 @@ import botocore.session
 import pytest
 from botocore.validate import ParamValidator
 
-from image_classifier.debugging.managed import MANAGED, managed_debugger
 from image_classifier.debugging.rules import RULE_BY_NAME, RULES, parse_rules
+from image_classifier.sagemaker.managed_debugger import MANAGED, managed_debugger
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # botocore's own
 IMAGE = "503895931360.dkr.ecr.us-east-1.amazonaws.com/sagemaker-debugger-rules:latest"

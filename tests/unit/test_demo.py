@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from image_classifier.cli import settings
+from image_classifier.cli.demo import SETTINGS, Expected, compare
 from image_classifier.contract.search import Range
-from image_classifier.launch import settings
 from image_classifier.launch.client import Answer
-from image_classifier.launch.demo import SETTINGS, Expected, compare
 
 EXPECTED = {
     "a.jpg": Expected(label="daisy", probability=0.9),

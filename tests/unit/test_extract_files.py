@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from image_classifier.launch.sagemaker.train import extract_files
+from image_classifier.sagemaker.training_job import extract_files
 
 
 def archive(*members: tuple[str, bytes]) -> tarfile.TarFile:

@@ -12,13 +12,7 @@ import torch
 from safetensors.numpy import save_file
 
 from image_classifier.contract.errors import WeightsError
-from image_classifier.vision.model import (
-    IMAGENET,
-    build_model,
-    load_safetensors,
-    load_starting_weights,
-    state_arrays,
-)
+from image_classifier.vision.model import IMAGENET, build_model, load_safetensors, load_starting_weights, state_arrays
 
 
 @pytest.fixture(scope="module")

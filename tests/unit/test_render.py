@@ -8,8 +8,8 @@ import re
 
 import pytest
 
+from image_classifier.cli import render, show_data
 from image_classifier.contract.errors import DataError
-from image_classifier.launch import render, show_data
 from image_classifier.vision.check import CheckReport, Finding
 
 STYLES = re.compile("\x1b\\[[0-9;]*m")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.report_folders import make_job, make_tuning
 
-from image_classifier.launch.main import main
+from image_classifier.cli.main import main
 from image_classifier.launch.runs import Status, create_run
 
 

@@ -12,11 +12,11 @@ import pytest
 from tests.report_folders import make_job
 
 from image_classifier.contract.errors import DataError
-from image_classifier.debugging.report import write_report
-from image_classifier.debugging.report.curves import wilson
 from image_classifier.debugging.rules import judge, parse_rules
 from image_classifier.debugging.saved import read_files
 from image_classifier.debugging.schema import SYSTEM_FOLDER, StepRecord, Verdict, read_steps, read_system, to_json
+from image_classifier.report import write_report
+from image_classifier.report.curves import wilson
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda text: b"",

@@ -11,11 +11,11 @@ import pytest
 from tests.report_folders import CLASSES, CONFIG, make_job, make_tuning
 
 from image_classifier.contract.errors import DataError
-from image_classifier.debugging.report import gather, gather_tuning, render, write_report
-from image_classifier.debugging.report.curves import step_time, wilson
-from image_classifier.debugging.report.facts import to_text
-from image_classifier.debugging.report.tuning import importance
 from image_classifier.debugging.schema import StepRecord
+from image_classifier.report import gather, gather_tuning, render, write_report
+from image_classifier.report.curves import step_time, wilson
+from image_classifier.report.facts import to_text
+from image_classifier.report.search_facts import importance
 
 PARTS = ("history.jsonl", "metrics.json", "steps.jsonl", "statistics.jsonl", "rules.json", "confusion.csv", "job.json")
 

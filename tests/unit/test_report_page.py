@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 from tests.report_folders import make_job, make_tuning
 
-from image_classifier.debugging.report import gather, gather_tuning, render, write_report
-from image_classifier.debugging.report.formats import duration, number, percent, short, words
-from image_classifier.debugging.report.grids import heatmap
-from image_classifier.debugging.report.html import joined, tag
-from image_classifier.debugging.report.job_page import SECTIONS
-from image_classifier.debugging.report.parallel import Trial, parallel_coordinates
-from image_classifier.debugging.report.scales import Scale, fit
+from image_classifier.report import gather, gather_tuning, render, write_report
+from image_classifier.report.formats import duration, number, percent, short, words
+from image_classifier.report.grids import heatmap
+from image_classifier.report.html import joined, tag
+from image_classifier.report.job_page import SECTIONS
+from image_classifier.report.parallel import Trial, parallel_coordinates
+from image_classifier.report.scales import Scale, fit
 
 HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "</title></style>&amp;", "Löwenzahn 日本桜")
 MAX_BYTES = 2_000_000
-STYLE = Path("code/image_classifier/debugging/report/style.css")
+STYLE = Path("code/image_classifier/report/style.css")
 
 
 class Elements(HTMLParser):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tests.report_folders import LAST_WAITS_S, STEPS_PER_EPOCH, make_job
 
-from image_classifier.debugging.report import gather, render
 from image_classifier.debugging.schema import STEPS_FILE, SYSTEM_FOLDER, of_rank
+from image_classifier.report import gather, render
 
 EPOCHS = 2
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from image_classifier.cli import settings
 from image_classifier.contract.errors import ConfigError
 from image_classifier.contract.search import Categorical, Continuous
-from image_classifier.launch import settings
 
 EXAMPLE = Path(__file__).parents[2] / "deploy.example.toml"
 

@@ -14,14 +14,16 @@ from pathlib import Path
 
 import pytest
 
+from image_classifier.cli import settings
 from image_classifier.contract.errors import ConfigError, JobError, JobStopped
 from image_classifier.contract.search import Categorical, Continuous, Integer
-from image_classifier.launch import local, settings, tune
+from image_classifier.launch import local
 from image_classifier.launch.process import Interrupts, Job
 from image_classifier.launch.runs import Run, Status
-from image_classifier.launch.trials import Best, TrialRow, objective_at_best, pick_best
-from image_classifier.launch.tune import find_best
-from image_classifier.launch.tune_plan import combinations, num_combinations
+from image_classifier.tuning import tuner as tune
+from image_classifier.tuning.plan import combinations, num_combinations
+from image_classifier.tuning.trials import Best, TrialRow, objective_at_best, pick_best
+from image_classifier.tuning.tuner import find_best
 from image_classifier.vision.sample_data import make_sample_data
 
 # Learns to `batch_size` percent. Batch size 13 crashes, 15 is stopped by a rule. An existing checkpoint makes it skip

@@ -24,14 +24,7 @@ from image_classifier.debugging.schema import (
     read_system,
 )
 from image_classifier.debugging.smdebug_loading import make_importable
-from image_classifier.debugging.smdebug_names import (
-    HITS,
-    LABELS,
-    LOSS,
-    MODE_NAMES,
-    STEP_FACTS,
-    parse_tensor_name,
-)
+from image_classifier.debugging.smdebug_names import HITS, LABELS, LOSS, MODE_NAMES, STEP_FACTS, parse_tensor_name
 
 ATTEMPT = re.compile(r"attempt-(\d+)")
 

@@ -16,14 +16,15 @@ import subprocess
 from pathlib import Path
 from typing import Literal
 
+from image_classifier.cli import render
+from image_classifier.cli.settings import NAMED_WEIGHTS
 from image_classifier.contract.endpoint import PORT_VARIABLE
 from image_classifier.contract.errors import PlatformError
 from image_classifier.contract.paths import DEFAULT_BASE_DIR, MlPaths
-from image_classifier.launch import local, render
+from image_classifier.launch import local
 from image_classifier.launch.process import Job
 from image_classifier.launch.runs import Run
-from image_classifier.launch.sagemaker.images import IMAGES_FILE
-from image_classifier.launch.settings import NAMED_WEIGHTS
+from image_classifier.sagemaker.images import IMAGES_FILE
 
 SHARED_MEMORY = "1g"  # for the data loading processes; Docker's default of 64 MB holds three batches
 RUN_LABEL = "image-classifier.run"  # the run's folder

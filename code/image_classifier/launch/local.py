@@ -22,7 +22,7 @@ from image_classifier.launch.process import Job
 from image_classifier.launch.runs import Run
 
 SOURCE = Path(__file__).resolve().parents[2]
-TRAIN_PACKAGES = ("contract", "vision", "training", "debugging")  # what the training image ships, if it exists yet
+TRAIN_PACKAGES = ("contract", "vision", "debugging", "report", "training")  # what the training image ships
 SERVE_PACKAGES = ("contract", "vision", "serving")  # what the serving image ships
 HOST = "localhost"  # resolves on every machine; the toolkit retries a name that does not for 15 minutes
 PORTS_TRIED = 100
@@ -77,7 +77,7 @@ def start_training(run: Run, *, share: int = 1) -> Job:
     _snapshot(run, TRAIN_PACKAGES, scripts=("train.py",))
     env = _environment(run) | {
         "SAGEMAKER_PROGRAM": "train.py",
-        "SAGEMAKER_TRAINING_MODULE": "image_classifier.training.toolkit:main",
+        "SAGEMAKER_TRAINING_MODULE": "image_classifier.training.toolkit_module:main",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, usable_cores() // share)),
     }
     job = Job.start([str(program)], env=env, cwd=run.path, log=run.log)

@@ -34,10 +34,10 @@ from typing import Any
 import psutil
 
 import image_classifier
+from image_classifier.cli.settings import General
 from image_classifier.contract.errors import ConfigError, PlatformError, describe
 from image_classifier.contract.files import write_text
 from image_classifier.contract.paths import MlPaths
-from image_classifier.launch.settings import General
 
 RECORD_NAME = "job.json"
 LOCK_NAME = ".lock"

@@ -91,7 +91,7 @@ class ServerProcess:
         self._drain_token = secrets.token_hex(16)
         self._gate = socket.create_server(("127.0.0.1", 0))
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore:pkg_resources:UserWarning", "-m", "image_classifier.serving.toolkit"],
+            [sys.executable, "-W", "ignore:pkg_resources:UserWarning", "-m", "image_classifier.serving.model_server"],
             env=self._environment(),
             cwd=scratch_folder.root,
             stdin=subprocess.DEVNULL,

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from image_classifier.contract.errors import JobStopped
 from image_classifier.contract.paths import MlPaths
-from image_classifier.training.main import report, write_failure
+from image_classifier.training.script import report, write_failure
 
 log = logging.getLogger(__name__)
 LEAVE_WITHIN_S = 60.0  # the storage may be what hangs

@@ -20,7 +20,7 @@ from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ClassifierError, describe
 from image_classifier.contract.files import write_text
 from image_classifier.contract.paths import MlPaths
-from image_classifier.debugging.hang import HangWatch
+from image_classifier.debugging.hang_watch import HangWatch
 from image_classifier.debugging.live import LiveRules
 from image_classifier.debugging.observer import Observer, Observers
 from image_classifier.debugging.recorder import Recorder

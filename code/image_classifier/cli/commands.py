@@ -1,0 +1,375 @@
+"""The command line: parse, call, render. What a command needs is imported when it runs, so that --help is fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import image_classifier
+from image_classifier.cli import flags
+from image_classifier.cli.settings import General, PredictSettings, ServeSettings, Settings, TuneSettings, load
+from image_classifier.cli.targets import target_of
+from image_classifier.contract.config import Value, parameters_of
+from image_classifier.contract.endpoint import MAX_PORT
+
+if TYPE_CHECKING:
+    from image_classifier.launch.runs import Run
+
+GENERAL = {param.name: param for param in parameters_of(General)}
+PATH = click.Path(path_type=Path)
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="print one JSON document")
+YES = click.option("--yes", is_flag=True, help="spend money on AWS without asking")
+DRY_RUN = click.option("--dry-run", is_flag=True, help="print the requests to AWS and send none")
+DATA = flags.setting("", GENERAL["data"], "Options")
+
+
+@dataclass
+class Call:
+    """What stands before the command."""
+
+    debug: bool = False
+    file: Path | None = None
+    given: dict[str, Value] = field(default_factory=dict)
+
+    def settings(self, given: dict[str, Value] | None = None, best: Path | None = None) -> Settings:
+        """All settings, with the flags of a command on top."""
+        return load(self.given | (given or {}), file=self.file, best=best)
+
+
+class Commands(flags.StoryGroup):
+    """The commands in the order of the story."""
+
+    stories = {  # noqa: RUF012  # a constant of the class
+        "From images to predictions": ("check", "sample-data", "tune", "train", "serve", "predict"),
+        "Look after it": ("report", "rules", "status", "logs", "config", "demo"),
+        "On SageMaker (--target sagemaker)": ("doctor", "batch", "delete"),
+    }
+
+
+@click.group(
+    cls=Commands,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda text: text.replace("_", "-"),
+    },
+    epilog="""
+python deploy.py sample-data data                  # or your own data/train/CLASS/*.jpg
+python deploy.py tune --data data --trials 8
+python deploy.py train --data data --best tune-20260102-030405
+python deploy.py serve                             # in one terminal
+python deploy.py predict photo.jpg                 # in another
+""",
+)
+@click.option("--config", "file", type=PATH, help="settings file  [default: deploy.toml, if there is one]")
+@flags.setting("", GENERAL["target"], "Options")
+@flags.setting("", GENERAL["runs_dir"], "Options")
+@click.option("--debug", is_flag=True, help="show the traceback and the end of the log with an error")
+@click.version_option(image_classifier.__version__, message="%(version)s")
+@click.pass_obj
+def app(call: Call, file: Path | None, target: str | None, runs_dir: str | None, debug: bool) -> None:
+    """Folders of images to a tuned ResNet50 behind an endpoint, on this machine."""
+    call.debug, call.file = debug, file
+    call.given = {key: value for key, value in (("target", target), ("runs_dir", runs_dir)) if value is not None}
+
+
+@app.command()
+@click.argument("data", type=PATH, required=False, help="the data set; without it, data of the settings")
+@AS_JSON
+@click.pass_obj
+def check(call: Call, data: Path | None, as_json: bool) -> int:
+    """Look for unreadable files, duplicates and imbalance in DATA."""
+    from image_classifier.cli import show_data
+
+    settings = call.settings()
+    return show_data.check(data or Path(settings.general.data), settings.train, as_json=as_json)
+
+
+@app.command(name="sample-data")
+@click.argument("folder", metavar="DIR", type=PATH, help="a new folder")
+@click.option("--classes", default=4, show_default=True, help="number of classes, 2 to 8")
+@click.option(
+    "--images", default=30, show_default=True, help="training images a class; a quarter more to valid and test"
+)
+@click.option("--size", default=96, show_default=True, help="side of the images in pixels, 32 to 1024")
+@click.option("--seed", default=0, show_default=True, help="another seed makes other images")
+def sample_data(folder: Path, classes: int, images: int, size: int, seed: int) -> None:
+    """Make a small photo-like data set in DIR."""
+    from image_classifier.cli import render
+    from image_classifier.vision.sample_data import make_sample_data
+
+    held_out = max(1, round(images / 4))
+    count = make_sample_data(
+        folder,
+        num_classes=classes,
+        train_per_class=images,
+        valid_per_class=held_out,
+        test_per_class=held_out,
+        size=size,
+        seed=seed,
+    )
+    render.note(f"{count} images in {classes} classes: {folder}")
+    render.note(f"next: python deploy.py train --data {folder} --weights none --image-size 64")
+
+
+@app.command(
+    epilog="""
+python deploy.py tune --data data --trials 8 --parallel 2
+python deploy.py tune --resume tune-20260102-030405 --trials 16
+""",
+)
+@DATA
+@click.option("--name", default="", help="added to the name of the run's folder")
+@click.option("--resume", metavar="RUN", default="", help="go on with an interrupted search")
+@YES
+@DRY_RUN
+@flags.settings_of(TuneSettings, "tune", "Search", without=("seed",))
+@flags.hyperparameters(without=("epochs",))
+@click.pass_obj
+def tune(call: Call, /, *, data: str | None, name: str, resume: str, yes: bool, dry_run: bool, **given: Any) -> None:
+    """Search the best hyperparameters with many training jobs.
+
+    What is searched stands under [tune.search] in the settings file: learning rate and batch size by default. A
+    hyperparameter that is given as a flag is not searched.
+    """
+    from image_classifier.cli import show_jobs
+    from image_classifier.tuning import tuner as tuning
+
+    chosen = flags.given(given, "tune", "train")
+    target = target_of(call.settings(chosen | _data(data)), yes=yes, dry_run=dry_run)
+    if resume:
+        _refuse(
+            resume, {key: value for key, value in chosen.items() if key not in tuning.RESUME_MAY_CHANGE}, data, name
+        )
+        found = target.resume_tuning(_run(target.settings, resume, kind=tuning.KIND), chosen)
+    else:
+        found = target.tune(name)
+    if found is not None:
+        show_jobs.tuned(found)
+
+
+@app.command(
+    epilog="""
+python deploy.py train --data data --epochs 20 --lr 0.02
+python deploy.py train --data data --best tune-20260102-030405
+python deploy.py train --resume train-20260102-030405
+""",
+)
+@DATA
+@click.option("--best", metavar="FILE|RUN", default="", help="take the best hyperparameters of a tuning run")
+@click.option("--name", default="", help="added to the name of the run's folder")
+@click.option("--resume", metavar="RUN", default="", help="go on with an interrupted training")
+@YES
+@DRY_RUN
+@flags.hyperparameters()
+@click.pass_obj
+def train(
+    call: Call, /, *, data: str | None, best: str, name: str, resume: str, yes: bool, dry_run: bool, **given: Any
+) -> None:
+    """Train a model."""
+    from image_classifier.cli import show_jobs
+    from image_classifier.launch import training_run as training
+    from image_classifier.tuning.tuner import find_best
+
+    chosen = flags.given(given, "train")
+    settings = call.settings(chosen | _data(data))
+    if best:
+        runs_dir = Path(settings.general.runs_dir)
+        settings = call.settings(chosen | _data(data), best=find_best(best, runs_dir))
+    target = target_of(settings, yes=yes, dry_run=dry_run)
+    if resume:
+        _refuse(resume, chosen, data, name or best)
+        outcome = target.resume_training(_run(settings, resume, kind=training.KIND))
+    else:
+        show_jobs.announce(settings)
+        outcome = target.train(name)
+    if outcome is not None:
+        show_jobs.trained(outcome)
+
+
+@app.command(
+    epilog="""
+python deploy.py serve
+python deploy.py serve train-20260102-030405 --port 9000
+python deploy.py serve model.tar.gz
+""",
+)
+@click.argument("model", metavar="[MODEL|RUN]", required=False, default="", help="model.tar.gz, or a run")
+@YES
+@DRY_RUN
+@flags.settings_of(ServeSettings, "serve", "Options")
+@click.pass_obj
+def serve(call: Call, /, model: str, yes: bool, dry_run: bool, **given: Any) -> None:
+    """Serve a model.tar.gz, or the model of a run (the newest without a name), until Ctrl-C."""
+    target_of(call.settings(flags.given(given, "serve")), yes=yes, dry_run=dry_run).serve(model)
+
+
+@app.command(
+    epilog="""
+python deploy.py predict photo.jpg
+python deploy.py predict data/test --top-k 1 --json > predictions.json
+""",
+)
+@click.argument("images", metavar="IMAGE|FOLDER...", nargs=-1, required=True, type=PATH, help="files and folders")
+@flags.settings_of(PredictSettings, "predict", "Options")
+@AS_JSON
+@click.pass_obj
+def predict(call: Call, /, images: tuple[Path, ...], as_json: bool, **given: Any) -> int:
+    """Ask the endpoint about images."""
+    from image_classifier.cli import show_data
+    from image_classifier.launch.client import find_images
+
+    settings = call.settings(flags.given(given, "predict"))
+    connection = target_of(settings).connection()
+    answers = connection.predict_all(find_images(images), top_k=settings.predict.top_k)
+    return show_data.predictions(connection.url, answers, as_json=as_json)
+
+
+@app.command(
+    epilog="""
+python deploy.py report --open
+python deploy.py report downloaded/output
+python deploy.py report s3://bucket/jobs/NAME
+""",
+)
+@click.argument("run", metavar="[RUN|FOLDER|S3]", required=False, default="", help="a run, or a job's output")
+@click.option("--open", "browse", is_flag=True, help="show it in the browser")
+@AS_JSON
+@click.pass_obj
+def report(call: Call, run: str, browse: bool, as_json: bool) -> None:
+    """Make the report of a training or a search again (the newest without a name)."""
+    from image_classifier.cli import report_command as show_report
+
+    show_report.report(call.settings(), run, as_json=as_json, browse=browse)
+
+
+@app.command()
+@click.argument("run", metavar="[RUN|FOLDER|S3]", required=False, default="", help="a run, or a job's output")
+@click.option("--only", "names", default="all", metavar="RULES", help="names with commas between  [default all]")
+@click.option("--tensors", is_flag=True, help="judge by the tensors that smdebug saved, not by the job's files")
+@AS_JSON
+@click.pass_obj
+def rules(call: Call, run: str, names: str, tensors: bool, as_json: bool) -> None:
+    """Judge a training by the debugger's rules again (the newest without a name)."""
+    from image_classifier.cli import rules_command as show_rules
+
+    show_rules.rules(call.settings(), run, names, tensors=tensors, as_json=as_json)
+
+
+@app.command()
+@click.argument("run", metavar="[RUN]", required=False, default="", help="its name, or its folder")
+@AS_JSON
+@click.pass_obj
+def status(call: Call, run: str, as_json: bool) -> None:
+    """List the runs, or show one of them."""
+    from image_classifier.cli import show_jobs, show_remote
+    from image_classifier.launch.runs import list_runs
+
+    settings = call.settings()
+    if run:
+        show_jobs.one_run(*show_remote.refreshed([_run(settings, run)], settings), as_json=as_json)
+    else:
+        runs = show_remote.refreshed(list_runs(Path(settings.general.runs_dir)), settings)
+        show_jobs.all_runs(runs, as_json=as_json)
+
+
+@app.command()
+@click.argument("run", metavar="[RUN]", required=False, default="", help="its name, or its folder")
+@click.option("-f", "--follow", is_flag=True, help="go on until the job ends")
+@click.pass_obj
+def logs(call: Call, run: str, follow: bool) -> None:
+    """Print what a job logged (the newest without a name)."""
+    from image_classifier.cli import show_jobs
+
+    settings = call.settings()
+    found = _run(settings, run)
+    if follow and found.is_active_remotely:
+        from image_classifier.sagemaker import status
+
+        status.follow(found, settings.sagemaker)
+    else:
+        show_jobs.log(found, follow=follow)
+
+
+@app.command()
+@AS_JSON
+@click.pass_obj
+def config(call: Call, as_json: bool) -> None:
+    """Show every setting and where its value comes from."""
+    from image_classifier.cli import show_data
+
+    show_data.settings(call.settings(), as_json=as_json)
+
+
+@app.command()
+@click.argument("folder", metavar="[DIR]", type=PATH, default=Path("demo"), help="where everything is kept")
+@click.option(
+    "--port", type=click.IntRange(1, MAX_PORT), help="port to serve on  [default: 8080, or the next free one]"
+)
+def demo(folder: Path, port: int | None) -> int:
+    """Go through all of the above on sample images, in DIR (default: demo)."""
+    from image_classifier.cli.demo import run_demo
+
+    return run_demo(folder, port=port)
+
+
+@app.command()
+@AS_JSON
+@click.pass_obj
+def doctor(call: Call, as_json: bool) -> int:
+    """Check credentials, role, bucket, images and quotas."""
+    from image_classifier.cli import show_remote
+    from image_classifier.sagemaker.doctor import examine
+
+    return show_remote.checks(examine(call.settings().sagemaker), as_json=as_json)
+
+
+@app.command(
+    epilog="""
+python deploy.py --target sagemaker batch photos
+python deploy.py --target sagemaker batch s3://bucket/photos/ --model train-20260102-030405 --json
+""",
+)
+@click.argument(
+    "sources", metavar="IMAGE|FOLDER...|S3_PREFIX", nargs=-1, required=True, help="files and folders, or one s3://..."
+)
+@click.option("--model", metavar="MODEL|RUN", default="", help="model.tar.gz or run, the newest training without it")
+@YES
+@DRY_RUN
+@AS_JSON
+@click.pass_obj
+def batch(call: Call, *, sources: tuple[str, ...], model: str, yes: bool, dry_run: bool, as_json: bool) -> int:
+    """Ask about many images with one job and no endpoint."""
+    from image_classifier.cli import show_remote
+
+    return show_remote.batch(sources, model, call.settings(), yes=yes, dry_run=dry_run, as_json=as_json)
+
+
+@app.command()
+@click.argument("run", metavar="RUN", help="its name, or its folder")
+@click.option("--yes", is_flag=True, help="do not ask")
+@click.pass_obj
+def delete(call: Call, run: str, yes: bool) -> None:
+    """Remove what a run made on AWS."""
+    from image_classifier.cli import show_remote
+
+    settings = call.settings()
+    show_remote.deletion(_run(settings, run), settings, yes=yes)
+
+
+def _data(data: str | None) -> dict[str, Value]:
+    return {} if data is None else {"data": data}
+
+
+def _run(settings: Settings, text: str, kind: str = "") -> Run:
+    from image_classifier.launch.runs import find_run
+
+    return find_run(Path(settings.general.runs_dir), text, kind=kind)
+
+
+def _refuse(run: str, chosen: dict[str, Value], *others: str | None) -> None:
+    """A resumed run keeps its settings: raises a usage error when some were given."""
+    if chosen or any(others):
+        raise click.UsageError(f"{run} goes on with the settings it was started with: give --resume alone")

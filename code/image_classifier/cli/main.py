@@ -1,0 +1,65 @@
+"""One run of the command line: whatever a command ends with becomes an exit code and, when it failed, two lines."""
+
+from __future__ import annotations
+
+import io
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from image_classifier.cli.commands import Call, app
+from image_classifier.contract.errors import EXIT_FAILURE, EXIT_USAGE, ClassifierError, PlatformError, describe
+
+EXIT_INTERRUPTED = 130  # 128 + SIGINT
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911  # one for each way to end
+    """Runs one command and returns the exit code: 0, 1 failed, 2 wrong usage, 130 or 143 stopped."""
+    call = Call()
+    _print_any_name()
+    try:
+        code = app.main(args=arguments, prog_name="deploy.py", standalone_mode=False, obj=call)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        return EXIT_USAGE
+    except click.UsageError as error:
+        return _fail(ClassifierError(error.format_message().rstrip("."), _usage_hint(error)), call, EXIT_USAGE)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail(ClassifierError("interrupted"), call, EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        sys.stdout = None  # the reader is gone: nothing is left to flush
+        return EXIT_BROKEN_PIPE
+    except ClassifierError as error:
+        return _fail(error, call, error.exit_code)
+    except OSError as error:
+        return _fail(PlatformError(describe(error)), call, EXIT_FAILURE)
+    except Exception as error:
+        hint = "this is a defect of deploy.py: report it with the output of --debug"
+        return _fail(ClassifierError(describe(error), hint), call, EXIT_FAILURE)
+
+
+def _print_any_name() -> None:
+    """Lets file names and labels be printed whose characters the terminal's encoding lacks: as escapes."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _fail(error: ClassifierError, call: Call, code: int) -> int:
+    from image_classifier.cli import render
+
+    if call.debug:
+        traceback.print_exc()
+    render.error(error)
+    return code
+
+
+def _usage_hint(error: click.UsageError) -> str:
+    path = error.ctx.command_path if error.ctx else "deploy.py"
+    if isinstance(error, click.NoSuchOption) and error.option_name in {"--config", "--target", "--runs-dir", "--debug"}:
+        return f"{error.option_name} stands before the command: deploy.py {error.option_name} ..."
+    return f"see {path} --help"

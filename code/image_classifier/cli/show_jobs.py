@@ -1,0 +1,189 @@
+"""Prints how jobs stand and what they left: outcomes, status, logs."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from image_classifier.cli import render
+from image_classifier.cli.settings import Settings
+from image_classifier.contract.config import parameters
+from image_classifier.contract.endpoint import parse_ready_line
+from image_classifier.contract.errors import PlatformError
+from image_classifier.debugging.schema import REPORT_HTML
+from image_classifier.launch.process import POLL_S
+from image_classifier.launch.progress import duration
+from image_classifier.launch.runs import ACTIVE, Run, Status
+
+if TYPE_CHECKING:
+    from image_classifier.launch.training_run import Outcome
+    from image_classifier.tuning.trials import Found
+
+RESULT_METRICS = {"test:accuracy": "test accuracy", "validation:accuracy": "validation accuracy"}
+
+
+def announce(settings: Settings) -> None:
+    """Says which hyperparameters differ from their defaults, and why."""
+    for key, value, origin in settings.items():
+        if key.startswith("train.") and origin != "default":
+            render.note(f"{key.removeprefix('train.')} = {value}  ({origin})")
+
+
+def trained(outcome: Outcome) -> None:
+    """The outcome of a training: how good, where it lies, what to type next."""
+    run, result = outcome.run, outcome.result
+    facts: list[tuple[str, object]] = [
+        (label, f"{outcome.metrics[name]:.4f}") for name, label in RESULT_METRICS.items() if name in outcome.metrics
+    ]
+    facts += [
+        ("best epoch", f"{result.get('best_epoch', '?')} of {result.get('epochs', '?')}"),
+        ("time", duration(outcome.seconds)),
+        ("model", shorten(run.archive)),
+        ("metrics", shorten(run.paths.output_data)),
+        ("log", shorten(run.log)),
+    ]
+    if (run.paths.output_data / REPORT_HTML).is_file():
+        facts.append(("report", shorten(run.paths.output_data / REPORT_HTML)))
+    if result.get("unreadable_images"):
+        facts.append(("unreadable images", f"{result['unreadable_images']}, see bad_images.json"))
+    render.facts(facts, title=f"{run.name} Completed")
+    render.note(f"next: python deploy.py serve {run.typed}")
+
+
+def tuned(found: Found) -> None:
+    """The outcome of a search: the trials, the best of them, what to type next."""
+    render.table(found.columns, found.rows, title=found.run.name, numbers=found.columns[1:-1])
+    facts: list[tuple[str, object]] = [
+        ("best trial", found.best_trial),
+        (found.objective, f"{found.best_value:.4f}"),
+        *((name, value) for name, value in found.best_values.items()),
+        ("time", duration(found.seconds)),
+        ("best.json", shorten(found.run.path / "best.json")),
+        ("trials", shorten(found.run.path / "trials.csv")),
+        ("picture", shorten(found.run.path / "tuning.svg")),
+        ("report", shorten(found.run.path / REPORT_HTML)),
+    ]
+    render.facts(facts, title="Best")
+    render.note(f"next: python deploy.py train --data {shorten(Path(found.data))} --best {found.run.typed}")
+
+
+class ServeView:
+    """Shows the server's log, and how to ask it once it is ready."""
+
+    def __init__(self, archive: Path) -> None:
+        render.note(f"starting an endpoint for {archive}")
+
+    def line(self, text: str) -> None:
+        """Takes in one line of the server's log."""
+        ready = parse_ready_line(text)
+        if ready is None:
+            render.note(text)
+            return
+        url, model = ready
+        print(f"ready {url}", flush=True)
+        render.note(f"model {model}")
+        render.note("ask it from another terminal, Ctrl-C here stops it:")
+        render.note(f"  python deploy.py predict photo.jpg --url {url}")
+        render.note(f"  curl -H 'Content-Type: image/jpeg' --data-binary @photo.jpg {url}/invocations")
+
+
+def all_runs(runs: list[Run], *, as_json: bool) -> None:
+    """Lists the runs, oldest first."""
+    if as_json:
+        summaries = []
+        for run in runs:
+            try:
+                summaries.append(_summary(run))
+            except PlatformError as error:
+                render.warn(error.message)
+        render.document(summaries)
+        return
+    if not runs:
+        render.note("no runs yet")
+        return
+    rows = []
+    for run in runs:
+        try:
+            record = run.record()
+        except PlatformError as error:
+            rows.append([run.name, "", "Damaged", "", error.message])
+            continue
+        rows.append([run.name, record.kind, record.status, duration(record.duration_s), _result(run)])
+    render.table(["run", "kind", "status", "time", "result"], rows, numbers=("time",))
+
+
+def one_run(run: Run, *, as_json: bool) -> None:
+    """Shows one run: how it stands, what it was given, what it left."""
+    if as_json:
+        render.document(_summary(run))
+        return
+    record = run.record()
+    defaults = {param.name: str(param.default) for param in parameters()}
+    given = [f"{name}={value}" for name, value in record.config.items() if defaults.get(name) != value]
+    facts: list[tuple[str, object]] = [
+        ("status", record.status),
+        ("failure", record.failure),
+        ("result", _result(run) if record.status == Status.COMPLETED else ""),
+        ("started", record.started),
+        ("time", duration(record.duration_s)),
+        ("attempts", record.attempts if record.attempts > 1 else ""),
+        ("data", shorten(Path(record.data)) if record.data else ""),
+        ("hyperparameters", " ".join(given)),
+        ("source", " ".join(part for part in (record.version, record.git) if part)),
+        ("folder", shorten(run.path)),
+        ("model", shorten(run.archive) if run.archive.exists() else ""),
+        ("log", shorten(run.log) if run.log.exists() else ""),
+    ]
+    render.facts([(name, value) for name, value in facts if value != ""], title=run.name)
+
+
+def log(run: Run, *, follow: bool) -> None:
+    """Prints a run's log; with `follow`, until the job has ended."""
+    while follow and not run.log.exists() and run.record().status in ACTIVE:
+        time.sleep(POLL_S)
+    if not run.log.exists():
+        render.note(f"{run.name} has logged nothing yet")
+        return
+    with run.log.open(encoding="utf-8", errors="replace") as file:
+        while True:
+            active = follow and run.record().status in ACTIVE
+            for line in file:
+                sys.stdout.write(line)
+            sys.stdout.flush()
+            if not active:
+                return
+            time.sleep(POLL_S)
+
+
+def shorten(path: Path) -> str:
+    """The path as a person in the working directory would write it."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _result(run: Run) -> str:
+    record = run.record()
+    if record.failure:
+        return record.failure
+    if record.status == Status.IN_PROGRESS and "port" in record.details:
+        return f"http://{record.details['host']}:{record.details['port']}"
+    if best := record.details.get("best"):
+        return f"{best['objective']} {best['value']:.4f} in trial {best['trial']}"
+    metrics = run.metrics().get("metrics", {})
+    return ", ".join(f"{label} {metrics[name]:.4f}" for name, label in RESULT_METRICS.items() if name in metrics)
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    record = run.record()
+    return {
+        "name": run.name,
+        "path": str(run.path),
+        **dataclasses.asdict(record),
+        "seconds": round(record.duration_s, 1),
+        "metrics": run.metrics(),
+    }

@@ -1,0 +1,192 @@
+"""The train command: checks first, then one training job, followed to its end and packed into model.tar.gz."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from image_classifier.cli import render
+from image_classifier.cli.settings import NAMED_WEIGHTS
+from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.errors import ConfigError, DataError, JobError, JobStopped, RuleFired
+from image_classifier.debugging.rules import parse_rules
+from image_classifier.launch import local
+from image_classifier.launch.process import Interrupts, follow
+from image_classifier.launch.progress import Progress, duration
+from image_classifier.launch.runs import ACTIVE, Run, Status, create_run, still_running
+from image_classifier.vision import artifact
+from image_classifier.vision.folders import ImageFolders, find_channels, scan
+
+KIND = "train"
+EXIT_KILLED = 137  # 128 + SIGKILL
+LAST_LINES = 20  # of the log, shown with --debug when a job failed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a finished training left: its folder, the trainer's metrics.json, and the wall time in seconds."""
+
+    run: Run
+    result: Mapping[str, Any]
+    seconds: float
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Metric name -> value, of the best epoch and of the test."""
+        return self.result.get("metrics", {})  # type: ignore[no-any-return]  # JSON
+
+
+def check_data(data: Path, config: TrainConfig) -> ImageFolders:
+    """Reads the folder names and the rules before a job is started, and says what was found.
+
+    Raises:
+        ConfigError: there is no such rule.
+        DataError: the folders cannot be used.
+    """
+    parse_rules(config.rules)
+    parse_rules(config.stop_on)
+    if not data.is_dir():
+        raise DataError(
+            f"there is no data folder {data}",
+            "name one with --data DIR, or make an example with `deploy.py sample-data DIR`",
+        )
+    folders = scan(find_channels(data), valid_fraction=config.valid_fraction, seed=config.seed)
+    counts = ", ".join(f"{len(split)} {split.name}" for split in folders.splits)
+    render.note(f"data {data}: {len(folders.classes)} classes, {counts} images")
+    if folders.valid_split_off:
+        render.note(f"there is no valid folder: {len(folders.valid)} of the train images are kept aside for it")
+    return folders
+
+
+def resolve_weights(config: TrainConfig) -> TrainConfig:
+    """The configuration with weights that can be found from any working directory. Raises ConfigError."""
+    if config.weights in NAMED_WEIGHTS:
+        return config
+    path = Path(config.weights).expanduser().resolve()
+    if not path.exists():
+        raise ConfigError(
+            f"there are no weights {config.weights}", "weights is imagenet, none, or the path of a file that exists"
+        )
+    return config.replace(weights=str(path))
+
+
+def train(
+    config: TrainConfig, data: Path, runs_dir: Path, *, name: str = "", starter: local.Starter = local
+) -> Outcome:
+    """Runs a new training job.
+
+    Raises:
+        ConfigError, DataError, PlatformError: it cannot be started.
+        JobStopped: it was interrupted, and can be resumed.
+        JobError: it failed; the message is the first cause.
+    """
+    config = resolve_weights(config)
+    check_data(data, config)
+    local.require_free_disk(runs_dir)
+    run = create_run(runs_dir, KIND, name, data=str(data.resolve()), config=config.to_hyperparameters())
+    render.note(f"run {run.path}")
+    with run.held():
+        local.prepare_training(run, config, find_channels(data))
+        return _run_to_the_end(run, config, starter)
+
+
+def resume(run: Run, *, starter: local.Starter = local) -> Outcome:
+    """Goes on with an interrupted or failed training where its checkpoint left off. Raises as `train`."""
+    record = run.record()
+    if record.status in ACTIVE:
+        raise still_running(run)
+    if record.status == Status.COMPLETED:
+        raise ConfigError(f"{run.name} has finished", f"serve its model with `deploy.py serve {run.typed}`")
+    config = TrainConfig.from_hyperparameters(record.config)
+    check_data(Path(record.data), config)
+    local.require_free_disk(run.path)
+    render.note(f"run {run.path}, attempt {record.attempts + 1}")
+    local.prepare_training(run, config, find_channels(Path(record.data)))
+    return _run_to_the_end(run, config, starter)
+
+
+def _run_to_the_end(run: Run, config: TrainConfig, starter: local.Starter) -> Outcome:
+    started = time.monotonic()
+    with Interrupts() as interrupts:
+        with starter.start_training(run) as job, render.live() as live:
+            view = TrainView(live, config)
+            status = follow(job, view.line, interrupts, lambda: live.show(STOPPING))
+        if status == 0:
+            artifact.pack(run.paths.model, run.archive)
+            run.end(Status.COMPLETED, exit_code=0)
+            return Outcome(run=run, result=run.metrics(), seconds=time.monotonic() - started)
+        raise ending(run, status, interrupts, f"deploy.py train --resume {run.typed}")
+
+
+STOPPING = "stopping: the job saves its state first (Ctrl-C again kills it)"
+
+
+def ending(run: Run, status: int, interrupts: Interrupts, how_to_resume: str) -> JobError:
+    """Notes the end of a job that did not succeed, and returns the error to raise."""
+    message, hint = run.failure()
+    if interrupts.count or status == JobStopped.exit_code:
+        stopped = JobStopped(message or "the job was killed before it saved its state", f"go on with: {how_to_resume}")
+        if interrupts.count:
+            stopped.exit_code = interrupts.exit_code
+        run.end(Status.STOPPED, exit_code=status, failure=stopped.message)
+        return stopped
+    if status == RuleFired.exit_code:
+        run.end(Status.STOPPED, exit_code=status, failure=message)
+        return RuleFired(message, hint)
+    message = message or silent_end(status)
+    run.end(Status.FAILED, exit_code=status, failure=message)
+    error = JobError(message, f"{hint}; the log is {run.log}" if hint else f"the log is {run.log}")
+    error.add_note(last_lines(run.log))  # shown by --debug, with the traceback
+    return error
+
+
+def silent_end(status: int) -> str:
+    """The cause of an end that the job could not explain itself."""
+    if status == EXIT_KILLED:
+        return "the job was killed: memory ran out, or somebody killed it"
+    return f"the job ended with exit status {status} and gave no reason"
+
+
+def last_lines(log: Path) -> str:
+    """The end of a log."""
+    try:
+        return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:])
+    except OSError:
+        return ""
+
+
+class TrainView:
+    """Shows the epochs as lines, and on a terminal the running one as a bar below them."""
+
+    def __init__(self, live: render.Live, config: TrainConfig) -> None:
+        self._live = live
+        self._progress = Progress(epochs=config.epochs)
+
+    def line(self, text: str) -> None:
+        """Takes in one line of the job's log."""
+        what = self._progress.feed(text)
+        if what == "epoch":
+            self._live.show(self._progress.describe())
+        elif what == "other" and (" warning: " in text or "resuming from" in text or "stopping early" in text):
+            self._live.show(text)
+        self._live.draw(self._drawing)
+
+    def _drawing(self) -> Any:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        progress = self._progress
+        row = Table.grid(padding=(0, 2))
+        left = progress.seconds_left()
+        row.add_row(
+            f"epoch {min(progress.epoch + 1, progress.epochs)}/{progress.epochs}",
+            ProgressBar(total=progress.epochs, completed=progress.done, width=32),
+            f"step {progress.step}/{progress.steps}" if progress.steps else "starting",
+            "" if progress.loss is None else f"loss {progress.loss:.3f}",
+            f"{progress.images_per_second:.1f} images/s" if progress.images_per_second else "",
+            "" if left is None else f"{duration(left)} left",
+        )
+        return row

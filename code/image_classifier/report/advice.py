@@ -1,0 +1,194 @@
+"""What to do next, in the order in which it is worth doing, from the facts of a training job.
+
+Each item is a title (an instruction) and a reason with the numbers it rests on. Rules that fired speak first; what
+they have covered is not said twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from image_classifier.report.curves import wilson
+from image_classifier.report.formats import count, interval, percent, points, sentence, words
+
+MAX_ITEMS = 6
+LARGE_GAP = 0.05  # training minus validation accuracy worth acting on, if it is no sampling noise either
+LOW_TRAIN_ACCURACY = 0.80  # below it the network has not yet learned its own training images
+LATE_SHARE = 0.9  # a best epoch in the last tenth: the curve was still rising
+WIDE_INTERVAL = 0.05  # half width of the accuracy's interval that hides the differences people tune for
+PAIR_SHARE = 0.2  # of all errors
+WEAK_RECALL = 0.2  # below the accuracy
+MIN_IMAGES_OF_WEAK = 8  # fewer tell nothing about a class
+GAIN_WORTH_SAYING = 0.10
+OVERFIT_RULES = frozenset({"Overfit", "Overtraining"})
+FLAT_RULES = frozenset({"LossNotDecreasing", "PoorWeightInitialization", "VanishingGradient"})
+SPEED_RULES = frozenset({"Dataloader", "CPUBottleneck", "IOBottleneck", "LowGPUUtilization"})
+IMBALANCE_RULES = frozenset({"ClassImbalance"})
+
+Item = dict[str, str]
+
+
+def what_next(facts: Mapping[str, Any]) -> list[Item]:
+    """At most MAX_ITEMS items, the most important first. Never empty."""
+    fired = [rule for rule in facts["rules"] if rule["verdict"] == "IssuesFound" and rule["severity"] != "info"]
+    names = frozenset(rule["rule"] for rule in fired)
+    items = [*_ending(facts), *_of_rules(fired), *_no_test(facts)]
+    if facts["history"]:
+        items += [*_learning(facts, names), *_errors(facts, names), *_speed(facts, names), *_measuring(facts)]
+    if facts["unreadable"]:
+        items.append(
+            _item(
+                "Repair the unreadable images",
+                f"{count(len(facts['unreadable']), 'image')} could not be read and did not count.",
+            )
+        )
+    if facts["outcome"]["status"] == "completed" and not fired:
+        judged = count(sum(rule["verdict"] == "NoIssuesFound" for rule in facts["rules"]), "rule")
+        reason = f"{judged} found nothing wrong with it." if facts["rules"] else "The job completed; no rule judged it."
+        items.append(_item(f"Serve it: python deploy.py serve {facts['name']}".rstrip(), reason))
+    return _merged(items)[:MAX_ITEMS]
+
+
+def _item(title: str, reason: str) -> Item:
+    return {"title": title, "reason": reason}
+
+
+def _merged(items: list[Item]) -> list[Item]:
+    """Items whose titles begin with the same two words ask for the same: their reasons are put together."""
+    found: dict[tuple[str, ...], Item] = {}
+    for item in items:
+        key = tuple(item["title"].split()[:2])
+        if key in found:
+            found[key]["reason"] += " " + item["reason"]
+        else:
+            found[key] = _item(item["title"].rstrip("."), item["reason"])
+    return list(found.values())
+
+
+def _ending(facts: Mapping[str, Any]) -> Iterator[Item]:
+    outcome = facts["outcome"]
+    if outcome["status"] in ("failed", "stopped"):
+        title = outcome["hint"] or "Read the log around the failure"
+        yield _item(title[:1].upper() + title[1:], f"The job ended early: {outcome['failure']}.")
+    elif outcome["status"] == "unfinished":
+        yield _item(
+            "Start the job again with the same checkpoint folder",
+            "It wrote no result: it is still running, or was killed.",
+        )
+
+
+def _of_rules(fired: list[Mapping[str, Any]]) -> Iterator[Item]:
+    for rule in fired[:3]:
+        advice = rule["advice"] or f"See the rule {rule['rule']}"
+        yield _item(advice[:1].upper() + advice[1:], f"{words(rule['rule'])}: {sentence(rule['summary'])}")
+
+
+def _learning(facts: Mapping[str, Any], fired: frozenset[str]) -> Iterator[Item]:
+    outcome, config, last = facts["outcome"], facts["config"], facts["history"][-1]
+    best = best_row(facts)
+    train, valid = best.get("train:accuracy"), best.get("validation:accuracy")
+    if train is None or valid is None:
+        return
+    if config.get("weights") == "none" and valid < 0.95:
+        yield _item(
+            "Start from pretrained weights: weights=imagenet",
+            f"The network began from random numbers and reached {percent(valid)} on validation images; with a few "
+            "hundred images a class, pretrained weights usually decide more than every other setting.",
+        )
+    images = outcome["images"].get("valid")
+    certain = images is None or train > wilson(valid * images, images)[1]
+    if certain and train - valid > LARGE_GAP and not fired & OVERFIT_RULES:
+        change = "augment=standard" if config.get("augment") != "standard" else "more images, or a higher weight_decay"
+        yield _item(
+            f"Close the gap between training and validation: {change}",
+            f"In the best epoch, training accuracy is {points(train - valid)} above validation accuracy.",
+        )
+    late = outcome["best_epoch"] >= LATE_SHARE * len(facts["history"])
+    if late and outcome["status"] == "completed" and valid < 0.99 and not fired & (OVERFIT_RULES | FLAT_RULES):
+        epochs = config.get("epochs") or len(facts["history"])
+        yield _item(
+            f"Train longer: epochs={2 * epochs}",
+            f"The best epoch, {outcome['best_epoch']}, is among the last of {len(facts['history'])}: there may be "
+            "more to gain.",
+        )
+    elif last.get("train:accuracy", 1.0) < LOW_TRAIN_ACCURACY and not fired & FLAT_RULES:
+        yield _item(
+            "Let the network learn more: tune lr, or train longer",
+            f"Even its training images are classified with {percent(last['train:accuracy'])} accuracy only.",
+        )
+
+
+def _errors(facts: Mapping[str, Any], fired: frozenset[str]) -> Iterator[Item]:
+    confusion = facts["confusion"]
+    if confusion and confusion["pairs"]:
+        pair, errors = confusion["pairs"][0], confusion["errors"]
+        if pair["images"] >= 3 and pair["images"] >= PAIR_SHARE * errors:
+            yield _item(
+                f"Look at {pair['true']} taken for {pair['predicted']}",
+                f"{pair['images']} of the {errors} errors are this confusion: check the labels, then add images of "
+                "both.",
+            )
+    accuracy = facts["outcome"]["accuracy"]
+    if accuracy and facts["per_class"] and not fired & IMBALANCE_RULES:
+        weakest = facts["per_class"][0]
+        large_enough = weakest["images"] >= MIN_IMAGES_OF_WEAK and weakest["high"] < accuracy["value"]
+        if large_enough and accuracy["value"] - weakest["recall"] > WEAK_RECALL:
+            yield _item(
+                f"Add images of {weakest['class']}",
+                f"Only {percent(weakest['recall'])} of its {weakest['images']} test images are recognised, "
+                f"against {percent(accuracy['value'])} overall.",
+            )
+
+
+def _speed(facts: Mapping[str, Any], fired: frozenset[str]) -> Iterator[Item]:
+    found = facts["time"] and facts["time"]["bottleneck"]
+    if not found or found["gain"] < GAIN_WORTH_SAYING or fired & SPEED_RULES:
+        return
+    what, share = PHASE_NAMES[found["avoidable"]], percent(found["avoidable_share"], 0)
+    reason = f"{what} takes {share} of a step; without it training would be {percent(found['gain'], 0)} faster."
+    yield _item(REMEDIES[found["avoidable"]], reason)
+
+
+def best_row(facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The history's row of the best epoch; empty when it is not there."""
+    return next((row for row in facts["history"] if row["epoch"] == facts["outcome"]["best_epoch"]), {})
+
+
+def _no_test(facts: Mapping[str, Any]) -> Iterator[Item]:
+    accuracy = facts["outcome"]["accuracy"]
+    if accuracy and accuracy["split"] != "test":
+        yield _item(
+            "Add a test folder",
+            "The accuracy was measured on the validation images, which also chose the best epoch: it is flattering.",
+        )
+
+
+def _measuring(facts: Mapping[str, Any]) -> Iterator[Item]:
+    accuracy = facts["outcome"]["accuracy"]
+    if accuracy and accuracy["low"] is not None and (accuracy["high"] - accuracy["low"]) / 2 > WIDE_INTERVAL:
+        yield _item(
+            f"Do not compare models on these {accuracy['split']} images alone",
+            f"With {count(accuracy['images'], 'image')} the true accuracy may lie anywhere in "
+            f"{interval(accuracy['low'], accuracy['high'])}; more images narrow it.",
+        )
+
+
+PHASE_NAMES: Mapping[str, str] = {
+    "data_wait_s": "Waiting for data",
+    "sync_s": "Waiting for other processes",
+    "h2d_s": "Copying to the device",
+    "forward_s": "Forward pass",
+    "backward_s": "Backward pass",
+    "optimizer_s": "Optimiser",
+    "hook_s": "Recording (hook)",
+    "rest_s": "Python between the phases",
+}
+REMEDIES: Mapping[str, str] = {
+    "data_wait_s": "Feed the network faster: raise workers, set cache=decoded, or store the images smaller",
+    "sync_s": "Find what holds the slowest process up: its data, its device, other programs",
+    "h2d_s": "Copy less: a smaller image_size, or larger batches",
+    "hook_s": "Record less often: raise debug_interval and activation_interval (the first steps, recorded more often, "
+    "weigh less in a longer job)",
+    "rest_s": "Give each step more to do: a larger batch_size",
+}

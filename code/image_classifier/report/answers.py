@@ -1,0 +1,127 @@
+"""Facts about what the network answered to the test images: per class, confusions, the worst mistakes, thumbnails."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from image_classifier.contract.errors import RequestError
+from image_classifier.report.curves import wilson
+from image_classifier.report.sources import Sources
+from image_classifier.vision.decode import decode
+
+MAX_MATRIX_CLASSES = 40  # more rows cannot be read; the CSV file has them all
+MAX_CLASS_ROWS = 300
+MAX_PAIRS = 5
+IMAGES_A_PAIR = 3
+MAX_MISTAKES = 12
+THUMBNAIL_SIDE = 132  # pixels: 88 in the page, sharp on a dense screen
+THUMBNAIL_QUALITY = 72
+
+
+def per_class(sources: Sources) -> list[dict[str, Any]]:
+    """Rows of per_class.csv with the 95 % interval of the recall, worst recall first."""
+    rows = []
+    columns = (str, int, float, float, float)
+    for name, images, precision, recall, f1 in _body(sources, "per_class.csv", "no test images were answered", columns):
+        low, high = wilson(recall * images, images)
+        numbers = {"precision": precision, "recall": recall, "f1": f1, "low": low, "high": high}
+        rows.append({"class": name, "images": images, **numbers})
+    return sorted(rows, key=lambda row: (row["recall"], row["f1"]))
+
+
+def confusion(sources: Sources) -> dict[str, Any] | None:
+    """The confusion matrix, cut to the classes with the most errors when there are many, and the top confused pairs."""
+    table = sources.table("confusion.csv", "no confusion matrix without test images")
+    if len(table) < 3:
+        return None
+    classes = table[0][1:]
+    try:
+        counts = [[int(value) for value in row[1:]] for row in table[1:]]
+    except ValueError:
+        counts = []
+    if any(len(row) != len(classes) for row in counts) or len(counts) != len(classes):
+        sources.missing.append("confusion.csv: damaged")
+        return None
+    pairs: list[dict[str, Any]] = [
+        {"true": classes[i], "predicted": classes[j], "images": images, "of": sum(row)}
+        for i, row in enumerate(counts)
+        for j, images in enumerate(row)
+        if i != j and images
+    ]
+    pairs.sort(key=lambda pair: (-pair["images"], -pair["images"] / pair["of"], pair["true"], pair["predicted"]))
+    shown = _most_confused(counts)
+    return {
+        "num_classes": len(classes),
+        "classes": [classes[i] for i in shown],
+        "counts": [[counts[i][j] for j in shown] for i in shown],
+        "errors": sum(pair["images"] for pair in pairs),
+        "pairs": pairs[:MAX_PAIRS],
+    }
+
+
+def _most_confused(counts: Sequence[Sequence[int]]) -> list[int]:
+    """Indices of the classes to show, in their order: all, or those with the most errors made and attracted."""
+    size = len(counts)
+    if size <= MAX_MATRIX_CLASSES:
+        return list(range(size))
+    errors = [sum(counts[i]) + sum(row[i] for row in counts) - 2 * counts[i][i] for i in range(size)]
+    return sorted(sorted(range(size), key=lambda i: -errors[i])[:MAX_MATRIX_CLASSES])
+
+
+def mistakes(sources: Sources, pairs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The wrong answers that were given with the most confidence. Also gives each of `pairs` its example images."""
+    columns = (str, str, str, float)
+    rows = _body(sources, "test_predictions.csv", "no single answers without test images", columns)
+    wrong: list[dict[str, Any]] = [
+        {"path": path, "true": label, "predicted": predicted, "probability": probability}
+        for path, label, predicted, probability in rows
+        if label != predicted
+    ]
+    wrong.sort(key=lambda row: (-row["probability"], row["path"]))
+    for pair in pairs:
+        same = (row for row in wrong if (row["true"], row["predicted"]) == (pair["true"], pair["predicted"]))
+        pair["examples"] = [row["path"] for _, row in zip(range(IMAGES_A_PAIR), same, strict=False)]
+    return wrong[:MAX_MISTAKES]
+
+
+def thumbnails(sources: Sources, wanted: Iterable[str], earlier: Mapping[str, str]) -> dict[str, str]:
+    """Path below the test folder -> a small JPEG as a data URI; from an earlier report where the image is gone."""
+    root = sources.paths.channel("test") if sources.paths is not None else None
+    found = {}
+    for path in dict.fromkeys(wanted):
+        uri = _thumbnail(root / path) if root is not None and _is_below(path) else None
+        if uri is None:
+            uri = earlier.get(path)
+        if uri is not None:
+            found[path] = uri
+    return found
+
+
+def _is_below(path: str) -> bool:
+    """Whether the path stays below the folder it is appended to."""
+    return not Path(path).is_absolute() and ".." not in Path(path).parts
+
+
+def _thumbnail(path: Path) -> str | None:
+    try:
+        image = decode(path, min_side=THUMBNAIL_SIDE)
+    except RequestError:
+        return None
+    image.thumbnail((2 * THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=THUMBNAIL_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _body(sources: Sources, name: str, what: str, columns: Sequence[type]) -> list[list[Any]]:
+    """The rows below the header whose columns are all there and of their types: a full disk's last line may not be."""
+    rows = []
+    for row in sources.table(name, what)[1:]:
+        with suppress(ValueError):
+            rows.append([kind(value) for kind, value in zip(columns, row, strict=True)])
+    return rows

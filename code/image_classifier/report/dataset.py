@@ -1,0 +1,76 @@
+"""Facts about the images a job was given: how many of each class, how large, which could not be read."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from PIL import Image
+
+from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.errors import ClassifierError
+from image_classifier.contract.paths import MlPaths
+from image_classifier.report.sources import Sources
+from image_classifier.vision.decode import FORMATS
+from image_classifier.vision.folders import SPLIT_FOLDERS, ImageFolders, fingerprint, scan
+
+MAX_HEADERS = 200  # pictures whose size is looked at: the median of so many is good to a few percent
+
+
+def describe_data(sources: Sources, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Counts by split and class, picture sizes and the fingerprint, read from the channels; None without them."""
+    folders = _scan(sources.paths, config) if sources.paths is not None else None
+    if folders is None:
+        return None
+    counts = {split.name: Counter(folders.classes[label] for label in split.labels) for split in folders.splits}
+    return {
+        "classes": list(folders.classes),
+        "counts": {name: dict(count) for name, count in counts.items()},
+        "valid_split_off": folders.valid_split_off,
+        "fingerprint": fingerprint(folders),
+        "sizes": _sizes(folders.train.paths),
+    }
+
+
+def unreadable(sources: Sources) -> dict[str, str]:
+    """Path -> reason, of the images that were skipped; names only, the folders above are nobody's business."""
+    found = sources.json("bad_images.json", "whether images were skipped is not known")
+    if not isinstance(found, dict):
+        return {}
+    return {
+        "/".join(Path(path).parts[-3:]): str(reason).replace(str(path), "the file") for path, reason in found.items()
+    }
+
+
+def _scan(paths: MlPaths, config: Mapping[str, Any]) -> ImageFolders | None:
+    channels = {name: paths.channel(name) for name in SPLIT_FOLDERS if paths.channel(name).is_dir()}
+    fraction = float(config.get("valid_fraction", TrainConfig.valid_fraction))
+    try:
+        return scan(channels, valid_fraction=fraction, seed=int(config.get("seed", TrainConfig.seed)))
+    except (ClassifierError, OSError):
+        return None
+
+
+def _sizes(paths: Sequence[Path]) -> dict[str, Any] | None:
+    """Width and height of the median picture, shortest and longest side, from the headers of an even sample."""
+    sizes = []
+    for path in paths[:: max(1, math.ceil(len(paths) / MAX_HEADERS))]:
+        try:
+            with Image.open(path, formats=FORMATS) as image:
+                sizes.append(image.size)
+        except (OSError, ValueError, SyntaxError):  # named in bad_images.json
+            continue
+    if not sizes:
+        return None
+    sides = [side for size in sizes for side in size]
+    return {
+        "sample": len(sizes),
+        "median_width": round(median(width for width, _ in sizes)),
+        "median_height": round(median(height for _, height in sizes)),
+        "shortest_side": min(sides),
+        "longest_side": max(sides),
+    }

@@ -1,0 +1,30 @@
+"""The page of a training job: outcome first, then how it came about."""
+
+from __future__ import annotations
+
+from image_classifier.report import inside, machine, results
+from image_classifier.report.formats import count
+from image_classifier.report.page import Facts, Section, page
+
+SECTIONS: tuple[Section, ...] = (
+    ("outcome", "Outcome", results.outcome),
+    ("next", "What to do next", results.what_next),
+    ("learning", "Learning", results.learning),
+    ("rules", "Rules", inside.rules),
+    ("confusion", "Confusions", results.confusion),
+    ("classes", "Classes", results.classes),
+    ("mistakes", "Mistakes", results.mistakes),
+    ("time", "Time", machine.time),
+    ("system", "Machine", machine.system),
+    ("layers", "Layers", inside.layers),
+    ("data", "Data", inside.data),
+    ("environment", "Environment", inside.environment),
+)
+
+
+def render_job(facts: Facts) -> str:
+    """The facts of `facts.gather` as one HTML document."""
+    found = facts["outcome"]
+    parts = [f"ResNet50, {count(found['classes'], 'class', 'classes')}" if found["classes"] else "ResNet50"]
+    parts += [facts["environment"][name] for name in ("device", "number format") if name in facts["environment"]]
+    return page(facts, f"Training {facts['name']}".rstrip(), " · ".join(parts), SECTIONS)

@@ -1,0 +1,213 @@
+"""Facts of a tuning run, from its folder: trials, what was best, and how much each hyperparameter mattered."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from image_classifier.contract.errors import DataError
+from image_classifier.contract.metrics import METRIC_BY_NAME
+from image_classifier.report.curves import MAX_BINS
+from image_classifier.report.formats import count
+from image_classifier.report.sources import TRIALS_FILE, jsonable, read_json
+
+FORMAT = 1
+SHUFFLES = 999  # a p-value down to 0.001
+MIN_TRIALS = 6  # with fewer, chance explains any ranking
+MAX_CURVES = 60
+SURE = 0.05  # p-value below which a hyperparameter is said to matter
+_BINS = 3  # a hyperparameter with many values is cut into thirds
+_AFTER = ("best_epoch", "epochs", "seconds", "failure", "folder")  # trials.csv's columns after the objective
+
+
+def is_tuning(folder: Path) -> bool:
+    """Whether the folder is a tuning run's."""
+    return (folder / TRIALS_FILE).is_file()
+
+
+def gather_tuning(folder: Path) -> dict[str, Any]:
+    """The facts of a tuning run.
+
+    Raises:
+        DataError: its trials.csv is damaged.
+    """
+    names, objective, trials = _trials(folder / TRIALS_FILE)
+    metric = METRIC_BY_NAME.get(objective)
+    maximize = metric.maximize if metric is not None else True
+    finished = [trial for trial in trials if trial["status"] == "Completed" and trial["value"] is not None]
+    best = read_json(folder / "best.json")
+    record = read_json(folder / "job.json")
+    config = record.get("config") if isinstance(record, dict) else None
+    facts = {
+        "format": FORMAT,
+        "kind": "tune",
+        "name": folder.resolve().name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "objective": objective,
+        "maximize": maximize,
+        "names": names,
+        "trials": trials,
+        "best": best if isinstance(best, dict) else None,
+        "importance": importance(finished, names),
+        "curves": _curves(folder, trials, objective),
+        "config": config or {},
+        "missing": [] if best else ["best.json: no trial has finished"],
+    }
+    facts["next"] = _what_next(facts, finished)
+    return jsonable(facts)  # type: ignore[no-any-return]  # a dict stays one
+
+
+def _trials(path: Path) -> tuple[list[str], str, list[dict[str, Any]]]:
+    """Hyperparameters' names, the objective's name, and the trials of trials.csv."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+            columns = list(rows[0])
+        split = columns.index(_AFTER[0]) - 1
+        names, objective = columns[2:split], columns[split]
+        trials = [
+            {
+                "trial": int(row["trial"]),
+                "status": row["status"],
+                "values": {name: _value(row[name]) for name in names},
+                "value": float(row[objective]) if row[objective] else None,
+                "best_epoch": int(row["best_epoch"]) if row["best_epoch"] else None,
+                "epochs": int(row["epochs"]),
+                "seconds": float(row["seconds"]),
+                "failure": row["failure"],
+                "folder": row["folder"],
+            }
+            for row in rows
+        ]
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        raise DataError(
+            f"{path} is missing or damaged", "the table is written at the end of `deploy.py tune`"
+        ) from None
+    return names, objective, trials
+
+
+def _value(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def importance(trials: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]] | None:
+    """How much each hyperparameter alone explains of the ranking of the trials.
+
+    The share of the variance of the objective's ranks that lies between groups of trials with like values (the
+    correlation ratio, eta squared): values as they are, or thirds where there are more than 5. `p` is how often a
+    share as large comes up when the objective is shuffled over the trials: with few trials, or a sampler that went
+    where it was good, a large share may mean little. Interactions are not seen.
+
+    Returns:
+        name, share and p, the largest share first; None with fewer than MIN_TRIALS trials.
+    """
+    if len(trials) < MIN_TRIALS:
+        return None
+    ranks = _ranks([trial["value"] for trial in trials])
+    generator = np.random.default_rng(0)
+    shuffled = np.array([generator.permutation(ranks) for _ in range(SHUFFLES)])
+    rows = []
+    for name in names:
+        groups = _groups([trial["values"][name] for trial in trials])
+        share = float(_between(ranks[None], groups)[0])
+        as_large = int((_between(shuffled, groups) >= share - 1e-12).sum())
+        rows.append({"name": name, "share": share, "p": (as_large + 1) / (SHUFFLES + 1)})
+    return sorted(rows, key=lambda row: -row["share"])
+
+
+def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
+    """Ranks from 0; equal values share their mean rank."""
+    array = np.array(values, np.float64)
+    ranks: NDArray[np.float64] = (array[:, None] > array).sum(1) + ((array[:, None] == array).sum(1) - 1) / 2
+    return ranks
+
+
+def _groups(values: Sequence[float | str]) -> NDArray[np.int64]:
+    """(n,) int64: the group of each trial."""
+    distinct = {value: index for index, value in enumerate(dict.fromkeys(values))}
+    if len(distinct) <= 5 or any(isinstance(value, str) for value in values):
+        return np.array([distinct[value] for value in values])
+    ranks = _ranks([float(value) for value in values])
+    return (ranks * _BINS / len(values)).astype(np.int64)
+
+
+def _between(ranks: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(k,) share of the variance between groups, for each of the (k, n) rows of ranks."""
+    middle = ranks.mean(1, keepdims=True)
+    total = ((ranks - middle) ** 2).sum(1)
+    between = np.zeros(len(ranks))
+    for group in np.unique(groups):
+        members = ranks[:, groups == group]
+        between += members.shape[1] * (members.mean(1) - middle[:, 0]) ** 2
+    shares: NDArray[np.float64] = np.divide(between, total, out=np.zeros_like(total), where=total > 0)
+    return shares
+
+
+def _curves(folder: Path, trials: Sequence[dict[str, Any]], objective: str) -> list[dict[str, Any]]:
+    """The objective after each epoch, of up to MAX_CURVES trials whose folders are still there."""
+    curves = []
+    for trial in trials[:MAX_CURVES]:
+        if ".." in Path(trial["folder"]).parts:
+            continue
+        try:
+            text = (folder / trial["folder"] / "output" / "data" / "history.jsonl").read_text(encoding="utf-8")
+            rows = [json.loads(line) for line in text.splitlines()]
+        except (OSError, ValueError):
+            continue
+        values = [row[objective] for row in rows if objective in row]
+        if values:
+            curves.append({"trial": trial["trial"], "values": values[:MAX_BINS]})
+    return curves
+
+
+def _what_next(facts: dict[str, Any], finished: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """Items as `advice.what_next` makes them."""
+    items = []
+    best, failed = facts["best"], [trial for trial in facts["trials"] if trial["status"] == "Failed"]
+    if best is not None:
+        found = best.get("hyperparameters", {})
+        values = ", ".join(f"{name} {found[name]}" for name in facts["names"] if name in found)
+        title = f"Train with the best values: python deploy.py train --best {facts['name']}"
+        items.append(
+            {
+                "title": title,
+                "reason": f"Trial {best.get('trial')} was the best of {len(finished)} finished ones: {values}.",
+            }
+        )
+        for name, side in _at_the_edge(finished, facts["names"], best.get("trial")):
+            title = f"Widen the search of {name}"
+            items.append({"title": title, "reason": f"The best trial has the {side} value that was tried."})
+    if failed:
+        reason = f"{len(failed)} of {len(facts['trials'])} trials failed, the first with: {failed[0]['failure']}."
+        items.append({"title": "See why trials failed", "reason": reason})
+    idle = [row["name"] for row in facts["importance"] or [] if row["p"] > SURE]
+    if facts["importance"] is None:
+        reason = f"{count(len(finished), 'finished trial')} cannot tell luck from effect; {MIN_TRIALS} or more can."
+        items.append(
+            {"title": f"Run more trials: python deploy.py tune --resume {facts['name']} --trials N", "reason": reason}
+        )
+    elif idle:
+        reason = f"No effect of {', '.join(idle)} stands out from chance: fix such a value, or run more trials."
+        items.append({"title": "Search fewer hyperparameters", "reason": reason})
+    return items
+
+
+def _at_the_edge(finished: Sequence[dict[str, Any]], names: Sequence[str], best: Any) -> list[tuple[str, str]]:
+    """Numeric hyperparameters whose best value is the smallest or largest of four or more that were tried."""
+    chosen = next((trial for trial in finished if trial["trial"] == best), None)
+    found = []
+    for name in names if chosen is not None else ():
+        tried = sorted({trial["values"][name] for trial in finished if not isinstance(trial["values"][name], str)})
+        if len(tried) >= 4 and chosen is not None and chosen["values"][name] in (tried[0], tried[-1]):
+            found.append((name, "smallest" if chosen["values"][name] == tried[0] else "largest"))
+    return found

@@ -1,0 +1,79 @@
+"""Which images jobs run: named in the settings, or what build_and_push.sh pushed last.
+
+The script writes `build/images.json`, with the digest in the URI, so that a job runs what was tested:
+
+    {"train": {"image": "image-classifier-train:0ec4773b0e73", "cuda_major": "13",
+               "uri": "123456789012.dkr.ecr.eu-west-1.amazonaws.com/image-classifier-train@sha256:..."},
+     "serve": {...}}
+
+An entry without `uri` was built here and not pushed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from image_classifier.contract.errors import ConfigError
+from image_classifier.sagemaker.aws_settings import AUTO, SageMakerSettings
+
+IMAGES_FILE = Path(__file__).resolve().parents[3] / "build" / "images.json"
+_ECR = re.compile(
+    r"(?P<account>\d{12})\.dkr\.ecr(-fips)?\.(?P<region>[a-z0-9-]+)\.(amazonaws\.com(\.cn)?|on\.aws)/(?P<name>.+)"
+)
+_PUSH_HINT = "build and push them with `make build push`, or name them: train_image and serve_image under [sagemaker]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """An image in ECR. `repository` is its name there, `reference` its tag or `sha256:...` digest."""
+
+    uri: str
+    cuda_major: int
+    account: str
+    region: str
+    repository: str
+    reference: str
+
+    @property
+    def is_digest(self) -> bool:
+        return self.reference.startswith("sha256:")
+
+
+def find_image(which: Literal["train", "serve"], settings: SageMakerSettings, file: Path = IMAGES_FILE) -> Image:
+    """The image of training or serving. Raises ConfigError when none is known, or it is not in ECR."""
+    uri = settings.train_image if which == "train" else settings.serve_image
+    if uri != AUTO:
+        return parse_uri(uri, settings.cuda_major)
+    try:
+        images = json.loads(file.read_text(encoding="utf-8"))
+        entry = images.get(which) or {}
+        if "uri" not in entry:
+            raise ConfigError(f"the {which} image has not been pushed", _PUSH_HINT)
+        return parse_uri(str(entry["uri"]), int(entry["cuda_major"]))
+    except FileNotFoundError:
+        raise ConfigError("no images have been built and pushed from here", _PUSH_HINT) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigError(f"{file} is damaged", _PUSH_HINT) from None
+
+
+def parse_uri(uri: str, cuda_major: int) -> Image:
+    """Takes an ECR URI apart. Raises ConfigError for any other: SageMaker pulls from ECR only."""
+    match = _ECR.fullmatch(uri)
+    if match is None:
+        raise ConfigError(f"{uri} is no image in Amazon ECR, where SageMaker pulls from", _PUSH_HINT)
+    name = match["name"]
+    repository, sign, reference = name.partition("@")
+    if not sign:
+        repository, _, reference = name.partition(":")
+    return Image(
+        uri=uri,
+        cuda_major=cuda_major,
+        account=match["account"],
+        region=match["region"],
+        repository=repository,
+        reference=reference or "latest",
+    )

@@ -1,0 +1,95 @@
+"""What job.json knows of a run on AWS: where it runs and everything it made, so that nothing is ever lost sight of.
+
+A resource is noted before it is created: if the program dies in between, `delete` looks for a thing that is not
+there, which is better than one running that nobody knows of.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from image_classifier.contract.errors import ConfigError
+from image_classifier.launch.runs import REMOTE, Run, create_run
+from image_classifier.sagemaker.aws_settings import SageMakerSettings
+from image_classifier.sagemaker.requests import ID_TAG, Place
+from image_classifier.sagemaker.session import Session
+
+TRAINING_JOB = "training job"
+TUNING_JOB = "tuning job"
+TRANSFORM_JOB = "transform job"
+MODEL = "model"
+ENDPOINT_CONFIG = "endpoint config"
+ENDPOINT = "endpoint"
+ALARM = "alarm"
+SCALING = "scaling"
+FILES = "files"  # everything below the run's folder in S3
+
+
+def new_place(session: Session, run: str) -> Place:
+    """Where a new run's things go."""
+    return Place(run=run, id=secrets.token_hex(8), root=session.root)
+
+
+def create(session: Session, runs_dir: Any, kind: str, name: str, **record: Any) -> tuple[Run, Place]:
+    """Makes the run folder of a run on AWS."""
+    run = create_run(runs_dir, kind, name, **record)
+    place = new_place(session, run.name)
+    details = {
+        "id": place.id,
+        "region": session.region,
+        "account": session.account,
+        "root": place.root,
+        "resources": [],
+    }
+    run.update(details={**run.record().details, REMOTE: details})
+    return run, place
+
+
+def place_of(run: Run) -> Place:
+    """Where an existing run's things are."""
+    details = details_of(run)
+    return Place(run=run.name, id=details["id"], root=details["root"])
+
+
+def session_of(run: Run, settings: SageMakerSettings) -> Session:
+    """A session in the region of an existing run, whatever the settings say by now. Raises AwsError."""
+    return Session(dataclasses.replace(settings, region=str(details_of(run)["region"])))
+
+
+def details_of(run: Run) -> Mapping[str, Any]:
+    """What is known of a run on AWS. Raises ConfigError for a run of this machine."""
+    details = run.record().details.get(REMOTE)
+    if not isinstance(details, Mapping):
+        raise ConfigError(f"{run.name} did not run on SageMaker")
+    return details
+
+
+def remember(run: Run, **facts: Any) -> None:
+    """Adds facts about the run on AWS."""
+    run.update(details={**run.record().details, REMOTE: {**details_of(run), **facts}})
+
+
+def note(run: Run, kind: str, name: str) -> None:
+    """Notes a resource that is about to be created."""
+    known = resources(run)
+    if (kind, name) not in known:
+        remember(run, resources=[*known, (kind, name)])
+
+
+def forget(run: Run, kind: str, name: str) -> None:
+    """Notes that a resource is gone."""
+    remember(run, resources=[item for item in resources(run) if item != (kind, name)])
+
+
+def resources(run: Run) -> list[tuple[str, str]]:
+    """(kind, name) of everything the run made and that was not removed again, in the order of making."""
+    return [(str(kind), str(name)) for kind, name in details_of(run)["resources"]]
+
+
+def is_ours(session: Session, arn: str, place: Place) -> bool:
+    """Whether a SageMaker resource carries this very run's tag."""
+    found = session.call("sagemaker", "list_tags", ResourceArn=arn).get("Tags", [])
+    return any(tag["Key"] == ID_TAG and tag["Value"] == place.id for tag in found)

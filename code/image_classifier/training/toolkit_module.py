@@ -1,0 +1,137 @@
+"""How `train` of sagemaker-training runs our script: SAGEMAKER_TRAINING_MODULE names `main` here.
+
+The toolkit's own way neither passes SIGTERM on to the script nor keeps its exit code, and describes a failure by the
+command line. Here the script is a direct child that gets the signal, its exit code becomes that of `train`, and its
+failure file stays as it wrote it. There is one script for each GPU of the host, or one; with several in all, each is
+told its place as torchrun does. Preparing code, arguments and SM_* variables is left to the toolkit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from types import FrameType
+from typing import NoReturn
+
+from sagemaker_training import entry_point, environment, logging_config
+from sagemaker_training.process import ProcessRunner
+
+from image_classifier.contract.errors import EXIT_FAILURE, EXIT_STOPPED, JobError, JobStopped
+from image_classifier.contract.paths import MlPaths
+from image_classifier.training.script import write_failure
+
+MASTER_PORT = 29_500  # torchrun's default
+_INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+_GRACE_S = 15.0  # for the other processes of a failed training to notice
+_POLL_S = 0.1
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def main() -> None:
+    """Runs the job. Returns when the script succeeded; leaves the process with the script's exit code otherwise."""
+    paths = MlPaths.from_environment()
+    paths.failure.unlink(missing_ok=True)  # an earlier attempt's: the toolkit would keep it
+    _install(_stop_before_start)  # the toolkit may wait for host names, deaf to signals, for 15 minutes
+    logging_config.get_logger().setLevel(logging.WARNING)  # it reports every hyperparameter that is not JSON, twice
+    env = environment.Environment()
+    arguments, variables = env.to_cmd_args(), env.to_env_vars()
+    per_host = max(1, env.num_gpus)
+    runner = ScriptRunner(env.user_entry_point, arguments, variables, processes_per_host=per_host)
+    runner.places = places(env.hosts, env.current_host, per_host, env.network_interface_name)
+    entry_point.run(env.module_dir, env.user_entry_point, arguments, variables, runner_type=runner)
+
+
+def places(hosts: Sequence[str], current: str, per_host: int, interface: str) -> list[dict[str, str]]:
+    """The variables that tell each process of this host its place in the training; none for a single process."""
+    if len(hosts) * per_host == 1:
+        return [{}]
+    return [
+        {
+            "RANK": str(hosts.index(current) * per_host + local),
+            "WORLD_SIZE": str(len(hosts) * per_host),
+            "LOCAL_RANK": str(local),
+            "MASTER_ADDR": hosts[0],
+            "MASTER_PORT": str(MASTER_PORT),
+            **(dict.fromkeys(_INTERFACE_VARIABLES, interface) if len(hosts) > 1 else {}),
+        }
+        for local in range(per_host)
+    ]
+
+
+class ScriptRunner(ProcessRunner):  # type: ignore[misc]  # the toolkit has no types
+    """The toolkit's runner, with signals and exit code passed through; starts one script for each of `places`."""
+
+    places: Sequence[Mapping[str, str]] = ({},)
+
+    def run(self, wait: bool = True, capture_error: bool = False) -> None:
+        """Starts the scripts and waits for them. Does not return when one failed: the first failure counts."""
+        command = self._create_command()
+        scripts: list[subprocess.Popen[bytes]] = []
+
+        def pass_on(number: int, _frame: FrameType | None) -> None:
+            for script in scripts:
+                script.send_signal(number)
+
+        _install(pass_on)
+        for place in self.places:
+            environ = {**os.environ, **place}
+            script = subprocess.Popen(command, cwd=environment.code_dir, env=environ, preexec_fn=_die_with_parent)  # noqa: PLW1509
+            scripts.append(script)
+        code = _wait_for_all(scripts)
+        if code < 0:
+            _report_killed(-code)
+        if code != 0:
+            _leave(code if code > 0 else 128 - code)
+
+
+def _wait_for_all(scripts: Sequence[subprocess.Popen[bytes]]) -> int:
+    """The exit code of the first script that failed, or 0; the others notice it, or are killed after a while."""
+    first, deadline = 0, math.inf
+    while running := [script for script in scripts if script.poll() is None]:
+        failed = [script.returncode for script in scripts if script.returncode]
+        if failed and not first:
+            first, deadline = failed[0], time.monotonic() + _GRACE_S
+        if time.monotonic() > deadline:
+            for script in running:
+                script.kill()
+        time.sleep(_POLL_S)
+    return first or next((script.returncode for script in scripts if script.returncode), 0)
+
+
+def _install(handler: object) -> None:
+    for number in _SIGNALS:
+        signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+def _die_with_parent() -> None:
+    """In the child before it becomes the script: `train` killed outright must not leave a training behind."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _stop_before_start(number: int, _frame: FrameType | None) -> NoReturn:
+    stopped = JobStopped(f"stopped by {signal.Signals(number).name} before the training script started")
+    write_failure(MlPaths.from_environment().failure, stopped)
+    _leave(EXIT_STOPPED)
+
+
+def _report_killed(number: int) -> None:
+    """The script could not write its failure file. Signal 9 is how Linux ends a process when memory runs out."""
+    name = signal.Signals(number).name
+    hint = "memory ran out, or somebody killed it: lower batch_size or workers" if number == signal.SIGKILL else ""
+    write_failure(MlPaths.from_environment().failure, JobError(f"the training script was killed by {name}", hint))
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process at once. `sys.exit` would not do: the toolkit turns it into 0, any exception into 1 with a
+    traceback in the log."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or EXIT_FAILURE)

@@ -1,0 +1,1 @@
+"""The search of hyperparameters on this machine: what is tried, which trials run, what they found."""

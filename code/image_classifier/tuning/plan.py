@@ -1,0 +1,109 @@
+"""What a search tries: the ranges that fit the data and the flags, and how many different trials they allow."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from image_classifier.cli import render
+from image_classifier.cli.settings import Settings, TuneSettings
+from image_classifier.contract.config import TrainConfig, Value
+from image_classifier.contract.errors import ConfigError
+from image_classifier.contract.search import Categorical, Integer, Range
+from image_classifier.vision.folders import ImageFolders
+
+LARGEST_GRID = 10_000  # spaces with more combinations count as endless
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is searched, wherever the trials run.
+
+    Args:
+        base: the hyperparameters of every trial, before the searched ones are put in.
+        carried: hyperparameters given as flags, which best.json passes on to train.
+    """
+
+    base: TrainConfig
+    space: Mapping[str, Range]
+    tune: TuneSettings
+    carried: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """What job.json keeps of it beside `base`."""
+        return {
+            "space": {name: _to_json(spec) for name, spec in self.space.items()},
+            "tune": dataclasses.asdict(self.tune),
+            "carried": self.carried,
+        }
+
+
+def make_plan(settings: Settings, base: TrainConfig, folders: ImageFolders) -> Plan:
+    """Settles what is searched on this data set. Raises ConfigError when nothing is left to search."""
+    if settings.tune.epochs:
+        base = base.replace(epochs=settings.tune.epochs)
+    given = settings.given_flags()
+    space = {name: spec for name, spec in settings.search.items() if name not in given}
+    if not space:
+        raise ConfigError("nothing is left to search: every searched hyperparameter is given as a flag")
+    space = _fit_batch_sizes(space, folders)
+    carried = {name: text for name, text in base.to_hyperparameters().items() if name in given and name != "epochs"}
+    return Plan(base=base, space=space, tune=fit_trials(settings.tune, space), carried=carried)
+
+
+def combinations(space: Mapping[str, Range]) -> Iterator[dict[str, Value]]:
+    """Every point of a space without continuous ranges; none for an endless one."""
+    if num_combinations(space) <= LARGEST_GRID:
+        axes = [
+            spec.values if isinstance(spec, Categorical) else range(int(spec.low), int(spec.high) + 1)
+            for spec in space.values()
+        ]
+        for point in itertools.product(*axes):
+            yield dict(zip(space, point, strict=True))
+
+
+def num_combinations(space: Mapping[str, Range]) -> float:
+    """The number of different points, infinite when a range is continuous."""
+    sizes = {
+        name: len(set(spec.values))
+        if isinstance(spec, Categorical)
+        else spec.high - spec.low + 1
+        if isinstance(spec, Integer)
+        else math.inf
+        for name, spec in space.items()
+    }
+    return math.prod(sizes.values())
+
+
+def fit_trials(tune: TuneSettings, space: Mapping[str, Range]) -> TuneSettings:
+    """The settings with no more trials than the space has points."""
+    most = num_combinations(space)
+    if tune.trials <= most:
+        return tune
+    render.note(f"the search space has {most:.0f} combinations: {most:.0f} trials instead of {tune.trials}")
+    return dataclasses.replace(tune, trials=int(most))
+
+
+def _fit_batch_sizes(space: Mapping[str, Range], folders: ImageFolders) -> dict[str, Range]:
+    """Leaves out batch sizes that are larger than the training set. Raises ConfigError when none is left."""
+    spec, images = space.get("batch_size"), len(folders.train)
+    if not isinstance(spec, Categorical):
+        return dict(space)
+    fitting = tuple(value for value in spec.values if int(value) <= images)
+    if not fitting:
+        raise ConfigError(
+            f"every batch size of the search is larger than the {images} training images",
+            "lower batch_size under [tune.search]",
+        )
+    if left_out := [str(value) for value in spec.values if value not in fitting]:
+        render.note(f"batch_size {', '.join(left_out)} left out: there are only {images} training images")
+    return {**space, "batch_size": Categorical(values=fitting)}
+
+
+def _to_json(spec: Range) -> Any:
+    """The form that `parse_search_space` reads."""
+    return list(spec.values) if isinstance(spec, Categorical) else dataclasses.asdict(spec)

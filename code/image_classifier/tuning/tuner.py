@@ -1,0 +1,351 @@
+"""The tune command: Optuna proposes hyperparameters, each trial is a real training job in its own run folder.
+
+The study is kept in the run's `study.journal` and every trial in `trials/NNN`, so that a search which was interrupted
+in any way goes on where it was: finished trials count, an unfinished one resumes from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from image_classifier.cli import render
+from image_classifier.cli.settings import Settings, TuneSettings
+from image_classifier.cli.tune_view import TuneView
+from image_classifier.contract.config import TrainConfig, Value
+from image_classifier.contract.errors import ConfigError, JobError, JobStopped, RuleFired
+from image_classifier.contract.metrics import METRIC_BY_NAME
+from image_classifier.contract.search import Categorical, Integer, Range, parse_search_space, with_values
+from image_classifier.launch import local
+from image_classifier.launch.process import POLL_S, Interrupts, Job
+from image_classifier.launch.progress import Progress
+from image_classifier.launch.runs import ACTIVE, Record, Run, Status, create_run, find_run, open_run, still_running
+from image_classifier.launch.training_run import check_data, resolve_weights, silent_end
+from image_classifier.tuning.plan import Plan, combinations, fit_trials, make_plan
+from image_classifier.tuning.trials import TRIALS, Found, TrialRow, objective_at_best, pick_best, write_results
+from image_classifier.vision.folders import find_channels
+
+if TYPE_CHECKING:
+    import optuna
+
+KIND = "tune"
+RESUME_MAY_CHANGE = frozenset({"tune.trials", "tune.parallel"})
+JOURNAL = "study.journal"
+SAME_FAILURES = 3  # as many first trials failing in the same way mean that the next will too
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(Plan):
+    """A tuning run on this machine."""
+
+    run: Run
+    data: Path
+
+
+def find_best(text: str, runs_dir: Path) -> Path:
+    """The best.json that `text` means: the file, or that of a tuning run. Raises ConfigError when there is none."""
+    if Path(text).is_file():
+        return Path(text)
+    run = find_run(runs_dir, text, kind=KIND)
+    if not (run.path / "best.json").is_file():
+        raise ConfigError(f"{run.name} has found nothing yet ({run.record().status})")
+    return run.path / "best.json"
+
+
+def create(settings: Settings, data: Path, runs_dir: Path, *, name: str = "") -> Search:
+    """Checks everything and makes the run's folder. Raises ConfigError, DataError or PlatformError."""
+    base = resolve_weights(settings.train)
+    plan = make_plan(settings, base, check_data(data, base))
+    local.require_free_disk(runs_dir, plan.tune.parallel)
+    config = plan.base.to_hyperparameters()
+    run = create_run(runs_dir, KIND, name, data=str(data.resolve()), config=config, details=plan.to_json())
+    return Search(run=run, data=data.resolve(), **vars(plan))
+
+
+def resume(run: Run, changes: Mapping[str, Value]) -> Search:
+    """A search that goes on, with another number of trials or parallel jobs if `changes` says so."""
+    record = run.record()
+    if record.status in ACTIVE:
+        raise still_running(run)
+    changed: dict[str, Any] = {key.removeprefix("tune."): value for key, value in changes.items()}
+    space = parse_search_space(record.details["space"])
+    tune = fit_trials(dataclasses.replace(TuneSettings(**record.details["tune"]), **changed), space)
+    run.update(details={**record.details, "tune": dataclasses.asdict(tune)})
+    data, base = Path(record.data), TrainConfig.from_hyperparameters(record.config)
+    check_data(data, base)
+    local.require_free_disk(run.path, tune.parallel)
+    return Search(run=run, data=data, base=base, space=space, tune=tune, carried=record.details["carried"])
+
+
+def run(search: Search, *, starter: local.Starter = local) -> Found:
+    """Runs the trials that are still to run.
+
+    Raises:
+        JobStopped: interrupted; the trials that ran save their state first.
+        JobError: no trial gave a result.
+    """
+    started = time.monotonic()
+    render.note(f"run {search.run.path}, {search.tune.trials} trials")
+    with Interrupts() as interrupts:
+        search.run.begin()
+        try:
+            with (
+                render.live() as live,
+                Tuner(search, TuneView(live, search.run.log, search.tune), interrupts, starter) as tuner,
+            ):
+                tuner.work()
+                rows = tuner.rows()
+            found = write_results(search.run, rows, search.tune.objective, search.space, carried=search.carried)
+        except JobStopped as stopped:
+            stopped.exit_code = interrupts.exit_code
+            search.run.end(Status.STOPPED, failure=stopped.message)
+            raise
+        except BaseException as error:
+            search.run.end(Status.FAILED, failure=str(error))
+            raise
+        best = {"objective": found.objective, "value": found.best_value, "trial": found.best_trial}
+        search.run.update(details={**search.run.record().details, "best": best})
+        search.run.end(Status.COMPLETED, exit_code=0)
+    return dataclasses.replace(found, seconds=time.monotonic() - started)
+
+
+@dataclass
+class Active:
+    """A trial whose job runs."""
+
+    trial: optuna.Trial
+    number: int
+    run: Run
+    job: Job
+    config: TrainConfig
+    progress: Progress
+    pruned_at: int = 0
+
+
+class Tuner:
+    """The search loop: start trials, report their epochs, stop the hopeless, note the ends."""
+
+    def __init__(self, search: Search, view: TuneView, interrupts: Interrupts, starter: local.Starter = local) -> None:
+        self._search = search
+        self._view = view
+        self._interrupts = interrupts
+        self._starter = starter
+        self._study = open_study(search)
+        self._distributions = {name: _distribution(spec) for name, spec in search.space.items()}
+        self._running: dict[int, Active] = {}
+        self._jobs = ExitStack()
+        self._obeyed = 0
+
+    def __enter__(self) -> Tuner:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Nothing is left running, whatever happened."""
+        self._jobs.close()
+
+    def work(self) -> None:
+        """Runs trials until there are enough. Raises JobStopped when interrupted, JobError when all fail."""
+        self._view.finished(self.rows())
+        while True:
+            self._obey()
+            while not self._obeyed and len(self._running) < self._search.tune.parallel and self._start_next():
+                pass
+            if not self._running:
+                break
+            for active in list(self._running.values()):
+                self._look_after(active)
+            self._view.draw(self._running.values())
+            time.sleep(POLL_S)
+        if self._obeyed:
+            done = sum(row.finished for row in self.rows())
+            raise JobStopped(
+                f"stopped after {done} of {self._search.tune.trials} trials",
+                f"go on with: deploy.py tune --resume {self._search.run.typed}",
+            )
+        if all(row.value is None for row in self.rows()):
+            failures = [row.failure for row in self.rows() if row.failure]
+            raise JobError(f"no trial finished; the first one failed with: {failures[0] if failures else 'no reason'}")
+
+    def rows(self) -> list[TrialRow]:
+        """All trials so far, in the order of their numbers."""
+        made = [TrialRow.of(trial, self._search.run, self._search.tune.objective) for trial in self._trials()]
+        return sorted(made, key=lambda row: row.number)
+
+    def _trials(self) -> list[optuna.trial.FrozenTrial]:
+        return [trial for trial in self._study.get_trials(deepcopy=False) if "number" in trial.user_attrs]
+
+    def _obey(self) -> None:
+        if self._interrupts.count == self._obeyed:
+            return
+        if self._obeyed == 0:
+            self._view.say("stopping: the trials that run save their state first (Ctrl-C again kills them)")
+        for active in self._running.values():
+            (active.job.kill if self._interrupts.count > 1 else active.job.stop)()
+        self._obeyed = self._interrupts.count
+
+    def _start_next(self) -> bool:
+        """Starts a trial and answers True, or False when there are enough."""
+        trial = self._interrupted_trial() or self._new_trial()
+        if trial is None:
+            return False
+        number = int(trial.user_attrs["number"])
+        config = with_values(self._search.base, trial.params)
+        folder = self._search.run.path / TRIALS / f"{number:03}"
+        if (folder / "job.json").is_file():
+            run, again = Run(path=folder), True
+        else:
+            record = Record(kind="train", data=str(self._search.data), config=config.to_hyperparameters())
+            run, again = open_run(folder, record), False
+        local.prepare_training(run, config, find_channels(self._search.data))
+        job = self._jobs.enter_context(self._starter.start_training(run, share=self._search.tune.parallel))
+        progress = Progress(epochs=config.epochs)
+        self._running[number] = Active(trial, number, run, job, config, progress)
+        self._view.started(number, self._values(trial), again=again)
+        return True
+
+    def _values(self, trial: optuna.Trial | optuna.trial.FrozenTrial) -> dict[str, Value]:
+        config = with_values(self._search.base, trial.params)
+        return {name: getattr(config, name) for name in self._search.space}
+
+    def _interrupted_trial(self) -> optuna.Trial | None:
+        from optuna.trial import Trial, TrialState
+
+        for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            trial = Trial(self._study, frozen._trial_id)
+            if "number" not in frozen.user_attrs:  # killed between being proposed and being numbered
+                self._study.tell(trial, state=TrialState.FAIL)
+            elif int(frozen.user_attrs["number"]) not in self._running:
+                return trial
+        return None
+
+    def _new_trial(self) -> optuna.Trial | None:
+        """A trial with values that no other has, numbered; None when there are enough."""
+        from optuna.trial import TrialState
+
+        known = self._trials()
+        if len(known) >= self._search.tune.trials:
+            return None
+        self._give_up_early()
+        tried = {tuple(self._values(trial).values()) for trial in known}
+        trial = self._study.ask(self._distributions)
+        if tuple(self._values(trial).values()) in tried:
+            self._study.tell(trial, state=TrialState.FAIL)
+            fresh = [values for values in combinations(self._search.space) if tuple(values.values()) not in tried]
+            if fresh:
+                self._study.enqueue_trial(random.Random(len(tried)).choice(fresh))
+            trial = self._study.ask(self._distributions)
+        trial.set_user_attr("number", len(known) + 1)
+        return trial
+
+    def _give_up_early(self) -> None:
+        rows = [row for row in self.rows() if row.finished]
+        first = rows[0].failure if rows else ""
+        if len(rows) >= SAME_FAILURES and first and all(row.failure == first for row in rows):
+            raise JobError(f"the first {len(rows)} trials failed in the same way: {first}", "mend that first")
+
+    def _look_after(self, active: Active) -> None:
+        status = active.job.poll()
+        for line in active.job.lines():
+            if active.progress.feed(line) == "epoch":
+                self._epoch_done(active)
+        if status is not None:
+            del self._running[active.number]
+            self._finish(active, status)
+
+    def _epoch_done(self, active: Active) -> None:
+        self._view.epoch(active.number, active.progress)
+        value, epoch = active.progress.metrics.get(self._search.tune.objective), active.progress.epoch
+        if value is None or active.pruned_at:
+            return
+        active.trial.report(value, epoch)
+        last = epoch >= active.config.epochs
+        if self._search.tune.prune and not self._obeyed and not last and active.trial.should_prune():
+            active.pruned_at = epoch
+            active.job.stop()
+
+    def _finish(self, active: Active, status: int) -> None:
+        from optuna.trial import TrialState
+
+        message, _ = active.run.failure()
+        trial = active.trial
+        best = objective_at_best(active.run, self._search.tune.objective)
+        if status == 0 and best is not None:
+            active.run.end(Status.COMPLETED, exit_code=0)
+            self._study.tell(trial, best.value)
+        elif active.pruned_at and status == JobStopped.exit_code:
+            active.run.end(Status.STOPPED, exit_code=status, failure=f"pruned after epoch {active.pruned_at}")
+            self._study.tell(trial, state=TrialState.PRUNED)
+        elif status == RuleFired.exit_code:  # a rule of the debugger (stop_on) found the trial hopeless
+            active.run.end(Status.STOPPED, exit_code=status, failure=message)
+            trial.set_user_attr("failure", message)
+            self._study.tell(trial, state=TrialState.PRUNED)
+        elif self._obeyed:
+            active.run.end(Status.STOPPED, exit_code=status, failure=message or "killed before it saved its state")
+            return
+        else:
+            message = message or silent_end(status)
+            active.run.end(Status.FAILED, exit_code=status, failure=message)
+            trial.set_user_attr("failure", message)
+            self._study.tell(trial, state=TrialState.FAIL)
+        rows = self.rows()
+        self._make_room(active, rows)
+        self._view.finished(rows, active.number)
+
+    def _make_room(self, active: Active, rows: list[TrialRow]) -> None:
+        """A finished trial needs no checkpoints, and only the best one so far needs its weights."""
+        shutil.rmtree(active.run.paths.checkpoints, ignore_errors=True)
+        if self._search.tune.keep_models:
+            return
+        best = pick_best(rows, self._search.tune.objective)
+        for row in rows:
+            if row.finished and row is not best:
+                shutil.rmtree(Run(path=row.path).paths.model, ignore_errors=True)
+
+
+def open_study(search: Search) -> optuna.Study:
+    """The run's study, new or continued; what a killed search left half written or locked is put right."""
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    journal = search.run.path / JOURNAL
+    journal.with_name(f"{JOURNAL}.lock").unlink(missing_ok=True)  # the run is ours alone: its last owner is gone
+    if journal.exists():
+        whole, _, rest = journal.read_bytes().rpartition(b"\n")
+        if rest:
+            journal.write_bytes(whole + b"\n" if whole else b"")
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
+    trials, epochs = search.tune.trials, search.base.epochs
+    study = optuna.create_study(
+        storage=storage,
+        study_name=search.run.name,
+        direction="maximize" if METRIC_BY_NAME[search.tune.objective].maximize else "minimize",
+        load_if_exists=True,
+        # a third of the trials, 3 to 10, are drawn at random before the sampler and the pruner use what they learned
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=_start_up(trials), n_warmup_steps=1 + epochs // 3),
+    )
+    # a search that goes on must not draw the same values again
+    seed = search.tune.seed + len(study.get_trials(deepcopy=False))
+    study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=_start_up(trials))
+    return study
+
+
+def _start_up(trials: int) -> int:
+    return max(3, min(10, trials // 3))
+
+
+def _distribution(spec: Range) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if isinstance(spec, Categorical):
+        return CategoricalDistribution(spec.values)
+    if isinstance(spec, Integer):
+        return IntDistribution(spec.low, spec.high, log=spec.log)
+    return FloatDistribution(spec.low, spec.high, log=spec.log)

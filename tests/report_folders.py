@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.outputs import SETUP
 from image_classifier.debugging.schema import (
     PHASES,
     Evidence,
@@ -99,7 +100,7 @@ def make_job(
         gpus=["NVIDIA H200"],
         environment={"python": "3.11.2", "torch": "2.14.1", "platform": "Linux x86_64", "host": "algo-1"},
     )
-    (data / "job.json").write_text(to_json(facts), encoding="utf-8")
+    (data / SETUP.name).write_text(to_json(facts), encoding="utf-8")
     _json(
         data / "bad_images.json",
         {"/opt/ml/input/data/train/iris/0007.jpg": "/opt/ml/input/data/train/iris/0007.jpg is truncated"},

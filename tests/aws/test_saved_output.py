@@ -14,8 +14,8 @@ from tests.report_folders import make_job
 from tests.unit.test_training_hook import hook_for, network, train
 
 from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.outputs import REPORT
 from image_classifier.contract.paths import MlPaths
-from image_classifier.debugging.schema import REPORT_JSON
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # smdebug and what it imports are of 2023
 Deploy = Callable[..., tuple[int, str, str]]
@@ -86,7 +86,7 @@ def test_rules_and_report_read_the_archive_that_sagemaker_makes(
     assert code == 0
     assert "runs/from-s3/flowers-1/report.html" in out.replace("\n", "")
     assert (place / "report.html").is_file()
-    facts = json.loads((place / REPORT_JSON).read_text())
+    facts = json.loads((place / REPORT.name).read_text())
     assert facts["name"] == "flowers-1"
     assert facts["outcome"]["status"] == "completed"
     assert not (place / "output.tar.gz").exists()

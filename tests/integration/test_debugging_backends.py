@@ -13,12 +13,13 @@ from torch import nn
 
 from image_classifier.contract.errors import DataError
 from image_classifier.contract.files import write_text
+from image_classifier.contract.outputs import SETUP
 from image_classifier.contract.paths import MlPaths
 from image_classifier.debugging.rules import judge, parse_rules
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.sampler import SystemSampler
 from image_classifier.debugging.saved import read_files, read_trial
-from image_classifier.debugging.schema import JOB_FILE, RuleResult, Verdict, read_system, rule_results_to_json, to_json
+from image_classifier.debugging.schema import RuleResult, Verdict, read_system, rule_results_to_json, to_json
 from image_classifier.debugging.sinks import JsonLines
 from image_classifier.training.hook import SmdebugSink
 
@@ -45,7 +46,7 @@ def test_live_files_and_trial_give_the_same_verdicts(name: str, tmp_path: Path) 
     sampler.close()
     for sample in read_system(paths.output):
         live.add_system(sample)
-    write_text(paths.output_data / JOB_FILE, to_json(live.job))
+    write_text(paths.output_data / SETUP.name, to_json(live.job))
     files = read_files(paths.output)
     everything = parse_rules("all")
     assert as_text(judge(files, everything)) == as_text(judge(live, everything))

@@ -14,9 +14,10 @@ from tests.integration import test_distributed as two
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from image_classifier.contract.outputs import STEPS
 from image_classifier.debugging.recorder import Recorder
 from image_classifier.debugging.rundata import RunData
-from image_classifier.debugging.schema import STEPS_FILE, JobFacts, of_rank, read_statistics, read_steps
+from image_classifier.debugging.schema import JobFacts, of_rank, read_statistics, read_steps
 from image_classifier.debugging.sinks import JsonLines
 from image_classifier.report import gather
 from image_classifier.vision.sample_data import make_sample_data
@@ -95,7 +96,7 @@ def test_a_process_that_is_slow_to_load_its_data_is_found(tmp_path: Path, monkey
     logs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], logs
     first, second = (two.host(tmp_path / "job", rank) for rank in range(SIZE))
-    name = of_rank(STEPS_FILE, 1)
+    name = of_rank(STEPS.name, 1)
     shutil.copy(second.output_data / name, first.output_data / name)
     found = gather(first.base)["processes"]
     assert found["slowest"]["rank"] == 1

@@ -140,7 +140,7 @@ def test_failing_job_ends_with_its_first_cause(folder: Path) -> None:
     (folder / "broken.pth").write_bytes(b"no weights")
     done = deploy(folder, "--debug", "train", "--weights", "broken.pth", "--name", "broken")
     run = find_run(folder / "runs", kind="train")
-    cause, _ = run.failure()
+    cause = run.failure().message
     assert done.returncode == 1
     assert cause
     assert f"error: {cause}" in done.stderr

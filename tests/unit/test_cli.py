@@ -14,7 +14,7 @@ import pytest
 from image_classifier.cli.main import main
 from image_classifier.contract.config import parameters
 from image_classifier.contract.endpoint import MAX_PORT
-from image_classifier.launch.local import free_port
+from image_classifier.contract.machine import free_port
 from image_classifier.launch.runs import Status, create_run
 from image_classifier.vision.sample_data import make_sample_data
 

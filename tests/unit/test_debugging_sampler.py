@@ -8,9 +8,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from image_classifier.contract.outputs import SYSTEM_FOLDER
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.sampler import Gpus, Machine, SystemSampler
-from image_classifier.debugging.schema import SYSTEM_FOLDER, JobFacts, SystemSample, read_system
+from image_classifier.debugging.schema import JobFacts, SystemSample, read_system
 
 
 def recorded(folder: Path) -> RunData:

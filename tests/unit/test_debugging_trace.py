@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from image_classifier.debugging.schema import TRACE_FILE
+from image_classifier.contract.outputs import TRACE
 from image_classifier.debugging.trace import FIRST_STEP, TraceWindow
 
 STEPS = 3
@@ -50,7 +50,7 @@ def trained(folder: Path, *, epochs: int, steps: int) -> None:
 
 
 def read(folder: Path) -> list[Event]:
-    with gzip.open(folder / TRACE_FILE, "rt", encoding="utf-8") as file:
+    with gzip.open(folder / TRACE, "rt", encoding="utf-8") as file:
         events: list[Event] = json.load(file)["traceEvents"]
     return events
 

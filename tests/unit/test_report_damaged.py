@@ -12,9 +12,10 @@ import pytest
 from tests.report_folders import make_job
 
 from image_classifier.contract.errors import DataError
+from image_classifier.contract.outputs import SYSTEM_FOLDER
 from image_classifier.debugging.rules import judge, parse_rules
 from image_classifier.debugging.saved import read_files
-from image_classifier.debugging.schema import SYSTEM_FOLDER, StepRecord, Verdict, read_steps, read_system, to_json
+from image_classifier.debugging.schema import StepRecord, Verdict, read_steps, read_system, to_json
 from image_classifier.report import write_report
 from image_classifier.report.curves import wilson
 
@@ -65,7 +66,7 @@ def test_rules_judge_what_is_left(name: str, damage: str, whole: Path, tmp_path:
 
 def test_a_job_file_that_is_damaged_is_named(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole / "output", tmp_path / "output")
-    (tmp_path / "output" / "data" / "job.json").write_text("{")
+    (tmp_path / "output" / "data" / "setup.json").write_text("{")
     with pytest.raises(DataError, match=r"the recordings in .*data are damaged") as caught:
         read_files(tmp_path / "output")
     assert caught.value.hint

@@ -17,7 +17,15 @@ from image_classifier.report.curves import step_time, wilson
 from image_classifier.report.facts import to_text
 from image_classifier.report.search_facts import importance
 
-PARTS = ("history.jsonl", "metrics.json", "steps.jsonl", "statistics.jsonl", "rules.json", "confusion.csv", "job.json")
+PARTS = (
+    "history.jsonl",
+    "metrics.json",
+    "steps.jsonl",
+    "statistics.jsonl",
+    "rules.json",
+    "confusion.csv",
+    "setup.json",
+)
 
 
 @pytest.fixture(scope="module")

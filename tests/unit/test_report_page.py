@@ -53,7 +53,7 @@ def hostile_page(tmp_path_factory: pytest.TempPathFactory) -> str:
     data = folder / "output" / "data"
     (folder / "output" / "failure").write_text(f"{HOSTILE[0]} failed\nhint: {HOSTILE[1]}")
     (data / "metrics.json").unlink()
-    for name in ("rules.json", "bad_images.json", "job.json"):
+    for name in ("rules.json", "bad_images.json", "setup.json"):
         text = (data / name).read_text()
         (data / name).write_text(text.replace("GPU 43", "<script>alert(3)</script>").replace("iris", "<b onclick=x>"))
     return write_report(folder).read_text(encoding="utf-8")

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from tests.report_folders import LAST_WAITS_S, STEPS_PER_EPOCH, make_job
 
-from image_classifier.debugging.schema import STEPS_FILE, SYSTEM_FOLDER, of_rank
+from image_classifier.contract.outputs import STEPS, SYSTEM_FOLDER
+from image_classifier.debugging.schema import of_rank
 from image_classifier.report import gather, render
 
 EPOCHS = 2
@@ -36,7 +37,7 @@ def test_the_process_that_holds_the_others_up_is_named_with_the_reason(three: Pa
 
 def test_equal_processes_are_not_accused(tmp_path: Path) -> None:
     job = make_job(tmp_path / "train", epochs=EPOCHS, test_per_class=2, processes=3)
-    (job / "output" / "data" / of_rank(STEPS_FILE, 2)).unlink()
+    (job / "output" / "data" / of_rank(STEPS.name, 2)).unlink()
     facts = gather(job)
     assert len(facts["processes"]["rows"]) == 2
     assert facts["processes"]["slowest"] is None
@@ -73,7 +74,7 @@ def test_one_process_on_one_host_says_nothing_of_others(tmp_path: Path) -> None:
 
 def test_a_damaged_file_of_another_process_is_named_as_missing(tmp_path: Path) -> None:
     job = make_job(tmp_path / "train", epochs=EPOCHS, test_per_class=2, processes=2)
-    (job / "output" / "data" / of_rank(STEPS_FILE, 1)).write_text('{"step": "x"}\n')
+    (job / "output" / "data" / of_rank(STEPS.name, 1)).write_text('{"step": "x"}\n')
     facts = gather(job)
     assert facts["processes"] is None
     assert "steps of the other processes: damaged" in facts["missing"]

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from image_classifier.contract.errors import ConfigError, PlatformError
-from image_classifier.launch.runs import RECORD_NAME, Run, Status, create_run, find_run, list_runs
+from image_classifier.contract.outputs import JOB, Failure
+from image_classifier.launch.runs import Run, Status, create_run, find_run, list_runs
 
 
 def dead_process() -> tuple[int, float]:
@@ -75,7 +76,7 @@ def test_first_cause_of_a_dead_job_is_its_failure_file(tmp_path: Path) -> None:
     run.paths.failure.write_text("stopped by SIGTERM in epoch 2\nhint: go on")
     record = run.record()
     assert (record.status, record.failure) == (Status.STOPPED, "stopped by SIGTERM in epoch 2")
-    assert run.failure() == ("stopped by SIGTERM in epoch 2", "go on")
+    assert run.failure() == Failure("stopped by SIGTERM in epoch 2", "go on")
 
 
 def test_newest_finished_run_of_a_kind_is_found(tmp_path: Path) -> None:
@@ -117,7 +118,7 @@ def test_runs_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
 
 def test_damaged_record_is_a_sentence(tmp_path: Path) -> None:
     run = create_run(tmp_path, "train")
-    (run.path / RECORD_NAME).write_text(json.dumps({"kind": "train"}))
+    (run.path / JOB.name).write_text(json.dumps({"kind": "train"}))
     with pytest.raises(PlatformError, match=r"job.json is damaged"):
         run.record()
     with pytest.raises(ConfigError, match="there is no run"):  # and the others can still be found

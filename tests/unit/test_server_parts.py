@@ -1,6 +1,5 @@
 """The pieces around the model server, each on its own."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -11,10 +10,7 @@ import pytest
 from image_classifier.contract.endpoint import parse_ready_line, ready_line
 from image_classifier.contract.errors import PlatformError
 from image_classifier.serving import entry, janitor
-from image_classifier.serving.cores import usable_cores
 from image_classifier.serving.server import Address, find_java_home
-
-ALLOWED = len(os.sched_getaffinity(0))
 
 
 def test_the_ready_line_reads_back():
@@ -25,28 +21,10 @@ def test_the_ready_line_reads_back():
     assert parse_ready_line("x " + line) is None
 
 
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({}, ALLOWED),
-        ({"cpu.max": "max 100000"}, ALLOWED),
-        ({"cpu.max": "50000 100000"}, 1),
-        ({"cpu.max": "100000000 100000"}, ALLOWED),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, ALLOWED),
-        ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),
-    ],
-)
-def test_cores_are_limited_by_affinity_and_quota(tmp_path, files, expected):
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text + "\n")
-    assert usable_cores(tmp_path) == expected
-
-
 def test_an_address_in_use_is_named():
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = Address(host="127.0.0.1", port=other.getsockname()[1])
-        with pytest.raises(PlatformError, match=f"port {address.port} is in use"):
+        with pytest.raises(PlatformError, match=f"port {address.port} on 127.0.0.1 is in use"):
             address.check_free()
     address.check_free()
 

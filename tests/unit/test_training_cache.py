@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from image_classifier.training import cache
-from image_classifier.training.cache import PixelCache, memory, wants_cache
+from image_classifier.training.cache import PixelCache, wants_cache
 from image_classifier.training.data import Batch, ImageDataset, Loader
 from image_classifier.vision.folders import Split
 from image_classifier.vision.preprocess import Preprocessing
@@ -72,22 +72,6 @@ def test_nothing_more_is_kept_once_the_memory_runs_low(monkeypatch: pytest.Monke
     assert len(kept) == 1
     assert np.array_equal(kept.get(0), picture)  # type: ignore[arg-type]
     assert kept.get(1) is None
-
-
-def test_container_limit_counts_and_files_read_do_not(tmp_path: Path) -> None:
-    machine = memory(tmp_path)
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "memory.current").write_text("700000\n")
-    (tmp_path / "memory.stat").write_text("anon 200000\ninactive_file 500000\n")
-    assert memory(tmp_path) == (1_000_000, 800_000)
-    (tmp_path / "memory.max").write_text("max\n")
-    assert memory(tmp_path)[0] == machine[0]
-    (tmp_path / "memory.max").unlink()
-    (tmp_path / "memory").mkdir()
-    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("2000000\n")
-    (tmp_path / "memory" / "memory.usage_in_bytes").write_text("500000\n")
-    (tmp_path / "memory" / "memory.stat").write_text("total_inactive_file 0\n")
-    assert memory(tmp_path) == (2_000_000, 1_500_000)
 
 
 def test_auto_keeps_pictures_for_a_gpu_and_later_epochs_only() -> None:

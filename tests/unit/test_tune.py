@@ -16,13 +16,14 @@ import pytest
 
 from image_classifier.cli import settings
 from image_classifier.contract.errors import ConfigError, JobError, JobStopped
+from image_classifier.contract.outputs import BestEpoch
 from image_classifier.contract.search import Categorical, Continuous, Integer
 from image_classifier.launch import local
 from image_classifier.launch.process import Interrupts, Job
 from image_classifier.launch.runs import Run, Status
 from image_classifier.tuning import tuner as tune
 from image_classifier.tuning.plan import combinations, num_combinations
-from image_classifier.tuning.trials import Best, TrialRow, objective_at_best, pick_best
+from image_classifier.tuning.trials import TrialRow, pick_best
 from image_classifier.tuning.tuner import find_best
 from image_classifier.vision.sample_data import make_sample_data
 
@@ -216,15 +217,7 @@ def test_combinations_are_counted_and_listed() -> None:
     assert list(combinations(endless)) == []
 
 
-def test_loss_settles_ties_and_best_epoch_counts(tmp_path: Path) -> None:
-    folder = Run(path=tmp_path).paths.output_data
-    folder.mkdir(parents=True)
-    history = [(0.5, 1.0), (0.9, 0.5), (0.9, 0.4), (0.8, 0.3), (float("nan"), 0.1)]
-    lines = [json.dumps({"validation:accuracy": value, "validation:loss": loss}) for value, loss in history]
-    (folder / "history.jsonl").write_text("\n".join(lines))
-    best = objective_at_best(Run(path=tmp_path), "validation:accuracy")
-    assert best == Best(value=0.9, epoch=3, loss=0.4)
-    assert objective_at_best(Run(path=tmp_path), "validation:loss") == Best(value=0.1, epoch=5, loss=0.1)
+def test_the_validation_loss_settles_ties_between_trials() -> None:
     rows = [row(1, 0.9, 0.5), row(2, 0.9, 0.4), row(3, None, 0.1), row(4, 0.8, 0.1)]
     assert pick_best(rows, "validation:accuracy") is rows[1]
     assert pick_best(rows[2:3], "validation:accuracy") is None
@@ -236,7 +229,7 @@ def row(number: int, value: float | None, loss: float) -> TrialRow:
         status="Completed" if value is not None else "Failed",
         config=settings.TrainConfig(),
         value=value,
-        best=None if value is None else Best(value=value, epoch=1, loss=loss),
+        best=None if value is None else BestEpoch(value=value, epoch=1, loss=loss),
         seconds=1.0,
         failure="",
         path=Path(),

@@ -6,7 +6,6 @@ answers to the test images what training wrote down for them.
 
 from __future__ import annotations
 
-import csv
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from image_classifier.cli import render, settings, show_data, show_jobs
 from image_classifier.contract.endpoint import DEFAULT_PORT
 from image_classifier.contract.errors import JobError, JobStopped
 from image_classifier.contract.files import write_text
-from image_classifier.launch import local
+from image_classifier.contract.machine import free_port, require_free_port
+from image_classifier.contract.outputs import TEST_PREDICTIONS, TUNING_PICTURE
 from image_classifier.launch import serving_run as serving
 from image_classifier.launch import training_run as training
 from image_classifier.launch.client import Answer, Client, find_images
@@ -73,8 +73,8 @@ def run_demo(folder: Path, *, port: int | None) -> int:
     """
     started = time.monotonic()
     if port is None:
-        port = local.free_port(HOST, DEFAULT_PORT)
-    local.require_free_port(HOST, port)  # now, and not after minutes of training
+        port = free_port(HOST, DEFAULT_PORT)
+    require_free_port(HOST, port)  # now, and not after minutes of training
     file = folder / settings.FILE_NAME
     if not file.exists():
         write_text(file, SETTINGS)
@@ -111,7 +111,7 @@ def run_demo(folder: Path, *, port: int | None) -> int:
             ("model", show_jobs.shorten(outcome.run.archive)),
             ("metrics", show_jobs.shorten(outcome.run.paths.output_data)),
             ("logs", show_jobs.shorten(outcome.run.log)),
-            ("tuning picture", show_jobs.shorten(found.run.path / "tuning.svg")),
+            ("tuning picture", show_jobs.shorten(found.run.path / TUNING_PICTURE)),
             ("time", duration(time.monotonic() - started)),
         ],
         title="Demo finished",
@@ -145,11 +145,10 @@ def ask(run: Run, folder: Path, runs_dir: Path, port: int) -> list[Answer]:
 
 def read_expected(run: Run, folder: Path) -> dict[str, Expected]:
     """File -> what training answered, from the run's test_predictions.csv; `folder` is the test folder."""
-    with (run.paths.output_data / "test_predictions.csv").open(encoding="utf-8", newline="") as file:
-        return {
-            str(folder / row["path"]): Expected(label=row["predicted"], probability=float(row["probability"]))
-            for row in csv.DictReader(file)
-        }
+    return {
+        str(folder / path): Expected(label=predicted, probability=float(probability))
+        for path, _, predicted, probability in TEST_PREDICTIONS.read(run.paths.output_data)
+    }
 
 
 def compare(answers: Sequence[Answer], expected: dict[str, Expected]) -> list[str]:

@@ -13,7 +13,7 @@ from image_classifier.cli.settings import Settings
 from image_classifier.contract.config import parameters
 from image_classifier.contract.endpoint import parse_ready_line
 from image_classifier.contract.errors import PlatformError
-from image_classifier.debugging.schema import REPORT_HTML
+from image_classifier.contract.outputs import BEST, REPORT_HTML, TRIALS, TUNING_PICTURE
 from image_classifier.launch.process import POLL_S
 from image_classifier.launch.progress import duration
 from image_classifier.launch.runs import ACTIVE, Run, Status
@@ -61,9 +61,9 @@ def tuned(found: Found) -> None:
         (found.objective, f"{found.best_value:.4f}"),
         *((name, value) for name, value in found.best_values.items()),
         ("time", duration(found.seconds)),
-        ("best.json", shorten(found.run.path / "best.json")),
-        ("trials", shorten(found.run.path / "trials.csv")),
-        ("picture", shorten(found.run.path / "tuning.svg")),
+        ("best.json", shorten(found.run.path / BEST.name)),
+        ("trials", shorten(found.run.path / TRIALS.name)),
+        ("picture", shorten(found.run.path / TUNING_PICTURE)),
         ("report", shorten(found.run.path / REPORT_HTML)),
     ]
     render.facts(facts, title="Best")

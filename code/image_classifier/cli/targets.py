@@ -190,7 +190,8 @@ def _require_here(run: Run) -> None:
 
 def trained_by(archive: Path) -> Run | None:
     """The run on SageMaker in whose folder an archive lies, None for any other."""
-    from image_classifier.launch.runs import RECORD_NAME, Run
+    from image_classifier.contract.outputs import JOB
+    from image_classifier.launch.runs import Run
 
     run = Run(path=archive.resolve().parent)
-    return run if (run.path / RECORD_NAME).is_file() and run.is_remote else None
+    return run if (run.path / JOB.name).is_file() and run.is_remote else None

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from image_classifier.contract.errors import describe
 from image_classifier.contract.files import write_text
+from image_classifier.contract.outputs import RULES
 from image_classifier.debugging.observer import Observer
 from image_classifier.debugging.rules import judge
 from image_classifier.debugging.rules.base import Rule
 from image_classifier.debugging.rules.framework import MaxInitializationTime
 from image_classifier.debugging.rules.losses import StalledTraining
 from image_classifier.debugging.rundata import RunData
-from image_classifier.debugging.schema import RULES_FILE, Mode, RuleResult, Verdict, rule_results_to_json
+from image_classifier.debugging.schema import Mode, RuleResult, Verdict, rule_results_to_json
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,7 @@ class LiveRules(Observer):
         on_stop: Callable[[RuleResult], None],
     ) -> None:
         self._run = run
-        self._file = folder / RULES_FILE
+        self._file = folder / RULES.name
         self._rules = [*rules, *(rule for rule in stop_on if rule not in rules)]
         self._stop_on = list(stop_on)
         self._flush = flush

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,9 +14,11 @@ from typing import IO, Any
 import psutil
 
 from image_classifier.contract.errors import describe
+from image_classifier.contract.machine import allowed_cores
+from image_classifier.contract.outputs import SYSTEM_FOLDER
 from image_classifier.debugging.observer import Observer
 from image_classifier.debugging.rundata import RunData
-from image_classifier.debugging.schema import SYSTEM_FOLDER, SystemSample
+from image_classifier.debugging.schema import SystemSample
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ class Machine:
     def __init__(self) -> None:
         self._gpus = Gpus()
         self._process = psutil.Process()
-        self._cores = sorted(os.sched_getaffinity(0))
+        self._cores = allowed_cores()
         psutil.cpu_percent(percpu=True)  # starts the counters: the first answer is meaningless
         psutil.cpu_times_percent()
         self._time = time.monotonic()

@@ -3,7 +3,7 @@
     output/tensors/attempt-N/                 smdebug: losses, labels and predictions every step, reduced tensors
     output/data/profiler/system/incremental/  system metrics, in the format smdebug's readers parse
         YYYYMMDDHH/<unix minute>.algo-N.json  one SystemSample a line
-    output/data/job.json                      JobFacts: the configuration and the machine
+    output/data/setup.json                    JobFacts: the configuration and the machine
     output/data/steps.jsonl                   one StepRecord a line: losses, and where the step's time went
     output/data/statistics.jsonl              one StatisticsRecord a line: gradients, weights, activations by layer
     output/data/classes.jsonl                 one ClassCounts a line: labels and right answers of an epoch by class
@@ -29,15 +29,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
-JOB_FILE = "job.json"
-STEPS_FILE = "steps.jsonl"
-STATISTICS_FILE = "statistics.jsonl"
-CLASSES_FILE = "classes.jsonl"
-RULES_FILE = "rules.json"
-TRACE_FILE = "trace.json.gz"
-REPORT_HTML = "report.html"
-REPORT_JSON = "report.json"
-SYSTEM_FOLDER = "profiler/system/incremental"  # below output/data, so that SageMaker keeps it
+from image_classifier.contract.outputs import CLASSES, SETUP, STATISTICS, STEPS, SYSTEM_FOLDER
 
 Mode = Literal["train", "eval", "test"]
 MODES: tuple[Mode, ...] = ("train", "eval", "test")  # smdebug's TRAIN, EVAL and PREDICT
@@ -174,7 +166,7 @@ class SystemSample:
 
 @dataclass(frozen=True, kw_only=True)
 class JobFacts:
-    """What the rules and the report know of a job besides its measurements: job.json.
+    """What the rules and the report know of a job besides its measurements: setup.json.
 
     Args:
         config: hyperparameter -> value, all of them.
@@ -283,7 +275,7 @@ def rule_results_from_json(text: str) -> list[RuleResult]:
 def read_steps(folder: Path, rank: int = 0) -> list[StepRecord]:
     """steps.jsonl of output/data: of each mode and step the last line, ordered by time; empty without the file."""
     rows: dict[str, dict[int, StepRecord]] = {}
-    for row in _rows(folder / of_rank(STEPS_FILE, rank)):
+    for row in _rows(folder / of_rank(STEPS.name, rank)):
         record = StepRecord(**row | {"mode": sys.intern(row["mode"])})
         if 0 <= record.seconds < math.inf and 0 <= record.time < math.inf:  # else damaged; a loss may be anything
             rows.setdefault(record.mode, {})[record.step] = record
@@ -299,7 +291,7 @@ def read_statistics(
         keep: makes a smaller record of each, where not all of it is needed: there may be many.
     """
     rows: dict[int, StatisticsRecord] = {}
-    for row in _rows(folder / STATISTICS_FILE):
+    for row in _rows(folder / STATISTICS.name):
         record = keep(StatisticsRecord(**row))
         rows[record.step] = record
     return [rows[step] for step in sorted(rows)]
@@ -308,7 +300,7 @@ def read_statistics(
 def read_classes(folder: Path) -> list[ClassCounts]:
     """classes.jsonl of output/data, of each mode and step the last line; empty without the file."""
     rows: dict[tuple[str, int], ClassCounts] = {}
-    for row in _rows(folder / CLASSES_FILE):
+    for row in _rows(folder / CLASSES.name):
         record = ClassCounts(**row | {"labels": tuple(row["labels"]), "hits": tuple(row["hits"])})
         rows[record.mode, record.step] = record
     return list(rows.values())
@@ -333,9 +325,8 @@ def read_system(folder: Path) -> list[SystemSample]:
 
 
 def read_job(folder: Path) -> JobFacts | None:
-    """job.json of output/data, None without it."""
-    path = folder / JOB_FILE
-    return JobFacts(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    """setup.json of output/data, None without it. Raises TypeError when it is damaged, or another version's."""
+    return JobFacts(**SETUP.read(folder)) if SETUP.is_in(folder) else None
 
 
 def of_rank(name: str, rank: int) -> str:

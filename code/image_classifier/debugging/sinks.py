@@ -7,16 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from image_classifier.debugging.schema import (
-    CLASSES_FILE,
-    STATISTICS_FILE,
-    STEPS_FILE,
-    ClassCounts,
-    StatisticsRecord,
-    StepRecord,
-    of_rank,
-    to_json,
-)
+from image_classifier.contract.outputs import CLASSES, STATISTICS, STEPS
+from image_classifier.debugging.schema import ClassCounts, StatisticsRecord, StepRecord, of_rank, to_json
 
 
 class Sink(Protocol):
@@ -49,9 +41,9 @@ class JsonLines:
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._steps = _append(folder / of_rank(STEPS_FILE, rank))
-        self._statistics = _append(folder / STATISTICS_FILE) if rank == 0 else None
-        self._classes = _append(folder / CLASSES_FILE) if rank == 0 else None
+        self._steps = _append(folder / of_rank(STEPS.name, rank))
+        self._statistics = _append(folder / STATISTICS.name) if rank == 0 else None
+        self._classes = _append(folder / CLASSES.name) if rank == 0 else None
 
     def add(self, record: StepRecord, statistics: StatisticsRecord | None) -> None:
         """Writes one line or two."""

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from image_classifier.contract.errors import describe
+from image_classifier.contract.outputs import TRACE
 from image_classifier.debugging.observer import Observer
-from image_classifier.debugging.schema import TRACE_FILE, Mode
+from image_classifier.debugging.schema import Mode
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class TraceWindow(Observer):
     """
 
     def __init__(self, folder: Path, num_steps: int) -> None:
-        self._path = folder / TRACE_FILE
+        self._path = folder / TRACE
         self._to_trace = num_steps
         self._training = False
         self._steps = 0

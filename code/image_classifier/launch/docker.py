@@ -20,6 +20,7 @@ from image_classifier.cli import render
 from image_classifier.cli.settings import NAMED_WEIGHTS
 from image_classifier.contract.endpoint import PORT_VARIABLE
 from image_classifier.contract.errors import PlatformError
+from image_classifier.contract.machine import require_free_port, usable_cores
 from image_classifier.contract.paths import DEFAULT_BASE_DIR, MlPaths
 from image_classifier.launch import local
 from image_classifier.launch.process import Job
@@ -59,7 +60,7 @@ def image(kind: Kind) -> str:
 def start_training(run: Run, *, share: int = 1) -> Job:
     """`docker run IMAGE train` on a prepared run folder. Arguments and errors as of `local.start_training`."""
     local.clear_attempt(run)
-    inside, threads = MlPaths(base=DEFAULT_BASE_DIR), max(1, local.usable_cores() // share)
+    inside, threads = MlPaths(base=DEFAULT_BASE_DIR), max(1, usable_cores() // share)
     mounts = [
         _mount(run.paths.config, inside.config, "ro"),
         *(
@@ -79,7 +80,7 @@ def start_training(run: Run, *, share: int = 1) -> Job:
 
 def start_server(run: Run, *, host: str, port: int) -> Job:
     """`docker run IMAGE serve` on `<run>/model`. Raises PlatformError when the port is taken."""
-    local.require_free_port(host, port)
+    require_free_port(host, port)
     mount = _mount(run.paths.model, MlPaths(base=DEFAULT_BASE_DIR).model, "ro")
     return _start(run, "serve", [mount, "--publish", f"{host}:{port}:{port}", "--env", f"{PORT_VARIABLE}={port}"])
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
-import socket
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 from image_classifier.contract.config import TrainConfig
-from image_classifier.contract.endpoint import HOST_VARIABLE, MAX_PORT, PORT_VARIABLE
+from image_classifier.contract.endpoint import HOST_VARIABLE, PORT_VARIABLE
 from image_classifier.contract.errors import PlatformError
 from image_classifier.contract.files import write_text
+from image_classifier.contract.machine import require_free_port, usable_cores
 from image_classifier.contract.paths import BASE_DIR_VARIABLE
 from image_classifier.launch.process import Job
 from image_classifier.launch.runs import Run
@@ -25,7 +23,6 @@ SOURCE = Path(__file__).resolve().parents[2]
 TRAIN_PACKAGES = ("contract", "vision", "debugging", "report", "training")  # what the training image ships
 SERVE_PACKAGES = ("contract", "vision", "serving")  # what the serving image ships
 HOST = "localhost"  # resolves on every machine; the toolkit retries a name that does not for 15 minutes
-PORTS_TRIED = 100
 FREE_BYTES_FOR_TRAINING = 1_500_000_000  # two checkpoints of weights, momentum and best weights (0.28 GB each), one
 # more while it is being written, the model and its archive (0.1 GB each), and room for metrics and logs
 
@@ -103,34 +100,6 @@ def start_server(run: Run, *, host: str, port: int) -> Job:
     return job
 
 
-def require_free_port(host: str, port: int) -> None:
-    """Raises PlatformError when nothing can listen on `host`:`port`."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except socket.gaierror:
-        raise PlatformError(f"{host} is no address of this machine", "use --host 127.0.0.1") from None
-    except PermissionError:
-        raise PlatformError(f"port {port} is reserved for the system", "choose one above 1023 with --port") from None
-    except OSError as error:
-        taken = error.errno == errno.EADDRINUSE
-        raise PlatformError(
-            f"port {port} on {host} is in use" if taken else f"cannot listen on {host}: {error.strerror}",
-            f"stop what listens there, or choose another port: --port {port % MAX_PORT + 1}",
-        ) from None
-
-
-def free_port(host: str, first: int) -> int:
-    """The first port from `first` on that is free; `first` itself when none of the next ones is."""
-    for port in range(first, min(first + PORTS_TRIED, MAX_PORT)):
-        with suppress(PlatformError):
-            require_free_port(host, port)
-            return port
-    return first
-
-
 def require_free_disk(folder: Path, jobs: int = 1) -> None:
     """Raises PlatformError when the disk below `folder` has no room for the outputs of `jobs` trainings."""
     place = folder
@@ -142,11 +111,6 @@ def require_free_disk(folder: Path, jobs: int = 1) -> None:
             f"only {free / 1e9:.1f} GB are free in {place}, the job needs about {needed / 1e9:.1f} GB",
             "free some space, or choose another place with --runs-dir",
         )
-
-
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _environment(run: Run) -> dict[str, str]:

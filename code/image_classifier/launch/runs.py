@@ -36,10 +36,9 @@ import psutil
 import image_classifier
 from image_classifier.cli.settings import General
 from image_classifier.contract.errors import ConfigError, PlatformError, describe
-from image_classifier.contract.files import write_text
+from image_classifier.contract.outputs import ARCHIVE, HISTORY, JOB, LOG, METRICS, Failure, read_failure
 from image_classifier.contract.paths import MlPaths
 
-RECORD_NAME = "job.json"
 LOCK_NAME = ".lock"
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 SAME_START_S = 2.0  # the kernel's start times, read back, differ by rounding only
@@ -114,11 +113,11 @@ class Run:
 
     @property
     def log(self) -> Path:
-        return self.path / "logs" / "job.log"
+        return self.path / LOG
 
     @property
     def archive(self) -> Path:
-        return self.path / "model.tar.gz"
+        return self.path / ARCHIVE
 
     @property
     def is_remote(self) -> bool:
@@ -143,17 +142,16 @@ class Run:
             or any(_is_alive(pid, start) for pid, start in record.processes)
         ):
             return record
-        failure = self.failure()[0] or "the job was killed before it could report an end"
-        stopped = failure.startswith("stopped by")
+        cause = self.failure()
         return dataclasses.replace(
             record,
-            status=Status.STOPPED if stopped else Status.FAILED,
-            failure=failure,
+            status=Status.STOPPED if cause.is_stop else Status.FAILED,
+            failure=cause.message or "the job was killed before it could report an end",
             ended=_iso(self.log.stat().st_mtime) if self.log.exists() else record.started,
         )
 
     def _read(self) -> Record:
-        path = self.path / RECORD_NAME
+        path = self.path / JOB.name
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
             processes = tuple((int(pid), float(start)) for pid, start in document.pop("processes"))
@@ -165,7 +163,7 @@ class Run:
 
     def write(self, record: Record) -> None:
         """Writes job.json, whole or not at all."""
-        write_text(self.path / RECORD_NAME, json.dumps(dataclasses.asdict(record), indent=1) + "\n")
+        JOB.write(self.path, dataclasses.asdict(record))
 
     def update(self, **changes: Any) -> Record:
         """Writes job.json with `changes`."""
@@ -207,22 +205,17 @@ class Run:
         """Notes the end of the attempt."""
         self.update(status=status, ended=_iso(time.time()), exit_code=exit_code, failure=failure)
 
-    def failure(self) -> tuple[str, str]:
-        """The first cause and the hint as the job wrote them, two empty strings when it wrote none."""
-        try:
-            text = self.paths.failure.read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return "", ""
-        message, _, hint = text.strip().partition("\nhint: ")
-        return message.strip(), hint.strip()
+    def failure(self) -> Failure:
+        """The first cause and the hint as the job wrote them."""
+        return read_failure(self.paths.failure)
+
+    def history(self) -> list[dict[str, Any]]:
+        """The job's epochs, metric name -> value; empty when it left none."""
+        return HISTORY.read(self.paths.output_data)
 
     def metrics(self) -> dict[str, Any]:
         """The job's final metrics, empty when it left none."""
-        try:
-            document = json.loads((self.paths.output_data / "metrics.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return document if isinstance(document, dict) else {}
+        return METRICS.read_object(self.paths.output_data)
 
 
 def still_running(run: Run) -> ConfigError:
@@ -276,7 +269,7 @@ def list_runs(runs_dir: Path) -> list[Run]:
     """All runs below `runs_dir`, oldest first."""
     if not runs_dir.is_dir():
         return []
-    found = [Run(path=path.parent.resolve()) for path in runs_dir.glob(f"*/{RECORD_NAME}")]
+    found = [Run(path=path.parent.resolve()) for path in runs_dir.glob(f"*/{JOB.name}")]
     return sorted(found, key=lambda run: run.name.partition("-")[2])  # by the time in the name, whatever the kind
 
 
@@ -292,7 +285,7 @@ def find_run(runs_dir: Path, text: str = "", *, kind: str = "", status: Status |
     """
     if text:
         for path in (Path(text), runs_dir / text):
-            if (path / RECORD_NAME).is_file():
+            if (path / JOB.name).is_file():
                 run = Run(path=path.resolve())
                 if kind and run.record().kind != kind:
                     raise ConfigError(f"{text} is a {run.record().kind} run, not a {kind} run")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from image_classifier.contract.endpoint import parse_ready_line
 from image_classifier.contract.errors import ConfigError, JobError, JobStopped
+from image_classifier.contract.machine import require_free_port
 from image_classifier.launch import local
 from image_classifier.launch.process import Interrupts, Job, follow, follow_until
 from image_classifier.launch.runs import Run, Status, create_run, find_run
@@ -69,7 +70,7 @@ def serving(
         JobError: the server did not become ready; the message is its reason.
         JobStopped: interrupted before it was ready.
     """
-    local.require_free_port(host, port)
+    require_free_port(host, port)
     run = create_run(runs_dir, KIND, data=str(archive.resolve()), details={"host": host, "port": port})
     try:
         artifact.unpack(archive, run.paths.model)

@@ -126,7 +126,8 @@ STOPPING = "stopping: the job saves its state first (Ctrl-C again kills it)"
 
 def ending(run: Run, status: int, interrupts: Interrupts, how_to_resume: str) -> JobError:
     """Notes the end of a job that did not succeed, and returns the error to raise."""
-    message, hint = run.failure()
+    cause = run.failure()
+    message, hint = cause.message, cause.hint
     if interrupts.count or status == JobStopped.exit_code:
         stopped = JobStopped(message or "the job was killed before it saved its state", f"go on with: {how_to_resume}")
         if interrupts.count:

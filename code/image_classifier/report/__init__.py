@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from image_classifier.contract.files import write_text
-from image_classifier.debugging.schema import REPORT_HTML, REPORT_JSON
+from image_classifier.contract.outputs import REPORT, REPORT_HTML
 from image_classifier.report.facts import gather, to_text
 from image_classifier.report.job_page import render_job
 from image_classifier.report.search_facts import gather_tuning, is_tuning
@@ -47,5 +47,5 @@ def write_report(folder: Path, *, name: str = "") -> Path:
     facts = gather_tuning(folder) if tuning else gather(folder, name=name)
     target = folder if tuning else locate(folder).data
     write_text(target / REPORT_HTML, render(facts))
-    write_text(target / REPORT_JSON, to_text(facts))
+    write_text(target / REPORT.name, to_text(facts))
     return target / REPORT_HTML

@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.outputs import REPORT, RULES, SETUP, TRACE
 from image_classifier.contract.paths import DEFAULT_BASE_DIR
 from image_classifier.debugging.schema import (
-    REPORT_JSON,
-    RULES_FILE,
-    TRACE_FILE,
     JobFacts,
     StepRecord,
     read_job,
@@ -46,7 +44,7 @@ def gather(folder: Path, *, name: str = "") -> dict[str, Any]:
         DataError: `folder` holds no output of a training job.
     """
     sources = locate(folder)
-    earlier = read_json(sources.data / REPORT_JSON)
+    earlier = read_json(sources.data / REPORT.name)
     earlier = earlier if isinstance(earlier, dict) and earlier.get("format") == FORMAT else {}
     job = _job(sources)
     config = _config(sources, job, earlier)
@@ -71,7 +69,7 @@ def gather(folder: Path, *, name: str = "") -> dict[str, Any]:
         "rules": _rules(sources),
         "time": curves.step_time(steps, metrics.get("seconds")),
         "processes": _guarded_processes(sources, steps),
-        "trace": (sources.data / TRACE_FILE).is_file(),
+        "trace": (sources.data / TRACE).is_file(),
         "system": _system(sources, steps) or _lent(sources, earlier, "system", "profiler/system"),
         "layers": _layers(sources),
         "confusion": confusion,
@@ -108,7 +106,7 @@ def _guarded(sources: Sources, name: str, what: str, read: Any) -> Any:
 
 def _job(sources: Sources) -> JobFacts | None:
     found: JobFacts | None = _guarded(
-        sources, "job.json", "the job wrote no facts of itself", lambda: read_job(sources.data)
+        sources, SETUP.name, "the job wrote no facts of itself", lambda: read_job(sources.data)
     )
     return found
 
@@ -143,7 +141,7 @@ def _layers(sources: Sources) -> dict[str, Any] | None:
 
 def _rules(sources: Sources) -> list[dict[str, Any]]:
     def read() -> list[dict[str, Any]]:
-        text = (sources.data / RULES_FILE).read_text(encoding="utf-8")
+        text = (sources.data / RULES.name).read_text(encoding="utf-8")
         rank = {"IssuesFound": 0, "Error": 1, "NoIssuesFound": 2, "InsufficientData": 3}
         weight = {"critical": 0, "warning": 1, "info": 2}
         rows = [
@@ -161,7 +159,7 @@ def _rules(sources: Sources) -> list[dict[str, Any]]:
         ]
         return sorted(rows, key=lambda row: (rank[row["verdict"]], weight.get(row["severity"], 3)))
 
-    return _guarded(sources, RULES_FILE, "no rule judged this job", read) or []
+    return _guarded(sources, RULES.name, "no rule judged this job", read) or []
 
 
 def _config(sources: Sources, job: JobFacts | None, earlier: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,7 +243,7 @@ def _outcome(
 def _valid_images(sources: Sources, metrics: Mapping[str, Any]) -> int | None:
     images = (metrics.get("images") or {}).get("valid")
     if images is None:
-        job = read_json(sources.data / "job.json")
+        job = SETUP.read(sources.data)
         images = (job.get("images") or {}).get("valid") if isinstance(job, dict) else None
     return int(images) if images else None
 

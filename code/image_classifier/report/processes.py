@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from image_classifier.debugging.schema import PHASES, STEPS_FILE, StepRecord, of_rank, read_steps
+from image_classifier.contract.outputs import STEPS
+from image_classifier.debugging.schema import PHASES, StepRecord, of_rank, read_steps
 
 # In these a process works for itself; in the others it waits for its peers: in `backward` for their gradients.
 OWN_PHASES = ("data_wait_s", "h2d_s", "forward_s", "optimizer_s", "hook_s")
@@ -28,7 +29,7 @@ def processes(folder: Path, main: Sequence[StepRecord]) -> dict[str, Any] | None
         those in which it does not wait for others. `slowest`: the rank that has most of its own to do; `behind_s`, how
         much more than the median process, and its share of a mean step; None when that is less than BEHIND.
     """
-    pattern = re.compile(re.escape(of_rank(STEPS_FILE, 1)).replace("1", r"(\d+)"))
+    pattern = re.compile(re.escape(of_rank(STEPS.name, 1)).replace("1", r"(\d+)"))
     ranks = sorted(int(match[1]) for path in folder.iterdir() if (match := pattern.fullmatch(path.name)))
     if not ranks:
         return None

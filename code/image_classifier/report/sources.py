@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from image_classifier.contract.errors import DataError
+from image_classifier.contract.outputs import REPORT, SETUP
 from image_classifier.contract.paths import MlPaths
-from image_classifier.debugging.schema import REPORT_JSON
 
 TRIALS_FILE = "trials.csv"
-_SIGNS_OF_A_JOB = ("history.jsonl", "metrics.json", "job.json", "steps.jsonl", REPORT_JSON)
+_SIGNS_OF_A_JOB = ("history.jsonl", "metrics.json", SETUP.name, SETUP.formerly, "steps.jsonl", REPORT.name)
 
 
 @dataclass(kw_only=True)

@@ -10,6 +10,7 @@ from image_classifier.cli import render
 from image_classifier.cli.settings import Settings
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import JobError
+from image_classifier.contract.outputs import JOB, TRIALS_FOLDER, BestEpoch, best_epoch
 from image_classifier.contract.search import parse_search_space
 from image_classifier.launch.process import Interrupts
 from image_classifier.launch.runs import Record, Run, Status, open_run
@@ -31,7 +32,7 @@ from image_classifier.sagemaker.training_job import (
 )
 from image_classifier.sagemaker.watch import watch
 from image_classifier.tuning.plan import Plan, make_plan
-from image_classifier.tuning.trials import TRIALS, Best, Found, TrialRow, history, objective_at_best, write_results
+from image_classifier.tuning.trials import Found, TrialRow, write_results
 from image_classifier.tuning.tuner import KIND
 
 WORDS = {"InProgress": "InProgress", "Stopping": "InProgress", "Stopped": "Pruned"}  # others are the same here
@@ -124,9 +125,9 @@ def _row(run: Run, session: Session, number: int, trial: jobs.Trial, objective: 
     values = TrainConfig.from_hyperparameters({**run.record().config, **trial.values})
     status = WORDS.get(trial.status, trial.status)
     failure = describe_reason(trial.reason).message if trial.reason else ""
-    folder = run.path / TRIALS / f"{number:03}"
+    folder = run.path / TRIALS_FOLDER / f"{number:03}"
     record = Record(kind="train", status=Status.COMPLETED, config=values.to_hyperparameters(), data=run.record().data)
-    made = Run(path=folder) if (folder / "job.json").is_file() else open_run(folder, record)
+    made = Run(path=folder) if (folder / JOB.name).is_file() else open_run(folder, record)
     if trial.status in {"Completed", "Stopped"} and not made.metrics():
         output = f"{remote.place_of(run).output}/{trial.job}/output/{OUTPUT_ARCHIVE}"
         try:
@@ -134,9 +135,9 @@ def _row(run: Run, session: Session, number: int, trial: jobs.Trial, objective: 
         except AwsError as error:
             render.warn(f"trial {number}: {error.message}")
     done = trial.status == "Completed" and trial.value is not None
-    best = objective_at_best(made, objective)
+    best = best_epoch(made.history(), objective)
     if best is None and trial.value is not None:  # it left no history: SageMaker's number is all there is
-        best = Best(value=trial.value, epoch=0, loss=math.inf)
+        best = BestEpoch(value=trial.value, epoch=0, loss=math.inf)
     return TrialRow(
         number=number,
         status=status,
@@ -151,7 +152,7 @@ def _row(run: Run, session: Session, number: int, trial: jobs.Trial, objective: 
 
 
 def _curve(run: Run, objective: str) -> tuple[tuple[int, float], ...]:
-    rows = enumerate(history(run), 1)
+    rows = enumerate(run.history(), 1)
     return tuple((epoch, float(row[objective])) for epoch, row in rows if objective in row)
 
 

@@ -24,9 +24,9 @@ from pathlib import Path
 
 from image_classifier.contract import endpoint
 from image_classifier.contract.errors import ArtifactError, ClassifierError, ConfigError, PlatformError, describe
+from image_classifier.contract.machine import usable_cores
 from image_classifier.contract.paths import MlPaths
 from image_classifier.contract.wire import JSON_TYPE, TOP_K_HEADER
-from image_classifier.serving.cores import usable_cores
 from image_classifier.serving.engines import has_gpu, requested_engine
 from image_classifier.serving.scratch import Report, Scratch
 from image_classifier.serving.server import Address, ServerProcess

@@ -10,7 +10,6 @@ model) only when every worker of the first has loaded and reproduced the golden 
 from __future__ import annotations
 
 import ctypes
-import errno
 import http.client
 import os
 import secrets
@@ -26,7 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from image_classifier.contract.endpoint import PORT_VARIABLE, VM_ARGS_VARIABLE, WORKERS_VARIABLE
-from image_classifier.contract.errors import PlatformError, describe
+from image_classifier.contract.errors import PlatformError
+from image_classifier.contract.machine import require_free_port
 from image_classifier.serving import janitor, scratch
 from image_classifier.serving.scratch import Scratch
 
@@ -68,15 +68,7 @@ class Address:
     def check_free(self) -> None:
         """Raises PlatformError when the address cannot be bound."""
         hint = f"stop the other program, or choose another port with {PORT_VARIABLE} (deploy.py serve --port)"
-        try:
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
-                probe.bind((self.host, self.port))
-                probe.listen()
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise PlatformError(f"port {self.port} is in use", hint) from error
-            raise PlatformError(f"cannot listen on {self.host}:{self.port}: {describe(error)}", hint) from error
+        require_free_port(self.host, self.port, hint=hint)
 
 
 class ServerProcess:

@@ -10,21 +10,19 @@ import logging
 import mmap
 import multiprocessing
 import sys
-from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 
 from image_classifier.contract.errors import describe
+from image_classifier.contract.machine import memory
 
 log = logging.getLogger(__name__)
 
 LARGEST_SHARE = 0.5  # of the memory may hold pictures
 FREE_SHARE = 0.25  # of the memory is left to everything else, other jobs' pictures included
 LOOK_EVERY = 32 * 1024**2  # bytes put in between two looks at what is free
-CGROUP = Path("/sys/fs/cgroup")
 _MISSING = -1
 
 
@@ -97,27 +95,3 @@ def enough_free() -> bool:
     """Whether FREE_SHARE of the memory is free."""
     total, free = memory()
     return free >= FREE_SHARE * total
-
-
-def memory(cgroup: Path = CGROUP) -> tuple[int, int]:
-    """Bytes of memory, and of it free or freed on demand: the machine's or, where that is less, the container's."""
-    machine = psutil.virtual_memory()
-    limits = _container(cgroup)
-    if limits is None or limits[0] >= machine.total:
-        return machine.total, machine.available
-    limit, used = limits
-    return limit, min(machine.available, limit - used)
-
-
-def _container(cgroup: Path) -> tuple[int, int] | None:
-    """Limit and use of cgroup v2 or v1, without the files that memory is left over for; None without a limit."""
-    names = ("memory.max", "memory.current", "memory.stat", "inactive_file")
-    if not (cgroup / names[0]).exists():
-        cgroup = cgroup / "memory"
-        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file")
-    try:
-        limit, used = (int((cgroup / name).read_text()) for name in names[:2])
-        counts = dict(line.split() for line in (cgroup / names[2]).read_text().splitlines())
-        return limit, used - int(counts[names[3]])
-    except (OSError, ValueError, KeyError):  # not in a cgroup, or the limit is "max"
-        return None

@@ -6,7 +6,6 @@ Knows nothing of the network. A file that cannot be read leaves its batch one im
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from image_classifier.contract.config import AUTO_WORKERS
 from image_classifier.contract.errors import DataError, RequestError
+from image_classifier.contract.machine import usable_cores
 from image_classifier.training.cache import PixelCache
 from image_classifier.training.stop import ignore_stop_signals
 from image_classifier.vision.decode import decode
@@ -234,7 +234,7 @@ def num_workers(wanted: int, device: torch.device) -> int:
     """
     if wanted != AUTO_WORKERS:
         return wanted
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     return min(MAX_WORKERS, cores if device.type == "cuda" else cores // CORES_PER_WORKER)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import platform
 import socket
 import time
@@ -19,6 +18,8 @@ from torch import nn
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ClassifierError, describe
 from image_classifier.contract.files import write_text
+from image_classifier.contract.machine import usable_cores
+from image_classifier.contract.outputs import SETUP
 from image_classifier.contract.paths import MlPaths
 from image_classifier.debugging.hang_watch import HangWatch
 from image_classifier.debugging.live import LiveRules
@@ -28,7 +29,7 @@ from image_classifier.debugging.rules import parse_rules
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.sampler import SystemSampler
 from image_classifier.debugging.saved import read_files
-from image_classifier.debugging.schema import JOB_FILE, JobFacts, Mode, RuleResult, read_job, to_json
+from image_classifier.debugging.schema import JobFacts, Mode, RuleResult, read_job, to_json
 from image_classifier.debugging.sinks import Background, JsonLines, Sink
 from image_classifier.debugging.trace import TraceWindow
 from image_classifier.training.cache import wants_cache
@@ -122,12 +123,12 @@ def add_smdebug(members: list[Observer], sinks: list[Sink], watched: Watched, pa
 
 
 def prepare_run(watched: Watched, paths: MlPaths) -> RunData:
-    """Writes job.json, and returns the run with what earlier attempts left of it."""
+    """Writes setup.json, and returns the run with what earlier attempts left of it."""
     earlier = read_job(paths.output_data)
     job = job_facts(watched)
     if earlier is not None:
         job = replace(job, started=earlier.started, restarts=[*earlier.restarts, job.started])
-    write_text(paths.output_data / JOB_FILE, to_json(job) + "\n")
+    write_text(paths.output_data / SETUP.name, to_json(job) + "\n")
     return read_files(paths.output, before=watched.done)
 
 
@@ -141,7 +142,7 @@ def job_facts(watched: Watched) -> JobFacts:
         images=dict(watched.images),
         steps_per_epoch=watched.steps_per_epoch,
         started=process_started(),
-        cores=len(os.sched_getaffinity(0)),
+        cores=usable_cores(),
         gpus=gpus,
         world_size=watched.world_size,
         workers=num_workers(watched.config.workers, watched.device),

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,25 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from image_classifier.contract.config import TrainConfig, Value
-from image_classifier.contract.files import write_text
 from image_classifier.contract.metrics import METRIC_BY_NAME
+from image_classifier.contract.outputs import (
+    BEST,
+    JOB,
+    TRIALS,
+    TRIALS_END,
+    TRIALS_FOLDER,
+    TUNING_PICTURE,
+    BestEpoch,
+    best_epoch,
+)
 from image_classifier.contract.search import Range
 from image_classifier.launch.runs import Run
 
 if TYPE_CHECKING:
     import optuna
-
-TRIALS = "trials"
-LOSS = "validation:loss"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Best:
-    """A job's best epoch (1-based) by the objective, with the validation loss there, which settles ties."""
-
-    value: float
-    epoch: int
-    loss: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +35,7 @@ class TrialRow:
     status: str
     config: TrainConfig
     value: float | None
-    best: Best | None
+    best: BestEpoch | None
     seconds: float
     failure: str
     path: Path
@@ -57,14 +51,14 @@ class TrialRow:
         """Puts together what the study and the trial's folder know."""
         words = {"COMPLETE": "Completed", "PRUNED": "Pruned", "FAIL": "Failed", "RUNNING": "InProgress"}
         number = int(trial.user_attrs["number"])
-        run = Run(path=tuning.path / TRIALS / f"{number:03}")
-        record = run.record() if (run.path / "job.json").is_file() else None
+        run = Run(path=tuning.path / TRIALS_FOLDER / f"{number:03}")
+        record = run.record() if (run.path / JOB.name).is_file() else None
         return cls(
             number=number,
             status=words[trial.state.name],
             config=TrainConfig.from_hyperparameters(record.config) if record else TrainConfig(),
             value=trial.value if trial.state.name == "COMPLETE" else None,
-            best=objective_at_best(run, objective),
+            best=best_epoch(run.history(), objective),
             seconds=record.duration_s if record else 0.0,
             failure=str(trial.user_attrs.get("failure", "")),
             path=run.path,
@@ -85,20 +79,6 @@ class Found:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     seconds: float = 0.0
-
-
-def objective_at_best(run: Run, objective: str) -> Best | None:
-    """The best epoch in a job's history.jsonl; None when it has none."""
-    sign = 1.0 if METRIC_BY_NAME[objective].maximize else -1.0
-    best: Best | None = None
-    for epoch, row in enumerate(history(run), 1):
-        value = row.get(objective)
-        if value is None or not math.isfinite(value):
-            continue
-        loss = float(row.get(LOSS, math.inf))
-        if best is None or (sign * value, -loss) > (sign * best.value, -best.loss):
-            best = Best(value=float(value), epoch=epoch, loss=loss)
-    return best
 
 
 def pick_best(rows: Sequence[TrialRow], objective: str) -> TrialRow | None:
@@ -128,7 +108,7 @@ def write_results(
     if best is None or best.best is None:
         raise ValueError("no trial has completed")
     columns, table = _table(rows, objective, space)
-    write_text(run.path / "trials.csv", _csv(rows, objective, space))
+    _write_table(run.path, rows, objective, space)
     texts = best.config.to_hyperparameters()
     document: dict[str, Any] = {
         "hyperparameters": {**carried, **{name: texts[name] for name in space}},
@@ -140,8 +120,8 @@ def write_results(
         "data": run.record().data,
         "config": texts,
     }
-    write_text(run.path / "best.json", json.dumps(document, indent=1) + "\n")
-    draw(run.path / "tuning.svg", rows, best, objective, space)
+    BEST.write(run.path, document)
+    draw(run.path / TUNING_PICTURE, rows, best, objective, space)
     write_report(run.path)
     return Found(
         run=run,
@@ -173,22 +153,11 @@ def _table(
     )
 
 
-def _csv(rows: Sequence[TrialRow], objective: str, space: Mapping[str, Range]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "status", *space, objective, "best_epoch", "epochs", "seconds", "failure", "folder"])
+def _write_table(folder: Path, rows: Sequence[TrialRow], objective: str, space: Mapping[str, Range]) -> None:
+    cells = []
     for row in rows:
         values = row.config.to_hyperparameters()
         found = [row.best.value, row.best.epoch] if row.best else ["", ""]
-        end = [len(row.curve), f"{row.seconds:.1f}", row.failure, f"{TRIALS}/{row.path.name}"]
-        writer.writerow([row.number, row.status, *(values[name] for name in space), *found, *end])
-    return text.getvalue()
-
-
-def history(run: Run) -> list[dict[str, float]]:
-    """The epochs of a job, metric name -> value; empty when it left none."""
-    try:
-        lines = (run.paths.output_data / "history.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
-    except (OSError, ValueError):
-        return []
+        end = [len(row.curve), f"{row.seconds:.1f}", row.failure, f"{TRIALS_FOLDER}/{row.path.name}"]
+        cells.append([row.number, row.status, *(values[name] for name in space), *found, *end])
+    TRIALS.write(folder, cells, further=[*space, objective, *TRIALS_END])

@@ -22,6 +22,7 @@ from image_classifier.cli.tune_view import TuneView
 from image_classifier.contract.config import TrainConfig, Value
 from image_classifier.contract.errors import ConfigError, JobError, JobStopped, RuleFired
 from image_classifier.contract.metrics import METRIC_BY_NAME
+from image_classifier.contract.outputs import BEST, JOB, STUDY, TRIALS_FOLDER, best_epoch
 from image_classifier.contract.search import Categorical, Integer, Range, parse_search_space, with_values
 from image_classifier.launch import local
 from image_classifier.launch.process import POLL_S, Interrupts, Job
@@ -29,7 +30,7 @@ from image_classifier.launch.progress import Progress
 from image_classifier.launch.runs import ACTIVE, Record, Run, Status, create_run, find_run, open_run, still_running
 from image_classifier.launch.training_run import check_data, resolve_weights, silent_end
 from image_classifier.tuning.plan import Plan, combinations, fit_trials, make_plan
-from image_classifier.tuning.trials import TRIALS, Found, TrialRow, objective_at_best, pick_best, write_results
+from image_classifier.tuning.trials import Found, TrialRow, pick_best, write_results
 from image_classifier.vision.folders import find_channels
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 KIND = "tune"
 RESUME_MAY_CHANGE = frozenset({"tune.trials", "tune.parallel"})
-JOURNAL = "study.journal"
 SAME_FAILURES = 3  # as many first trials failing in the same way mean that the next will too
 
 
@@ -54,9 +54,9 @@ def find_best(text: str, runs_dir: Path) -> Path:
     if Path(text).is_file():
         return Path(text)
     run = find_run(runs_dir, text, kind=KIND)
-    if not (run.path / "best.json").is_file():
+    if not (run.path / BEST.name).is_file():
         raise ConfigError(f"{run.name} has found nothing yet ({run.record().status})")
-    return run.path / "best.json"
+    return run.path / BEST.name
 
 
 def create(settings: Settings, data: Path, runs_dir: Path, *, name: str = "") -> Search:
@@ -197,8 +197,8 @@ class Tuner:
             return False
         number = int(trial.user_attrs["number"])
         config = with_values(self._search.base, trial.params)
-        folder = self._search.run.path / TRIALS / f"{number:03}"
-        if (folder / "job.json").is_file():
+        folder = self._search.run.path / TRIALS_FOLDER / f"{number:03}"
+        if (folder / JOB.name).is_file():
             run, again = Run(path=folder), True
         else:
             record = Record(kind="train", data=str(self._search.data), config=config.to_hyperparameters())
@@ -273,9 +273,9 @@ class Tuner:
     def _finish(self, active: Active, status: int) -> None:
         from optuna.trial import TrialState
 
-        message, _ = active.run.failure()
+        message = active.run.failure().message
         trial = active.trial
-        best = objective_at_best(active.run, self._search.tune.objective)
+        best = best_epoch(active.run.history(), self._search.tune.objective)
         if status == 0 and best is not None:
             active.run.end(Status.COMPLETED, exit_code=0)
             self._study.tell(trial, best.value)
@@ -315,8 +315,8 @@ def open_study(search: Search) -> optuna.Study:
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    journal = search.run.path / JOURNAL
-    journal.with_name(f"{JOURNAL}.lock").unlink(missing_ok=True)  # the run is ours alone: its last owner is gone
+    journal = search.run.path / STUDY
+    journal.with_name(f"{STUDY}.lock").unlink(missing_ok=True)  # the run is ours alone: its last owner is gone
     if journal.exists():
         whole, _, rest = journal.read_bytes().rpartition(b"\n")
         if rest:

@@ -33,6 +33,7 @@ from typing import Any
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ClassifierError, PlatformError, describe
+from image_classifier.contract.machine import usable_cores
 from image_classifier.vision.decode import decode
 from image_classifier.vision.folders import ImageFolders, find_channels, fingerprint, listing, loose_images, scan
 
@@ -176,7 +177,7 @@ def _inspect_all(root: Path, folders: ImageFolders, workers: int | None, progres
 
 def _map_inspect(paths: Sequence[Path], workers: int | None) -> Iterator[tuple[str, tuple[int, int] | None, str]]:
     if workers is None:
-        workers = min(os.cpu_count() or 1, len(paths) // _IMAGES_A_WORKER)
+        workers = min(usable_cores(), len(paths) // _IMAGES_A_WORKER)
     if workers <= 1:
         yield from map(_inspect, paths)
         return

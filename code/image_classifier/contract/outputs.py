@@ -1,0 +1,252 @@
+"""The files of a run: their names, who writes them, and how each is read back in whatever state it is found.
+
+    RUN/job.json                what runs, since when, how it ended (launch)
+    RUN/model.tar.gz            the artifact (vision/artifact is its only writer and reader)
+    RUN/logs/job.log            all the job printed
+    RUN/output/failure          the first cause of a failure, and a hint (training)
+    RUN/output/data/
+        history.jsonl           one JSON object an epoch: metric name -> value (training, as all below)
+        metrics.json            the result: outcome, best epoch, metrics, images, seconds
+        bad_images.json         path -> why it could not be read
+        per_class.csv           class, images, precision, recall, f1, of the test images
+        confusion.csv           a row for each true class, a column for each predicted one: number of test images
+        test_predictions.csv    path below the test folder, true and predicted class, probability of the latter
+        setup.json              the configuration and the machine as the job found them (debugging/schema: JobFacts)
+        steps.jsonl, statistics.jsonl, classes.jsonl, rules.json, profiler/, trace.json.gz      see debugging/schema
+        report.html, report.json    all of this explained (report)
+    RUN/study.journal, trials/NNN/, trials.csv, best.json, tuning.svg, report.html, report.json    of a search (tuning)
+
+A reader here never raises for what it finds in a file: a job may have been killed while it wrote, a disk may have been
+full, another version may have written it. What cannot be read is as what is not there.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from image_classifier.contract.errors import ClassifierError
+from image_classifier.contract.files import write_text
+from image_classifier.contract.metrics import DEFAULT_OBJECTIVE, METRIC_BY_NAME
+from image_classifier.contract.paths import FAILURE_MAX_CHARS
+
+VALIDATION_LOSS = "validation:loss"
+_HINT = "\nhint: "
+_STOPPED = "stopped by "
+
+
+@dataclass(frozen=True)
+class Document:
+    """A file with one JSON value, readable by people.
+
+    Args:
+        formerly: the name that earlier versions gave it: what they left can be read still.
+    """
+
+    name: str
+    formerly: str = ""
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether there is such a file in `folder`, readable or not."""
+        return any((folder / name).is_file() for name in (self.name, self.formerly) if name)
+
+    def read(self, folder: Path) -> Any:
+        """The value; None when there is no such file in `folder`, or it is damaged or no strict JSON."""
+        value = read_json(folder / self.name)
+        return read_json(folder / self.formerly) if value is None and self.formerly else value
+
+    def read_object(self, folder: Path) -> dict[str, Any]:
+        """The value when it is an object; empty for anything else."""
+        value = self.read(folder)
+        return value if isinstance(value, dict) else {}
+
+    def write(self, folder: Path, value: Any) -> None:
+        """Replaces the file. Numbers must be finite.
+
+        Raises:
+            PlatformError: a full disk, a missing permission; the file that was there stays.
+            ValueError: a number that is not finite.
+        """
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+        write_text(folder / self.name, text + "\n")
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A file with a JSON object a line."""
+
+    name: str
+
+    def read(self, folder: Path) -> list[dict[str, Any]]:
+        """The objects up to the first line that is damaged; empty without the file."""
+        rows: list[dict[str, Any]] = []
+        for line in _text(folder / self.name).splitlines():
+            row = parse_json(line)
+            if not isinstance(row, dict):
+                break
+            rows.append(row)
+        return rows
+
+    def write(self, folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Replaces the file. Raises as `Document.write`."""
+        write_text(folder / self.name, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+
+
+@dataclass(frozen=True)
+class Table:
+    """A comma-separated table with a header line.
+
+    Args:
+        columns: the first names of the header; a file may have more to their right.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+
+    def read(self, folder: Path) -> list[list[str]]:
+        """The rows below the header, of as many cells as the header has; empty without the file, or when its header
+        does not begin with `columns`."""
+        header, rows = self.read_whole(folder)
+        return [row for row in rows if len(row) == len(header)]
+
+    def read_whole(self, folder: Path) -> tuple[list[str], list[list[str]]]:
+        """Header and rows; both empty where `read` is empty."""
+        try:
+            rows = list(csv.reader(io.StringIO(_text(folder / self.name), newline="")))
+        except csv.Error:
+            rows = []
+        if not rows or tuple(rows[0][: len(self.columns)]) != self.columns:
+            return [], []
+        return rows[0], rows[1:]
+
+    def write(self, folder: Path, rows: Iterable[Sequence[object]], *, further: Sequence[str] = ()) -> None:
+        """Replaces the file; `further` are columns to the right of `columns`. Raises PlatformError."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([*self.columns, *further])
+        writer.writerows(rows)
+        write_text(folder / self.name, text.getvalue())
+
+
+# of a run's folder
+JOB = Document("job.json")
+ARCHIVE = "model.tar.gz"
+LOG = "logs/job.log"
+TRIALS_FOLDER = "trials"
+TRIALS = Table("trials.csv", ("trial", "status"))  # then each hyperparameter, the objective, and TRIALS_END
+TRIALS_END = ("best_epoch", "epochs", "seconds", "failure", "folder")
+BEST = Document("best.json")
+STUDY = "study.journal"
+TUNING_PICTURE = "tuning.svg"
+
+# of output/data
+HISTORY = Lines("history.jsonl")
+METRICS = Document("metrics.json")
+BAD_IMAGES = Document("bad_images.json")
+PER_CLASS = Table("per_class.csv", ("class", "images", "precision", "recall", "f1"))
+CONFUSION = Table("confusion.csv", ("true \\ predicted",))
+TEST_PREDICTIONS = Table("test_predictions.csv", ("path", "label", "predicted", "probability"))
+SETUP = Document("setup.json", formerly="job.json")
+STEPS = Lines("steps.jsonl")
+STATISTICS = Lines("statistics.jsonl")
+CLASSES = Lines("classes.jsonl")
+RULES = Document("rules.json")
+TRACE = "trace.json.gz"
+SYSTEM_FOLDER = "profiler/system/incremental"  # below output/data, so that SageMaker keeps it
+
+# of output/data for a job, of the run's folder for a search
+REPORT_HTML = "report.html"
+REPORT = Document("report.json")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The first cause of a job's end, and what to do about it; both empty for a job that wrote none."""
+
+    message: str = ""
+    hint: str = ""
+
+    @property
+    def is_stop(self) -> bool:
+        """Whether the job was stopped, and did not fail."""
+        return self.message.startswith(_STOPPED)
+
+
+def stop_message(reason: str, where: str) -> str:
+    """The cause of a job that was stopped: what `Failure.is_stop` knows again."""
+    return f"{_STOPPED}{reason} {where}"
+
+
+def failure_text(error: ClassifierError) -> str:
+    """The content of output/failure: the sentence, and the hint on a second line, cut to what SageMaker shows."""
+    return (f"{error.message}{_HINT}{error.hint}" if error.hint else error.message)[:FAILURE_MAX_CHARS]
+
+
+def parse_failure(text: str) -> Failure:
+    """The inverse of `failure_text`, for any text."""
+    message, _, hint = text.strip().partition(_HINT)
+    return Failure(message.strip(), hint.strip())
+
+
+def read_failure(path: Path) -> Failure:
+    """What a failure file says."""
+    return parse_failure(_text(path))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestEpoch:
+    """A job's best epoch, from 1, with the objective's value and the validation loss there (infinite if unknown)."""
+
+    epoch: int
+    value: float
+    loss: float
+
+
+def best_epoch(history: Iterable[Mapping[str, float]], objective: str = DEFAULT_OBJECTIVE) -> BestEpoch | None:
+    """The epoch whose weights a job keeps: the best value of the objective, of equals the lowest validation loss, of
+    equals the first. None when no epoch has a finite value."""
+    sign = 1.0 if METRIC_BY_NAME[objective].maximize else -1.0
+    best: BestEpoch | None = None
+    for number, row in enumerate(history, 1):
+        value, loss = _finite(row.get(objective)), _finite(row.get(VALIDATION_LOSS))
+        if value is None:
+            continue
+        found = BestEpoch(epoch=number, value=value, loss=math.inf if loss is None else loss)
+        if best is None or (sign * found.value, -found.loss) > (sign * best.value, -best.loss):
+            best = found
+    return best
+
+
+def read_json(path: Path) -> Any:
+    """The value of a strict JSON file, None when there is no such file or it is damaged."""
+    return parse_json(_text(path))
+
+
+def parse_json(text: str) -> Any:
+    """The value of strict JSON, None for anything else: what is read here holds no number that is not finite."""
+
+    def refuse(word: str) -> Any:
+        raise ValueError(f"{word} is no number")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _text(path: Path) -> str:
+    """The file's text, empty when it cannot be read; bytes that are no UTF-8 become U+FFFD."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except (OSError, ValueError):  # ValueError: a name that no file can have
+        return ""
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None

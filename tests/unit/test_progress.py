@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from image_classifier.contract.metrics import metric_line
-from image_classifier.launch.progress import Progress, duration
+from image_classifier.launch.progress import JobProgress, duration
 
 STEP = "16:28:20 epoch={}/4 step={}/10 loss=1.2345 lr=0.01 images/s=31.5 data_wait=12%"
 
 
 def test_steps_and_epochs_are_told_apart() -> None:
-    progress = Progress(epochs=4)
+    progress = JobProgress(epochs=4)
     assert progress.feed("16:28:20 device: cpu", 0.0) == "other"
     assert progress.seconds_left(0.0) is None
     assert progress.feed(STEP.format(1, 5), 1.0) == "step"
@@ -21,14 +21,14 @@ def test_steps_and_epochs_are_told_apart() -> None:
 
 
 def test_time_left_is_extrapolated_from_the_pace() -> None:
-    progress = Progress(epochs=4)
+    progress = JobProgress(epochs=4)
     progress.feed(STEP.format(1, 5), 10.0)
     progress.feed(STEP.format(2, 5), 20.0)
     assert progress.seconds_left(20.0) == 25.0  # 1 epoch in 10 s, 2.5 to go
 
 
 def test_test_metrics_end_no_epoch() -> None:
-    progress = Progress(epochs=4, epoch=4)
+    progress = JobProgress(epochs=4, epoch=4)
     assert progress.feed(metric_line(2, {"test:accuracy": 0.5}), 1.0) == "other"
     assert (progress.epoch, progress.metrics["test:accuracy"]) == (4, 0.5)
 

@@ -21,6 +21,7 @@ from image_classifier.contract.search import Categorical, Continuous, Integer
 from image_classifier.launch import local
 from image_classifier.launch.process import Interrupts, Job
 from image_classifier.launch.runs import Run, Status
+from image_classifier.launch.view import SILENT, Live, View
 from image_classifier.tuning import tuner as tune
 from image_classifier.tuning.plan import combinations, num_combinations
 from image_classifier.tuning.trials import TrialRow, pick_best
@@ -70,7 +71,7 @@ def data(tmp_path: Path) -> Path:
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts the stand-in in the place of the training program."""
 
-    def start(run: Run, *, share: int = 1) -> Job:
+    def start(run: Run, *, share: int = 1, view: View = SILENT) -> Job:
         job = Job.start([sys.executable, "-c", STAND_IN], env=os.environ, cwd=run.path, log=run.log)
         run.begin(job.pid)
         return job
@@ -78,13 +79,28 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "start_training", start)
 
 
-def search(data: Path, batch_sizes: object, **flags: settings.Value) -> tune.Search:
+def search(data: Path, batch_sizes: object, view: View = SILENT, **flags: settings.Value) -> tune.Search:
     """A search over batch sizes only."""
     file = data.parent / "deploy.toml"
     file.write_text(f"runs_dir = 'runs'\n[tune.search]\nbatch_size = {batch_sizes}\n")
     given = {"tune.epochs": 3, "tune.prune": False} | {key.replace("__", "."): value for key, value in flags.items()}
     made = settings.load(given, file=file, environ={})
-    return tune.create(made, data, data.parent / "runs")
+    return create(made, data, view)
+
+
+def create(made: settings.Settings, data: Path, view: View = SILENT) -> tune.Search:
+    given = made.given_flags()
+    return tune.create(made.train, made.search, made.tune, data, data.parent / "runs", given=given, view=view)
+
+
+class Noted(View):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 def rows_of(run: Run) -> list[dict[str, str]]:
@@ -94,9 +110,11 @@ def rows_of(run: Run) -> list[dict[str, str]]:
 
 @pytest.mark.usefixtures("stand_in")
 def test_every_combination_is_tried_once_and_the_best_kept(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = search(data, [10, 20, 13, 30, 64, 500], tune__trials=9)
+    view = Noted()
+    made = search(data, [10, 20, 13, 30, 64, 500], view, tune__trials=9)
     found = tune.run(made)
-    assert "batch_size 500 left out: there are only 100 training images" in capsys.readouterr().err
+    assert "batch_size 500 left out: there are only 100 training images" in view.notes
+    assert tuple(capsys.readouterr()) == ("", "")  # who calls it from Python decides what is printed
     rows = rows_of(made.run)
     assert sorted(row["batch_size"] for row in rows) == ["10", "13", "20", "30", "64"]  # 5 trials, not 9
     crashed = next(row for row in rows if row["batch_size"] == "13")
@@ -157,20 +175,20 @@ def test_interrupted_search_goes_on_where_it_was(data: Path) -> None:
     made = search(data, [10, 20, 30], tune__trials=3)
     hold = made.run.path / "hold"
 
-    class InterruptedInTheSecondTrial(tune.TuneView):
+    class InterruptedInTheSecondTrial(tune.SearchView):
         """Presses Ctrl-C when the second trial has reached its second epoch."""
 
-        def epoch(self, number: int, progress: tune.Progress) -> None:
+        def epoch(self, number: int, progress: tune.JobProgress) -> None:
             if number == 1:
                 hold.touch()
             if (number, progress.epoch) == (2, 2):
                 interrupts.count += 1
 
-    with Interrupts() as interrupts, tune.render.live() as live:
+    with Interrupts() as interrupts:
         made.run.begin()
-        view = InterruptedInTheSecondTrial(live, made.run.log, made.tune)
+        shown = InterruptedInTheSecondTrial(Live(), made.run.log, made.tune)
         with (
-            tune.Tuner(made, view, interrupts) as tuner,
+            tune.Tuner(made, shown, interrupts) as tuner,
             pytest.raises(JobStopped, match="stopped after 1 of 3 trials") as stopped,
         ):
             tuner.work()
@@ -193,13 +211,13 @@ def test_interrupted_search_goes_on_where_it_was(data: Path) -> None:
 
 def test_searched_hyperparameter_given_as_flag_is_fixed(data: Path) -> None:
     made = settings.load({"train.lr": 0.02, "train.image_size": 64, "tune.epochs": 2}, environ={})
-    made = tune.create(made, data, data.parent / "runs")
+    made = create(made, data)
     assert set(made.space) == {"batch_size"}
     assert made.carried == {"lr": "0.02", "image_size": "64"}
     assert (made.base.lr, made.base.epochs) == (0.02, 2)
     everything = settings.load({"train.lr": 0.02, "train.batch_size": 8}, environ={})
     with pytest.raises(ConfigError, match="nothing is left to search"):
-        tune.create(everything, data, data.parent / "runs")
+        create(everything, data)
 
 
 def test_batch_sizes_must_fit_the_data(data: Path) -> None:

@@ -10,10 +10,11 @@ import click
 
 import image_classifier
 from image_classifier.cli import flags
-from image_classifier.cli.settings import General, PredictSettings, ServeSettings, Settings, TuneSettings, load
+from image_classifier.cli.settings import General, PredictSettings, ServeSettings, Settings, load
 from image_classifier.cli.targets import target_of
 from image_classifier.contract.config import Value, parameters_of
 from image_classifier.contract.endpoint import MAX_PORT
+from image_classifier.tuning.settings import TuneSettings
 
 if TYPE_CHECKING:
     from image_classifier.launch.runs import Run
@@ -264,14 +265,19 @@ def rules(call: Call, run: str, names: str, tensors: bool, as_json: bool) -> Non
 @click.pass_obj
 def status(call: Call, run: str, as_json: bool) -> None:
     """List the runs, or show one of them."""
-    from image_classifier.cli import show_jobs, show_remote
+    from image_classifier.cli import show_jobs
     from image_classifier.launch.runs import list_runs
 
     settings = call.settings()
+    runs = [_run(settings, run)] if run else list_runs(Path(settings.general.runs_dir))
+    if any(each.is_active_remotely for each in runs):  # loads the SDK
+        from image_classifier.cli.render import Console
+        from image_classifier.sagemaker.status import refresh
+
+        refresh(runs, settings.sagemaker, Console())
     if run:
-        show_jobs.one_run(*show_remote.refreshed([_run(settings, run)], settings), as_json=as_json)
+        show_jobs.one_run(*runs, as_json=as_json)
     else:
-        runs = show_remote.refreshed(list_runs(Path(settings.general.runs_dir)), settings)
         show_jobs.all_runs(runs, as_json=as_json)
 
 
@@ -286,9 +292,10 @@ def logs(call: Call, run: str, follow: bool) -> None:
     settings = call.settings()
     found = _run(settings, run)
     if follow and found.is_active_remotely:
+        from image_classifier.cli.render import Console
         from image_classifier.sagemaker import status
 
-        status.follow(found, settings.sagemaker)
+        status.follow(found, settings.sagemaker, Console())
     else:
         show_jobs.log(found, follow=follow)
 
@@ -342,9 +349,16 @@ python deploy.py --target sagemaker batch s3://bucket/photos/ --model train-2026
 @click.pass_obj
 def batch(call: Call, *, sources: tuple[str, ...], model: str, yes: bool, dry_run: bool, as_json: bool) -> int:
     """Ask about many images with one job and no endpoint."""
-    from image_classifier.cli import show_remote
+    from image_classifier.cli import show_data
+    from image_classifier.cli.render import Console
+    from image_classifier.launch.serving_run import find_archive
+    from image_classifier.sagemaker.batch import predict
 
-    return show_remote.batch(sources, model, call.settings(), yes=yes, dry_run=dry_run, as_json=as_json)
+    settings = call.settings()
+    aws, runs_dir = settings.sagemaker, Path(settings.general.runs_dir)
+    archive = find_archive(model, runs_dir)
+    answers = predict(aws, sources, archive, runs_dir, yes=yes, dry_run=dry_run, view=Console())
+    return 0 if answers is None else show_data.predictions("the batch job", iter(answers), as_json=as_json)
 
 
 @app.command()
@@ -353,10 +367,10 @@ def batch(call: Call, *, sources: tuple[str, ...], model: str, yes: bool, dry_ru
 @click.pass_obj
 def delete(call: Call, run: str, yes: bool) -> None:
     """Remove what a run made on AWS."""
-    from image_classifier.cli import show_remote
+    from image_classifier.cli.delete_command import delete
 
     settings = call.settings()
-    show_remote.deletion(_run(settings, run), settings, yes=yes)
+    delete(_run(settings, run), settings.sagemaker, yes=yes)
 
 
 def _data(data: str | None) -> dict[str, Value]:

@@ -8,13 +8,17 @@ from __future__ import annotations
 import json
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from image_classifier.contract.errors import ClassifierError
+from image_classifier.launch.view import Bar, Drawing, Live, View
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod
+    from rich.live import Live as RichLive
+    from rich.text import Text
 
 LABEL_STYLES = {"error": "bold red", "warning": "yellow", "hint": "cyan"}
 NARROWEST = 22  # characters a column of a table may have at least: the name of a run stays in one piece
@@ -106,64 +110,76 @@ def labelled(label: str, text: str) -> None:
     Console(stderr=True, soft_wrap=True).print(Text.assemble((f"{label}:", LABEL_STYLES[label]), " ", text))
 
 
-class Live(Protocol):
-    """Something that is redrawn while a job runs."""
+class Console(View):
+    """Draws a view: notes and warnings on standard error, documents on standard output."""
 
-    def show(self, text: str) -> None:
-        """A line that stays."""
+    def note(self, text: str) -> None:
+        note(text)
 
-    def draw(self, drawing: Any) -> None:
-        """What is drawn below the lines, until the next call."""
+    def warn(self, text: str) -> None:
+        warn(text)
 
-    def __enter__(self) -> Self: ...
+    def ask(self, question: str) -> bool | None:
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return None
+        import click
 
-    def __exit__(self, *exception: object) -> None: ...
+        return click.confirm(question, err=True)
+
+    def document(self, value: Any) -> None:
+        document(value)
+
+    @contextmanager
+    def live(self) -> Iterator[Live]:
+        if not sys.stderr.isatty():
+            yield _LinesOnly()
+            return
+        from rich.console import Console as RichConsole
+        from rich.live import Live as RichLive
+
+        with RichLive(console=RichConsole(stderr=True), auto_refresh=False, transient=True) as shown:
+            yield _Redrawn(shown)
 
 
-class PlainLive:
-    """In a pipe: the lines only."""
+class _LinesOnly(Live):
+    """In a pipe there is nothing to draw on."""
 
     def show(self, text: str) -> None:
         note(text)
 
-    def draw(self, drawing: Any) -> None:
-        """There is nothing to draw on."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
-
-
-class TerminalLive:
+class _Redrawn(Live):
     """On a terminal: rich's live display."""
 
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.live import Live as RichLive
-
-        self._live = RichLive(console=Console(stderr=True), auto_refresh=False, transient=True)
+    def __init__(self, shown: RichLive) -> None:
+        self._shown = shown
 
     def show(self, text: str) -> None:
         from rich.text import Text
 
-        self._live.console.print(Text(text))
+        self._shown.console.print(Text(text))
 
-    def draw(self, drawing: Any) -> None:
-        self._live.update(drawing() if callable(drawing) else drawing, refresh=True)
+    def draw(self, drawing: Callable[[], Drawing]) -> None:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
 
-    def __enter__(self) -> Self:
-        self._live.start()
-        return self
+        grid = Table.grid(padding=(0, 2))
+        for row in drawing():
+            grid.add_row(
+                *(
+                    ProgressBar(total=cell.total, completed=cell.done, width=cell.width)
+                    if isinstance(cell, Bar)
+                    else _text(cell)
+                    for cell in row
+                )
+            )
+        self._shown.update(grid, refresh=True)
 
-    def __exit__(self, *exception: object) -> None:
-        self._live.stop()
 
+def _text(cell: str) -> Text:
+    from rich.text import Text
 
-def live() -> Live:
-    """The display that fits standard error."""
-    return TerminalLive() if sys.stderr.isatty() else PlainLive()
+    return Text(cell)
 
 
 def _flat(cell: object) -> str:

@@ -17,20 +17,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from image_classifier.contract.config import Param, TrainConfig, Value, check, param, parameters_of, parse_as
+from image_classifier.contract.config import (
+    NAMED_WEIGHTS,
+    Param,
+    TrainConfig,
+    Value,
+    check,
+    param,
+    parameters_of,
+    parse_as,
+)
 from image_classifier.contract.endpoint import DEFAULT_PORT, MAX_PORT
 from image_classifier.contract.errors import ConfigError
-from image_classifier.contract.metrics import DEFAULT_OBJECTIVE, METRICS
 from image_classifier.contract.search import DEFAULT_SEARCH_SPACE, SearchSpace, parse_search_space
+from image_classifier.launch.runs import DEFAULT_RUNS_DIR
 from image_classifier.sagemaker.aws_settings import SageMakerSettings
+from image_classifier.tuning.settings import TuneSettings
 
 FILE_NAME = "deploy.toml"
 VARIABLE_PREFIX = "CLASSIFIER_"
 TARGETS = ("local", "docker", "sagemaker")
 SEARCH_KEY = "tune.search"
-OBJECTIVES = tuple(metric.name for metric in METRICS if metric.name.startswith("validation:"))
 PATH_KEYS = ("runs_dir", "data")
-NAMED_WEIGHTS = ("imagenet", "none")
 CHECKED_SECTIONS = ("train", "tune", "predict", "sagemaker")  # an unknown variable of one is a mistake, not another's
 
 
@@ -39,21 +47,8 @@ class General:
     """Settings above the first section."""
 
     target: str = param("local", "where jobs run", choices=TARGETS)
-    runs_dir: str = param("runs", "folder that gets one folder a job")
+    runs_dir: str = param(DEFAULT_RUNS_DIR, "folder that gets one folder a job")
     data: str = param("data", "folder with train/CLASS, valid/CLASS and test/CLASS")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuneSettings:
-    """`[tune]`: how the search is run; what is searched stands under `[tune.search]`."""
-
-    trials: int = param(8, "training jobs to run", low=1, high=10_000)
-    parallel: int = param(1, "training jobs at a time; they share the cores", low=1, high=100)
-    epochs: int = param(0, "epochs of a trial, 0 for those of [train]", low=0, high=10_000)
-    objective: str = param(DEFAULT_OBJECTIVE, "metric that decides, at its best epoch", choices=OBJECTIVES)
-    prune: bool = param(True, "stop trials that stay below the median of the others")
-    seed: int = param(0, "seed of the search", low=0, high=2**32 - 1)
-    keep_models: bool = param(False, "keep the weights of every trial (100 MB each), not of the best one only")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +106,10 @@ class Settings:
         host = "127.0.0.1" if self.serve.host in {"0.0.0.0", "::"} else self.serve.host  # noqa: S104  # compared only
         return f"http://{host}:{self.serve.port}"
 
-    def given_flags(self) -> set[str]:
+    def given_flags(self) -> frozenset[str]:
         """Names of the hyperparameters that were given as flags."""
-        return {key.removeprefix("train.") for key, origin in self.origins.items() if origin.startswith("flag ")}
+        flags = (key for key, origin in self.origins.items() if origin.startswith("flag "))
+        return frozenset(key.removeprefix("train.") for key in flags)
 
 
 def keys() -> dict[str, Param]:

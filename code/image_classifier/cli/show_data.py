@@ -12,6 +12,7 @@ from image_classifier.cli import render
 from image_classifier.cli.settings import Settings
 from image_classifier.contract.config import TrainConfig
 from image_classifier.launch.client import Answer
+from image_classifier.launch.view import one_line
 from image_classifier.vision.check import CheckReport, Finding, check_dataset
 
 FILES_SHOWN = 20
@@ -20,12 +21,12 @@ FINDINGS_SHOWN = 10  # of one kind
 
 def check(data: Path, config: TrainConfig, *, as_json: bool) -> int:
     """Checks a data set and prints the report; returns the exit code, 1 when there are errors."""
-    with render.live() as live:
+    with render.Console().live() as live:
         report = check_dataset(
             data,
             valid_fraction=config.valid_fraction,
             seed=config.seed,
-            progress=lambda done, total: live.draw(f"{done} of {total} images read"),
+            progress=lambda done, total: live.draw(lambda: one_line(f"{done} of {total} images read")),
         )
     if as_json:
         render.document(report.to_json())

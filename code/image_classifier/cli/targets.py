@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from image_classifier.cli.render import Console
 from image_classifier.cli.settings import Settings
 from image_classifier.contract.config import Value
 from image_classifier.contract.errors import ConfigError
+from image_classifier.launch.view import View
 
 if TYPE_CHECKING:
     from image_classifier.launch.client import Connection
@@ -32,8 +34,13 @@ class Target(ABC):
     """
 
     settings: Settings
+    view: View = field(default_factory=Console)
     yes: bool = False
     dry_run: bool = False
+
+    @property
+    def data(self) -> Path:
+        return Path(self.settings.general.data)
 
     @property
     def runs_dir(self) -> Path:
@@ -74,48 +81,58 @@ class Local(Target):
         return local
 
     def tune(self, name: str) -> Found | None:
-        from image_classifier.tuning import tuner as tune
+        from image_classifier.tuning import tuner
 
-        starter, data = self.starter(), Path(self.settings.general.data)
-        search = tune.create(self.settings, data, self.runs_dir, name=name)
+        starter, chosen = self.starter(), self.settings
+        search = tuner.create(
+            chosen.train,
+            chosen.search,
+            chosen.tune,
+            self.data,
+            self.runs_dir,
+            name=name,
+            given=chosen.given_flags(),
+            view=self.view,
+        )
         with search.run.held():
-            return tune.run(search, starter=starter)
+            return tuner.run(search, starter=starter, view=self.view)
 
     def resume_tuning(self, run: Run, changes: Mapping[str, Value]) -> Found | None:
-        from image_classifier.tuning import tuner as tune
+        from image_classifier.tuning import tuner
 
         _require_here(run)
         starter = self.starter()
         with run.held():
-            return tune.run(tune.resume(run, changes), starter=starter)
+            return tuner.run(tuner.resume(run, changes, self.view), starter=starter, view=self.view)
 
     def train(self, name: str) -> Outcome | None:
-        from image_classifier.launch import training_run as train
+        from image_classifier.launch import training_run
 
-        data = Path(self.settings.general.data)
-        return train.train(self.settings.train, data, self.runs_dir, name=name, starter=self.starter())
+        config, starter = self.settings.train, self.starter()
+        return training_run.train(config, self.data, self.runs_dir, name=name, starter=starter, view=self.view)
 
     def resume_training(self, run: Run) -> Outcome | None:
-        from image_classifier.launch import training_run as train
+        from image_classifier.launch import training_run
 
         _require_here(run)
         starter = self.starter()
         with run.held():
-            return train.resume(run, starter=starter)
+            return training_run.resume(run, starter=starter, view=self.view)
 
     def serve(self, model: str) -> None:
         from image_classifier.cli.show_jobs import ServeView
-        from image_classifier.launch import serving_run as serve
+        from image_classifier.launch import serving_run
 
         starter = self.starter()
-        address, archive = self.settings.serve, serve.find_archive(model, self.runs_dir)
-        serve.serve(
+        address, archive = self.settings.serve, serving_run.find_archive(model, self.runs_dir)
+        serving_run.serve(
             archive,
             self.runs_dir,
             host=address.host,
             port=address.port,
             on_line=ServeView(archive).line,
             starter=starter,
+            view=self.view,
         )
 
     def connection(self) -> Connection:
@@ -138,9 +155,22 @@ class SageMaker(Target):
     """Amazon SageMaker."""
 
     def tune(self, name: str) -> Found | None:
-        from image_classifier.sagemaker import tuning_job as tune
+        from image_classifier.sagemaker import tuning_job
 
-        return tune.tune(self.settings, name=name, yes=self.yes, dry_run=self.dry_run)
+        chosen = self.settings
+        return tuning_job.tune(
+            chosen.train,
+            chosen.search,
+            chosen.tune,
+            chosen.sagemaker,
+            data=self.data,
+            runs_dir=self.runs_dir,
+            name=name,
+            given=chosen.given_flags(),
+            yes=self.yes,
+            dry_run=self.dry_run,
+            view=self.view,
+        )
 
     def resume_tuning(self, run: Run, changes: Mapping[str, Value]) -> Found | None:
         raise ConfigError(
@@ -148,30 +178,39 @@ class SageMaker(Target):
         )
 
     def train(self, name: str) -> Outcome | None:
-        from image_classifier.sagemaker import training_job as train
+        from image_classifier.sagemaker import training_job
 
-        return train.train(self.settings, name=name, yes=self.yes, dry_run=self.dry_run)
+        return training_job.train(
+            self.settings.train,
+            self.settings.sagemaker,
+            self.data,
+            self.runs_dir,
+            name=name,
+            yes=self.yes,
+            dry_run=self.dry_run,
+            view=self.view,
+        )
 
     def resume_training(self, run: Run) -> Outcome | None:
-        from image_classifier.sagemaker import training_job as train
+        from image_classifier.sagemaker import training_job
 
-        return train.resume(run, self.settings, yes=self.yes)
+        return training_job.resume(run, self.settings.sagemaker, yes=self.yes, view=self.view)
 
     def serve(self, model: str) -> None:
         from image_classifier.cli.show_remote import served
-        from image_classifier.launch import serving_run as local
-        from image_classifier.sagemaker import endpoints as serve
+        from image_classifier.launch.serving_run import find_archive
+        from image_classifier.sagemaker import endpoints
 
-        archive = local.find_archive(model, self.runs_dir)
-        if serve.serve(self.settings, archive, trained_by(archive), yes=self.yes, dry_run=self.dry_run):
-            served(self.settings)
+        aws, archive = self.settings.sagemaker, find_archive(model, self.runs_dir)
+        if endpoints.serve(aws, archive, self.runs_dir, yes=self.yes, dry_run=self.dry_run, view=self.view):
+            served(aws.endpoint)
 
     def connection(self) -> Connection:
         from image_classifier.sagemaker.predict import RemoteClient
         from image_classifier.sagemaker.session import Session
 
         settings = self.settings.sagemaker
-        return RemoteClient(Session(settings), settings.endpoint, is_async=settings.variant == "async")
+        return RemoteClient(Session(settings, self.view), settings.endpoint, is_async=settings.variant == "async")
 
 
 def target_of(settings: Settings, *, yes: bool = False, dry_run: bool = False) -> Target:
@@ -186,12 +225,3 @@ def target_of(settings: Settings, *, yes: bool = False, dry_run: bool = False) -
 def _require_here(run: Run) -> None:
     if run.is_remote:
         raise ConfigError(f"{run.name} ran on SageMaker", "go on there: deploy.py --target sagemaker ...")
-
-
-def trained_by(archive: Path) -> Run | None:
-    """The run on SageMaker in whose folder an archive lies, None for any other."""
-    from image_classifier.contract.outputs import JOB
-    from image_classifier.launch.runs import Run
-
-    run = Run(path=archive.resolve().parent)
-    return run if (run.path / JOB.name).is_file() and run.is_remote else None

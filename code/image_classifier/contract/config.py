@@ -20,6 +20,7 @@ from image_classifier.contract.errors import ConfigError
 
 Value = int | float | str | bool
 AUTO_WORKERS = -1
+NAMED_WEIGHTS = ("imagenet", "none")  # what `weights` may be besides a path
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 

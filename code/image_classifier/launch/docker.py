@@ -16,8 +16,7 @@ import subprocess
 from pathlib import Path
 from typing import Literal
 
-from image_classifier.cli import render
-from image_classifier.cli.settings import NAMED_WEIGHTS
+from image_classifier.contract.config import NAMED_WEIGHTS
 from image_classifier.contract.endpoint import PORT_VARIABLE
 from image_classifier.contract.errors import PlatformError
 from image_classifier.contract.machine import require_free_port, usable_cores
@@ -25,8 +24,9 @@ from image_classifier.contract.paths import DEFAULT_BASE_DIR, MlPaths
 from image_classifier.launch import local
 from image_classifier.launch.process import Job
 from image_classifier.launch.runs import Run
-from image_classifier.sagemaker.images import IMAGES_FILE
+from image_classifier.launch.view import SILENT, View
 
+IMAGES_FILE = Path(__file__).resolve().parents[3] / "build" / "images.json"  # what build_and_push.sh built last
 SHARED_MEMORY = "1g"  # for the data loading processes; Docker's default of 64 MB holds three batches
 RUN_LABEL = "image-classifier.run"  # the run's folder
 REMOVE = ("rm", "--force", "--volumes")
@@ -57,7 +57,7 @@ def image(kind: Kind) -> str:
     return name
 
 
-def start_training(run: Run, *, share: int = 1) -> Job:
+def start_training(run: Run, *, share: int = 1, view: View = SILENT) -> Job:
     """`docker run IMAGE train` on a prepared run folder. Arguments and errors as of `local.start_training`."""
     local.clear_attempt(run)
     inside, threads = MlPaths(base=DEFAULT_BASE_DIR), max(1, usable_cores() // share)
@@ -75,21 +75,21 @@ def start_training(run: Run, *, share: int = 1) -> Job:
     if weights and weights not in NAMED_WEIGHTS:
         mounts.append(_mount(Path(weights), Path(weights), "ro"))
     threads_flag = f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS') or threads}"
-    return _start(run, "train", [*mounts, "--env", threads_flag, "--shm-size", SHARED_MEMORY])
+    return _start(run, "train", [*mounts, "--env", threads_flag, "--shm-size", SHARED_MEMORY], view)
 
 
-def start_server(run: Run, *, host: str, port: int) -> Job:
+def start_server(run: Run, *, host: str, port: int, view: View = SILENT) -> Job:
     """`docker run IMAGE serve` on `<run>/model`. Raises PlatformError when the port is taken."""
     require_free_port(host, port)
     mount = _mount(run.paths.model, MlPaths(base=DEFAULT_BASE_DIR).model, "ro")
-    return _start(run, "serve", [mount, "--publish", f"{host}:{port}:{port}", "--env", f"{PORT_VARIABLE}={port}"])
+    return _start(run, "serve", [mount, "--publish", f"{host}:{port}:{port}", "--env", f"{PORT_VARIABLE}={port}"], view)
 
 
-def _start(run: Run, kind: Kind, flags: list[str]) -> Job:
+def _start(run: Run, kind: Kind, flags: list[str], view: View) -> Job:
     name = f"classifier-{kind}-{secrets.token_hex(6)}"
     label = f"{RUN_LABEL}={run.path}"
     if left := _docker("ps", "--all", "--quiet", "--filter", f"label={label}").stdout.split():
-        render.warn(f"an earlier start of {run.name} had left its container running: it is removed")
+        view.warn(f"an earlier start of {run.name} had left its container running: it is removed")
         _docker(*REMOVE, *left)
     user = f"{os.getuid()}:{os.getgid()}"
     own = ["--rm", "--name", name, "--label", label, "--user", user]

@@ -18,6 +18,7 @@ from image_classifier.contract.machine import require_free_port, usable_cores
 from image_classifier.contract.paths import BASE_DIR_VARIABLE
 from image_classifier.launch.process import Job
 from image_classifier.launch.runs import Run
+from image_classifier.launch.view import SILENT, View
 
 SOURCE = Path(__file__).resolve().parents[2]
 TRAIN_PACKAGES = ("contract", "vision", "debugging", "report", "training")  # what the training image ships
@@ -30,10 +31,10 @@ FREE_BYTES_FOR_TRAINING = 1_500_000_000  # two checkpoints of weights, momentum 
 class Starter(Protocol):
     """A way to start jobs on a run folder of this machine: this module, and `docker`."""
 
-    def start_training(self, run: Run, *, share: int = 1) -> Job:
+    def start_training(self, run: Run, *, share: int = 1, view: View = SILENT) -> Job:
         """Starts a training on a prepared run folder, and again on one that was interrupted."""
 
-    def start_server(self, run: Run, *, host: str, port: int) -> Job:
+    def start_server(self, run: Run, *, host: str, port: int, view: View = SILENT) -> Job:
         """Starts the model server on the run folder's model."""
 
 
@@ -55,7 +56,7 @@ def prepare_training(run: Run, config: TrainConfig, channels: Mapping[str, Path]
     write_text(paths.resource_config, json.dumps({"current_host": HOST, "hosts": [HOST]}, indent=1))
 
 
-def start_training(run: Run, *, share: int = 1) -> Job:
+def start_training(run: Run, *, share: int = 1, view: View = SILENT) -> Job:
     """Starts `train` of sagemaker-training on a prepared run folder, and again on one that was interrupted.
 
     Args:
@@ -90,7 +91,7 @@ def clear_attempt(run: Run) -> None:
     run.paths.model.mkdir()
 
 
-def start_server(run: Run, *, host: str, port: int) -> Job:
+def start_server(run: Run, *, host: str, port: int, view: View = SILENT) -> Job:
     """Starts the model server on `<run>/model`. Raises PlatformError when the port is taken."""
     require_free_port(host, port)
     _snapshot(run, SERVE_PACKAGES)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from image_classifier.contract.metrics import parse_metric_line
+from image_classifier.launch.view import Bar, Drawing, Live
 
 STEP = re.compile(r"(?:^|\s)epoch=(\d+)/(\d+) step=(\d+)/(\d+)(?:\s|$)")
 LOSS = re.compile(r"(?:^|\s)loss=([-+.0-9e]+)")
@@ -15,7 +16,7 @@ SPEED = re.compile(r"(?:^|\s)images/s=([.0-9e+]+)")
 
 
 @dataclass
-class Progress:
+class JobProgress:
     """The state of one job. `epoch` epochs of `epochs` are done; `step` of `steps` in the one that runs."""
 
     epochs: int
@@ -77,6 +78,36 @@ class Progress:
         if left is not None and self.epoch < self.epochs:
             parts.append(f"{duration(left)} left")
         return "  ".join(parts)
+
+
+class ProgressView:
+    """Reports a training from the lines it logs: its epochs stay, the one that runs is drawn below them."""
+
+    def __init__(self, live: Live, epochs: int) -> None:
+        self._live = live
+        self._progress = JobProgress(epochs=epochs)
+
+    def line(self, text: str) -> None:
+        """Takes in one line of the job's log."""
+        what = self._progress.feed(text)
+        if what == "epoch":
+            self._live.show(self._progress.describe())
+        elif what == "other" and (" warning: " in text or "resuming from" in text or "stopping early" in text):
+            self._live.show(text)
+        self._live.draw(self._drawing)
+
+    def _drawing(self) -> Drawing:
+        progress, left = self._progress, self._progress.seconds_left()
+        return [
+            (
+                f"epoch {min(progress.epoch + 1, progress.epochs)}/{progress.epochs}",
+                Bar(done=progress.done, total=progress.epochs, width=32),
+                f"step {progress.step}/{progress.steps}" if progress.steps else "starting",
+                "" if progress.loss is None else f"loss {progress.loss:.3f}",
+                f"{progress.images_per_second:.1f} images/s" if progress.images_per_second else "",
+                "" if left is None else f"{duration(left)} left",
+            )
+        ]
 
 
 def duration(seconds: float) -> str:

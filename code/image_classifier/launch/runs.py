@@ -34,11 +34,11 @@ from typing import Any
 import psutil
 
 import image_classifier
-from image_classifier.cli.settings import General
 from image_classifier.contract.errors import ConfigError, PlatformError, describe
 from image_classifier.contract.outputs import ARCHIVE, HISTORY, JOB, LOG, METRICS, Failure, read_failure
 from image_classifier.contract.paths import MlPaths
 
+DEFAULT_RUNS_DIR = "runs"  # in the working directory
 LOCK_NAME = ".lock"
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 SAME_START_S = 2.0  # the kernel's start times, read back, differ by rounding only
@@ -105,7 +105,7 @@ class Run:
         if not self.path.is_relative_to(Path.cwd()):
             return str(self.path)
         below = self.path.relative_to(Path.cwd())
-        return self.name if below.parent == Path(General.runs_dir) else str(below)
+        return self.name if below.parent == Path(DEFAULT_RUNS_DIR) else str(below)
 
     @property
     def paths(self) -> MlPaths:

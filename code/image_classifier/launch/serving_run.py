@@ -14,6 +14,7 @@ from image_classifier.contract.machine import require_free_port
 from image_classifier.launch import local
 from image_classifier.launch.process import Interrupts, Job, follow, follow_until
 from image_classifier.launch.runs import Run, Status, create_run, find_run
+from image_classifier.launch.view import SILENT, View
 from image_classifier.vision import artifact
 
 KIND = "serve"
@@ -58,6 +59,7 @@ def serving(
     port: int,
     on_line: Callable[[str], None] = lambda line: None,
     starter: local.Starter = local,
+    view: View = SILENT,
 ) -> Iterator[Endpoint]:
     """Serves `archive` within the block; nothing is left running after it.
 
@@ -74,7 +76,7 @@ def serving(
     run = create_run(runs_dir, KIND, data=str(archive.resolve()), details={"host": host, "port": port})
     try:
         artifact.unpack(archive, run.paths.model)
-        with starter.start_server(run, host=host, port=port) as job:
+        with starter.start_server(run, host=host, port=port, view=view) as job:
             yield _wait_until_ready(run, job, interrupts, on_line)
             stop(job, interrupts)
     except BaseException as error:
@@ -94,11 +96,14 @@ def serve(
     port: int,
     on_line: Callable[[str], None],
     starter: local.Starter = local,
+    view: View = SILENT,
 ) -> None:
     """Serves until Ctrl-C or SIGTERM. `on_line` gets every log line, the ready line too. Raises as `serving`."""
     with (
         Interrupts() as interrupts,
-        serving(archive, runs_dir, interrupts, host=host, port=port, on_line=on_line, starter=starter) as endpoint,
+        serving(
+            archive, runs_dir, interrupts, host=host, port=port, on_line=on_line, starter=starter, view=view
+        ) as endpoint,
     ):
         status = follow(endpoint.job, on_line, interrupts)
         if status != 0 and interrupts.count == 0:

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from image_classifier.cli import render
-from image_classifier.cli.settings import NAMED_WEIGHTS
-from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.config import NAMED_WEIGHTS, TrainConfig
 from image_classifier.contract.errors import ConfigError, DataError, JobError, JobStopped, RuleFired
 from image_classifier.debugging.rules import parse_rules
 from image_classifier.launch import local
 from image_classifier.launch.process import Interrupts, follow
-from image_classifier.launch.progress import Progress, duration
+from image_classifier.launch.progress import ProgressView
 from image_classifier.launch.runs import ACTIVE, Run, Status, create_run, still_running
+from image_classifier.launch.view import SILENT, View
 from image_classifier.vision import artifact
 from image_classifier.vision.folders import ImageFolders, find_channels, scan
 
@@ -39,8 +38,8 @@ class Outcome:
         return self.result.get("metrics", {})  # type: ignore[no-any-return]  # JSON
 
 
-def check_data(data: Path, config: TrainConfig) -> ImageFolders:
-    """Reads the folder names and the rules before a job is started, and says what was found.
+def check_data(data: Path, config: TrainConfig, view: View = SILENT) -> ImageFolders:
+    """Reads the folder names and the rules before a job is started, and tells `view` what was found.
 
     Raises:
         ConfigError: there is no such rule.
@@ -55,9 +54,9 @@ def check_data(data: Path, config: TrainConfig) -> ImageFolders:
         )
     folders = scan(find_channels(data), valid_fraction=config.valid_fraction, seed=config.seed)
     counts = ", ".join(f"{len(split)} {split.name}" for split in folders.splits)
-    render.note(f"data {data}: {len(folders.classes)} classes, {counts} images")
+    view.note(f"data {data}: {len(folders.classes)} classes, {counts} images")
     if folders.valid_split_off:
-        render.note(f"there is no valid folder: {len(folders.valid)} of the train images are kept aside for it")
+        view.note(f"there is no valid folder: {len(folders.valid)} of the train images are kept aside for it")
     return folders
 
 
@@ -74,7 +73,13 @@ def resolve_weights(config: TrainConfig) -> TrainConfig:
 
 
 def train(
-    config: TrainConfig, data: Path, runs_dir: Path, *, name: str = "", starter: local.Starter = local
+    config: TrainConfig,
+    data: Path,
+    runs_dir: Path,
+    *,
+    name: str = "",
+    starter: local.Starter = local,
+    view: View = SILENT,
 ) -> Outcome:
     """Runs a new training job.
 
@@ -84,16 +89,16 @@ def train(
         JobError: it failed; the message is the first cause.
     """
     config = resolve_weights(config)
-    check_data(data, config)
+    check_data(data, config, view)
     local.require_free_disk(runs_dir)
     run = create_run(runs_dir, KIND, name, data=str(data.resolve()), config=config.to_hyperparameters())
-    render.note(f"run {run.path}")
+    view.note(f"run {run.path}")
     with run.held():
         local.prepare_training(run, config, find_channels(data))
-        return _run_to_the_end(run, config, starter)
+        return _run_to_the_end(run, config, starter, view)
 
 
-def resume(run: Run, *, starter: local.Starter = local) -> Outcome:
+def resume(run: Run, *, starter: local.Starter = local, view: View = SILENT) -> Outcome:
     """Goes on with an interrupted or failed training where its checkpoint left off. Raises as `train`."""
     record = run.record()
     if record.status in ACTIVE:
@@ -101,19 +106,18 @@ def resume(run: Run, *, starter: local.Starter = local) -> Outcome:
     if record.status == Status.COMPLETED:
         raise ConfigError(f"{run.name} has finished", f"serve its model with `deploy.py serve {run.typed}`")
     config = TrainConfig.from_hyperparameters(record.config)
-    check_data(Path(record.data), config)
+    check_data(Path(record.data), config, view)
     local.require_free_disk(run.path)
-    render.note(f"run {run.path}, attempt {record.attempts + 1}")
+    view.note(f"run {run.path}, attempt {record.attempts + 1}")
     local.prepare_training(run, config, find_channels(Path(record.data)))
-    return _run_to_the_end(run, config, starter)
+    return _run_to_the_end(run, config, starter, view)
 
 
-def _run_to_the_end(run: Run, config: TrainConfig, starter: local.Starter) -> Outcome:
+def _run_to_the_end(run: Run, config: TrainConfig, starter: local.Starter, view: View) -> Outcome:
     started = time.monotonic()
     with Interrupts() as interrupts:
-        with starter.start_training(run) as job, render.live() as live:
-            view = TrainView(live, config)
-            status = follow(job, view.line, interrupts, lambda: live.show(STOPPING))
+        with starter.start_training(run, view=view) as job, view.live() as live:
+            status = follow(job, ProgressView(live, config.epochs).line, interrupts, lambda: live.show(STOPPING))
         if status == 0:
             artifact.pack(run.paths.model, run.archive)
             run.end(Status.COMPLETED, exit_code=0)
@@ -157,37 +161,3 @@ def last_lines(log: Path) -> str:
         return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:])
     except OSError:
         return ""
-
-
-class TrainView:
-    """Shows the epochs as lines, and on a terminal the running one as a bar below them."""
-
-    def __init__(self, live: render.Live, config: TrainConfig) -> None:
-        self._live = live
-        self._progress = Progress(epochs=config.epochs)
-
-    def line(self, text: str) -> None:
-        """Takes in one line of the job's log."""
-        what = self._progress.feed(text)
-        if what == "epoch":
-            self._live.show(self._progress.describe())
-        elif what == "other" and (" warning: " in text or "resuming from" in text or "stopping early" in text):
-            self._live.show(text)
-        self._live.draw(self._drawing)
-
-    def _drawing(self) -> Any:
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-
-        progress = self._progress
-        row = Table.grid(padding=(0, 2))
-        left = progress.seconds_left()
-        row.add_row(
-            f"epoch {min(progress.epoch + 1, progress.epochs)}/{progress.epochs}",
-            ProgressBar(total=progress.epochs, completed=progress.done, width=32),
-            f"step {progress.step}/{progress.steps}" if progress.steps else "starting",
-            "" if progress.loss is None else f"loss {progress.loss:.3f}",
-            f"{progress.images_per_second:.1f} images/s" if progress.images_per_second else "",
-            "" if left is None else f"{duration(left)} left",
-        )
-        return row

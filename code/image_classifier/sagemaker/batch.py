@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from image_classifier.cli import render
-from image_classifier.cli.settings import Settings
 from image_classifier.contract.errors import ConfigError, ImageError, JobError, RequestError
 from image_classifier.launch.client import Answer, find_images, read_answer, read_image
 from image_classifier.launch.process import Interrupts
 from image_classifier.launch.runs import Run, Status
+from image_classifier.launch.view import SILENT, View
 from image_classifier.sagemaker import cost, remote
 from image_classifier.sagemaker import endpoint_requests as bodies
+from image_classifier.sagemaker.aws_settings import SageMakerSettings
 from image_classifier.sagemaker.endpoints import MODELS, publish
 from image_classifier.sagemaker.failures import describe_reason
 from image_classifier.sagemaker.images import find_image
@@ -33,15 +33,16 @@ THREADS = 16
 
 
 def predict(
-    settings: Settings,
+    aws: SageMakerSettings,
     sources: Sequence[str],
     archive: Path,
-    trained_by: Run | None,
+    runs_dir: Path,
     *,
     yes: bool = False,
     dry_run: bool = False,
+    view: View = SILENT,
 ) -> list[Answer] | None:
-    """Asks about every image with one batch job; with `dry_run` prints the requests and returns None.
+    """Asks about every image with one batch job; with `dry_run` shows `view` the requests and returns None.
 
     Args:
         sources: files and folders of this machine, or one `s3://` prefix.
@@ -51,8 +52,7 @@ def predict(
         JobError: the job failed.
         JobStopped: the user stopped waiting; the job goes on.
     """
-    aws = settings.sagemaker
-    session = Session(aws)
+    session = Session(aws, view)
     session.require_role()
     image = find_image("serve", aws)
     session.require_region(image)
@@ -73,11 +73,10 @@ def predict(
         ]
 
     if dry_run:
-        show_requests(parts(dry_place(session, KIND, "")))
+        show_requests(parts(dry_place(session, KIND, "")), view)
         return None
-    cost.confirm(cost.batch(aws, len(files)), yes=yes)
-    run, place = remote.create(session, Path(settings.general.runs_dir), KIND, "", data=" ".join(sources))
-    render.note(f"run {run.path}")
+    cost.confirm(cost.batch(aws, len(files)), view, yes=yes)
+    run, place = remote.create(session, runs_dir, KIND, "", data=" ".join(sources))
     with failing(run):
         made = parts(place)
         save_requests(run, made)
@@ -88,18 +87,18 @@ def predict(
             run, job=name, source=str(made[1].body["TransformInput"]["DataSource"]["S3DataSource"]["S3Uri"])
         )
         remote.remember(run, files={_key(i, file): str(file) for i, file in enumerate(files)}, bad=bad)
-        publish(session, archive, trained_by)
+        publish(session, archive)
         remote.note(run, remote.MODEL, name)
-        when_ready(lambda: session.send(made[0]))
+        when_ready(lambda: session.send(made[0]), view.note)
         remote.note(run, remote.TRANSFORM_JOB, name)
-        when_ready(lambda: session.send(made[1]))
+        when_ready(lambda: session.send(made[1]), view.note)
         run.begin()
     return follow(run, session)
 
 
 def follow(run: Run, session: Session) -> list[Answer]:
     """Waits for a batch job, and fetches its answers. Raises as `predict`."""
-    with Interrupts() as interrupts, render.live() as live:
+    with Interrupts() as interrupts, session.view.live() as live:
         state = watch(lambda: _describe(run, session), lambda state: state[0] in FINISHED, interrupts, live.show)
     if state is None:
         raise detached(run, interrupts)
@@ -174,7 +173,7 @@ def _upload(session: Session, files: Sequence[Path], place: Place) -> dict[str, 
     with ThreadPoolExecutor(THREADS) as threads:
         results = list(threads.map(send, enumerate(files)))
     bad = {str(file): message for file, message in zip(files, results, strict=True) if message}
-    render.note(f"{len(files) - len(bad)} of {len(files)} images uploaded")
+    session.view.note(f"{len(files) - len(bad)} of {len(files)} images uploaded")
     if len(bad) == len(files):
         raise ImageError("none of the images can be read")
     return bad

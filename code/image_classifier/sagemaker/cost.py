@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from image_classifier.cli import render
 from image_classifier.contract.errors import ConfigError, JobStopped
+from image_classifier.launch.view import View
 from image_classifier.sagemaker.aws_settings import SageMakerSettings
 
 TABLE = Path(__file__).with_name("prices.toml")
@@ -71,22 +70,21 @@ def batch(settings: SageMakerSettings, images: int) -> Estimate:
     return Estimate(lines=(f"{what}: ${hourly:.2f} an hour while it runs", _source()), most=hourly)
 
 
-def confirm(estimate: Estimate, *, yes: bool) -> None:
-    """Shows the estimate, and asks on a terminal unless `yes`.
+def confirm(estimate: Estimate, view: View, *, yes: bool) -> None:
+    """Tells the estimate, and asks unless `yes`.
 
     Raises:
         JobStopped: the answer was no.
-        ConfigError: there is no terminal to ask on.
+        ConfigError: there is nobody to ask.
     """
     for line in estimate.lines:
-        render.note(f"cost: {line}")
+        view.note(f"cost: {line}")
     if yes:
         return
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    answer = view.ask("Go on?")
+    if answer is None:
         raise ConfigError("this costs money, and there is no terminal to ask on", "give --yes, or --dry-run to look")
-    import click
-
-    if not click.confirm("Go on?", err=True):
+    if not answer:
         raise JobStopped("nothing was made")
 
 

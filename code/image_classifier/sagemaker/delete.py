@@ -110,6 +110,6 @@ def _end_job(session: Session, kind: str, name: str) -> str:
     else:
         session.call("sagemaker", "stop_transform_job", TransformJobName=name)
     with Interrupts() as interrupts:
-        if watch(read, lambda status: status in jobs.FINISHED, interrupts) is None:
+        if watch(read, lambda status: status in jobs.FINISHED, interrupts, session.view.note) is None:
             raise PlatformError(f"the {kind} {name} is still stopping", "run delete again to make sure")
     return f"{kind} {name} (stopped; its record stays in SageMaker and costs nothing)"

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from image_classifier.cli import render
-from image_classifier.cli.settings import Settings
 from image_classifier.contract.errors import ClassifierError, JobError, JobStopped, PlatformError
 from image_classifier.launch.process import Interrupts
 from image_classifier.launch.runs import REMOTE, Run, Status
 from image_classifier.launch.serving_run import KIND
+from image_classifier.launch.view import SILENT, View
 from image_classifier.sagemaker import cost, remote
 from image_classifier.sagemaker import endpoint_requests as bodies
 from image_classifier.sagemaker.aws_settings import AUTO, SageMakerSettings
@@ -87,21 +86,25 @@ class Deployment:
 
 
 def serve(
-    settings: Settings, archive: Path, source: Run | None, *, yes: bool = False, dry_run: bool = False
+    aws: SageMakerSettings,
+    archive: Path,
+    runs_dir: Path,
+    *,
+    yes: bool = False,
+    dry_run: bool = False,
+    view: View = SILENT,
 ) -> Run | None:
-    """Creates or updates the endpoint, and returns when it answers correctly; with `dry_run` only prints the requests.
+    """Creates or updates the endpoint, and returns when it answers correctly; with `dry_run` only shows the requests.
 
     Args:
-        archive: a model.tar.gz.
-        source: the run on SageMaker that trained it, whose copy in S3 is used.
+        archive: a model.tar.gz; of one that a run on SageMaker trained, the copy in S3 is used.
 
     Raises:
         ConfigError, AwsError: it cannot be started.
         JobError, ArtifactError: the endpoint failed, or is wrong; it is deleted, or back to what it was.
         JobStopped: the user stopped waiting; the endpoint goes on.
     """
-    aws = settings.sagemaker
-    session = Session(aws)
+    session = Session(aws, view)
     session.require_role()
     image = find_image("serve", aws)
     session.require_region(image)
@@ -116,13 +119,12 @@ def serve(
             )
         if dry_run:
             place = dry_place(session, KIND, "")
-            show_requests([*deployment.parts(place), *deployment.afterwards(place)])
+            show_requests([*deployment.parts(place), *deployment.afterwards(place)], view)
             return None
-        cost.confirm(cost.endpoint(aws), yes=yes)
-        run, place = remote.create(session, Path(settings.general.runs_dir), KIND, "", data=str(archive.resolve()))
-        render.note(f"run {run.path}")
+        cost.confirm(cost.endpoint(aws), view, yes=yes)
+        run, place = remote.create(session, runs_dir, KIND, "", data=str(archive.resolve()))
         with failing(run):
-            publish(session, archive, source)
+            publish(session, archive)
         _deploy(deployment, run, place, model)
     return run
 
@@ -137,17 +139,17 @@ def describe(session: Session, endpoint: str) -> Any:
         raise
 
 
-def publish(session: Session, archive: Path, source: Run | None) -> None:
+def publish(session: Session, archive: Path) -> None:
     """Puts the archive to its own place in S3, so that deleting the run that trained it does not take it away.
 
-    Args:
-        source: the run on SageMaker that trained it, whose copy in S3 is used.
+    Of an archive that a run on SageMaker trained, the copy in S3 is used.
     """
+    source = remote.trained_by(archive)
     uri = "" if source is None else str(source.record().details.get(REMOTE, {}).get("model", ""))
     if uri:
         copy_file(session, uri, file_uri(session, archive, MODELS))
     else:
-        render.note(f"uploading {archive.name} ({archive.stat().st_size / 1e6:.0f} MB) unless it is in S3")
+        session.view.note(f"uploading {archive.name} ({archive.stat().st_size / 1e6:.0f} MB) unless it is in S3")
         upload_file(session, archive, MODELS)
 
 
@@ -170,7 +172,7 @@ def _deploy(deployment: Deployment, run: Run, place: Place, model: artifact.Arti
             session.call("sagemaker", "add_tags", ResourceArn=arn, Tags=tags(place, deployment.settings))
         client = RemoteClient(session, endpoint, is_async=deployment.settings.variant == "async")
         check_golden(client, model)
-        render.note(f"the endpoint {endpoint} reproduces its {len(model.golden)} golden samples")
+        session.view.note(f"the endpoint {endpoint} reproduces its {len(model.golden)} golden samples")
         for part in deployment.afterwards(place):
             _make(session, run, part, on_reply=lambda reply: _wake(deployment, run, place, reply))
     except JobStopped:
@@ -196,7 +198,7 @@ def _make(session: Session, run: Run, part: Request, on_reply: Callable[[Any], N
     if part.operation in kinds:
         kind, member = kinds[part.operation]
         remote.note(run, kind, str(body[member]))
-    on_reply(when_ready(lambda: session.send(part)))
+    on_reply(when_ready(lambda: session.send(part), session.view.note))
 
 
 def _wake(deployment: Deployment, run: Run, place: Place, reply: Any) -> None:
@@ -215,7 +217,7 @@ def _wait(deployment: Deployment, run: Run, interrupts: Interrupts) -> None:
     session, endpoint = deployment.session, deployment.endpoint
     tail = LogTail(session, f"{ENDPOINT_GROUP}/{endpoint}", bodies.VARIANT)
     run.log.parent.mkdir(parents=True, exist_ok=True)
-    with render.live() as live, run.log.open("w", encoding="utf-8") as log:
+    with session.view.live() as live, run.log.open("w", encoding="utf-8") as log:
         seen = [""]
 
         def read() -> Any:
@@ -237,15 +239,15 @@ def _wait(deployment: Deployment, run: Run, interrupts: Interrupts) -> None:
         stopped.exit_code = interrupts.exit_code
         raise stopped
     if state["EndpointStatus"] != "InService":
-        raise _failed(run, state.get("FailureReason", ""), f"the endpoint became {state['EndpointStatus']}")
+        raise _failed(session, run, state.get("FailureReason", ""), f"the endpoint became {state['EndpointStatus']}")
     if state["EndpointConfigName"] != job_name(run.name):
-        raise _failed(run, state.get("FailureReason", ""), "the update was rolled back")
+        raise _failed(session, run, state.get("FailureReason", ""), "the update was rolled back")
 
 
-def _failed(run: Run, reason: str, otherwise: str) -> JobError:
+def _failed(session: Session, run: Run, reason: str, otherwise: str) -> JobError:
     lines = run.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
     if lines:
-        render.note("the last lines of its log:\n" + "\n".join(lines))
+        session.view.note("the last lines of its log:\n" + "\n".join(lines))
     error = describe_reason(reason or otherwise)
     return JobError(error.message if reason else otherwise, error.hint or f"the log is {run.log}")
 
@@ -256,21 +258,22 @@ def _undo(deployment: Deployment, run: Run, before: str) -> None:
     try:
         state = describe(session, endpoint)
         if before and state is not None and state["EndpointConfigName"] != before:
-            render.note(f"putting the endpoint {endpoint} back to {before}")
+            session.view.note(f"putting the endpoint {endpoint} back to {before}")
             session.call("sagemaker", "update_endpoint", EndpointName=endpoint, EndpointConfigName=before)
             with Interrupts() as interrupts:
                 watch(
                     lambda: session.call("sagemaker", "describe_endpoint", EndpointName=endpoint),
                     lambda state: state["EndpointStatus"] in SETTLED,
                     interrupts,
+                    session.view.note,
                 )
         if before:
             remote.forget(run, remote.ENDPOINT, endpoint)  # it is the run's that made it
             remote.forget(run, remote.ALARM, f"{endpoint}-5xx")
         for kind, name in reversed(remote.resources(run)):
             remove(session, run, kind, name)
-            render.note(f"removed the {kind} {name}")
+            session.view.note(f"removed the {kind} {name}")
     except ClassifierError as error:
         left = ", ".join(f"{kind} {name}" for kind, name in remote.resources(run))
-        render.warn(f"cleaning up failed ({error.message}); still there: {left}")
-        render.warn(f"an endpoint costs money until it is gone: deploy.py delete {run.name}")
+        session.view.warn(f"cleaning up failed ({error.message}); still there: {left}")
+        session.view.warn(f"an endpoint costs money until it is gone: deploy.py delete {run.name}")

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Literal
 
 from image_classifier.contract.errors import ConfigError
+from image_classifier.launch.docker import IMAGES_FILE
 from image_classifier.sagemaker.aws_settings import AUTO, SageMakerSettings
 
-IMAGES_FILE = Path(__file__).resolve().parents[3] / "build" / "images.json"
 _ECR = re.compile(
     r"(?P<account>\d{12})\.dkr\.ecr(-fips)?\.(?P<region>[a-z0-9-]+)\.(amazonaws\.com(\.cn)?|on\.aws)/(?P<name>.+)"
 )

@@ -171,7 +171,7 @@ def _created(create: Callable[[], Any], find: Callable[[], str], session: Sessio
             create()
 
     try:
-        when_ready(attempt)
+        when_ready(attempt, session.view.note)
     except AwsError as error:
         if error.code not in {NETWORK, TAKEN} or not _exists(find, session, place):
             raise

@@ -9,10 +9,13 @@ from __future__ import annotations
 import dataclasses
 import secrets
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from image_classifier.contract.errors import ConfigError
+from image_classifier.contract.outputs import JOB
 from image_classifier.launch.runs import REMOTE, Run, create_run
+from image_classifier.launch.view import SILENT, View
 from image_classifier.sagemaker.aws_settings import SageMakerSettings
 from image_classifier.sagemaker.requests import ID_TAG, Place
 from image_classifier.sagemaker.session import Session
@@ -33,8 +36,8 @@ def new_place(session: Session, run: str) -> Place:
     return Place(run=run, id=secrets.token_hex(8), root=session.root)
 
 
-def create(session: Session, runs_dir: Any, kind: str, name: str, **record: Any) -> tuple[Run, Place]:
-    """Makes the run folder of a run on AWS."""
+def create(session: Session, runs_dir: Path, kind: str, name: str, **record: Any) -> tuple[Run, Place]:
+    """Makes the run folder of a run on AWS, and says where it is."""
     run = create_run(runs_dir, kind, name, **record)
     place = new_place(session, run.name)
     details = {
@@ -45,6 +48,7 @@ def create(session: Session, runs_dir: Any, kind: str, name: str, **record: Any)
         "resources": [],
     }
     run.update(details={**run.record().details, REMOTE: details})
+    session.view.note(f"run {run.path}")
     return run, place
 
 
@@ -54,9 +58,9 @@ def place_of(run: Run) -> Place:
     return Place(run=run.name, id=details["id"], root=details["root"])
 
 
-def session_of(run: Run, settings: SageMakerSettings) -> Session:
+def session_of(run: Run, settings: SageMakerSettings, view: View = SILENT) -> Session:
     """A session in the region of an existing run, whatever the settings say by now. Raises AwsError."""
-    return Session(dataclasses.replace(settings, region=str(details_of(run)["region"])))
+    return Session(dataclasses.replace(settings, region=str(details_of(run)["region"])), view)
 
 
 def details_of(run: Run) -> Mapping[str, Any]:
@@ -93,3 +97,9 @@ def is_ours(session: Session, arn: str, place: Place) -> bool:
     """Whether a SageMaker resource carries this very run's tag."""
     found = session.call("sagemaker", "list_tags", ResourceArn=arn).get("Tags", [])
     return any(tag["Key"] == ID_TAG and tag["Value"] == place.id for tag in found)
+
+
+def trained_by(archive: Path) -> Run | None:
+    """The run on SageMaker in whose folder an archive lies, None for any other."""
+    run = Run(path=archive.resolve().parent)
+    return run if JOB.is_in(run.path) and run.is_remote else None

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from image_classifier.cli.settings import TuneSettings
 from image_classifier.contract.config import TrainConfig, Value, format_value
 from image_classifier.contract.errors import ConfigError
 from image_classifier.contract.metrics import METRIC_BY_NAME, METRICS, running_best
@@ -19,6 +18,7 @@ from image_classifier.contract.paths import SHARED_CHECKPOINTS_VARIABLE
 from image_classifier.contract.search import Categorical, Integer, SearchSpace
 from image_classifier.sagemaker.aws_settings import NONE, SageMakerSettings, has_local_storage
 from image_classifier.sagemaker.images import Image
+from image_classifier.tuning.settings import TuneSettings
 
 Body = dict[str, Any]
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from image_classifier.contract.errors import ConfigError
+from image_classifier.launch.view import SILENT, View
 from image_classifier.sagemaker.aws_settings import AUTO, NONE, SageMakerSettings
 from image_classifier.sagemaker.failures import translated
 from image_classifier.sagemaker.images import Image
@@ -23,9 +24,9 @@ _ROLE = re.compile(r"arn:(?P<partition>aws[a-z-]*):iam::(?P<account>\d{12}):role
 
 
 class Session:
-    """Signed in to one account and region. Threads may share it."""
+    """Signed in to one account and region. Threads may share it. `view` is told what happens there."""
 
-    def __init__(self, settings: SageMakerSettings) -> None:
+    def __init__(self, settings: SageMakerSettings, view: View = SILENT) -> None:
         """Raises AwsError when the profile is unknown or no region is set."""
         import boto3
         from botocore.config import Config
@@ -39,6 +40,7 @@ class Session:
 
                 raise NoRegionError
         self.settings = settings
+        self.view = view
         self.region: str = self.boto.region_name
         retries: dict[str, Any] = {"mode": "standard"}
         if "AWS_MAX_ATTEMPTS" not in os.environ:

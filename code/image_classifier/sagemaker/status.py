@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from image_classifier.cli import render
 from image_classifier.contract.errors import ClassifierError, JobError
 from image_classifier.launch import serving_run as local_serve
 from image_classifier.launch import training_run as local_train
 from image_classifier.launch.runs import Run, Status
+from image_classifier.launch.view import SILENT, View
 from image_classifier.sagemaker import batch, jobs, remote
 from image_classifier.sagemaker import endpoints as serve
 from image_classifier.sagemaker import training_job as train
@@ -17,19 +17,19 @@ from image_classifier.sagemaker.session import Session
 from image_classifier.tuning import tuner as local_tune
 
 
-def refresh(runs: list[Run], settings: SageMakerSettings) -> None:
+def refresh(runs: list[Run], settings: SageMakerSettings, view: View = SILENT) -> None:
     """Brings every run on SageMaker that is still under way up to date; says so when AWS cannot be asked."""
     try:
         for run in runs:
             if run.is_active_remotely:
-                _refresh(run, remote.session_of(run, settings))
+                _refresh(run, remote.session_of(run, settings, view))
     except AwsError as error:
-        render.warn(f"{error.message}; runs on SageMaker are shown as they were last seen")
+        view.warn(f"{error.message}; runs on SageMaker are shown as they were last seen")
 
 
-def follow(run: Run, settings: SageMakerSettings) -> None:
+def follow(run: Run, settings: SageMakerSettings, view: View = SILENT) -> None:
     """Follows a run on SageMaker to its end. Raises what its command raises."""
-    session = remote.session_of(run, settings)
+    session = remote.session_of(run, settings, view)
     kind = run.record().kind
     if kind == local_train.KIND:
         train.follow(run, session)
@@ -60,7 +60,7 @@ def _refresh(run: Run, session: Session) -> None:
     except AwsError:
         raise
     except (JobError, ClassifierError) as error:
-        render.note(f"{run.name}: {error.message}")  # it is noted in the run
+        session.view.note(f"{run.name}: {error.message}")  # it is noted in the run
 
 
 def _refresh_endpoint(run: Run, session: Session, endpoint: str) -> None:
@@ -69,7 +69,9 @@ def _refresh_endpoint(run: Run, session: Session, endpoint: str) -> None:
         run.end(Status.FAILED, failure=f"the endpoint {endpoint} is gone")
     elif state["EndpointStatus"] == "InService":
         run.end(Status.COMPLETED)
-        render.warn(f"the endpoint {endpoint} is in service, but nobody checked it: serve the model again to check it")
+        session.view.warn(
+            f"the endpoint {endpoint} is in service, but nobody checked it: serve the model again to check it"
+        )
     elif state["EndpointStatus"] == "Failed":
         run.end(Status.FAILED, failure=str(state.get("FailureReason", "")))
-        render.warn(f"the endpoint {endpoint} has failed; remove it with `deploy.py delete {run.name}`")
+        session.view.warn(f"the endpoint {endpoint} has failed; remove it with `deploy.py delete {run.name}`")

@@ -12,15 +12,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from image_classifier.cli import render
-from image_classifier.cli.settings import NAMED_WEIGHTS, Settings
-from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.config import NAMED_WEIGHTS, TrainConfig
 from image_classifier.contract.errors import ConfigError, JobError, JobStopped, PlatformError
 from image_classifier.contract.files import write_text
 from image_classifier.launch.process import Interrupts
+from image_classifier.launch.progress import ProgressView
 from image_classifier.launch.runs import ACTIVE, Run, Status
-from image_classifier.launch.training_run import KIND, Outcome, TrainView, check_data, last_lines, resolve_weights
+from image_classifier.launch.training_run import KIND, Outcome, check_data, last_lines, resolve_weights
+from image_classifier.launch.view import SILENT, View, one_line
 from image_classifier.sagemaker import cost, jobs, remote
+from image_classifier.sagemaker.aws_settings import SageMakerSettings
 from image_classifier.sagemaker.failures import MISSING, AwsError, describe_reason
 from image_classifier.sagemaker.images import Image, find_image
 from image_classifier.sagemaker.logs import TRAINING_GROUP, LogTail
@@ -74,39 +75,33 @@ class Inputs:
         name = job_name(place.run)
         return build(name, self.config, self.session, image=self.image, place=place, channels=self.channels())
 
-    def create_run(
-        self, settings: Settings, kind: str, name: str, config: TrainConfig, **record: Any
-    ) -> tuple[Run, Place]:
+    def create_run(self, runs_dir: Path, kind: str, name: str, config: TrainConfig, **record: Any) -> tuple[Run, Place]:
         """Makes the run's folder and says where it is."""
-        runs_dir, data = Path(settings.general.runs_dir), str(self.folder.resolve())
-        values = config.to_hyperparameters()
-        run, place = remote.create(self.session, runs_dir, kind, name, data=data, config=values, **record)
-        render.note(f"run {run.path}")
-        return run, place
+        data, values = str(self.folder.resolve()), config.to_hyperparameters()
+        return remote.create(self.session, runs_dir, kind, name, data=data, config=values, **record)
 
     def upload(self) -> None:
         """Sends what S3 does not have yet. Raises AwsError."""
-        with render.live() as live:
+        with self.session.view.live() as live:
 
             def show(sent: Sent) -> None:
-                live.draw(lambda: f"uploading: {sent.describe()}")
+                live.draw(lambda: one_line(f"uploading: {sent.describe()}"))
 
             sent = upload_data_set(self.session, self.data, show)
             live.show(f"data in S3: {sent.describe()}")
             if self.weights is not None:
-                live.draw(lambda: "uploading the weights")
+                live.draw(lambda: one_line("uploading the weights"))
                 upload_file(self.session, self.weights, WEIGHTS_CHANNEL)
 
 
-def read_inputs(settings: Settings) -> Inputs:
+def read_inputs(config: TrainConfig, aws: SageMakerSettings, data: Path, view: View) -> Inputs:
     """Checks data and settings, and hashes the data. Raises ConfigError, DataError, AwsError."""
-    session = Session(settings.sagemaker)
+    session = Session(aws, view)
     session.require_role()
-    image = find_image("train", settings.sagemaker)
+    image = find_image("train", aws)
     session.require_region(image)
-    config = resolve_weights(settings.train)
-    folder = Path(settings.general.data)
-    folders = check_data(folder, config)
+    config = resolve_weights(config)
+    folders = check_data(data, config, view)
     weights = None
     if config.weights not in NAMED_WEIGHTS:
         weights = Path(config.weights)
@@ -116,7 +111,7 @@ def read_inputs(settings: Settings) -> Inputs:
     return Inputs(
         session=session,
         image=image,
-        folder=folder,
+        folder=data,
         folders=folders,
         data=read_data_set(folders),
         config=config,
@@ -124,21 +119,31 @@ def read_inputs(settings: Settings) -> Inputs:
     )
 
 
-def train(settings: Settings, *, name: str = "", yes: bool = False, dry_run: bool = False) -> Outcome | None:
-    """Runs a new training job, and follows it to its end; with `dry_run` prints the request and returns None.
+def train(
+    config: TrainConfig,
+    aws: SageMakerSettings,
+    data: Path,
+    runs_dir: Path,
+    *,
+    name: str = "",
+    yes: bool = False,
+    dry_run: bool = False,
+    view: View = SILENT,
+) -> Outcome | None:
+    """Runs a new training job, and follows it to its end; with `dry_run` shows `view` the request and returns None.
 
     Raises:
         ConfigError, DataError, AwsError: it cannot be started.
         JobStopped: the user stopped following it (the job goes on), or it was stopped.
         JobError: it failed; the message is the first cause.
     """
-    inputs = read_inputs(settings)
+    inputs = read_inputs(config, aws, data, view)
     if dry_run:
         place = dry_place(inputs.session, KIND, name)
-        show_requests([inputs.request(place)])
+        show_requests([inputs.request(place)], view)
         return None
-    cost.confirm(cost.training(settings.sagemaker), yes=yes)
-    run, place = inputs.create_run(settings, KIND, name, inputs.config)
+    cost.confirm(cost.training(aws), view, yes=yes)
+    run, place = inputs.create_run(runs_dir, KIND, name, inputs.config)
     with failing(run):
         inputs.upload()
         remote.remember(run, channels=inputs.channels())
@@ -146,7 +151,7 @@ def train(settings: Settings, *, name: str = "", yes: bool = False, dry_run: boo
     return follow(run, inputs.session)
 
 
-def resume(run: Run, settings: Settings, *, yes: bool = False) -> Outcome:
+def resume(run: Run, aws: SageMakerSettings, *, yes: bool = False, view: View = SILENT) -> Outcome:
     """Starts another job from the checkpoints of one that was stopped or failed. Raises as `train`."""
     record, details = run.record(), remote.details_of(run)
     if record.status in ACTIVE:
@@ -155,10 +160,10 @@ def resume(run: Run, settings: Settings, *, yes: bool = False) -> Outcome:
         raise ConfigError(f"{run.name} has finished", f"serve its model with `deploy.py serve {run.name}`")
     if "channels" not in details:
         raise ConfigError(f"{run.name} ended before its data was uploaded", "start a new run")
-    session = Session(settings.sagemaker)
-    image = find_image("train", settings.sagemaker)
+    session = Session(aws, view)
+    image = find_image("train", aws)
     session.require_region(image)
-    cost.confirm(cost.training(settings.sagemaker), yes=yes)
+    cost.confirm(cost.training(aws), view, yes=yes)
     place = remote.place_of(run)
     name = job_name(run.name, suffix=f"-r{record.attempts + 1}")
     config = TrainConfig.from_hyperparameters(record.config)
@@ -174,8 +179,8 @@ def follow(run: Run, session: Session) -> Outcome:
     tail = LogTail(session, TRAINING_GROUP, f"{name}/")
     config = TrainConfig.from_hyperparameters(run.record().config)
     run.log.parent.mkdir(parents=True, exist_ok=True)
-    with Interrupts() as interrupts, render.live() as live, run.log.open("w", encoding="utf-8") as log:
-        view = TrainView(live, config)
+    with Interrupts() as interrupts, session.view.live() as live, run.log.open("w", encoding="utf-8") as log:
+        shown = ProgressView(live, config.epochs)
         phases = [""]
 
         def read() -> jobs.JobState:
@@ -185,7 +190,7 @@ def follow(run: Run, session: Session) -> Outcome:
                 live.show(f"{name}: {state.secondary}")
             for line in tail.lines():
                 log.write(line + "\n")
-                view.line(line)
+                shown.line(line)
             log.flush()
             return state
 
@@ -210,7 +215,7 @@ def finish(run: Run, session: Session, state: jobs.JobState) -> Outcome:
         run.end(Status.COMPLETED, exit_code=0)
         return Outcome(run=run, result=run.metrics(), seconds=float(state.training_s))
     if lines := last_lines(run.log):
-        render.note(f"the last lines of the log:\n{lines}")
+        session.view.note(f"the last lines of the log:\n{lines}")
     error = describe_reason(state.reason or state.secondary)
     if state.status == "Stopped":
         why = error.message if state.secondary.startswith("Max") else "the job was stopped"
@@ -229,7 +234,7 @@ def fetch_output(session: Session, uri: str, run: Run) -> None:
     except AwsError as error:
         if error.code != MISSING:
             raise
-        render.note(f"{run.name} left no metrics ({uri} is not there)")
+        session.view.note(f"{run.name} left no metrics ({uri} is not there)")
         return
     try:
         with tarfile.open(archive) as tar:
@@ -287,11 +292,11 @@ def dry_place(session: Session, kind: str, name: str) -> Place:
     return remote.new_place(session, run)
 
 
-def show_requests(requests: list[Request]) -> None:
-    """Prints requests as JSON. Raises ConfigError when the service would refuse one of them."""
+def show_requests(requests: list[Request], view: View) -> None:
+    """Shows requests. Raises ConfigError when the service would refuse one of them."""
     for request in requests:
         validate(request.service, pascal(request.operation), request.body)
-    render.document([request.to_json() for request in requests])
+    view.document([request.to_json() for request in requests])
 
 
 def save_requests(run: Run, requests: list[Request]) -> None:
@@ -341,4 +346,4 @@ def _create(run: Run, session: Session, request: Request, place: Place) -> None:
     remote.remember(run, job=name)
     jobs.create_training_job(session, request, place)
     run.begin()
-    render.note(f"training job {name} in {session.region}")
+    session.view.note(f"training job {name} in {session.region}")

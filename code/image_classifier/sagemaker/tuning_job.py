@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Collection
+from pathlib import Path
 
-from image_classifier.cli import render
-from image_classifier.cli.settings import Settings
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import JobError
 from image_classifier.contract.outputs import JOB, TRIALS_FOLDER, BestEpoch, best_epoch
-from image_classifier.contract.search import parse_search_space
+from image_classifier.contract.search import SearchSpace, parse_search_space
 from image_classifier.launch.process import Interrupts
 from image_classifier.launch.runs import Record, Run, Status, open_run
+from image_classifier.launch.view import SILENT, Live, View, one_line
 from image_classifier.sagemaker import cost, jobs, remote
 from image_classifier.sagemaker.aws_settings import SageMakerSettings
 from image_classifier.sagemaker.failures import AwsError, describe_reason
@@ -32,30 +33,47 @@ from image_classifier.sagemaker.training_job import (
 )
 from image_classifier.sagemaker.watch import watch
 from image_classifier.tuning.plan import Plan, make_plan
+from image_classifier.tuning.settings import TuneSettings
 from image_classifier.tuning.trials import Found, TrialRow, write_results
 from image_classifier.tuning.tuner import KIND
 
 WORDS = {"InProgress": "InProgress", "Stopping": "InProgress", "Stopped": "Pruned"}  # others are the same here
 
 
-def tune(settings: Settings, *, name: str = "", yes: bool = False, dry_run: bool = False) -> Found | None:
-    """Runs a new tuning job, and follows it to its end; with `dry_run` prints the request and returns None.
+def tune(
+    config: TrainConfig,
+    space: SearchSpace,
+    settings: TuneSettings,
+    aws: SageMakerSettings,
+    *,
+    data: Path,
+    runs_dir: Path,
+    name: str = "",
+    given: Collection[str] = (),
+    yes: bool = False,
+    dry_run: bool = False,
+    view: View = SILENT,
+) -> Found | None:
+    """Runs a new tuning job, and follows it to its end; with `dry_run` shows `view` the request and returns None.
+
+    Args:
+        config, space, settings, given: as of `make_plan`.
 
     Raises:
         ConfigError, DataError, AwsError: it cannot be started.
         JobStopped: the user stopped following it; it goes on.
         JobError: it failed, or no trial gave a result.
     """
-    inputs = read_inputs(settings)
-    plan = make_plan(settings, inputs.config, inputs.folders)
+    inputs = read_inputs(config, aws, data, view)
+    plan = make_plan(inputs.config, space, settings, inputs.folders, given=given, view=view)
     if dry_run:
-        show_requests([_request(inputs, plan, settings.sagemaker, dry_place(inputs.session, KIND, name))])
+        show_requests([_request(inputs, plan, aws, dry_place(inputs.session, KIND, name))], view)
         return None
-    cost.confirm(cost.training(settings.sagemaker, plan.tune.trials), yes=yes)
-    run, place = inputs.create_run(settings, KIND, name, plan.base, details=plan.to_json())
+    cost.confirm(cost.training(aws, plan.tune.trials), view, yes=yes)
+    run, place = inputs.create_run(runs_dir, KIND, name, plan.base, details=plan.to_json())
     with failing(run):
         inputs.upload()
-        made = _request(inputs, plan, settings.sagemaker, place)
+        made = _request(inputs, plan, aws, place)
         save_requests(run, [made])
         tuning_name = str(made.body["HyperParameterTuningJobName"])
         remote.note(run, remote.TUNING_JOB, tuning_name)
@@ -63,7 +81,7 @@ def tune(settings: Settings, *, name: str = "", yes: bool = False, dry_run: bool
         remote.remember(run, job=tuning_name)
         jobs.create_tuning_job(inputs.session, made, place)
         run.begin()
-    render.note(f"tuning job {tuning_name} in {inputs.session.region}")
+    view.note(f"tuning job {tuning_name} in {inputs.session.region}")
     return follow(run, inputs.session)
 
 
@@ -84,12 +102,12 @@ def follow(run: Run, session: Session) -> Found:
     """Shows a tuning job's trials until it ends, then writes what it found. Raises as `tune`."""
     name = str(remote.details_of(run)["job"])
     started = time.monotonic()
-    with Interrupts() as interrupts, render.live() as live:
-        view = TrialsView(live, int(run.record().details["tune"]["trials"]))
+    with Interrupts() as interrupts, session.view.live() as live:
+        shown = TrialsView(live, int(run.record().details["tune"]["trials"]))
 
         def read() -> jobs.TuningState:
             state = jobs.describe_tuning_job(session, name)
-            view.show(state)
+            shown.show(state)
             return state
 
         state = watch(read, lambda state: state.finished, interrupts, live.show)
@@ -116,7 +134,7 @@ def finish(run: Run, session: Session, state: jobs.TuningState) -> Found:
     else:
         error = describe_reason(state.reason or f"the tuning job was {state.status.lower()}")
         run.end(Status.STOPPED if state.status == "Stopped" else Status.FAILED, failure=error.message)
-        render.warn(f"{error.message}; the best of the trials that finished is kept")
+        session.view.warn(f"{error.message}; the best of the trials that finished is kept")
     return found
 
 
@@ -133,7 +151,7 @@ def _row(run: Run, session: Session, number: int, trial: jobs.Trial, objective: 
         try:
             fetch_output(session, output, made)
         except AwsError as error:
-            render.warn(f"trial {number}: {error.message}")
+            session.view.warn(f"trial {number}: {error.message}")
     done = trial.status == "Completed" and trial.value is not None
     best = best_epoch(made.history(), objective)
     if best is None and trial.value is not None:  # it left no history: SageMaker's number is all there is
@@ -159,7 +177,7 @@ def _curve(run: Run, objective: str) -> tuple[tuple[int, float], ...]:
 class TrialsView:
     """A line for each trial that ends, and on a terminal the ones that run below them."""
 
-    def __init__(self, live: render.Live, total: int) -> None:
+    def __init__(self, live: Live, total: int) -> None:
         self._live = live
         self._total = total
         self._ended: set[str] = set()
@@ -175,7 +193,7 @@ class TrialsView:
         lines = [f"  running  {_describe(trial)}" for trial in running]
         best = next((trial for trial in state.trials if trial.job == state.best), None)
         head = f"{len(self._ended)} of {self._total} trials have ended" + (f", best {_describe(best)}" if best else "")
-        self._live.draw(lambda: "\n".join([head, *lines]))
+        self._live.draw(lambda: one_line("\n".join([head, *lines])))
 
 
 def _describe(trial: jobs.Trial) -> str:

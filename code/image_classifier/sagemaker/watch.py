@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from image_classifier.cli import render
 from image_classifier.launch.process import Interrupts
 from image_classifier.sagemaker.failures import MISSING, ROLE, TRANSIENT, AwsError
 
@@ -19,7 +18,7 @@ T = TypeVar("T")
 
 
 def watch(
-    read: Callable[[], T], done: Callable[[T], bool], interrupts: Interrupts, say: Callable[[str], None] = render.note
+    read: Callable[[], T], done: Callable[[T], bool], interrupts: Interrupts, say: Callable[[str], None]
 ) -> T | None:
     """Reads a state until it is `done`, and returns it; None when interrupted.
 
@@ -53,7 +52,7 @@ def pause(seconds: float, interrupts: Interrupts) -> None:
         time.sleep(min(_TICK_S, left))
 
 
-def when_ready(create: Callable[[], T]) -> T:
+def when_ready(create: Callable[[], T], say: Callable[[str], None]) -> T:
     """Calls `create`, again for a while when what it needs was made too recently. Raises AwsError.
 
     A new role cannot be assumed for about a minute, and a model or configuration may not be found for some seconds.
@@ -67,6 +66,6 @@ def when_ready(create: Callable[[], T]) -> T:
             if time.monotonic() - began + EVERY_S > PATIENCE_S.get(error.code, 0.0):
                 raise
             if not told:
-                render.note(f"{error.message}; what is new takes a while to be known, trying again")
+                say(f"{error.message}; what is new takes a while to be known, trying again")
             told = True
         time.sleep(EVERY_S)

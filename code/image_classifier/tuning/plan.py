@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from image_classifier.cli import render
-from image_classifier.cli.settings import Settings, TuneSettings
 from image_classifier.contract.config import TrainConfig, Value
 from image_classifier.contract.errors import ConfigError
 from image_classifier.contract.search import Categorical, Integer, Range
+from image_classifier.launch.view import SILENT, View
+from image_classifier.tuning.settings import TuneSettings
 from image_classifier.vision.folders import ImageFolders
 
 LARGEST_GRID = 10_000  # spaces with more combinations count as endless
@@ -42,17 +42,33 @@ class Plan:
         }
 
 
-def make_plan(settings: Settings, base: TrainConfig, folders: ImageFolders) -> Plan:
-    """Settles what is searched on this data set. Raises ConfigError when nothing is left to search."""
-    if settings.tune.epochs:
-        base = base.replace(epochs=settings.tune.epochs)
-    given = settings.given_flags()
-    space = {name: spec for name, spec in settings.search.items() if name not in given}
+def make_plan(
+    base: TrainConfig,
+    space: Mapping[str, Range],
+    tune: TuneSettings,
+    folders: ImageFolders,
+    *,
+    given: Collection[str] = (),
+    view: View = SILENT,
+) -> Plan:
+    """Settles what is searched on this data set.
+
+    Args:
+        base: the hyperparameters of a trial, before the searched ones are put in.
+        space: what may be searched.
+        given: hyperparameters that were settled by hand: they are not searched, and best.json passes them on.
+
+    Raises:
+        ConfigError: nothing is left to search.
+    """
+    if tune.epochs:
+        base = base.replace(epochs=tune.epochs)
+    space = {name: spec for name, spec in space.items() if name not in given}
     if not space:
         raise ConfigError("nothing is left to search: every searched hyperparameter is given as a flag")
-    space = _fit_batch_sizes(space, folders)
+    space = _fit_batch_sizes(space, folders, view)
     carried = {name: text for name, text in base.to_hyperparameters().items() if name in given and name != "epochs"}
-    return Plan(base=base, space=space, tune=fit_trials(settings.tune, space), carried=carried)
+    return Plan(base=base, space=space, tune=fit_trials(tune, space, view), carried=carried)
 
 
 def combinations(space: Mapping[str, Range]) -> Iterator[dict[str, Value]]:
@@ -79,16 +95,16 @@ def num_combinations(space: Mapping[str, Range]) -> float:
     return math.prod(sizes.values())
 
 
-def fit_trials(tune: TuneSettings, space: Mapping[str, Range]) -> TuneSettings:
+def fit_trials(tune: TuneSettings, space: Mapping[str, Range], view: View = SILENT) -> TuneSettings:
     """The settings with no more trials than the space has points."""
     most = num_combinations(space)
     if tune.trials <= most:
         return tune
-    render.note(f"the search space has {most:.0f} combinations: {most:.0f} trials instead of {tune.trials}")
+    view.note(f"the search space has {most:.0f} combinations: {most:.0f} trials instead of {tune.trials}")
     return dataclasses.replace(tune, trials=int(most))
 
 
-def _fit_batch_sizes(space: Mapping[str, Range], folders: ImageFolders) -> dict[str, Range]:
+def _fit_batch_sizes(space: Mapping[str, Range], folders: ImageFolders, view: View) -> dict[str, Range]:
     """Leaves out batch sizes that are larger than the training set. Raises ConfigError when none is left."""
     spec, images = space.get("batch_size"), len(folders.train)
     if not isinstance(spec, Categorical):
@@ -100,7 +116,7 @@ def _fit_batch_sizes(space: Mapping[str, Range], folders: ImageFolders) -> dict[
             "lower batch_size under [tune.search]",
         )
     if left_out := [str(value) for value in spec.values if value not in fitting]:
-        render.note(f"batch_size {', '.join(left_out)} left out: there are only {images} training images")
+        view.note(f"batch_size {', '.join(left_out)} left out: there are only {images} training images")
     return {**space, "batch_size": Categorical(values=fitting)}
 
 

@@ -10,15 +10,12 @@ import dataclasses
 import random
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from image_classifier.cli import render
-from image_classifier.cli.settings import Settings, TuneSettings
-from image_classifier.cli.tune_view import TuneView
 from image_classifier.contract.config import TrainConfig, Value
 from image_classifier.contract.errors import ConfigError, JobError, JobStopped, RuleFired
 from image_classifier.contract.metrics import METRIC_BY_NAME
@@ -26,10 +23,13 @@ from image_classifier.contract.outputs import BEST, JOB, STUDY, TRIALS_FOLDER, b
 from image_classifier.contract.search import Categorical, Integer, Range, parse_search_space, with_values
 from image_classifier.launch import local
 from image_classifier.launch.process import POLL_S, Interrupts, Job
-from image_classifier.launch.progress import Progress
+from image_classifier.launch.progress import JobProgress
 from image_classifier.launch.runs import ACTIVE, Record, Run, Status, create_run, find_run, open_run, still_running
 from image_classifier.launch.training_run import check_data, resolve_weights, silent_end
+from image_classifier.launch.view import SILENT, View
 from image_classifier.tuning.plan import Plan, combinations, fit_trials, make_plan
+from image_classifier.tuning.search_view import SearchView
+from image_classifier.tuning.settings import TuneSettings
 from image_classifier.tuning.trials import Found, TrialRow, pick_best, write_results
 from image_classifier.vision.folders import find_channels
 
@@ -59,32 +59,46 @@ def find_best(text: str, runs_dir: Path) -> Path:
     return run.path / BEST.name
 
 
-def create(settings: Settings, data: Path, runs_dir: Path, *, name: str = "") -> Search:
-    """Checks everything and makes the run's folder. Raises ConfigError, DataError or PlatformError."""
-    base = resolve_weights(settings.train)
-    plan = make_plan(settings, base, check_data(data, base))
+def create(
+    config: TrainConfig,
+    space: Mapping[str, Range],
+    tune: TuneSettings,
+    data: Path,
+    runs_dir: Path,
+    *,
+    name: str = "",
+    given: Collection[str] = (),
+    view: View = SILENT,
+) -> Search:
+    """Checks everything and makes the run's folder. Arguments as of `make_plan`.
+
+    Raises:
+        ConfigError, DataError, PlatformError: it cannot be run.
+    """
+    base = resolve_weights(config)
+    plan = make_plan(base, space, tune, check_data(data, base, view), given=given, view=view)
     local.require_free_disk(runs_dir, plan.tune.parallel)
-    config = plan.base.to_hyperparameters()
-    run = create_run(runs_dir, KIND, name, data=str(data.resolve()), config=config, details=plan.to_json())
+    values = plan.base.to_hyperparameters()
+    run = create_run(runs_dir, KIND, name, data=str(data.resolve()), config=values, details=plan.to_json())
     return Search(run=run, data=data.resolve(), **vars(plan))
 
 
-def resume(run: Run, changes: Mapping[str, Value]) -> Search:
+def resume(run: Run, changes: Mapping[str, Value], view: View = SILENT) -> Search:
     """A search that goes on, with another number of trials or parallel jobs if `changes` says so."""
     record = run.record()
     if record.status in ACTIVE:
         raise still_running(run)
     changed: dict[str, Any] = {key.removeprefix("tune."): value for key, value in changes.items()}
     space = parse_search_space(record.details["space"])
-    tune = fit_trials(dataclasses.replace(TuneSettings(**record.details["tune"]), **changed), space)
+    tune = fit_trials(dataclasses.replace(TuneSettings(**record.details["tune"]), **changed), space, view)
     run.update(details={**record.details, "tune": dataclasses.asdict(tune)})
     data, base = Path(record.data), TrainConfig.from_hyperparameters(record.config)
-    check_data(data, base)
+    check_data(data, base, view)
     local.require_free_disk(run.path, tune.parallel)
     return Search(run=run, data=data, base=base, space=space, tune=tune, carried=record.details["carried"])
 
 
-def run(search: Search, *, starter: local.Starter = local) -> Found:
+def run(search: Search, *, starter: local.Starter = local, view: View = SILENT) -> Found:
     """Runs the trials that are still to run.
 
     Raises:
@@ -92,13 +106,13 @@ def run(search: Search, *, starter: local.Starter = local) -> Found:
         JobError: no trial gave a result.
     """
     started = time.monotonic()
-    render.note(f"run {search.run.path}, {search.tune.trials} trials")
+    view.note(f"run {search.run.path}, {search.tune.trials} trials")
     with Interrupts() as interrupts:
         search.run.begin()
         try:
             with (
-                render.live() as live,
-                Tuner(search, TuneView(live, search.run.log, search.tune), interrupts, starter) as tuner,
+                view.live() as live,
+                Tuner(search, SearchView(live, search.run.log, search.tune), interrupts, starter, view) as tuner,
             ):
                 tuner.work()
                 rows = tuner.rows()
@@ -125,18 +139,26 @@ class Active:
     run: Run
     job: Job
     config: TrainConfig
-    progress: Progress
+    progress: JobProgress
     pruned_at: int = 0
 
 
 class Tuner:
     """The search loop: start trials, report their epochs, stop the hopeless, note the ends."""
 
-    def __init__(self, search: Search, view: TuneView, interrupts: Interrupts, starter: local.Starter = local) -> None:
+    def __init__(
+        self,
+        search: Search,
+        shown: SearchView,
+        interrupts: Interrupts,
+        starter: local.Starter = local,
+        view: View = SILENT,
+    ) -> None:
         self._search = search
-        self._view = view
+        self._shown = shown
         self._interrupts = interrupts
         self._starter = starter
+        self._view = view
         self._study = open_study(search)
         self._distributions = {name: _distribution(spec) for name, spec in search.space.items()}
         self._running: dict[int, Active] = {}
@@ -152,7 +174,7 @@ class Tuner:
 
     def work(self) -> None:
         """Runs trials until there are enough. Raises JobStopped when interrupted, JobError when all fail."""
-        self._view.finished(self.rows())
+        self._shown.finished(self.rows())
         while True:
             self._obey()
             while not self._obeyed and len(self._running) < self._search.tune.parallel and self._start_next():
@@ -161,7 +183,7 @@ class Tuner:
                 break
             for active in list(self._running.values()):
                 self._look_after(active)
-            self._view.draw(self._running.values())
+            self._shown.draw({active.number: active.progress for active in self._running.values()})
             time.sleep(POLL_S)
         if self._obeyed:
             done = sum(row.finished for row in self.rows())
@@ -185,7 +207,7 @@ class Tuner:
         if self._interrupts.count == self._obeyed:
             return
         if self._obeyed == 0:
-            self._view.say("stopping: the trials that run save their state first (Ctrl-C again kills them)")
+            self._shown.say("stopping: the trials that run save their state first (Ctrl-C again kills them)")
         for active in self._running.values():
             (active.job.kill if self._interrupts.count > 1 else active.job.stop)()
         self._obeyed = self._interrupts.count
@@ -204,10 +226,12 @@ class Tuner:
             record = Record(kind="train", data=str(self._search.data), config=config.to_hyperparameters())
             run, again = open_run(folder, record), False
         local.prepare_training(run, config, find_channels(self._search.data))
-        job = self._jobs.enter_context(self._starter.start_training(run, share=self._search.tune.parallel))
-        progress = Progress(epochs=config.epochs)
+        job = self._jobs.enter_context(
+            self._starter.start_training(run, share=self._search.tune.parallel, view=self._view)
+        )
+        progress = JobProgress(epochs=config.epochs)
         self._running[number] = Active(trial, number, run, job, config, progress)
-        self._view.started(number, self._values(trial), again=again)
+        self._shown.started(number, self._values(trial), again=again)
         return True
 
     def _values(self, trial: optuna.Trial | optuna.trial.FrozenTrial) -> dict[str, Value]:
@@ -260,7 +284,7 @@ class Tuner:
             self._finish(active, status)
 
     def _epoch_done(self, active: Active) -> None:
-        self._view.epoch(active.number, active.progress)
+        self._shown.epoch(active.number, active.progress)
         value, epoch = active.progress.metrics.get(self._search.tune.objective), active.progress.epoch
         if value is None or active.pruned_at:
             return
@@ -296,7 +320,7 @@ class Tuner:
             self._study.tell(trial, state=TrialState.FAIL)
         rows = self.rows()
         self._make_room(active, rows)
-        self._view.finished(rows, active.number)
+        self._shown.finished(rows, active.number)
 
     def _make_room(self, active: Active, rows: list[TrialRow]) -> None:
         """A finished trial needs no checkpoints, and only the best one so far needs its weights."""

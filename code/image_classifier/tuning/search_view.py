@@ -1,26 +1,22 @@
-"""Shows a search while it runs: lines that stay (and go into the run's log), and on a terminal a table below them."""
+"""Reports a search while it runs: lines that stay (and go into the run's log), and the trials that run below them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from image_classifier.cli import render
-from image_classifier.cli.settings import TuneSettings
 from image_classifier.contract.config import Value
-from image_classifier.launch.progress import Progress, duration
+from image_classifier.launch.progress import JobProgress, duration
+from image_classifier.launch.view import Bar, Drawing, Live
+from image_classifier.tuning.settings import TuneSettings
 from image_classifier.tuning.trials import TrialRow, pick_best
 
-if TYPE_CHECKING:
-    from image_classifier.tuning.tuner import Active
 
+class SearchView:
+    """What is told of a search. `log` is the run's log file."""
 
-class TuneView:
-    """What a person sees of a search."""
-
-    def __init__(self, live: render.Live, log: Path, tune: TuneSettings) -> None:
+    def __init__(self, live: Live, log: Path, tune: TuneSettings) -> None:
         self._live = live
         self._log = log
         self._tune = tune
@@ -29,7 +25,7 @@ class TuneView:
         log.parent.mkdir(parents=True, exist_ok=True)
 
     def say(self, text: str) -> None:
-        """A line that stays, on the screen and in the log."""
+        """A line that stays, in the view and in the log."""
         with self._log.open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
         self._live.show(text)
@@ -39,7 +35,7 @@ class TuneView:
         self._values[number] = "  ".join(f"{name} {value}" for name, value in values.items())
         self.say(f"trial {number}/{self._tune.trials}  {self._values[number]}{'  goes on' if again else ''}")
 
-    def epoch(self, number: int, progress: Progress) -> None:
+    def epoch(self, number: int, progress: JobProgress) -> None:
         """A trial has finished an epoch."""
         self.say(f"trial {number}/{self._tune.trials}  {progress.describe()}")
 
@@ -52,28 +48,24 @@ class TuneView:
                 why = f": {row.failure}" if row.failure else ""
                 self.say(f"trial {number}/{self._tune.trials}  {row.status}{why}{value}  {duration(row.seconds)}")
 
-    def draw(self, running: Iterable[Active]) -> None:
-        """Redraws the table of the trials that run."""
-        self._live.draw(lambda: self._table(list(running)))
+    def draw(self, running: Mapping[int, JobProgress]) -> None:
+        """How far the trials are that run, by number."""
+        self._live.draw(lambda: self._drawing(dict(running)))
 
-    def _table(self, running: list[Active]) -> Any:
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-
-        table = Table.grid(padding=(0, 2))
-        for active in running:
-            progress = active.progress
+    def _drawing(self, running: Mapping[int, JobProgress]) -> Drawing:
+        rows: list[Sequence[str | Bar]] = []
+        for number, progress in running.items():
             left = progress.seconds_left()
-            table.add_row(
-                f"trial {active.number}/{self._tune.trials}",
-                self._values.get(active.number, ""),
-                ProgressBar(total=progress.epochs, completed=progress.done, width=20),
-                f"epoch {min(progress.epoch + 1, progress.epochs)}/{progress.epochs}",
-                "starting" if left is None else f"{duration(left)} left",
+            rows.append(
+                (
+                    f"trial {number}/{self._tune.trials}",
+                    self._values.get(number, ""),
+                    Bar(done=progress.done, total=progress.epochs, width=20),
+                    f"epoch {min(progress.epoch + 1, progress.epochs)}/{progress.epochs}",
+                    "starting" if left is None else f"{duration(left)} left",
+                )
             )
         best = pick_best(self._rows, self._tune.objective)
         done = sum(row.finished for row in self._rows)
-        table.add_row(
-            f"{done} done", f"best {self._tune.objective} {best.value:.4f} in trial {best.number}" if best else ""
-        )
-        return table
+        summary = f"best {self._tune.objective} {best.value:.4f} in trial {best.number}" if best else ""
+        return [*rows, (f"{done} done", summary)]

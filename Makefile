@@ -10,10 +10,10 @@ BIN := $(VENV)/bin
 LOCKS := torch train serve deploy dev
 export PYTHONPATH := code
 
-.PHONY: help setup demo test unit lint types check build push smoke lock bench clean
+.PHONY: help setup demo test unit cover lint format types check build push smoke lock lock-check bench clean
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Built once, and again only when the lock changes: the stamp carries the lock's checksum.
 STAMP := $(VENV)/.lock-$(shell cksum < requirements/dev.txt | cut -d' ' -f1)
@@ -27,14 +27,25 @@ setup: $(STAMP) ## only make the environment: .venv
 demo: $(STAMP) ## the main job on this machine: sample images -> tuned -> trained -> served -> predicted
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python deploy.py demo
 
-test: $(STAMP) ## every test
-	@$(BIN)/python -m pytest
+test: $(STAMP) ## every test; COVER=1 also counts the lines they reach, and fails below the floor in pyproject.toml
+ifdef COVER
+	@rm -rf build/coverage && mkdir -p build/coverage && $(BIN)/coverage run -m pytest $(TESTS)
+	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
+else
+	@$(BIN)/python -m pytest $(TESTS)
+endif
 
 unit: $(STAMP) ## the fast tests only
 	@$(BIN)/python -m pytest tests/unit
 
-lint: $(STAMP) ## ruff and the import rules
+cover: ## make test COVER=1
+	@$(MAKE) --no-print-directory test COVER=1
+
+lint: $(STAMP) ## ruff, and which room may know which
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache
+
+format: $(STAMP) ## put the code in shape: ruff's formatter, and what its rules can mend
+	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 
 types: $(STAMP) ## mypy, strict
 	@$(BIN)/mypy
@@ -50,15 +61,23 @@ push: ## build both images and push them to ECR, or to REGISTRY
 smoke: $(STAMP) build ## run both images as SageMaker does: train, serve, predict, bad image, SIGTERM, failure
 	@$(BIN)/python -m pytest tests/container/test_train_image.py tests/container/test_serve_image.py -v --log-cli-level=INFO --log-cli-format='  %(message)s'
 
-lock: ## solve requirements/*.in again into hashed locks (needs uv: pip install uv)
-	@uv pip compile -q $(LOCK_FLAGS) requirements/dev.in -o requirements/dev.txt
-	@for name in $(filter-out dev,$(LOCKS)); do \
-	  uv pip compile -q $(LOCK_FLAGS) -c requirements/dev.txt requirements/$$name.in -o requirements/$$name.txt; done
-	@grep -E '^[a-z]' requirements/dev.txt | grep -vE "^($$(sed -nE 's/^([a-z-]+)[=<].*/\1/p' requirements/cu12.in | paste -sd '|'))==" \
-	  | sed 's/ \\$$//' > requirements/cu12.constraints
-	@for name in torch train serve; do \
-	  uv pip compile -q $(LOCK_FLAGS) -c requirements/cu12.constraints --override requirements/cu12.in requirements/$$name.in \
-	    -o requirements/$$name-cu12.txt; done; rm requirements/cu12.constraints
+REQUIREMENTS := requirements
+lock: ## solve requirements/*.in into hashed locks; what is pinned stays, as long as it fits (needs uv)
+	@cd $(REQUIREMENTS) && uv pip compile -q $(LOCK_FLAGS) dev.in -o dev.txt
+	@cd $(REQUIREMENTS) && for name in $(filter-out dev,$(LOCKS)); do \
+	  uv pip compile -q $(LOCK_FLAGS) -c dev.txt $$name.in -o $$name.txt; done
+	@cd $(REQUIREMENTS) && grep -E '^[a-z]' dev.txt \
+	  | grep -vE "^($$(sed -nE 's/^([a-z-]+)[=<].*/\1/p' cu12.in | paste -sd '|'))==" | sed 's/ \\$$//' > cu12.constraints
+	@cd $(REQUIREMENTS) && for name in torch train serve; do \
+	  uv pip compile -q $(LOCK_FLAGS) -c cu12.constraints --override cu12.in $$name.in -o $$name-cu12.txt; done; \
+	  rm cu12.constraints
+
+lock-check: ## tell whether the locks are what requirements/*.in ask for (needs uv)
+	@copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; cp requirements/*.in requirements/*.txt "$$copy"; \
+	  $(MAKE) --no-print-directory lock REQUIREMENTS="$$copy"; \
+	  for lock in requirements/*.txt; do cmp -s "$$lock" "$$copy/$${lock##*/}" || { \
+	    echo "error: $$lock is not what requirements/*.in ask for" >&2; echo "hint: make lock" >&2; exit 1; }; done
+
 LOCK_FLAGS := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate $(LOCK_ARGS)
 
 bench: $(STAMP) ## measure every claim again and rewrite benchmarks/results

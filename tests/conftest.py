@@ -16,7 +16,14 @@ make_importable()  # some tests read with smdebug itself
 # Networks this small gain nothing from more threads, and lose much where the cores are shared with others.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+TESTS = Path(__file__).parent
 MODEL_CLASSES = ("daisy", 'comma, "quoted"', "Löwenzahn", "日本桜", "rose", "tulip")  # what CSV and JSON must carry
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks every test by its folder: `pytest -m "not container"` leaves out what needs Docker."""
+    for item in items:
+        item.add_marker(item.path.relative_to(TESTS).parts[0])
 
 
 def jpeg(seed: int, width: int = 90, height: int = 70) -> bytes:

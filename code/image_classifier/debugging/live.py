@@ -16,8 +16,6 @@ from image_classifier.contract.outputs import RULES
 from image_classifier.debugging.observer import Observer
 from image_classifier.debugging.rules import judge
 from image_classifier.debugging.rules.base import Rule
-from image_classifier.debugging.rules.framework import MaxInitializationTime
-from image_classifier.debugging.rules.losses import StalledTraining
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.schema import Mode, RuleResult, Verdict, rule_results_to_json
 
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CLOCK_RULES = (StalledTraining, MaxInitializationTime)  # fire while nothing happens
 STOP_STEPS = 100  # training steps between two looks of the rules that may stop the job
 
 
@@ -56,7 +53,7 @@ class LiveRules(Observer):
         self._stop_on = list(stop_on)
         self._flush = flush
         self._on_stop = on_stop
-        self._clock_rules = [rule for rule in self._rules if isinstance(rule, CLOCK_RULES)]
+        self._clock_rules = [rule for rule in self._rules if math.isfinite(rule.idle_s)]
         self._mode: Mode = "train"
         self._steps = 0
         self._said: set[str] = set()
@@ -66,7 +63,7 @@ class LiveRules(Observer):
     @property
     def patience_s(self) -> float:
         """How long no step must have ended before one of the rules about pauses can fire; infinite without them."""
-        return min((rule.threshold_s for rule in self._clock_rules), default=math.inf)
+        return min((rule.idle_s for rule in self._clock_rules), default=math.inf)
 
     def begin(self, mode: Mode, epoch: int, step: int) -> None:
         self._mode = mode

@@ -1,7 +1,7 @@
 """What to do next, in the order in which it is worth doing, from the facts of a training job.
 
-Each item is a title (an instruction) and a reason with the numbers it rests on. Rules that fired speak first; what
-they have covered is not said twice.
+Each item is a title (an instruction) and a reason with the numbers it rests on. Rules that fired speak first; of the
+aspects that their classes name, nothing more is said.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from image_classifier.debugging.rules import RULES
+from image_classifier.debugging.rules.base import Aspect
 from image_classifier.report.curves import wilson
 from image_classifier.report.formats import count, interval, percent, points, sentence, words
 
@@ -21,21 +23,18 @@ PAIR_SHARE = 0.2  # of all errors
 WEAK_RECALL = 0.2  # below the accuracy
 MIN_IMAGES_OF_WEAK = 8  # fewer tell nothing about a class
 GAIN_WORTH_SAYING = 0.10
-OVERFIT_RULES = frozenset({"Overfit", "Overtraining"})
-FLAT_RULES = frozenset({"LossNotDecreasing", "PoorWeightInitialization", "VanishingGradient"})
-SPEED_RULES = frozenset({"Dataloader", "CPUBottleneck", "IOBottleneck", "LowGPUUtilization"})
-IMBALANCE_RULES = frozenset({"ClassImbalance"})
 
 Item = dict[str, str]
+Covered = frozenset[Aspect | None]  # by the rules that fired
 
 
 def what_next(facts: Mapping[str, Any]) -> list[Item]:
     """At most MAX_ITEMS items, the most important first. Never empty."""
     fired = [rule for rule in facts["rules"] if rule["verdict"] == "IssuesFound" and rule["severity"] != "info"]
-    names = frozenset(rule["rule"] for rule in fired)
+    covered = frozenset(RULES[rule["rule"]].aspect for rule in fired if rule["rule"] in RULES)  # a file may be older
     items = [*_ending(facts), *_of_rules(fired), *_no_test(facts)]
     if facts["history"]:
-        items += [*_learning(facts, names), *_errors(facts, names), *_speed(facts, names), *_measuring(facts)]
+        items += [*_learning(facts, covered), *_errors(facts, covered), *_speed(facts, covered), *_measuring(facts)]
     if facts["unreadable"]:
         items.append(
             _item(
@@ -84,7 +83,7 @@ def _of_rules(fired: list[Mapping[str, Any]]) -> Iterator[Item]:
         yield _item(advice[:1].upper() + advice[1:], f"{words(rule['rule'])}: {sentence(rule['summary'])}")
 
 
-def _learning(facts: Mapping[str, Any], fired: frozenset[str]) -> Iterator[Item]:
+def _learning(facts: Mapping[str, Any], covered: Covered) -> Iterator[Item]:
     outcome, config, last = facts["outcome"], facts["config"], facts["history"][-1]
     best = best_row(facts)
     train, valid = best.get("train:accuracy"), best.get("validation:accuracy")
@@ -98,28 +97,28 @@ def _learning(facts: Mapping[str, Any], fired: frozenset[str]) -> Iterator[Item]
         )
     images = outcome["images"].get("valid")
     certain = images is None or train > wilson(valid * images, images)[1]
-    if certain and train - valid > LARGE_GAP and not fired & OVERFIT_RULES:
+    if certain and train - valid > LARGE_GAP and "generalization" not in covered:
         change = "augment=standard" if config.get("augment") != "standard" else "more images, or a higher weight_decay"
         yield _item(
             f"Close the gap between training and validation: {change}",
             f"In the best epoch, training accuracy is {points(train - valid)} above validation accuracy.",
         )
     late = outcome["best_epoch"] >= LATE_SHARE * len(facts["history"])
-    if late and outcome["status"] == "completed" and valid < 0.99 and not fired & (OVERFIT_RULES | FLAT_RULES):
+    if late and outcome["status"] == "completed" and valid < 0.99 and not covered & {"generalization", "learning"}:
         epochs = config.get("epochs") or len(facts["history"])
         yield _item(
             f"Train longer: epochs={2 * epochs}",
             f"The best epoch, {outcome['best_epoch']}, is among the last of {len(facts['history'])}: there may be "
             "more to gain.",
         )
-    elif last.get("train:accuracy", 1.0) < LOW_TRAIN_ACCURACY and not fired & FLAT_RULES:
+    elif last.get("train:accuracy", 1.0) < LOW_TRAIN_ACCURACY and "learning" not in covered:
         yield _item(
             "Let the network learn more: tune lr, or train longer",
             f"Even its training images are classified with {percent(last['train:accuracy'])} accuracy only.",
         )
 
 
-def _errors(facts: Mapping[str, Any], fired: frozenset[str]) -> Iterator[Item]:
+def _errors(facts: Mapping[str, Any], covered: Covered) -> Iterator[Item]:
     confusion = facts["confusion"]
     if confusion and confusion["pairs"]:
         pair, errors = confusion["pairs"][0], confusion["errors"]
@@ -130,7 +129,7 @@ def _errors(facts: Mapping[str, Any], fired: frozenset[str]) -> Iterator[Item]:
                 "both.",
             )
     accuracy = facts["outcome"]["accuracy"]
-    if accuracy and facts["per_class"] and not fired & IMBALANCE_RULES:
+    if accuracy and facts["per_class"] and "classes" not in covered:
         weakest = facts["per_class"][0]
         large_enough = weakest["images"] >= MIN_IMAGES_OF_WEAK and weakest["high"] < accuracy["value"]
         if large_enough and accuracy["value"] - weakest["recall"] > WEAK_RECALL:
@@ -141,9 +140,9 @@ def _errors(facts: Mapping[str, Any], fired: frozenset[str]) -> Iterator[Item]:
             )
 
 
-def _speed(facts: Mapping[str, Any], fired: frozenset[str]) -> Iterator[Item]:
+def _speed(facts: Mapping[str, Any], covered: Covered) -> Iterator[Item]:
     found = facts["time"] and facts["time"]["bottleneck"]
-    if not found or found["gain"] < GAIN_WORTH_SAYING or fired & SPEED_RULES:
+    if not found or found["gain"] < GAIN_WORTH_SAYING or "speed" in covered:
         return
     what, share = PHASE_NAMES[found["avoidable"]], percent(found["avoidable_share"], 0)
     reason = f"{what} takes {share} of a step; without it training would be {percent(found['gain'], 0)} faster."

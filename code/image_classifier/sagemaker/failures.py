@@ -34,7 +34,7 @@ class AwsError(PlatformError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule:
+class KnownFailure:
     """One line of a table.
 
     Args:
@@ -51,8 +51,8 @@ class Rule:
     hint: str
 
 
-CALLS: tuple[Rule, ...] = (
-    Rule(
+CALLS: tuple[KnownFailure, ...] = (
+    KnownFailure(
         code=QUOTA,
         codes="ResourceLimitExceeded|LimitExceededException",
         text=r"limit '(?P<quota>[^']+)' is (?P<limit>\d+)",
@@ -60,103 +60,103 @@ CALLS: tuple[Rule, ...] = (
         hint="ask for more under Service Quotas (for GPU instances it is often 0 in a new account), or choose another "
         "instance type; `deploy.py doctor` lists the quotas",
     ),
-    Rule(
+    KnownFailure(
         code=QUOTA,
         codes="ResourceLimitExceeded|LimitExceededException",
         sentence="a quota of the account is used up: {message}",
         hint="ask for more under Service Quotas, or choose another instance type",
     ),
-    Rule(
+    KnownFailure(
         code=EXPIRED,
         codes="ExpiredToken(Exception)?|RequestExpired|TokenRefreshRequired|UnauthorizedSSOToken.*|SSOTokenLoad.*"
         "|TokenRetrieval.*|CredentialRetrieval.*|LoginRefresh.*",
         sentence="the AWS credentials have expired",
         hint="sign in again (aws sso login, or new keys); what runs on AWS goes on, `deploy.py status` picks it up",
     ),
-    Rule(
+    KnownFailure(
         code="credentials",
         codes="NoCredentialsError|PartialCredentialsError",
         sentence="there are no AWS credentials",
         hint="sign in (aws configure, aws sso login) or set AWS_PROFILE; `deploy.py doctor` checks them",
     ),
-    Rule(
+    KnownFailure(
         code="credentials",
         codes="UnrecognizedClientException|InvalidClientTokenId|InvalidAccessKeyId|SignatureDoesNotMatch"
         "|InvalidSignatureException|AuthFailure|IncompleteSignature",
         sentence="AWS does not accept the credentials",
         hint="check the keys and the clock of this machine; `deploy.py doctor` shows who you are",
     ),
-    Rule(
+    KnownFailure(
         code="profile",
         codes="ProfileNotFound",
         sentence="{message}",
         hint="name one of `aws configure list-profiles` as profile under [sagemaker], or leave it at auto",
     ),
-    Rule(
+    KnownFailure(
         code="region",
         codes="NoRegionError|InvalidRegionError",
         sentence="no region is set",
         hint="set region under [sagemaker], or AWS_REGION",
     ),
-    Rule(
+    KnownFailure(
         code="region",
         codes="PermanentRedirect|AuthorizationHeaderMalformed|IllegalLocationConstraintException|301",
         sentence="the bucket is in another region than the jobs",
         hint="set region under [sagemaker] to the bucket's, or bucket to one of the region's",
     ),
-    Rule(
+    KnownFailure(
         code=ROLE,
         text=r"(?i)assume (the )?(provided )?(execution )?role|role .*(is not valid|trust|assum)",
         codes="ValidationException|ValidationError|AccessDeniedException",
         sentence="SageMaker may not use the role yet: {message}",
         hint="its trust policy must name sagemaker.amazonaws.com; a new role takes a minute; `deploy.py doctor` checks",
     ),
-    Rule(
+    KnownFailure(
         code=DENIED,
         codes="AccessDenied(Exception)?|UnauthorizedOperation|NotAuthorized|Forbidden|403",
         sentence="not allowed to {action}: {message}",
         hint=f"the policy a user of deploy.py needs is {POLICY}; `deploy.py doctor` finds what is missing",
     ),
-    Rule(
+    KnownFailure(
         code="image",
         codes="ImageNotFoundException|RepositoryNotFoundException|ValidationException",
         text=r"(?i)(?P<what>(image|repositor).*)(not (be )?(exist|found|find)|doesn't exist|no such|cannot find)",
         sentence="the image is not in ECR: {message}",
         hint="push it to the region of the job: `make build push`; `deploy.py doctor` checks",
     ),
-    Rule(
+    KnownFailure(
         code=TAKEN,
         codes="ResourceInUse|ConflictException|BucketAlreadyExists|ValidationException",
         text=r"(?i)already exist|already in use|cannot create already|with name .* exists|requested bucket name",
         sentence="the name is taken: {message}",
         hint="choose another name (--name, or endpoint and bucket under [sagemaker])",
     ),
-    Rule(
+    KnownFailure(
         code=TAKEN,
         codes="ResourceInUse",
         sentence="it is in use: {message}",
         hint="wait until it has settled, or choose another name",
     ),
-    Rule(
+    KnownFailure(
         code=MISSING,
         codes="ResourceNotFound(Exception)?|NoSuchBucket|NoSuchKey|NoSuchEntity(Exception)?|404|NotFound|ObjectNotFoundException",
         sentence="there is no such thing: {message}",
         hint=_MISSING_HINT,
     ),
-    Rule(
+    KnownFailure(
         code=MISSING,
         codes="ValidationException|ValidationError",  # what SageMaker calls half of everything
         text=r"(?i)could not find|not found|does not exist|no such",
         sentence="there is no such thing: {message}",
         hint=_MISSING_HINT,
     ),
-    Rule(
+    KnownFailure(
         code=THROTTLED,
         codes="Throttl.*|TooManyRequests(Exception)?|RequestLimitExceeded|SlowDown|ProvisionedThroughputExceeded.*",
         sentence="AWS answers too many requests of this account and gave up after several tries to {action}",
         hint="wait a minute and try again",
     ),
-    Rule(
+    KnownFailure(
         code=NETWORK,
         codes="EndpointConnectionError|ConnectTimeoutError|ReadTimeoutError|ConnectionClosedError|ConnectionError"
         "|ProxyConnectionError|HTTPClientError|SSLError|ResponseStreamingError|IncompleteReadError|ResponseParserError"
@@ -164,53 +164,53 @@ CALLS: tuple[Rule, ...] = (
         sentence="AWS cannot be reached to {action}: {message}",
         hint="check the network and the region; what runs on AWS goes on, `deploy.py status` picks it up",
     ),
-    Rule(code="", sentence="cannot {action}: {message}", hint="`deploy.py doctor` checks the account's set-up"),
+    KnownFailure(code="", sentence="cannot {action}: {message}", hint="`deploy.py doctor` checks the account's set-up"),
 )
 
-REASONS: tuple[Rule, ...] = (
-    Rule(
+REASONS: tuple[KnownFailure, ...] = (
+    KnownFailure(
         code="capacity",
         text=r"(?i)CapacityError|insufficient ?(instance ?)?capacity|unable to provision requested ML compute",
         sentence="AWS has no instance of that type to spare right now",
         hint="try again later, another instance type or region, or spot = false",
     ),
-    Rule(
+    KnownFailure(
         code="image",
         text=r"(?i)CannotPull|(image|repository).*(not exist|not found|doesn't exist)|pull.*image",
         sentence="the image cannot be pulled: {message}",
         hint="push it to the region of the job (`make build push`), and let the role read it (docs/iam-policy.json)",
     ),
-    Rule(
+    KnownFailure(
         code="data",
         text=r"(?i)No S3 objects found|data download failed|AccessDenied.*s3|NoSuchBucket",
         sentence="the job could not read its data: {message}",
         hint="the role needs docs/iam-policy.json on the bucket; `deploy.py doctor` checks",
     ),
-    Rule(
+    KnownFailure(
         code="time",
         text=r"(?i)MaxRuntimeExceeded|MaxWaitTimeExceeded|exceeded its (maximum|max)",
         sentence="the job reached its time limit",
         hint="raise max_run_s or max_wait_s under [sagemaker]; go on from its checkpoint: deploy.py train --resume RUN",
     ),
-    Rule(
+    KnownFailure(
         code="health",
         text=r"(?i)did not pass the ping health check|health check",
         sentence="the container never answered its health check: {message}",
         hint="its log says why; on GPU instances check that cuda_major is the image's: the driver is chosen by it",
     ),
-    Rule(
+    KnownFailure(
         code="internal",
         text=r"(?i)InternalServerError|internal error",
         sentence="AWS had an internal error",
         hint="try again; a training goes on from its checkpoint: deploy.py train --resume RUN",
     ),
-    Rule(
+    KnownFailure(
         code="algorithm",
         text=r"(?s)AlgorithmError: (?P<cause>.+?)(, exit code: \d+)?$",
         sentence="{cause}",
         hint="",
     ),
-    Rule(code="", sentence="{message}", hint=""),
+    KnownFailure(code="", sentence="{message}", hint=""),
 )
 
 
@@ -222,23 +222,23 @@ def describe_call(code: str, message: str, action: str) -> AwsError:
         action: what was tried, as in "cannot ...": `create the training job`.
     """
     message = " ".join(message.split()).rstrip(".")
-    for rule in CALLS:
-        match = re.search(rule.text, message)
-        if match and re.fullmatch(rule.codes, code):
+    for known in CALLS:
+        match = re.search(known.text, message)
+        if match and re.fullmatch(known.codes, code):
             values = {"message": message, "action": action} | match.groupdict()
-            return AwsError(rule.sentence.format(**values), rule.hint, code=rule.code or code)
-    raise AssertionError("the last rule takes everything")
+            return AwsError(known.sentence.format(**values), known.hint, code=known.code or code)
+    raise AssertionError("the last line takes everything")
 
 
 def describe_reason(reason: str) -> JobError:
     """The error of a job or endpoint that failed for `reason` (FailureReason, up to 1,024 characters)."""
     reason = reason.strip() or "no reason was given"
-    for rule in REASONS:
-        if match := re.search(rule.text, reason):
+    for known in REASONS:
+        if match := re.search(known.text, reason):
             values = {"message": " ".join(reason.split())} | match.groupdict()
-            message, _, hint = rule.sentence.format(**values).partition("\nhint: ")  # our failure file has both
-            return JobError(message.strip(), (hint or rule.hint).strip())
-    raise AssertionError("the last rule takes everything")
+            message, _, hint = known.sentence.format(**values).partition("\nhint: ")  # our failure file has both
+            return JobError(message.strip(), (hint or known.hint).strip())
+    raise AssertionError("the last line takes everything")
 
 
 @contextmanager

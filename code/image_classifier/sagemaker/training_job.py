@@ -326,7 +326,7 @@ def build(
 
 
 def debugger(config: TrainConfig, session: Session, place: Place) -> Mapping[str, Any]:
-    """The managed Debugger's members of the request, from our own rule table. Raises ConfigError."""
+    """The managed Debugger's members of the request, from our own rules. Raises ConfigError."""
     from image_classifier.debugging.rules import parse_rules
     from image_classifier.sagemaker.managed_debugger import managed_debugger
 

@@ -1,4 +1,4 @@
-"""What all rules share: parameters as fields, a verdict from a run, the sentences of the common cases."""
+"""What all rules share: parameters as fields, a verdict from a run, a place in the list, sentences of common cases."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from image_classifier.contract.errors import describe
+from image_classifier.debugging.rules.managed import Managed
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.schema import MAX_EVIDENCE, Evidence, RuleResult, Verdict
+
+# what an item of the report's advice is about
+Aspect = Literal["learning", "generalization", "classes", "speed"]
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,39 @@ def insufficient(summary: str, datapoints: int = 0) -> Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule(ABC):
-    """A question about a run. Subclasses are frozen dataclasses whose fields are the rule's parameters."""
+    """A question about a run. Subclasses are frozen dataclasses whose fields are the rule's parameters.
+
+    A class with a `judge` is a rule: it enters RULES when it is defined, and states `managed` itself. What AWS is sent
+    of it, what the report's advice makes of it and what the documentation says of it follow from the class.
+
+    Class attributes:
+        severity: how much it matters when it fires.
+        about: what it reads: what the recorder saw, or the machine and its clock, which smdebug's files do not hold.
+        managed: AWS's rule for the same question; None when AWS has none.
+        aspect: of what the report's advice says nothing more once this rule has fired and spoken; None of nothing.
+    """
 
     severity: ClassVar[Literal["info", "warning", "critical"]] = "warning"
     about: ClassVar[Literal["tensors", "system"]] = "tensors"
+    managed: ClassVar[Managed | None]
+    aspect: ClassVar[Aspect | None] = None
+
+    def __init_subclass__(cls) -> None:
+        """Enters a rule into RULES.
+
+        Raises:
+            TypeError: it does not state `managed` (a base's is another rule's), or has the name of another rule.
+        """
+        super().__init_subclass__()
+        if getattr(cls.judge, "__isabstractmethod__", False):  # a base of rules
+            return
+        if "managed" not in vars(cls):
+            raise TypeError(
+                f"the rule {cls.__name__} does not say what AWS has in its place: managed = Managed or None"
+            )
+        if cls.__name__ in RULES:
+            raise TypeError(f"there is a rule {cls.__name__} already, in {RULES[cls.__name__].__module__}")
+        RULES[cls.__name__] = cls
 
     @abstractmethod
     def judge(self, run: RunData) -> Finding:
@@ -55,8 +88,13 @@ class Rule(ABC):
 
     @property
     def name(self) -> str:
-        """The class's name, which is also the managed rule's where there is one."""
+        """The class's name."""
         return type(self).__name__
+
+    @property
+    def idle_s(self) -> float:
+        """For how many seconds no step must have ended before it can fire without one; infinite when it never can."""
+        return math.inf
 
     def check(self, run: RunData) -> RuleResult:
         """The answer as it is kept; never raises."""
@@ -77,6 +115,9 @@ class Rule(ABC):
         )
 
 
+RULES: dict[str, type[Rule]] = {}  # every rule there is by its name, in the order in which they were defined
+
+
 def percent(share: float) -> str:
     """0.614 -> `61 %`."""
     return f"{100 * share:.0f} %"
@@ -85,6 +126,16 @@ def percent(share: float) -> str:
 def short(value: float) -> str:
     """A number for a sentence, three significant digits."""
     return f"{value:.3g}" if math.isfinite(value) else str(value)
+
+
+def first_run(bad: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], patience: int) -> int | None:
+    """Index at which `bad` has held `patience` times in a row for the first time."""
+    length = 0
+    for index, value in enumerate(bad):
+        length = length + 1 if value else 0
+        if length == patience:
+            return index
+    return None
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from image_classifier.debugging.rules.base import Finding, Rule, healthy, insufficient, issue, listed, percent, short
+from image_classifier.debugging.rules.managed import Managed
 from image_classifier.debugging.rundata import Floats, RunData
 from image_classifier.debugging.schema import ClassCounts, Evidence
 
@@ -30,6 +31,13 @@ class ClassImbalance(Rule):
     The managed rule takes the raw ratio, and the raw error of any class of 500 samples.
     """
 
+    managed = Managed(
+        reads="tensors",
+        collections=("labels", "predictions"),
+        patterns={"labels_regex": "labels", "predictions_regex": "predictions"},
+        fields={"threshold_imbalance": "imbalance", "threshold_misprediction": "error"},
+    )
+    aspect = "classes"
     imbalance: float = 10.0
     error: float = 0.7
     patience: int = 3
@@ -121,6 +129,13 @@ class CheckInputImages(Rule):
     The managed rule's threshold is an absolute mean of 0.2, which dark, bright or plainly green photographs exceed.
     """
 
+    managed = Managed(
+        reads="tensors",
+        collections=("input_images",),
+        patterns={"regex": "input_images"},
+        fields={"threshold_samples": "samples"},
+        constants={"channel": "1"},
+    )
     threshold_mean: float = 1.0
     threshold_std: float = 0.35
     samples: int = 500

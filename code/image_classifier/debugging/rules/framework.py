@@ -1,30 +1,23 @@
-"""Rules over where the steps' time goes."""
+"""Rules over steps that take too long."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import numpy as np
 
-from image_classifier.debugging.rules.base import Finding, Rule, healthy, insufficient, issue, listed, percent
-from image_classifier.debugging.rules.system import data_wait_share, more_workers
+from image_classifier.debugging.rules.base import Finding, healthy, insufficient, issue, percent
+from image_classifier.debugging.rules.managed import Managed
+from image_classifier.debugging.rules.waiting import ClockRule, more_workers
 from image_classifier.debugging.rundata import RunData
-from image_classifier.debugging.schema import MODES, PHASES, Evidence
+from image_classifier.debugging.schema import MODES, Evidence
 
 SLICE_S = 0.05  # a few time slices of Linux's scheduler
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrameworkRule(Rule):
-    """A rule over step phases."""
-
-    about: ClassVar[Literal["tensors", "system"]] = "system"
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepOutlier(FrameworkRule):
+class StepOutlier(ClockRule):
     """Some steps take far longer than the others.
 
     Of the training steps but for each epoch's first, with their median m and the standard deviation s estimated by
@@ -36,6 +29,7 @@ class StepOutlier(FrameworkRule):
     they cost. 50 ms pass over the slices that other programs take of the cores.
     """
 
+    managed = Managed(reads="framework metrics")
     stddev: float = 6.0
     outliers: int = 10
     min_steps: int = 100
@@ -75,56 +69,19 @@ class StepOutlier(FrameworkRule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dataloader(FrameworkRule):
-    """Training waits for images.
-
-    Fires when waiting for the next batch takes more than `threshold` of the training steps' time, over at least
-    `min_steps` steps, the first left out; or when there are more loading processes than `max_share` times the cores.
-
-    The managed rule looks only at the number of processes (70-200 % of the cores); what it costs is the wait.
-    """
-
-    threshold: float = 0.3
-    max_share: float = 2.0
-    min_steps: int = 10
-
-    def judge(self, run: RunData) -> Finding:
-        wait, seconds = run.step("train", "data_wait_s"), run.step("train", "seconds")
-        if len(wait) < self.min_steps:
-            return insufficient(f"needs {self.min_steps} steps with a data wait", len(wait))
-        share = data_wait_share(run)
-        workers = run.job.workers
-        evidence = [Evidence(step=None, name="share of data_wait_s in the step", value=share)]
-        if share > self.threshold:
-            slowest = np.argsort(-wait.values)[:5]
-            at = [Evidence(step=int(wait.steps[i]), name="data_wait_s", value=float(wait.values[i])) for i in slowest]
-            return issue(
-                f"data wait is {percent(share)} of the step; without it an epoch would take {percent(1 - share)} of "
-                "the time",
-                more_workers(run),
-                evidence + at,
-                len(wait),
-            )
-        if workers > self.max_share * run.job.cores:
-            evidence.append(Evidence(step=None, name="workers", value=workers))
-            return issue(
-                f"{workers} loading processes share {run.job.cores} cores",
-                f"set workers={run.job.cores}",
-                evidence,
-                len(seconds),
-            )
-        return healthy(f"data wait is {percent(share)} of the step", len(wait), evidence)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaxInitializationTime(FrameworkRule):
+class MaxInitializationTime(ClockRule):
     """It takes too long until the first step.
 
     Fires when the first step ended more than `threshold_s` seconds after the job's process began, or has not ended
     for that long. Each attempt of a job counts for itself.
     """
 
+    managed = Managed(reads="framework metrics")
     threshold_s: float = 1200.0
+
+    @property
+    def idle_s(self) -> float:
+        return self.threshold_s
 
     def judge(self, run: RunData) -> Finding:
         if run.job.started <= 0:
@@ -146,29 +103,4 @@ class MaxInitializationTime(FrameworkRule):
             "that did not come up",
             [Evidence(step=0, name="seconds to the first step", value=waited)],
             1,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class OverallFrameworkMetrics(FrameworkRule):
-    """Where the time of the steps went: a table, no judgement. Never fires.
-
-    Evidence holds the seconds of each mode, and of each phase of the training steps.
-    """
-
-    severity: ClassVar[Literal["info", "warning", "critical"]] = "info"
-
-    def judge(self, run: RunData) -> Finding:
-        totals = {mode: float(run.step(mode, "seconds").values.sum()) for mode in MODES}
-        if not totals["train"]:
-            return insufficient("needs steps with a duration")
-        evidence = [Evidence(step=None, name=f"{mode} seconds", value=value) for mode, value in totals.items() if value]
-        phases = {name: float(run.step("train", name).values.sum()) for name in PHASES if len(run.step("train", name))}
-        evidence += [Evidence(step=None, name=f"train {name}", value=value) for name, value in phases.items()]
-        largest = sorted(phases.items(), key=lambda item: -item[1])
-        shares = [f"{name.removesuffix('_s')} {percent(value / totals['train'])}" for name, value in largest]
-        return healthy(
-            f"training took {totals['train']:.0f} s: {listed(shares, most=6)}",
-            len(run.step("train", "seconds")),
-            evidence,
         )

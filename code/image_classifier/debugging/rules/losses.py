@@ -1,16 +1,54 @@
-"""Rules over losses, and over the time without any."""
+"""Rules over numbers that must be finite, and a loss that must go down."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import numpy as np
 
-from image_classifier.debugging.rules.base import Finding, Rule, healthy, insufficient, issue, short
-from image_classifier.debugging.rundata import Floats, RunData, of_epochs
+from image_classifier.debugging.rules.base import Finding, Rule, first_run, healthy, insufficient, issue, short
+from image_classifier.debugging.rules.managed import Managed
+from image_classifier.debugging.rundata import Floats, RunData, Series
 from image_classifier.debugging.schema import Evidence
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplodingTensor(Rule):
+    """A loss, gradient, weight or activation is no longer a finite number.
+
+    Fires when any recorded loss or statistic is infinite or NaN; with `only_nan`, only for NaN.
+    """
+
+    severity = "critical"
+    managed = Managed(
+        reads="tensors", collections=("losses", "gradients", "weights"), told=True, fields={"only_nan": "only_nan"}
+    )
+    only_nan: bool = False
+
+    def judge(self, run: RunData) -> Finding:
+        evidence: list[Evidence] = []
+        datapoints = 0
+        for name, series in everything(run):
+            values = series.values
+            datapoints += len(values)
+            bad = np.isnan(values) if self.only_nan else ~np.isfinite(values)
+            if bad.any():
+                first = int(np.argmax(bad))
+                evidence.append(Evidence(step=int(series.steps[first]), name=name, value=float(values[first])))
+        if not datapoints:
+            return insufficient("no losses or tensors were recorded")
+        if not evidence:
+            return healthy("every recorded number is finite", datapoints)
+        evidence.sort(key=lambda each: each.step or 0)
+        first_one = evidence[0]
+        lr = run.job.config.get("lr", "?")
+        return issue(
+            f"{first_one.name} became {first_one.value} at step {first_one.step}",
+            f"lower lr (it is {lr}), raise warmup_epochs, or set amp=off if it only happens in bf16",
+            evidence,
+            datapoints,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +66,13 @@ class LossNotDecreasing(Rule):
     the one `literal_steps` steps before. On single batches that fires on nearly every healthy run.
     """
 
+    managed = Managed(
+        reads="tensors",
+        collections=("losses",),
+        told=True,
+        fields={"num_steps": "literal_steps", "diff_percent": "diff_percent"},
+    )
+    aspect = "learning"
     window: int = 20
     num_steps: int = 100
     diff_percent: float = 0.1
@@ -93,182 +138,10 @@ class LossNotDecreasing(Rule):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Overfit(Rule):
-    """The network learns the training images by heart: validation gets worse while training gets better.
-
-    On mean losses of epochs against true labels (no smoothing). Fires when in each of any `patience` epochs in a row,
-    all ended after step `start_step`, the validation loss lies more than `rise` above its best so far and more than
-    `ratio` above the training loss, while the training loss has gone down since that best epoch; and the rise, summed
-    over the n validation images, is above sqrt(k + 1) ln(classes), k of the n being wrong in that epoch: as much as
-    chance, which moves k by about its square root, could make of so few images. A learning rate that ends at zero may
-    bring the validation loss back down; that takes nothing back.
-
-    Early in a training, while batch norms' running statistics lag behind, validation may be bad and recover.
-
-    With `literal` it is the managed rule: (validation - training) / training > `ratio`. Any network that fits its
-    training images well has that.
-    """
-
-    start_step: int = 100
-    patience: int = 3
-    ratio: float = 0.1
-    rise: float = 0.1
-    literal: bool = False
-
-    def judge(self, run: RunData) -> Finding:
-        epochs, train, valid = both_losses(run)
-        if len(epochs) < self.patience + (0 if self.literal else 1):
-            return insufficient(f"needs {self.patience + 1} epochs with a validation", len(epochs))
-        gap = valid > (1 + self.ratio) * train
-        best = np.array([int(np.argmin(valid[: index + 1])) for index in range(len(valid))])
-        rise = valid - valid[best]
-        worse = gap & (rise > self.rise * valid[best]) & (rise > self._by_chance(run, epochs)) & (train < train[best])
-        if self.literal:
-            worse = gap
-        else:
-            late = self._steps_by(run, epochs) >= self.start_step
-            if late.sum() < self.patience:
-                return insufficient(f"needs {self.patience} epochs after step {self.start_step}", len(epochs))
-            worse &= late
-        at = first_run(worse, self.patience)
-        if at is None:
-            return healthy(
-                f"validation loss {short(valid[-1])}, at best {short(valid.min())}; training loss {short(train[-1])}",
-                len(epochs),
-            )
-        since = int(epochs[best[at]])
-        evidence = [
-            Evidence(step=int(epoch), name=f"{name} loss of epoch", value=float(value))
-            for epoch, *pair in zip(
-                epochs[at + 1 - self.patience : at + 1],
-                train[at + 1 - self.patience : at + 1],
-                valid[at + 1 - self.patience : at + 1],
-                strict=True,
-            )
-            for name, value in zip(("train", "eval"), pair, strict=True)
-        ]
-        return issue(
-            f"validation loss rose from {short(valid[best[at]])} (epoch {since}) to {short(valid[at])} while training "
-            f"loss fell to {short(train[at])}",
-            f"stop earlier (patience={self.patience} or epochs={since + 1}), augment=standard, raise weight_decay, or "
-            "add images; check for wrong labels",
-            evidence,
-            len(epochs),
-        )
-
-    @staticmethod
-    def _by_chance(run: RunData, epochs: Floats) -> Floats:
-        """What the mean validation loss of each epoch may rise by without meaning anything; 0 where no classes were
-        counted."""
-        rises = {}
-        for counts in run.classes:
-            if counts.mode == "eval" and (num_images := sum(counts.labels)):
-                num_wrong = num_images - sum(counts.hits)
-                rises[counts.epoch] = math.sqrt(num_wrong + 1) * math.log(len(counts.labels)) / num_images
-        return np.array([rises.get(int(epoch), 0.0) for epoch in epochs])
-
-    @staticmethod
-    def _steps_by(run: RunData, epochs: Floats) -> Floats:
-        """The number of training steps that had been made by the end of each epoch."""
-        steps = run.epochs("train")
-        last = np.searchsorted(steps.values, epochs, side="right") - 1  # epochs come in order
-        return np.asarray(steps.steps[last] + 1, np.float64)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Overtraining(Rule):
-    """The training goes on although nothing gets better.
-
-    Fires when the validation loss has not gone below its best by more than `delta` (a share of it) for
-    `patience_valid` epochs in a row, and the training loss not below its best for `patience_train` epochs in a row.
-    The model is not harmed, the best epoch's weights are kept; time is lost.
-    """
-
-    severity: ClassVar[Literal["info", "warning", "critical"]] = "info"
-    patience_train: int = 5
-    patience_valid: int = 10
-    delta: float = 0.01
-
-    def judge(self, run: RunData) -> Finding:
-        epochs, train, valid = both_losses(run)
-        if len(epochs) <= self.patience_valid:
-            return insufficient(f"needs more than {self.patience_valid} epochs with a validation", len(epochs))
-        since_train, since_valid = self._since_gain(train), self._since_gain(valid)
-        idle = (since_train >= self.patience_train) & (since_valid >= self.patience_valid)
-        if not idle.any():
-            return healthy(
-                f"the validation loss last improved {int(since_valid[-1])} epochs before the end", len(epochs)
-            )
-        at = int(np.argmax(idle))
-        useful = int(epochs[at - int(since_valid[at])])
-        evidence = [
-            Evidence(step=int(epochs[at]), name="epochs without a better eval loss", value=float(since_valid[at])),
-            Evidence(step=int(epochs[at]), name="epochs without a better train loss", value=float(since_train[at])),
-        ]
-        return issue(
-            f"by epoch {int(epochs[at])} nothing had improved since epoch {useful}, of {int(epochs[-1])}",
-            f"set epochs={useful + 1} or patience={self.patience_valid // 2}",
-            evidence,
-            len(epochs),
-        )
-
-    def _since_gain(self, losses: Floats) -> Floats:
-        """For each epoch, how many epochs ago the best loss so far, of gains above delta, was reached."""
-        best, at, since = math.inf, 0, []
-        for index, loss in enumerate(losses):
-            if loss < best * (1 - self.delta):
-                best, at = float(loss), index
-            since.append(index - at)
-        return np.array(since, np.float64)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StalledTraining(Rule):
-    """No step ended for a long time.
-
-    Fires when more than `threshold_s` seconds lie between the ends of two steps (of any mode), or between the last
-    step's end and the newest observation. The time between two attempts of a job does not count, and that to the first
-    step of one is MaxInitializationTime's.
-    """
-
-    severity: ClassVar[Literal["info", "warning", "critical"]] = "critical"
-    about: ClassVar[Literal["tensors", "system"]] = "system"
-    threshold_s: float = 1800.0
-
-    def judge(self, run: RunData) -> Finding:
-        times = np.sort(np.concatenate([run.times(mode).values for mode in ("train", "eval", "test")]))
-        if len(times) == 0:
-            return insufficient("needs the time of a step")
-        ends = np.append(times[1:], max(run.last_time, times[-1]))
-        gaps = ends - times
-        for restart in run.job.restarts:
-            gaps[(times < restart) & (restart <= ends)] = 0.0
-        longest = float(gaps.max())
-        if longest <= self.threshold_s:
-            return healthy(f"the longest pause between steps was {longest:.1f} s", len(times))
-        return issue(
-            f"no step ended for {longest:.0f} s",
-            "look at the log and the system timeline of that time: a data loading process that hangs (workers=0 shows "
-            "it), storage that does not answer, or a peer that is gone",
-            [Evidence(step=int(gaps.argmax()), name="seconds after this many steps", value=longest)],
-            len(times),
-        )
-
-
-def both_losses(run: RunData) -> tuple[Floats, Floats, Floats]:
-    """Epochs that have been validated, and their mean training and validation losses against true labels."""
-    train_epochs, train = of_epochs(run, "train", "clean_loss")
-    valid_epochs, valid = of_epochs(run, "eval", "clean_loss")
-    common, left, right = np.intersect1d(train_epochs, valid_epochs, return_indices=True)
-    return common.astype(np.float64), train[left], valid[right]
-
-
-def first_run(bad: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], patience: int) -> int | None:
-    """Index at which `bad` has held `patience` times in a row for the first time."""
-    length = 0
-    for index, value in enumerate(bad):
-        length = length + 1 if value else 0
-        if length == patience:
-            return index
-    return None
+def everything(run: RunData) -> list[tuple[str, Series]]:
+    """Every loss and statistic there is, by the name it has in evidence."""
+    found = [(f"{mode} loss", run.step(mode, "loss")) for mode in ("train", "eval")]
+    for kind in run.kinds():
+        for statistic in ("abs_max", "abs_mean", "l2", "input_std", "mean"):
+            found += [(f"{kind[:-1]} {name} {statistic}", series) for name, series in run.tensors(kind, statistic)]
+    return found

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import numpy as np
 
-from image_classifier.debugging.rules.base import Finding, Rule, healthy, insufficient, issue, listed, percent, short
+from image_classifier.debugging.rules.base import Finding, Rule, healthy, insufficient, issue, percent, short
+from image_classifier.debugging.rules.managed import Managed
+from image_classifier.debugging.rules.waiting import data_wait_share, more_workers
 from image_classifier.debugging.rundata import Floats, RunData, Series
 from image_classifier.debugging.schema import Evidence
 
@@ -33,7 +34,7 @@ class SystemRule(Rule):
         first_epoch_s: the same, while there is only the first epoch.
     """
 
-    about: ClassVar[Literal["tensors", "system"]] = "system"
+    about = "system"
     warmup_s: float = 10.0
     min_s: float = 60.0
     first_epoch_s: float = 300.0
@@ -70,6 +71,8 @@ class LowGPUUtilization(SystemRule):
     are more than that.
     """
 
+    managed = Managed(reads="system metrics")
+    aspect = "speed"
     threshold_p95: float = 70.0
     threshold_p20: float = 10.0
 
@@ -113,6 +116,8 @@ class CPUBottleneck(SystemRule):
     above `threshold`.
     """
 
+    managed = Managed(reads="system metrics")
+    aspect = "speed"
     threshold: float = 0.5
     gpu_threshold: float = IDLE_GPU
     cpu_threshold: float = BUSY
@@ -145,6 +150,7 @@ class IOBottleneck(CPUBottleneck):
     above `threshold`.
     """
 
+    managed = Managed(reads="system metrics")
     io_threshold: float = 50.0
 
     def judge(self, run: RunData) -> Finding:
@@ -168,6 +174,7 @@ class GPUMemoryIncrease(SystemRule):
     or the allocator's cache makes.
     """
 
+    managed = Managed(reads="system metrics")
     increase: float = 5.0
     window_size: int = 10
 
@@ -204,6 +211,7 @@ class BatchSize(SystemRule):
     thresholds.
     """
 
+    managed = Managed(reads="system metrics")
     cpu_threshold_p95: float = 70.0
     gpu_threshold_p95: float = 70.0
     gpu_memory_threshold_p95: float = 70.0
@@ -250,6 +258,7 @@ class LoadBalancing(SystemRule):
     they lie in different bins.
     """
 
+    managed = Managed(reads="system metrics")
     threshold: float = 0.5
     points: float = 10.0
 
@@ -289,39 +298,6 @@ class LoadBalancing(SystemRule):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class OverallSystemUsage(SystemRule):
-    """How much of the machine was used: a table, no judgement. Never fires.
-
-    Evidence holds max, p99, p95, p50 and min of CPU (mean over cores), I/O wait, memory, GPU, GPU memory.
-    """
-
-    severity: ClassVar[Literal["info", "warning", "critical"]] = "info"
-
-    def judge(self, run: RunData) -> Finding:
-        start, end = self.window(run)
-        evidence, datapoints = [], 0
-        dimensions = (
-            "CPUUtilization",
-            "I/OWaitPercentage",
-            "MemoryUsedPercent",
-            "GPUUtilization",
-            "GPUMemoryUtilization",
-        )
-        for dimension in dimensions:
-            _, table = joint(list(run.system(dimension).values()), start, end)
-            if table.size:
-                datapoints += table.size
-                quantiles = np.percentile(table.mean(axis=0), (100, 99, 95, 50, 0))
-                for label, value in zip(("max", "p99", "p95", "p50", "min"), quantiles, strict=True):
-                    evidence.append(Evidence(step=None, name=f"{dimension} {label}", value=float(value)))
-        if not evidence:
-            return self.too_short()
-        medians = [each for each in evidence if each.name.endswith("p50")]
-        summary = listed([f"{each.name.split(' ')[0]} {each.value:.0f} %" for each in medians], most=5)
-        return healthy(f"medians: {summary}", datapoints, evidence)
-
-
 def within(series: Series, start: float, end: float) -> Floats:
     """The values of the seconds in [start, end]."""
     at = series.steps
@@ -352,20 +328,3 @@ def jensen_shannon(p: Floats, q: Floats) -> float:
         return float((a[used] * np.log2(a[used] / mean[used])).sum())
 
     return float(np.sqrt(max(0.0, (divergence(p) + divergence(q)) / 2)))
-
-
-def data_wait_share(run: RunData) -> float:
-    """The share of the training steps' time that went into waiting for data; 0 when it was not measured."""
-    wait, seconds = run.step("train", "data_wait_s").values, run.step("train", "seconds").values
-    return float(wait[1:].sum() / seconds[1:].sum()) if len(wait) == len(seconds) > 1 else 0.0
-
-
-def more_workers(run: RunData) -> str:
-    """What to set `workers` to, given the cores; or what else helps when all have work."""
-    job = run.job
-    if job.workers < job.cores:
-        return f"set workers={job.cores}{'' if job.cached else ' or cache=decoded'}"
-    return (
-        f"workers={job.workers} already fills the {job.cores} cores: {'' if job.cached else 'cache=decoded, '}make the "
-        "images smaller (image_size is what is needed), augment=light, or take an instance with more cores"
-    )

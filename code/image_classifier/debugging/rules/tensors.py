@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import reduce
-from typing import ClassVar, Literal
 
 import numpy as np
 
 from image_classifier.debugging.rules.base import Finding, Rule, healthy, insufficient, issue, listed, percent, short
+from image_classifier.debugging.rules.managed import Managed
 from image_classifier.debugging.rundata import Floats, RunData, Series
 from image_classifier.debugging.schema import Evidence
 
@@ -28,6 +28,8 @@ class VanishingGradient(Rule):
     twelve layers of sigmoids below 1e-9.
     """
 
+    managed = Managed(reads="tensors", collections=("gradients",), fields={"threshold": "threshold"})
+    aspect = "learning"
     threshold: float = 1e-7
     relative: float = 1e-7
     patience: int = 2
@@ -54,37 +56,89 @@ class VanishingGradient(Rule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExplodingTensor(Rule):
-    """A loss, gradient, weight or activation is no longer a finite number.
+class PoorWeightInitialization(Rule):
+    """The initial weights let the signal die out or blow up from layer to layer.
 
-    Fires when any recorded loss or statistic is infinite or NaN; with `only_nan`, only for NaN.
+    Fires when, at a recorded step among the first `steps`, the standard deviation of what enters the activations (over
+    images and positions, mean over units) differs between layers by more than a factor of `std_ratio`; a layer without
+    any deviation counts as infinitely far.
+
+    The managed rule takes variances apart by a factor of 10 (a deviation of 3.2), which the sum over the residual
+    blocks of a healthy ResNet50 exceeds. Its second test, the smallest gradient, fires on every network whose residual
+    branches start at zero; VanishingGradient looks at gradients once these have come to life.
     """
 
-    severity: ClassVar[Literal["info", "warning", "critical"]] = "critical"
-    only_nan: bool = False
+    managed = Managed(
+        reads="tensors",
+        collections=("losses", "gradients", "relu_input"),
+        patterns={"activation_inputs_regex": "relu_input"},
+    )
+    aspect = "learning"
+    steps: int = 10
+    std_ratio: float = 30.0
 
     def judge(self, run: RunData) -> Finding:
-        evidence: list[Evidence] = []
-        datapoints = 0
-        for name, series in everything(run):
-            values = series.values
-            datapoints += len(values)
-            bad = np.isnan(values) if self.only_nan else ~np.isfinite(values)
-            if bad.any():
-                first = int(np.argmax(bad))
-                evidence.append(Evidence(step=int(series.steps[first]), name=name, value=float(values[first])))
-        if not datapoints:
-            return insufficient("no losses or tensors were recorded")
+        layers = dict(run.tensors("activations", "input_std"))
+        steps, table = aligned(layers, 0, self.steps)
+        if not table.size:
+            return insufficient(f"needs activations of the first {self.steps} steps")
+        with np.errstate(divide="ignore", invalid="ignore"):  # infinities and zeros are what it looks for
+            spread = np.where(table.min(axis=0) == 0, math.inf, table.max(axis=0) / table.min(axis=0))
+        evidence = [
+            Evidence(step=int(step), name="activations largest / smallest input_std", value=float(value))
+            for step, value in zip(steps, spread, strict=True)
+            if value > self.std_ratio
+        ]
         if not evidence:
-            return healthy("every recorded number is finite", datapoints)
-        evidence.sort(key=lambda each: each.step or 0)
-        first_one = evidence[0]
-        lr = run.job.config.get("lr", "?")
+            return healthy(f"the signal's deviation differs by a factor of {short(float(spread.max()))}", table.size)
         return issue(
-            f"{first_one.name} became {first_one.value} at step {first_one.step}",
-            f"lower lr (it is {lr}), raise warmup_epochs, or set amp=off if it only happens in bf16",
+            f"the deviation of what enters the activations differs by a factor of {short(evidence[0].value)} between "
+            f"layers at step {evidence[0].step}: the signal dies out or blows up",
+            "start from weights=imagenet; for layers of your own use He initialisation and batch norm",
             evidence,
-            datapoints,
+            table.size,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadRelu(Rule):
+    """Units of a ReLU that are never above zero learn nothing.
+
+    A unit (channel) is dead at a recorded step when less than 1 % of its outputs, over images and positions, are above
+    0. Fires when more than `threshold` of a layer's units are dead at `patience` recorded steps in a row, from
+    `start_step` on. Only for activations with zeros: ReLU and its like.
+    """
+
+    managed = Managed(reads="tensors", collections=("relu_output",), patterns={"tensor_regex": "relu_output"})
+    threshold: float = 0.5
+    patience: int = 2
+    start_step: int = 1
+
+    def judge(self, run: RunData) -> Finding:
+        layers = {
+            name: series
+            for name, series in run.tensors("activations", "dead_share")
+            if run.statistics("activations", name)["zero_share"].values.any()
+        }
+        if not layers:
+            return insufficient("no activations with zeros were recorded")
+        steps, table = aligned(layers, self.start_step)
+        if len(steps) < self.patience:
+            return insufficient(
+                f"needs activations of {self.patience} steps from step {self.start_step} on", table.size
+            )
+        labels = [f"activation {name} dead_share" for name in layers]
+        evidence = in_a_row(table > self.threshold, self.patience, steps, table, labels)
+        if not evidence:
+            worst = float(table[:, -1].max())
+            return healthy(f"at most {percent(worst)} of a layer's units are dead", table.size)
+        worst_one = max(evidence, key=lambda each: each.value)
+        return issue(
+            f"{percent(worst_one.value)} of the units of {unique_names([worst_one])[0]} are dead, "
+            f"and more than {percent(self.threshold)} in {len(evidence)} of {len(layers)} layers",
+            f"lower lr (it is {run.job.config.get('lr', '?')}) or raise warmup_epochs; dead units do not come back",
+            evidence,
+            table.size,
         )
 
 
@@ -100,6 +154,7 @@ class WeightUpdateRatio(Rule):
     ours is 0.2, which a training does not survive for long either. A median passes over the last steps of a cosine.
     """
 
+    managed = Managed(reads="tensors", collections=("weights",), fields={"small_threshold": "small"})
     small: float = 1e-8
     large: float = 0.2
     patience: int = 3
@@ -147,6 +202,7 @@ class UnchangedTensor(Rule):
     rotation), hence 1e-7, one unit in the last place of a float32.
     """
 
+    managed = Managed(reads="tensors", collections=("weights",), told=True)
     rtol: float = 1e-7
     atol: float = 1e-12
     patience: int = 3
@@ -201,6 +257,7 @@ class AllZero(Rule):
     row from `start_step` on (residual branches that start at zero have no gradient at step 0).
     """
 
+    managed = Managed(reads="tensors", collections=("gradients", "weights"), told=True)
     patience: int = 2
     start_step: int = 2
 
@@ -224,86 +281,6 @@ class AllZero(Rule):
             "units do not come back",
             evidence,
             datapoints,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeadRelu(Rule):
-    """Units of a ReLU that are never above zero learn nothing.
-
-    A unit (channel) is dead at a recorded step when less than 1 % of its outputs, over images and positions, are above
-    0. Fires when more than `threshold` of a layer's units are dead at `patience` recorded steps in a row, from
-    `start_step` on. Only for activations with zeros: ReLU and its like.
-    """
-
-    threshold: float = 0.5
-    patience: int = 2
-    start_step: int = 1
-
-    def judge(self, run: RunData) -> Finding:
-        layers = {
-            name: series
-            for name, series in run.tensors("activations", "dead_share")
-            if run.statistics("activations", name)["zero_share"].values.any()
-        }
-        if not layers:
-            return insufficient("no activations with zeros were recorded")
-        steps, table = aligned(layers, self.start_step)
-        if len(steps) < self.patience:
-            return insufficient(
-                f"needs activations of {self.patience} steps from step {self.start_step} on", table.size
-            )
-        labels = [f"activation {name} dead_share" for name in layers]
-        evidence = in_a_row(table > self.threshold, self.patience, steps, table, labels)
-        if not evidence:
-            worst = float(table[:, -1].max())
-            return healthy(f"at most {percent(worst)} of a layer's units are dead", table.size)
-        worst_one = max(evidence, key=lambda each: each.value)
-        return issue(
-            f"{percent(worst_one.value)} of the units of {unique_names([worst_one])[0]} are dead, "
-            f"and more than {percent(self.threshold)} in {len(evidence)} of {len(layers)} layers",
-            f"lower lr (it is {run.job.config.get('lr', '?')}) or raise warmup_epochs; dead units do not come back",
-            evidence,
-            table.size,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PoorWeightInitialization(Rule):
-    """The initial weights let the signal die out or blow up from layer to layer.
-
-    Fires when, at a recorded step among the first `steps`, the standard deviation of what enters the activations (over
-    images and positions, mean over units) differs between layers by more than a factor of `std_ratio`; a layer without
-    any deviation counts as infinitely far.
-
-    The managed rule takes variances apart by a factor of 10 (a deviation of 3.2), which the sum over the residual
-    blocks of a healthy ResNet50 exceeds. Its second test, the smallest gradient, fires on every network whose residual
-    branches start at zero; VanishingGradient looks at gradients once these have come to life.
-    """
-
-    steps: int = 10
-    std_ratio: float = 30.0
-
-    def judge(self, run: RunData) -> Finding:
-        layers = dict(run.tensors("activations", "input_std"))
-        steps, table = aligned(layers, 0, self.steps)
-        if not table.size:
-            return insufficient(f"needs activations of the first {self.steps} steps")
-        with np.errstate(divide="ignore", invalid="ignore"):  # infinities and zeros are what it looks for
-            spread = np.where(table.min(axis=0) == 0, math.inf, table.max(axis=0) / table.min(axis=0))
-        evidence = [
-            Evidence(step=int(step), name="activations largest / smallest input_std", value=float(value))
-            for step, value in zip(steps, spread, strict=True)
-            if value > self.std_ratio
-        ]
-        if not evidence:
-            return healthy(f"the signal's deviation differs by a factor of {short(float(spread.max()))}", table.size)
-        return issue(
-            f"the deviation of what enters the activations differs by a factor of {short(evidence[0].value)} between "
-            f"layers at step {evidence[0].step}: the signal dies out or blows up",
-            "start from weights=imagenet; for layers of your own use He initialisation and batch norm",
-            evidence,
-            table.size,
         )
 
 
@@ -339,12 +316,3 @@ def in_a_row(
 def unique_names(evidence: list[Evidence]) -> list[str]:
     """The tensors' own names, each once: `gradient fc.weight abs_mean` -> `fc.weight`."""
     return list(dict.fromkeys(each.name.split(" ")[1] for each in evidence))
-
-
-def everything(run: RunData) -> list[tuple[str, Series]]:
-    """Every loss and statistic there is, by the name it has in evidence."""
-    found = [(f"{mode} loss", run.step(mode, "loss")) for mode in ("train", "eval")]
-    for kind in run.kinds():
-        for statistic in ("abs_max", "abs_mean", "l2", "input_std", "mean"):
-            found += [(f"{kind[:-1]} {name} {statistic}", series) for name, series in run.tensors(kind, statistic)]
-    return found

@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 LOCKS := torch train serve deploy dev
 export PYTHONPATH := code
 
-.PHONY: help setup demo test unit cover lint format types check build push smoke lock lock-check bench clean
+.PHONY: help setup demo test unit cover lint format types check build push smoke lock lock-check bench docs clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,9 @@ LOCK_FLAGS := --universal --python-version 3.11 --generate-hashes --no-emit-inde
 
 bench: $(STAMP) ## measure every claim again and rewrite benchmarks/results
 	@for script in benchmarks/bench_*.py; do PYTHONPATH=code:. $(BIN)/python $$script; done
+
+docs: $(STAMP) ## write the table of rules in docs/debugger.md again, from their classes
+	@$(BIN)/python -m image_classifier.debugging.rules.table docs/debugger.md
 
 clean: ## remove the environment and what the tools cached (runs/ stays)
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

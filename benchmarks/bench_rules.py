@@ -30,6 +30,8 @@ from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import JobError
 from image_classifier.contract.paths import MlPaths
 from image_classifier.debugging.rules import RULES
+from image_classifier.debugging.rules.base import Rule
+from image_classifier.debugging.rules.tensors import WeightUpdateRatio
 from image_classifier.training.job import run as run_job
 from image_classifier.training.stop import StopFlag
 from image_classifier.vision.sample_data import make_sample_data
@@ -37,13 +39,13 @@ from image_classifier.vision.sample_data import make_sample_data
 JOB = TrainConfig(
     weights="none", image_size=64, batch_size=16, epochs=10, lr=0.02, augment="light", workers=0, profile=False
 )
-JOBS: dict[str, tuple[tuple[str, ...], TrainConfig]] = {  # rules that should fire, and the job
+JOBS: dict[str, tuple[tuple[type[Rule], ...], TrainConfig]] = {  # rules that should fire, and the job
     "healthy: ResNet50, SGD, 16 epochs": ((), JOB.replace(epochs=16)),
     "healthy: ResNet50, AdamW": ((), JOB.replace(optimizer="adamw", lr=0.001)),
-    "ResNet50, learning rate 1e-8": (("WeightUpdateRatio",), JOB.replace(lr=1e-8)),
-    "ResNet50, AdamW, learning rate 3": (("WeightUpdateRatio",), JOB.replace(optimizer="adamw", lr=3.0)),
+    "ResNet50, learning rate 1e-8": ((WeightUpdateRatio,), JOB.replace(lr=1e-8)),
+    "ResNet50, AdamW, learning rate 3": ((WeightUpdateRatio,), JOB.replace(optimizer="adamw", lr=3.0)),
 }
-RULES_HERE = [rule() for rule in RULES]
+RULES_HERE = [rule() for rule in RULES.values()]
 RESULT = Path(__file__).parent / "results" / "rules.md"
 
 

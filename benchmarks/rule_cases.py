@@ -11,6 +11,21 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from image_classifier.debugging.rules.base import Rule
+from image_classifier.debugging.rules.classes import CheckInputImages, ClassImbalance
+from image_classifier.debugging.rules.framework import StepOutlier
+from image_classifier.debugging.rules.losses import ExplodingTensor, LossNotDecreasing
+from image_classifier.debugging.rules.overfitting import Overfit, Overtraining
+from image_classifier.debugging.rules.tensors import (
+    AllZero,
+    DeadRelu,
+    PoorWeightInitialization,
+    UnchangedTensor,
+    VanishingGradient,
+    WeightUpdateRatio,
+)
+from image_classifier.debugging.rules.waiting import Dataloader
+
 Network = Callable[[int], nn.Module]  # number of classes -> network
 Labels = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
@@ -40,7 +55,7 @@ class Case:
         pause_s, pause_every: seconds that every so many steps pause.
     """
 
-    rules: tuple[str, ...] = ()
+    rules: tuple[type[Rule], ...] = ()
     network: Network = field(default_factory=lambda: conv_net)
     spoil: Callable[[nn.Module], None] | None = None
     trained: bool = False
@@ -209,37 +224,37 @@ PHOTOGRAPHS: dict[str, Case] = {
     "healthy: photographs, AdamW": Case(photographs=True, flips=True, optimizer="adamw", lr=0.002, epochs=10),
     "healthy: photographs, 25 to validate": Case(photographs=True, flips=True, valid_images=25, epochs=12),
     "100 photographs, shuffled labels": Case(
-        rules=("Overfit",), labels=shuffled, photographs=True, images=100, epochs=60, optimizer="adamw", lr=0.01
+        rules=(Overfit,), labels=shuffled, photographs=True, images=100, epochs=60, optimizer="adamw", lr=0.01
     ),
 }
 SICK: dict[str, Case] = {
-    "learning rate 0": Case(rules=("LossNotDecreasing", "UnchangedTensor", "WeightUpdateRatio"), lr=0.0),
-    "learning rate far too high": Case(rules=("ExplodingTensor",), network=plain, lr=1e5),
-    "learning rate too high for AdamW": Case(rules=("WeightUpdateRatio",), optimizer="adamw", lr=1.0),
-    "sigmoid tower": Case(rules=("VanishingGradient",), network=sigmoid_tower),
-    "weights too small": Case(rules=("PoorWeightInitialization",), network=plain, spoil=scaled(0.05)),
-    "weights too large": Case(rules=("PoorWeightInitialization",), network=plain, spoil=scaled(5.0), lr=1e-4),
-    "dead units": Case(rules=("DeadRelu",), network=plain, spoil=negative_bias, lr=0.005),
-    "zeroed layers": Case(rules=("AllZero",), network=plain, spoil=zeroed, lr=0.005),
-    "layer not given to the optimiser": Case(rules=("UnchangedTensor",), left_out="3."),
-    "new random labels every epoch": Case(rules=("LossNotDecreasing",), labels=shuffled, relabel=True, lr=0.003),
+    "learning rate 0": Case(rules=(LossNotDecreasing, UnchangedTensor, WeightUpdateRatio), lr=0.0),
+    "learning rate far too high": Case(rules=(ExplodingTensor,), network=plain, lr=1e5),
+    "learning rate too high for AdamW": Case(rules=(WeightUpdateRatio,), optimizer="adamw", lr=1.0),
+    "sigmoid tower": Case(rules=(VanishingGradient,), network=sigmoid_tower),
+    "weights too small": Case(rules=(PoorWeightInitialization,), network=plain, spoil=scaled(0.05)),
+    "weights too large": Case(rules=(PoorWeightInitialization,), network=plain, spoil=scaled(5.0), lr=1e-4),
+    "dead units": Case(rules=(DeadRelu,), network=plain, spoil=negative_bias, lr=0.005),
+    "zeroed layers": Case(rules=(AllZero,), network=plain, spoil=zeroed, lr=0.005),
+    "layer not given to the optimiser": Case(rules=(UnchangedTensor,), left_out="3."),
+    "new random labels every epoch": Case(rules=(LossNotDecreasing,), labels=shuffled, relabel=True, lr=0.003),
     "few images, shuffled labels": Case(
-        rules=("Overfit",), labels=shuffled, images=64, epochs=60, optimizer="adamw", lr=0.01
+        rules=(Overfit,), labels=shuffled, images=64, epochs=60, optimizer="adamw", lr=0.01
     ),
     "few images, every other label wrong": Case(
-        rules=("Overfit",), labels=some_wrong(0.67), images=96, valid_images=48, epochs=60, optimizer="adamw", lr=0.01
+        rules=(Overfit,), labels=some_wrong(0.67), images=96, valid_images=48, epochs=60, optimizer="adamw", lr=0.01
     ),
     "mild: few images, every other label wrong": Case(  # validation gets worse in some of them only
-        rules=("Overfit",), labels=some_wrong(0.67), images=96, valid_images=48, epochs=40, optimizer="adamw", lr=0.003
+        rules=(Overfit,), labels=some_wrong(0.67), images=96, valid_images=48, epochs=40, optimizer="adamw", lr=0.003
     ),
-    "trained for far too long": Case(rules=("Overtraining",), images=160, epochs=40),
-    "two classes nearly without images": Case(rules=("ClassImbalance",), keep=few_of_the_last(25, 2)),
-    "a class under another's label": Case(rules=("ClassImbalance",), labels=one_class_wrong),
-    "the same, 48 validation images": Case(rules=("ClassImbalance",), labels=one_class_wrong, valid_images=48),
-    "pixels not normalised": Case(rules=("CheckInputImages",), pixels=lambda x: raw(x) * 255),
-    "black images": Case(rules=("CheckInputImages",), pixels=lambda x: raw(x) * 0.05 / 0.226 - 2.0),
-    "slow storage": Case(rules=("Dataloader",), wait_s=0.02, epochs=2),
-    "a step pauses now and then": Case(rules=("StepOutlier",), pause_s=0.15),
-    "a shorter pause, more rarely": Case(rules=("StepOutlier",), pause_s=0.12, pause_every=18),
+    "trained for far too long": Case(rules=(Overtraining,), images=160, epochs=40),
+    "two classes nearly without images": Case(rules=(ClassImbalance,), keep=few_of_the_last(25, 2)),
+    "a class under another's label": Case(rules=(ClassImbalance,), labels=one_class_wrong),
+    "the same, 48 validation images": Case(rules=(ClassImbalance,), labels=one_class_wrong, valid_images=48),
+    "pixels not normalised": Case(rules=(CheckInputImages,), pixels=lambda x: raw(x) * 255),
+    "black images": Case(rules=(CheckInputImages,), pixels=lambda x: raw(x) * 0.05 / 0.226 - 2.0),
+    "slow storage": Case(rules=(Dataloader,), wait_s=0.02, epochs=2),
+    "a step pauses now and then": Case(rules=(StepOutlier,), pause_s=0.15),
+    "a shorter pause, more rarely": Case(rules=(StepOutlier,), pause_s=0.12, pause_every=18),
 }
 CASES: dict[str, Case] = HEALTHY | SICK

@@ -17,8 +17,8 @@ MILD = "mild: "  # begins the name of a kind whose runs may be hardly sick: show
 class Tally:
     """What the rules said of the runs of one kind."""
 
-    def __init__(self, expected: tuple[str, ...], *, mild: bool = False) -> None:
-        self.expected = expected
+    def __init__(self, expected: Sequence[type[Rule]], *, mild: bool = False) -> None:
+        self.expected = [rule.__name__ for rule in expected]
         self.mild = mild
         self.runs = 0
         self.fired: Counter[str] = Counter()  # at the end
@@ -37,7 +37,7 @@ class Tally:
 
 
 def tables(
-    expected: Mapping[str, tuple[str, ...]], judgements: Iterable[tuple[str, Judgement]], rules: Sequence[Rule]
+    expected: Mapping[str, Sequence[type[Rule]]], judgements: Iterable[tuple[str, Judgement]], rules: Sequence[Rule]
 ) -> list[str]:
     """A sentence, a table by rule, and a table by kind of run.
 
@@ -45,7 +45,7 @@ def tables(
         expected: kind of run -> rules that should fire; none for a healthy one.
         judgements: kind and judgement of every run.
     """
-    tallies = {kind: Tally(names, mild=kind.startswith(MILD)) for kind, names in expected.items()}
+    tallies = {kind: Tally(rules_of_it, mild=kind.startswith(MILD)) for kind, rules_of_it in expected.items()}
     for kind, judgement in judgements:
         tallies[kind].add(judgement)
     healthy = [tally for tally in tallies.values() if not tally.expected]

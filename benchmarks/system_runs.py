@@ -13,6 +13,17 @@ from dataclasses import dataclass
 import numpy as np
 from benchmarks.rule_replay import Record, Recording, in_order
 
+from image_classifier.debugging.rules.base import Rule
+from image_classifier.debugging.rules.framework import MaxInitializationTime
+from image_classifier.debugging.rules.system import (
+    BatchSize,
+    CPUBottleneck,
+    GPUMemoryIncrease,
+    IOBottleneck,
+    LoadBalancing,
+    LowGPUUtilization,
+)
+from image_classifier.debugging.rules.waiting import StalledTraining
 from image_classifier.debugging.rundata import Floats
 from image_classifier.debugging.schema import JobFacts, Mode, StepRecord, SystemSample
 
@@ -43,7 +54,7 @@ class Machine:
         starved: share of the training's seconds in which the GPU waits for images.
     """
 
-    rules: tuple[str, ...] = ()
+    rules: tuple[type[Rule], ...] = ()
     gpus: int = 1
     epochs: int = 6
     epoch_s: int = 60
@@ -76,21 +87,23 @@ MACHINES: Mapping[str, Machine] = {
     "healthy: short epochs": Machine(epochs=20, epoch_s=15, eval_s=2, restart_s=2),
     "healthy: two minutes in all": Machine(epochs=4, epoch_s=18, eval_s=3, start_s=30),
     "healthy: first epoch reads from far": Machine(first_gpu=30, iowait=20, epoch_s=90, epochs=4),
-    "GPU at 40 %": Machine(rules=("LowGPUUtilization",), gpu=40, spread=10, eval_gpu=40),
-    "GPU starved by a busy core": Machine(rules=("CPUBottleneck", "LowGPUUtilization"), starved=0.7, cpu=97),
-    "GPU starved by the disk": Machine(rules=("IOBottleneck", "LowGPUUtilization"), starved=0.7, cpu=40, iowait=75),
-    "GPU idle for a third of the time": Machine(rules=("LowGPUUtilization",), starved=0.35, cpu=70),
-    "GPU memory fills up": Machine(rules=("GPUMemoryIncrease",), memory=40, leak=35),
-    "GPU memory fills up slowly": Machine(rules=("GPUMemoryIncrease",), memory=55, leak=12),
-    "small batch on a large machine": Machine(rules=("BatchSize",), gpu=35, spread=8, eval_gpu=35, memory=15, cpu=30),
-    "one GPU has half the work": Machine(rules=("LoadBalancing",), gpus=2, last_gpu=45),
-    "one GPU of four has two thirds of the work": Machine(rules=("LoadBalancing",), gpus=4, last_gpu=62),
+    "GPU at 40 %": Machine(rules=(LowGPUUtilization,), gpu=40, spread=10, eval_gpu=40),
+    "GPU starved by a busy core": Machine(rules=(CPUBottleneck, LowGPUUtilization), starved=0.7, cpu=97),
+    "GPU starved by the disk": Machine(rules=(IOBottleneck, LowGPUUtilization), starved=0.7, cpu=40, iowait=75),
+    "GPU idle for a third of the time": Machine(rules=(LowGPUUtilization,), starved=0.35, cpu=70),
+    "GPU memory fills up": Machine(rules=(GPUMemoryIncrease,), memory=40, leak=35),
+    "GPU memory fills up slowly": Machine(rules=(GPUMemoryIncrease,), memory=55, leak=12),
+    "small batch on a large machine": Machine(rules=(BatchSize,), gpu=35, spread=8, eval_gpu=35, memory=15, cpu=30),
+    "one GPU has half the work": Machine(rules=(LoadBalancing,), gpus=2, last_gpu=45),
+    "one GPU of four has two thirds of the work": Machine(rules=(LoadBalancing,), gpus=4, last_gpu=62),
 }
-TIMES: Mapping[str, tuple[tuple[str, ...], float, float]] = {  # rules, seconds to the first step, pause in the middle
+TIMES: Mapping[
+    str, tuple[tuple[type[Rule], ...], float, float]
+] = {  # rules, seconds to the first step, pause in the middle
     "healthy: starts and goes on": ((), 90.0, 0.0),
     "healthy: pauses 10 minutes": ((), 90.0, 600.0),
-    "25 minutes to the first step": (("MaxInitializationTime",), 1500.0, 0.0),
-    "stalls for 40 minutes": (("StalledTraining",), 90.0, 2400.0),
+    "25 minutes to the first step": ((MaxInitializationTime,), 1500.0, 0.0),
+    "stalls for 40 minutes": ((StalledTraining,), 90.0, 2400.0),
 }
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -15,6 +17,9 @@ from image_classifier.debugging.smdebug_loading import make_importable
 make_importable()  # some tests read with smdebug itself
 # Networks this small gain nothing from more threads, and lose much where the cores are shared with others.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if TYPE_CHECKING:
+    from image_classifier.debugging.rules.base import Rule
 
 TESTS = Path(__file__).parent
 MODEL_CLASSES = ("daisy", 'comma, "quoted"', "Löwenzahn", "日本桜", "rose", "tulip")  # what CSV and JSON must carry
@@ -32,6 +37,17 @@ def jpeg(seed: int, width: int = 90, height: int = 70) -> bytes:
     file = io.BytesIO()
     Image.fromarray(blobs).resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=92)
     return file.getvalue()
+
+
+@pytest.fixture
+def registry() -> Iterator[dict[str, type[Rule]]]:
+    """The list of the debugger's rules, for a test that defines some: they are taken out after it."""
+    from image_classifier.debugging.rules import RULES
+
+    before = dict(RULES)
+    yield RULES
+    RULES.clear()
+    RULES.update(before)
 
 
 @pytest.fixture(scope="session")

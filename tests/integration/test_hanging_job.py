@@ -19,7 +19,7 @@ from image_classifier.debugging.live import LiveRules
 from image_classifier.debugging.rules import judge
 from image_classifier.debugging.rules.base import Rule
 from image_classifier.debugging.rules.framework import MaxInitializationTime
-from image_classifier.debugging.rules.losses import StalledTraining
+from image_classifier.debugging.rules.waiting import StalledTraining
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.saved import read_files
 from image_classifier.debugging.schema import (
@@ -38,7 +38,7 @@ LOSS, LOGITS, LABELS = torch.tensor(1.0), torch.zeros(1, 2), torch.zeros(1, dtyp
 SCRIPT = """
 import sys, threading
 from image_classifier.debugging import hang_watch as hang
-from image_classifier.debugging.rules.losses import StalledTraining
+from image_classifier.debugging.rules.waiting import StalledTraining
 from image_classifier.training import loop
 from image_classifier.training.script import main
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
-from collections.abc import Sequence
+import pkgutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from benchmarks.rule_replay import judge_recording
 from benchmarks.system_runs import MACHINES, TIMES, record, timed
+from tests.rule_examples import CONFIG, EXAMPLES, Counts, classes_of, noise, run_with, timed_steps
 
 from image_classifier.contract.errors import ConfigError
-from image_classifier.debugging.rules import RULES, judge, parse_rules
+from image_classifier.debugging.rules import MODULES, RULES, judge, parse_rules
+from image_classifier.debugging.rules.base import Finding, Rule, insufficient
 from image_classifier.debugging.rules.classes import ClassImbalance, binomial_tail
 from image_classifier.debugging.rules.framework import StepOutlier
-from image_classifier.debugging.rules.losses import LossNotDecreasing, Overfit
-from image_classifier.debugging.rules.tensors import ExplodingTensor
+from image_classifier.debugging.rules.losses import ExplodingTensor, LossNotDecreasing
+from image_classifier.debugging.rules.overfitting import Overfit
+from image_classifier.debugging.rules.table import BEGIN, END, with_table
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.schema import (
     MAX_EVIDENCE,
@@ -30,36 +35,9 @@ from image_classifier.debugging.schema import (
     rule_results_to_json,
 )
 
-Counts = tuple[int, ...]
-CONFIG = {"lr": 0.01, "warmup_epochs": 0.0, "workers": 0, "batch_size": 32, "epochs": 8}
-
-
-def run_with(losses: list[float], evals: list[float] | None = None, *, per_epoch: int = 20) -> RunData:
-    """Training losses step by step, and one validation loss an epoch."""
-    run = RunData(JobFacts(config=CONFIG, steps_per_epoch=per_epoch))
-    for mode, values, size in (("train", losses, per_epoch), ("eval", evals or [], 1)):
-        for step, loss in enumerate(values):
-            run.add_step(
-                StepRecord(
-                    step=step,
-                    epoch=step // size + 1,
-                    mode=mode,  # type: ignore[arg-type]
-                    time=1000.0 + step,
-                    seconds=1.0,
-                    images=32,
-                    loss=loss,
-                    clean_loss=loss,
-                )
-            )
-    return run
-
 
 def verdicts(run: RunData) -> dict[str, RuleResult]:
     return {result.rule: result for result in judge(run, parse_rules("all"))}
-
-
-def noise(count: int, spread: float = 0.15) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    return np.random.default_rng(0).normal(0, spread, count)
 
 
 @pytest.mark.parametrize("case", MACHINES)
@@ -67,7 +45,7 @@ def test_system_rules_tell_sick_machines_from_healthy_ones_also_live(case: str) 
     rules = [rule for rule in parse_rules("all") if rule.about == "system"]
     judgement = judge_recording(record(MACHINES[case], seed=1), rules)
     fired = {result.rule: result for result in judgement.results if result.verdict is Verdict.ISSUES}
-    assert set(MACHINES[case].rules) <= set(fired)
+    assert {rule.__name__ for rule in MACHINES[case].rules} <= set(fired)
     assert set(fired) <= set(judgement.stops)
     if not MACHINES[case].rules:
         assert not judgement.stops
@@ -79,7 +57,7 @@ def test_late_starts_and_stalls_are_found(case: str) -> None:
     expected, start_s, pause_s = TIMES[case]
     judgement = judge_recording(timed(start_s, pause_s), parse_rules("StalledTraining,MaxInitializationTime"))
     fired = {result.rule for result in judgement.results if result.verdict is Verdict.ISSUES}
-    assert fired == set(judgement.stops) == set(expected)
+    assert fired == set(judgement.stops) == {rule.__name__ for rule in expected}
 
 
 def test_a_gpu_is_not_judged_by_a_short_first_epoch() -> None:
@@ -150,15 +128,6 @@ def test_overfit_does_not_count_what_chance_does_to_few_validation_images(num_im
     assert Overfit().check(run).verdict is verdict
 
 
-def classes_of(labels: Counts, *, valid: Sequence[tuple[Counts, Counts]] = ()) -> RunData:
-    """A run of 8 planned epochs with those training labels in the first, and labels and hits of validations."""
-    run = RunData(JobFacts(config=CONFIG))
-    run.add_classes(ClassCounts(mode="train", step=9, epoch=1, labels=labels, hits=(0,) * len(labels)))
-    for epoch, (images, hits) in enumerate(valid, start=1):
-        run.add_classes(ClassCounts(mode="eval", step=epoch, epoch=epoch, labels=images, hits=hits))
-    return run
-
-
 def test_class_sizes_of_a_part_of_an_epoch_are_no_proof() -> None:
     assert ClassImbalance().check(classes_of((11, 4, 0, 5))).verdict is Verdict.NO_ISSUES
     assert ClassImbalance().check(classes_of((240, 200, 8, 210))).verdict is Verdict.ISSUES
@@ -193,16 +162,6 @@ def test_binomial_tail_is_that_of_the_table() -> None:
     assert binomial_tail(5, 5, 0.5) == pytest.approx(1 / 32)
     assert binomial_tail(8, 10, 0.5) == pytest.approx(56 / 1024)
     assert binomial_tail(3, 4, 0.0) == 0.0
-
-
-def timed_steps(seconds: Sequence[float]) -> RunData:
-    run = RunData(JobFacts(config=CONFIG))
-    now = 1000.0
-    for step, each in enumerate(seconds):
-        now += each
-        values = {"seconds": each, "loss": 1.0, "clean_loss": 1.0, "data_wait_s": 0.0}
-        run.add_step(StepRecord(step=step, epoch=1, mode="train", time=now, images=32, **values))
-    return run
 
 
 def test_steps_that_pause_are_found_and_what_other_programs_take_is_not() -> None:
@@ -302,12 +261,95 @@ def test_results_survive_the_round_trip_through_json() -> None:
 def test_rules_are_chosen_by_name() -> None:
     assert [rule.name for rule in parse_rules("Overfit, DeadRelu")] == ["Overfit", "DeadRelu"]
     assert parse_rules("none") == ()
-    assert len(parse_rules("all")) == len(RULES) == 24
+    assert [type(rule) for rule in parse_rules("all")] == list(RULES.values())
     with pytest.raises(ConfigError, match="there is no rule 'DeadReLU'"):
         parse_rules("DeadReLU")
 
 
-def test_every_rule_says_its_formula_and_defaults_where_it_is_defined() -> None:
-    for rule in RULES:
-        assert rule.__doc__
-        assert any(word in rule.__doc__ for word in ("Fires when", "fires when", "Never fires")), rule.__name__
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_every_rule_says_its_formula_and_defaults_where_it_is_defined(rule: type[Rule]) -> None:
+    assert rule.__doc__
+    assert any(word in rule.__doc__ for word in ("Fires when", "fires when", "Never fires"))
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_every_rule_finds_its_disease_and_nothing_in_a_healthy_run(rule: type[Rule]) -> None:
+    assert rule in EXAMPLES, f"tests/rule_examples.py has no sick and healthy run for {rule.__name__}"
+    example = EXAMPLES[rule]
+    assert rule().check(example.healthy()).verdict is Verdict.NO_ISSUES
+    assert (example.sick is None) == ("Never fires" in str(rule.__doc__)), "a rule that can fire needs a sick run"
+    if example.sick is not None:
+        result = rule().check(example.sick())
+        assert result.verdict is Verdict.ISSUES
+        assert result.advice
+        assert result.evidence
+
+
+def test_rules_come_in_the_order_of_their_modules() -> None:
+    modules = [module.__name__ for module in MODULES]
+    assert [rule.__module__ for rule in RULES.values()] == sorted(
+        (rule.__module__ for rule in RULES.values()), key=modules.index
+    )
+
+
+def test_no_module_of_rules_is_left_out(registry: dict[str, type[Rule]]) -> None:
+    package = MODULES[0].__name__.rpartition(".")[0]
+    known = list(registry)
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        importlib.import_module(f"{package}.{module.name}")
+        assert list(registry) == known, f"rules/__init__.py does not import {module.name}"
+
+
+def test_a_class_with_a_verdict_is_a_rule_and_a_base_is_not(registry: dict[str, type[Rule]]) -> None:
+    class Base(Rule):
+        pass
+
+    class Quiet(Base):
+        managed = None
+
+        def judge(self, run: RunData) -> Finding:
+            return insufficient("looks at nothing")
+
+    assert "Base" not in registry
+    assert {"Rule", "SystemRule", "ClockRule"}.isdisjoint(registry)
+    assert list(registry.values())[-1] is Quiet
+    assert [rule.name for rule in parse_rules("Quiet")] == ["Quiet"]
+    assert parse_rules("all")[-1] == Quiet()
+
+
+def test_a_rule_must_say_what_aws_has_in_its_place(registry: dict[str, type[Rule]]) -> None:
+    with pytest.raises(TypeError, match="the rule Overfit2 does not say what AWS has in its place"):
+        type("Overfit2", (Overfit,), {})  # not what AWS has in the other's place
+    assert "Overfit2" not in registry
+
+
+def test_two_rules_cannot_have_one_name(registry: dict[str, type[Rule]]) -> None:
+    with pytest.raises(TypeError, match=r"there is a rule Overfit already, in image_classifier\.debugging"):
+        type("Overfit", (Overfit,), {"managed": None})
+    assert registry["Overfit"] is Overfit
+
+
+def test_the_documentations_table_is_that_of_the_classes() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "debugger.md").read_text(encoding="utf-8")
+    assert page == with_table(page), "the rules have changed: run `make docs`"
+
+
+def test_a_rule_of_our_own_is_in_the_documentations_table(registry: dict[str, type[Rule]]) -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Warm(Rule):
+        """The room is warm. Fires when it is above `limit`."""
+
+        managed = None
+        limit: float = 1e-9
+        strict: bool = True
+
+        def judge(self, run: RunData) -> Finding:
+            return insufficient("there is no thermometer")
+
+    after = with_table(f"text\n{BEGIN}\nold rows\n{END}\nmore\n")
+    assert "| `Warm` | The room is warm. | limit 1e-09, strict true | none |\n" in after
+    assert "old rows" not in after
+    assert after.startswith(f"text\n{BEGIN}\n")
+    assert after.endswith(f"{END}\nmore\n")
+    with pytest.raises(ValueError, match="there is no"):
+        with_table("a page without the marks")

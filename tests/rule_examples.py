@@ -1,0 +1,193 @@
+"""A sick and a healthy run for every rule, made up by hand: one line for each, keyed by the rule's class.
+
+What real trainings make the rules say is in benchmarks/rule_cases.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from benchmarks.rule_replay import Recording, play
+from benchmarks.system_runs import MACHINES, record, timed
+
+from image_classifier.debugging.rules.base import Rule
+from image_classifier.debugging.rules.classes import CheckInputImages, ClassImbalance
+from image_classifier.debugging.rules.framework import MaxInitializationTime, StepOutlier
+from image_classifier.debugging.rules.losses import ExplodingTensor, LossNotDecreasing
+from image_classifier.debugging.rules.overall import OverallFrameworkMetrics, OverallSystemUsage
+from image_classifier.debugging.rules.overfitting import Overfit, Overtraining
+from image_classifier.debugging.rules.system import (
+    BatchSize,
+    CPUBottleneck,
+    GPUMemoryIncrease,
+    IOBottleneck,
+    LoadBalancing,
+    LowGPUUtilization,
+)
+from image_classifier.debugging.rules.tensors import (
+    AllZero,
+    DeadRelu,
+    PoorWeightInitialization,
+    UnchangedTensor,
+    VanishingGradient,
+    WeightUpdateRatio,
+)
+from image_classifier.debugging.rules.waiting import Dataloader, StalledTraining
+from image_classifier.debugging.rundata import RunData
+from image_classifier.debugging.schema import ClassCounts, JobFacts, StatisticsRecord, StepRecord
+
+Counts = tuple[int, ...]
+CONFIG = {"lr": 0.01, "warmup_epochs": 0.0, "workers": 0, "batch_size": 32, "epochs": 8}
+
+
+def run_with(losses: list[float], evals: list[float] | None = None, *, per_epoch: int = 20) -> RunData:
+    """Training losses step by step, and one validation loss an epoch."""
+    run = RunData(JobFacts(config=CONFIG, steps_per_epoch=per_epoch))
+    for mode, values, size in (("train", losses, per_epoch), ("eval", evals or [], 1)):
+        for step, loss in enumerate(values):
+            run.add_step(
+                StepRecord(
+                    step=step,
+                    epoch=step // size + 1,
+                    mode=mode,  # type: ignore[arg-type]
+                    time=1000.0 + step,
+                    seconds=1.0,
+                    images=32,
+                    loss=loss,
+                    clean_loss=loss,
+                )
+            )
+    return run
+
+
+def noise(count: int, spread: float = 0.15) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    return np.random.default_rng(0).normal(0, spread, count)
+
+
+def classes_of(labels: Counts, *, valid: Sequence[tuple[Counts, Counts]] = ()) -> RunData:
+    """A run of 8 planned epochs with those training labels in the first, and labels and hits of validations."""
+    run = RunData(JobFacts(config=CONFIG))
+    run.add_classes(ClassCounts(mode="train", step=9, epoch=1, labels=labels, hits=(0,) * len(labels)))
+    for epoch, (images, hits) in enumerate(valid, start=1):
+        run.add_classes(ClassCounts(mode="eval", step=epoch, epoch=epoch, labels=images, hits=hits))
+    return run
+
+
+def timed_steps(seconds: Sequence[float], *, data_wait_s: float = 0.0) -> RunData:
+    """Training steps that take so long, each with the same wait for data."""
+    run = RunData(JobFacts(config=CONFIG))
+    now = 1000.0
+    for step, each in enumerate(seconds):
+        now += each
+        values = {"seconds": each, "loss": 1.0, "clean_loss": 1.0, "data_wait_s": data_wait_s}
+        run.add_step(StepRecord(step=step, epoch=1, mode="train", time=now, images=32, **values))
+    return run
+
+
+def recorded(kind: str, **layers: Sequence[Mapping[str, float]]) -> RunData:
+    """Statistics of `kind` (a field of StatisticsRecord) by layer, every tenth step."""
+    run = RunData(JobFacts(config=CONFIG))
+    for index, values in enumerate(zip(*layers.values(), strict=True)):
+        by_layer = {name: dict(each) for name, each in zip(layers, values, strict=True)}
+        run.add_statistics(StatisticsRecord(step=10 * index, **{kind: by_layer}))  # type: ignore[arg-type]
+    return run
+
+
+def always(**statistics: float) -> list[Mapping[str, float]]:
+    """The same statistics of a layer at ten steps."""
+    return [statistics] * 10
+
+
+def falling(**statistics: float) -> list[Mapping[str, float]]:
+    """Statistics of a layer that become smaller by a tenth, ten times."""
+    return [{name: value * 0.9**index for name, value in statistics.items()} for index in range(10)]
+
+
+def played(recording: Recording) -> RunData:
+    """All of a recording."""
+    run = RunData(recording.job)
+    play(recording.records, run, ())
+    return run
+
+
+def machine(kind: str) -> RunData:
+    """A job on one of MACHINES."""
+    return played(record(MACHINES[kind], seed=1))
+
+
+TENTH_OF_A_SECOND = np.full(400, 0.1)
+EVERY_TWENTIETH = np.where(np.arange(400) % 20 == 19, 1.0, 0.0)
+LEARNED = np.repeat(np.linspace(1.4, 0.1, 8), 20).tolist()
+
+
+@dataclass(frozen=True)
+class Example:
+    """Two runs that differ in what the rule looks for. `sick` is None for a rule that never fires."""
+
+    sick: Callable[[], RunData] | None
+    healthy: Callable[[], RunData]
+
+
+EXAMPLES: Mapping[type[Rule], Example] = {
+    ExplodingTensor: Example(lambda: run_with([1.0, 2.0, math.nan]), lambda: run_with([1.0, 0.9, 0.8])),
+    LossNotDecreasing: Example(
+        lambda: run_with((1.4 + noise(300)).tolist()),
+        lambda: run_with((1.5 * np.exp(-np.arange(300) / 150) + 0.5 + noise(300)).tolist()),
+    ),
+    VanishingGradient: Example(
+        lambda: recorded("gradients", first=always(abs_mean=1e-12), last=always(abs_mean=1e-3)),
+        lambda: recorded("gradients", first=always(abs_mean=1e-4), last=always(abs_mean=1e-3)),
+    ),
+    PoorWeightInitialization: Example(
+        lambda: recorded("activations", first=always(input_std=1.0), last=always(input_std=0.01)),
+        lambda: recorded("activations", first=always(input_std=1.0), last=always(input_std=0.5)),
+    ),
+    DeadRelu: Example(
+        lambda: recorded("activations", relu=always(zero_share=0.9, dead_share=0.8)),
+        lambda: recorded("activations", relu=always(zero_share=0.5, dead_share=0.1)),
+    ),
+    WeightUpdateRatio: Example(
+        lambda: recorded("weights", fc=always(update_ratio=0.5)),
+        lambda: recorded("weights", fc=always(update_ratio=1e-3)),
+    ),
+    UnchangedTensor: Example(
+        lambda: recorded("weights", fc=always(abs_mean=1.0, l2=3.0, abs_max=2.0)),
+        lambda: recorded("weights", fc=falling(abs_mean=1.0, l2=3.0, abs_max=2.0)),
+    ),
+    AllZero: Example(
+        lambda: recorded("gradients", fc=always(abs_max=0.0)), lambda: recorded("gradients", fc=always(abs_max=0.1))
+    ),
+    Overfit: Example(
+        lambda: run_with(LEARNED, [1.3, 1.0, 0.8, 0.7, 0.8, 0.9, 1.0, 1.1]),
+        lambda: run_with(LEARNED, [1.3, 1.0, 0.8, 0.7, 0.7, 0.7, 0.7, 0.7]),
+    ),
+    Overtraining: Example(
+        lambda: run_with([0.1] * 300, [0.2] * 15), lambda: run_with([0.1] * 300, np.linspace(0.6, 0.2, 15).tolist())
+    ),
+    ClassImbalance: Example(lambda: classes_of((240, 200, 8, 210)), lambda: classes_of((240, 200, 30, 210))),
+    CheckInputImages: Example(
+        lambda: recorded("inputs", red=always(mean=2.5, std=1.0, images=64)),
+        lambda: recorded("inputs", red=always(mean=0.3, std=1.0, images=64)),
+    ),
+    StalledTraining: Example(lambda: played(timed(90.0, 2400.0)), lambda: played(timed(90.0, 600.0))),
+    Dataloader: Example(
+        lambda: timed_steps(TENTH_OF_A_SECOND.tolist(), data_wait_s=0.06),
+        lambda: timed_steps(TENTH_OF_A_SECOND.tolist(), data_wait_s=0.01),
+    ),
+    LowGPUUtilization: Example(lambda: machine("GPU at 40 %"), lambda: machine("healthy: busy GPU")),
+    CPUBottleneck: Example(lambda: machine("GPU starved by a busy core"), lambda: machine("healthy: busy GPU")),
+    IOBottleneck: Example(lambda: machine("GPU starved by the disk"), lambda: machine("healthy: busy GPU")),
+    GPUMemoryIncrease: Example(lambda: machine("GPU memory fills up"), lambda: machine("healthy: busy GPU")),
+    BatchSize: Example(lambda: machine("small batch on a large machine"), lambda: machine("healthy: busy GPU")),
+    LoadBalancing: Example(lambda: machine("one GPU has half the work"), lambda: machine("healthy: four busy GPUs")),
+    StepOutlier: Example(
+        lambda: timed_steps((TENTH_OF_A_SECOND + EVERY_TWENTIETH).tolist()),
+        lambda: timed_steps(TENTH_OF_A_SECOND.tolist()),
+    ),
+    MaxInitializationTime: Example(lambda: played(timed(1500.0, 0.0)), lambda: played(timed(90.0, 0.0))),
+    OverallSystemUsage: Example(None, lambda: machine("healthy: busy GPU")),
+    OverallFrameworkMetrics: Example(None, lambda: timed_steps(TENTH_OF_A_SECOND.tolist())),
+}

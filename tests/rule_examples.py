@@ -36,7 +36,7 @@ from image_classifier.debugging.rules.tensors import (
     WeightUpdateRatio,
 )
 from image_classifier.debugging.rules.waiting import Dataloader, StalledTraining
-from image_classifier.debugging.rundata import RunData
+from image_classifier.debugging.rundata import Floats, RunData
 from image_classifier.debugging.schema import ClassCounts, JobFacts, StatisticsRecord, StepRecord
 
 Counts = tuple[int, ...]
@@ -63,7 +63,8 @@ def run_with(losses: list[float], evals: list[float] | None = None, *, per_epoch
     return run
 
 
-def noise(count: int, spread: float = 0.15) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def noise(count: int, spread: float = 0.15) -> Floats:
+    """What single batches add to a loss, the same each time."""
     return np.random.default_rng(0).normal(0, spread, count)
 
 
@@ -92,7 +93,7 @@ def recorded(kind: str, **layers: Sequence[Mapping[str, float]]) -> RunData:
     run = RunData(JobFacts(config=CONFIG))
     for index, values in enumerate(zip(*layers.values(), strict=True)):
         by_layer = {name: dict(each) for name, each in zip(layers, values, strict=True)}
-        run.add_statistics(StatisticsRecord(step=10 * index, **{kind: by_layer}))  # type: ignore[arg-type]
+        run.add_statistics(StatisticsRecord(step=10 * index, **{kind: by_layer}))
     return run
 
 

@@ -15,10 +15,11 @@ from benchmarks.system_runs import MACHINES, TIMES, record, timed
 from tests.rule_examples import CONFIG, EXAMPLES, Counts, classes_of, noise, run_with, timed_steps
 
 from image_classifier.contract.errors import ConfigError
+from image_classifier.debugging.live import LiveRules
 from image_classifier.debugging.rules import MODULES, RULES, judge, parse_rules
-from image_classifier.debugging.rules.base import Finding, Rule, insufficient
+from image_classifier.debugging.rules.base import Finding, Rule, insufficient, issue
 from image_classifier.debugging.rules.classes import ClassImbalance, binomial_tail
-from image_classifier.debugging.rules.framework import StepOutlier
+from image_classifier.debugging.rules.framework import MaxInitializationTime, StepOutlier
 from image_classifier.debugging.rules.losses import ExplodingTensor, LossNotDecreasing
 from image_classifier.debugging.rules.overfitting import Overfit
 from image_classifier.debugging.rules.table import BEGIN, END, with_table
@@ -327,6 +328,28 @@ def test_two_rules_cannot_have_one_name(registry: dict[str, type[Rule]]) -> None
     with pytest.raises(TypeError, match=r"there is a rule Overfit already, in image_classifier\.debugging"):
         type("Overfit", (Overfit,), {"managed": None})
     assert registry["Overfit"] is Overfit
+
+
+def test_a_rule_that_can_fire_while_nothing_happens_is_asked_then(
+    registry: dict[str, type[Rule]], tmp_path: Path
+) -> None:
+    class Silence(Rule):
+        managed = None
+        idle_s = 7.0
+
+        def judge(self, run: RunData) -> Finding:
+            return issue("it is silent", "listen", (), 1)
+
+    def live(names: str) -> LiveRules:
+        rules = parse_rules(names)
+        return LiveRules(run_with([1.0]), tmp_path, rules, rules, flush=lambda: None, on_stop=lambda _: None)
+
+    assert live("Overfit,ExplodingTensor").patience_s == math.inf
+    assert live("Overfit,StalledTraining,MaxInitializationTime").patience_s == MaxInitializationTime().threshold_s
+    assert live("all").patience_s == Silence.idle_s
+    fired = live("Overfit,Silence").look_from_outside()
+    assert fired is not None
+    assert fired.rule == "Silence"
 
 
 def test_the_documentations_table_is_that_of_the_classes() -> None:

@@ -11,8 +11,10 @@ import pytest
 from tests.report_folders import CLASSES, CONFIG, make_job, make_tuning
 
 from image_classifier.contract.errors import DataError
+from image_classifier.debugging.rules.base import Aspect, Rule, insufficient
 from image_classifier.debugging.schema import StepRecord
 from image_classifier.report import gather, gather_tuning, render, write_report
+from image_classifier.report.advice import what_next
 from image_classifier.report.curves import step_time, wilson
 from image_classifier.report.facts import to_text
 from image_classifier.report.search_facts import importance
@@ -223,6 +225,37 @@ def test_rules_that_fired_are_the_first_advice(job: Path) -> None:
     assert facts["next"][0]["title"] == "Set workers=8, or store the images smaller"
     assert "weights=imagenet" in _titles(facts)
     assert "deploy.py serve" not in _titles(facts)
+
+
+@pytest.mark.parametrize(
+    ("aspect", "left_out"),
+    [
+        ("generalization", {"Close the gap", "Train longer: epochs=24"}),
+        ("learning", {"Train longer: epochs=24"}),
+        ("classes", {"Add images of"}),
+        ("speed", {"Feed the network"}),
+        (None, set()),
+    ],
+)
+def test_advice_leaves_to_a_rule_what_its_class_says(
+    job: Path,
+    registry: dict[str, type[Rule]],
+    monkeypatch: pytest.MonkeyPatch,
+    aspect: Aspect | None,
+    left_out: set[str],
+) -> None:
+    monkeypatch.setattr("image_classifier.report.advice.MAX_ITEMS", 100)
+    type("OfOurs", (Rule,), {"managed": None, "aspect": aspect, "judge": lambda *_: insufficient("never asked")})
+    fired = {"rule": "OfOurs", "verdict": "IssuesFound", "severity": "warning", "summary": "it is so", "advice": ""}
+    facts = gather(job)
+
+    def titles(*rules: dict[str, str]) -> set[str]:
+        return {" ".join(item["title"].split()[:3]) for item in what_next(facts | {"rules": list(rules)})}
+
+    said_of_rules = {"See the rule", "Serve it: python"}  # the one says that a rule fired, the other that none did
+    assert titles() - titles(fired) - said_of_rules == left_out
+    assert titles(fired) - titles() == {"See the rule"}
+    assert titles(fired | {"rule": "OfAnotherVersion"}) >= titles() - said_of_rules
 
 
 def test_a_clean_job_is_told_to_serve(own_job: Path) -> None:

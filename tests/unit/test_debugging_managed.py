@@ -49,18 +49,18 @@ def test_every_rule_that_aws_has_is_emitted_once() -> None:
 
 
 def test_a_rule_of_our_own_is_not_sent(registry: dict[str, type[Rule]]) -> None:
-    class LabelNoise(Rule):
+    class OfOurs(Rule):
         managed = None
 
         def judge(self, run: RunData) -> Finding:
             return insufficient("looks at nothing")
 
-    assert "LabelNoise" in registry
-    assert "LabelNoise" not in json.dumps(configuration(framework_metrics=True))
-    alone = configuration("LabelNoise")
+    assert "OfOurs" in registry
+    assert "OfOurs" not in json.dumps(configuration(framework_metrics=True))
+    alone = configuration("OfOurs")
     assert emitted(alone) == []
     assert "DebugRuleConfigurations" not in alone
-    assert emitted(configuration("LabelNoise,Overfit")) == emitted(configuration("Overfit"))
+    assert emitted(configuration("OfOurs,Overfit")) == emitted(configuration("Overfit"))
 
 
 def test_managed_rules_are_among_those_of_awss_own_package() -> None:

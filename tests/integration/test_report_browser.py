@@ -103,6 +103,26 @@ def test_a_curve_tells_its_numbers_under_the_pointer(chromium: Browser, job_repo
     assert "validation: " in told
 
 
+def test_the_picture_of_a_search_is_drawn_alone_and_fits_its_frame(chromium: Browser, tuning_report: Path) -> None:
+    chromium.problems.clear()
+    chromium.open(tuning_report.with_name("tuning.svg"))
+    assert chromium.problems == []
+    found = chromium.run(
+        """(() => {
+          const root = document.documentElement, frame = root.getBoundingClientRect();
+          const boxes = [...root.querySelectorAll('text, polyline, circle')].map(each => each.getBoundingClientRect());
+          return {
+            outside: boxes.filter(box => box.left < 0 || box.right > frame.width || box.bottom > frame.height).length,
+            best: getComputedStyle(root.querySelector('.trial.best')).stroke,
+            plain: getComputedStyle(root.querySelector('.trial:not(.best)')).stroke,
+          };
+        })()"""
+    )
+    assert found["outside"] == 0
+    assert found["best"] == "rgb(200, 86, 10)"
+    assert found["plain"] not in (found["best"], "none")
+
+
 def test_it_prints(chromium: Browser, job_report: Path) -> None:
     chromium.open(job_report)
     assert chromium.pdf().startswith(b"%PDF")

@@ -1,9 +1,10 @@
 """The report of a job: report.html, one file that explains itself, and report.json, the same facts for programs.
 
-    facts.py, tuning.py     what there is to say, gathered from a folder (curves, layers, answers, dataset: its parts)
-    advice.py               what to do next
-    job_page.py, ...        the facts as sections (results, inside, tuning_page) on a page (page, style.css, script.js)
-    charts.py, grids.py     drawings (scales, formats and html are below them)
+    facts, search_facts     what there is to say, gathered from a folder (curves, layers, answers, dataset: its parts)
+    advice                  what to do next
+    job_page, search_page   the facts as sections (results, inside, ...) on a page (page, style.css, script.js)
+    search_picture          the drawings of a search's page as one SVG file
+    charts, grids           drawings (chart.css; scales, formats and html are below them)
 
 Needs the standard library, numpy and Pillow; runs in the training container and on a laptop alike.
 """
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from image_classifier.contract.files import write_text
-from image_classifier.contract.outputs import REPORT, REPORT_HTML
+from image_classifier.contract.outputs import REPORT, REPORT_HTML, TUNING_PICTURE
 from image_classifier.report.facts import gather, to_text
 from image_classifier.report.job_page import render_job
 from image_classifier.report.search_facts import gather_tuning, is_tuning
 from image_classifier.report.search_page import render_tuning
+from image_classifier.report.search_picture import draw_tuning
 from image_classifier.report.sources import locate
 
 __all__ = ["gather", "gather_tuning", "render", "write_report"]
@@ -32,6 +34,8 @@ def render(facts: Mapping[str, Any]) -> str:
 
 def write_report(folder: Path, *, name: str = "") -> Path:
     """Gathers the facts in `folder`, a training job's or a tuning run's, and writes report.html and report.json.
+
+    Beside those of a tuning run it writes tuning.svg, the drawings alone.
 
     Args:
         name: of the job, for the heading; without it the folder's, or that of an earlier report.
@@ -48,4 +52,6 @@ def write_report(folder: Path, *, name: str = "") -> Path:
     target = folder if tuning else locate(folder).data
     write_text(target / REPORT_HTML, render(facts))
     write_text(target / REPORT.name, to_text(facts))
+    if tuning:
+        write_text(target / TUNING_PICTURE, draw_tuning(facts))
     return target / REPORT_HTML

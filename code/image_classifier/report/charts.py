@@ -1,7 +1,8 @@
 """Line charts and bars as inline SVG: axes with units, light gridlines, a tooltip on everything that has a number.
 
-Colours, fonts and dark mode are the style sheet's: shapes carry classes (`c0`..`c5` for series, `q0`..`q8` for a ramp)
-and no style. A tooltip is an SVG <title>; the page's script shows it nicer, without the script browsers show it too.
+Colours, fonts and dark mode are the style sheets' (chart.css, style.css): shapes carry classes (`c0`..`c5` for series,
+`q0`..`q8` for a ramp) and no style. A tooltip is an SVG <title>; the page's script shows it nicer, without the script
+browsers show it too.
 """
 
 from __future__ import annotations
@@ -56,7 +57,14 @@ class Axis:
 def svg(width: float, height: float, label: str, *content: Markup | None, class_: str = "chart") -> Markup:
     """A drawing with a description for those who cannot see it."""
     return tag(
-        "svg", *content, viewBox=f"0 0 {width:g} {height:g}", role="img", aria_label=label, class_=class_, width=width
+        "svg",
+        *content,
+        viewBox=f"0 0 {width:g} {height:g}",
+        role="img",
+        aria_label=label,
+        class_=class_,
+        width=width,
+        height=height,
     )
 
 

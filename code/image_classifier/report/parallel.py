@@ -86,7 +86,7 @@ def parallel_coordinates(
     for i, column in enumerate(columns):
         parts.append(_axis(column, side + i * gap, top, bottom, last=i == len(columns) - 1))
     label = f"Parallel coordinates of {len(trials)} trials over {', '.join([*names, objective])}"
-    return tag("div", svg(width, height, label, joined(parts), class_="chart wide"), class_="scroll")
+    return svg(width, height, label, joined(parts), class_="chart wide")
 
 
 def _told(value: Any) -> str:

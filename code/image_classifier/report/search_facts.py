@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,7 +78,7 @@ def _trials(path: Path) -> tuple[list[str], str, list[dict[str, Any]]]:
                 "trial": int(row["trial"]),
                 "status": row["status"],
                 "values": {name: _value(row[name]) for name in names},
-                "value": float(row[objective]) if row[objective] else None,
+                "value": _finite(row[objective]),
                 "best_epoch": int(row["best_epoch"]) if row["best_epoch"] else None,
                 "epochs": int(row["epochs"]),
                 "seconds": float(row["seconds"]),
@@ -91,6 +92,11 @@ def _trials(path: Path) -> tuple[list[str], str, list[dict[str, Any]]]:
             f"{path} is missing or damaged", "the table is written at the end of `deploy.py tune`"
         ) from None
     return names, objective, trials
+
+
+def _finite(text: str) -> float | None:
+    value = float(text) if text else math.nan
+    return value if math.isfinite(value) else None
 
 
 def _value(text: str) -> float | str:

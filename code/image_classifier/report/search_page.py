@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from image_classifier.report.charts import Axis, Series, frame, line_chart, meter
-from image_classifier.report.formats import DASH, count, duration, number, percent, share_tick
+from image_classifier.report.charts import meter
+from image_classifier.report.formats import DASH, count, duration, number, percent
 from image_classifier.report.html import Markup, joined, tag
 from image_classifier.report.page import (
     Facts,
@@ -19,15 +19,12 @@ from image_classifier.report.page import (
     plain_list,
     table,
 )
-from image_classifier.report.parallel import Trial, parallel_coordinates
-from image_classifier.report.scales import fit
+from image_classifier.report.search_charts import AT_A_GLANCE, BY_EPOCH, BY_TRIAL, at_a_glance, by_epoch, by_trial
 from image_classifier.report.search_facts import MIN_TRIALS, SHUFFLES, SURE
-
-WIDTH = 960.0
 
 
 def render_tuning(facts: Facts) -> str:
-    """The facts of `tuning.gather_tuning` as one HTML document."""
+    """The facts of `search_facts.gather_tuning` as one HTML document."""
     done = sum(trial["status"] == "Completed" for trial in facts["trials"])
     meta = (
         f"{count(len(facts['trials']), 'trial')}, {done} completed · objective {facts['objective']}, "
@@ -79,25 +76,10 @@ def what_next(facts: Facts) -> Markup:
 
 def picture(facts: Facts) -> Markup:
     """All trials with a value as parallel coordinates."""
-    trials = [
-        Trial(each["trial"], each["values"], each["value"]) for each in facts["trials"] if each["value"] is not None
-    ]
-    if len(trials) < 2 or not facts["names"]:
+    drawing = at_a_glance(facts)
+    if drawing is None:
         return note("Fewer than two trials gave a value.")
-    drawing = parallel_coordinates(
-        trials,
-        facts["names"],
-        facts["objective"],
-        maximize=facts["maximize"],
-        best=(facts["best"] or {}).get("trial"),
-        width=WIDTH,
-        height=360,
-    )
-    return figure(
-        drawing,
-        "One line a trial, pruned ones with the best value they reached. The stronger the colour, the better; "
-        "orange is the best trial.",
-    )
+    return figure(tag("div", drawing, class_="scroll"), AT_A_GLANCE)
 
 
 def importance(facts: Facts) -> Markup:
@@ -125,60 +107,10 @@ def importance(facts: Facts) -> Markup:
 
 def progress(facts: Facts) -> Markup:
     """The objective in the order of the trials, and after each epoch."""
-    valued = [each for each in facts["trials"] if each["value"] is not None]
-    if not valued:
+    trials, epochs = by_trial(facts, named=True), by_epoch(facts)
+    if trials is None:
         return note("No trial gave a value.")
-    return tag("div", _by_trial(facts, valued), _by_epoch(facts), class_="pair-of")
-
-
-def _by_trial(facts: Facts, valued: list[dict[str, Any]]) -> Markup:
-    choose, running = max if facts["maximize"] else min, []
-    best: float | None = None
-    for each in valued:
-        if each["status"] == "Completed":
-            best = each["value"] if best is None else choose(best, each["value"])
-            running.append((float(each["trial"]), best))
-    points = [(float(each["trial"]), each["value"]) for each in valued]
-    series = [
-        Series(name="best so far", points=running, style="c1"),
-        Series(name="trial", points=points, style="c0 lone", dots=True),
-    ]
-    return figure(
-        _chart(facts, "Objective by trial", series, "trial"),
-        "The longer the line stays flat, the less another trial is likely to bring.",
-    )
-
-
-def _by_epoch(facts: Facts) -> Markup | None:
-    if not facts["curves"]:
-        return None
-    best = (facts["best"] or {}).get("trial")
-    series = [
-        Series(
-            name=f"trial {curve['trial']}",
-            points=[(float(i), v) for i, v in enumerate(curve["values"], 1)],
-            style="c1" if curve["trial"] == best else "c0 faint",
-        )
-        for curve in sorted(facts["curves"], key=lambda curve: curve["trial"] == best)
-    ]
-    return figure(
-        _chart(facts, "Objective by epoch", series, "epoch", named=False),
-        "Each line is a trial, the best one in orange; lines that end early were pruned.",
-    )
-
-
-def _chart(facts: Facts, label: str, series: list[Series], title: str, *, named: bool = True) -> Markup:
-    width, height = 480.0, 280.0
-    (left, right), (bottom, top) = frame(width, height)
-    places = [x for each in series for x, _ in each.points]
-    scale = fit([], left, right, low=min(places), high=max(*places, min(places) + 1))
-    x = Axis(scale=scale, title=title, form=number, ticks=[tick for tick in scale.ticks() if tick == int(tick)])
-    y = Axis(
-        scale=fit([y for each in series for _, y in each.points], bottom, top),
-        title=facts["objective"],
-        form=share_tick if "accuracy" in facts["objective"] else number,
-    )
-    return line_chart(label, series, x, y, width=width, height=height, named=named)
+    return tag("div", figure(trials, BY_TRIAL), None if epochs is None else figure(epochs, BY_EPOCH), class_="pair-of")
 
 
 def trials(facts: Facts) -> Markup:

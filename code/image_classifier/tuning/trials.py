@@ -16,7 +16,6 @@ from image_classifier.contract.outputs import (
     TRIALS,
     TRIALS_END,
     TRIALS_FOLDER,
-    TUNING_PICTURE,
     BestEpoch,
     best_epoch,
 )
@@ -100,9 +99,8 @@ def write_results(
     *,
     carried: Mapping[str, str],
 ) -> Found:
-    """Writes trials.csv, best.json, tuning.svg and report.html. At least one of `rows` has completed."""
+    """Writes trials.csv, best.json and the report with its picture. At least one of `rows` has completed."""
     from image_classifier.report import write_report
-    from image_classifier.tuning.picture import draw
 
     best = pick_best(rows, objective)
     if best is None or best.best is None:
@@ -121,7 +119,6 @@ def write_results(
         "config": texts,
     }
     BEST.write(run.path, document)
-    draw(run.path / TUNING_PICTURE, rows, best, objective, space)
     write_report(run.path)
     return Found(
         run=run,

@@ -19,7 +19,7 @@ from image_classifier.launch.runs import Status, create_run
 from image_classifier.vision.sample_data import make_sample_data
 
 DEPLOY = Path(__file__).parents[2] / "deploy.py"
-HEAVY = {"torch", "boto3", "botocore", "sagemaker", "optuna", "PIL", "numpy", "rich", "matplotlib", "urllib3"}
+HEAVY = {"torch", "boto3", "botocore", "sagemaker", "optuna", "PIL", "numpy", "rich", "urllib3"}
 
 
 def listen(listener: socket.socket) -> int:

@@ -17,7 +17,6 @@ from image_classifier.contract.metrics import METRIC_BY_NAME
 from image_classifier.launch.runs import Status
 
 Deploy = Callable[..., tuple[int, str, str]]
-OFF = "TrainingJobEarlyStoppingType"
 ARN = f"arn:aws:sagemaker:us-east-1:{ACCOUNT}:training-job/"
 
 

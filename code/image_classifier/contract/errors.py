@@ -9,7 +9,6 @@ ClassifierError                  a sentence for a person, and a hint what to do
 │   └── JobStopped               a job was asked to stop and saved its state
 │       └── RuleFired            a rule of the debugger stopped it
 ├── PlatformError                the machine refuses: port in use, disk full, no permission
-│   └── NotAvailable             the name is reserved for something that does not exist yet
 └── RequestError                 one request to the endpoint is wrong; carries the HTTP status
     ├── ImageError          400  the bytes are not an image that can be read
     ├── NotAcceptable       406  no response type the client accepts
@@ -80,10 +79,6 @@ class RuleFired(JobStopped):
 
 class PlatformError(ClassifierError):
     """The machine refuses: a port in use, a full disk, a missing program or permission."""
-
-
-class NotAvailable(PlatformError):
-    """A reserved name for something that does not exist yet."""
 
 
 class RequestError(ClassifierError):

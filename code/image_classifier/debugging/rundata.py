@@ -30,7 +30,6 @@ from image_classifier.debugging.schema import (
 
 Floats = NDArray[np.float64]
 STEP_VALUES = ("loss", "clean_loss", "seconds", "images", *PHASES)
-GPU = "gpu"
 
 
 class Series:

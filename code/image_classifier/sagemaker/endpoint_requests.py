@@ -150,7 +150,7 @@ def scaling(endpoint: str, settings: SageMakerSettings, *, place: Place) -> list
         Request(service="application-autoscaling", operation="put_scaling_policy", body=policy),
     ]
     if settings.variant == "async" and settings.min_instances == 0:
-        requests += _wake_up(endpoint, target, settings, place)
+        requests += _wake_up(endpoint, target)
     return requests
 
 
@@ -235,7 +235,7 @@ def _data_capture(settings: SageMakerSettings, place: Place) -> Body:
     }
 
 
-def _wake_up(endpoint: str, target: Body, settings: SageMakerSettings, place: Place) -> list[Request]:
+def _wake_up(endpoint: str, target: Body) -> list[Request]:
     """From no instance to one: with none running there is no backlog per instance for the other policy to see."""
     steps: Body = {
         "AdjustmentType": "ChangeInCapacity",

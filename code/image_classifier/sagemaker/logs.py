@@ -6,7 +6,6 @@ from image_classifier.sagemaker.failures import MISSING, AwsError
 from image_classifier.sagemaker.session import Session
 
 TRAINING_GROUP = "/aws/sagemaker/TrainingJobs"
-TRANSFORM_GROUP = "/aws/sagemaker/TransformJobs"
 ENDPOINT_GROUP = "/aws/sagemaker/Endpoints"  # /NAME
 
 

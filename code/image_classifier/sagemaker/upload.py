@@ -50,11 +50,6 @@ class DataSet:
     channels: tuple[str, ...]
     files: tuple[DataFile, ...]
 
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return sum(file.size for file in self.files)
-
     def uris(self, root: str) -> dict[str, str]:
         """Channel -> S3 folder. The slash at the end keeps `train/` from also meaning `train-old/`."""
         return {name: f"{root}/data/{self.fingerprint}/{name}/" for name in self.channels}
@@ -65,7 +60,6 @@ class Sent:
     """How far an upload is: files and bytes that were sent, copied inside S3, or there already."""
 
     total: int
-    total_bytes: int
     sent: int = 0
     sent_bytes: int = 0
     copied: int = 0
@@ -104,7 +98,7 @@ def read_data_set(folders: ImageFolders) -> DataSet:
 def upload_data_set(session: Session, data: DataSet, progress: Callable[[Sent], None]) -> Sent:
     """Puts a data set where `DataSet.uris` says. Raises AwsError; what arrived is not sent again next time."""
     folder = f"{session.settings.prefix.strip('/')}/data/{data.fingerprint}"
-    sent = Sent(total=len(data.files), total_bytes=data.size)
+    sent = Sent(total=len(data.files))
     ensure_bucket(session)
     if _exists(session, f"{folder}/{INDEX}"):
         sent.present = sent.total

@@ -128,7 +128,7 @@ class Machine:
         for core in self._cores:
             if core < len(percents):
                 yield "cpu", f"cpu{core}", "CPUUtilization", percents[core]
-        yield "cpu", "cpu", "I/OWaitPercentage", getattr(psutil.cpu_times_percent(), "iowait", 0.0)
+        yield "cpu", "cpu", "I/OWaitPercentage", psutil.cpu_times_percent().iowait
         yield "memory", "memory", "MemoryUsedPercent", psutil.virtual_memory().percent
         yield "memory", "process", "ProcessMemoryBytes", float(self._memory())
         yield from self._rates()

@@ -8,7 +8,7 @@
     output/data/statistics.jsonl              one StatisticsRecord a line: gradients, weights, activations by layer
     output/data/classes.jsonl                 one ClassCounts a line: labels and right answers of an epoch by class
     output/data/rules.json                    a list of RuleResults, in the order of the rule table
-    output/data/report.html, report.json      all of this explained (debugging/report)
+    output/data/report.html, report.json      all of this explained (report)
     output/data/trace.json.gz                 a torch.profiler window, opens in https://ui.perfetto.dev
 
 Steps are counted from 0 over the whole job, each mode for itself, also through an interruption: a line written again

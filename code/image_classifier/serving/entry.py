@@ -35,7 +35,7 @@ from image_classifier.vision.manifest import GoldenSample
 
 _STARTUP_POLL_S = 0.05
 _WATCH_POLL_S = 0.5
-_MAX_TEMPORARY_BYTES = 70  # a socket's path has at most 107 bytes on Linux, 103 on macOS; ours add 30
+_MAX_TEMPORARY_BYTES = 70  # of the 107 that a socket's path has at most; ours add 30
 _SEE_ABOVE = "its own messages stand above"
 _GPU_WORKERS = 4  # a worker decodes one image at a time; more of them only fill the GPU's memory
 _INVOCATION_TIMEOUT_S = 60

@@ -24,6 +24,7 @@ import numpy as np
 import PIL
 import psutil
 import torch
+from benchmarks.record import write_result
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms
@@ -35,7 +36,6 @@ from image_classifier.vision.folders import scan
 from image_classifier.vision.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from image_classifier.vision.sample_data import make_sample_data
 
-RESULT = Path(__file__).parent / "results" / "data.md"
 IMAGE_SIZE = 224
 LATER_EPOCHS = 2
 CACHE_BYTES = 2 * 1024**3
@@ -251,11 +251,8 @@ def main() -> None:
         "| processor time, later | waiting, first epoch | waiting, later |",
         "|---|---|---|---|---|---|---|---|---|",
         *table,
-        "",
     ]
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text("\n".join(text), encoding="utf-8")
-    print("\n".join(text))
+    write_result("data.md", text)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from benchmarks.record import write_result
 from torch import nn
 
 from image_classifier.contract.config import TrainConfig
@@ -35,7 +36,6 @@ from image_classifier.training.observe import Watched, make_hook
 from image_classifier.training.stop import StopFlag
 from image_classifier.vision.model import build_model
 
-RESULT = Path(__file__).parent / "results" / "hook.md"
 CLASSES = 133
 INTERVAL = TrainConfig().debug_interval
 FIRST = INTERVAL + 1  # the many records of the first steps are over
@@ -293,11 +293,8 @@ def main() -> None:
         "| watched by | all steps | smallest .. largest round | median pair of turns | its 95 % interval |",
         "|---|---|---|---|---|",
         *rows,
-        "",
     ]
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text("\n".join(text), encoding="utf-8")
-    print("\n".join(text))
+    write_result("hook.md", text)
 
 
 if __name__ == "__main__":

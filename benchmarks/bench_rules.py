@@ -20,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from benchmarks.record import write_result
 from benchmarks.rule_cases import CASES, PHOTOGRAPHS
 from benchmarks.rule_replay import Judgement, Keeper, Recording, judge_recording, read_recording
 from benchmarks.rule_runs import train
@@ -46,7 +47,6 @@ JOBS: dict[str, tuple[tuple[type[Rule], ...], TrainConfig]] = {  # rules that sh
     "ResNet50, AdamW, learning rate 3": ((WeightUpdateRatio,), JOB.replace(optimizer="adamw", lr=3.0)),
 }
 RULES_HERE = [rule() for rule in RULES.values()]
-RESULT = Path(__file__).parent / "results" / "rules.md"
 
 
 def little_training(kind: str, seed: int, photos: Path | None) -> Judgement:
@@ -165,9 +165,7 @@ def main() -> None:
         "",
         *recorded,
     ]
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")
-    print(RESULT)
+    write_result("rules.md", text)
 
 
 if __name__ == "__main__":

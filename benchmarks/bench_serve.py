@@ -31,6 +31,7 @@ import openvino
 import torch
 from benchmarks import stock_server
 from benchmarks.bench_data import Photos, make_photos
+from benchmarks.record import write_result
 
 from image_classifier.contract.endpoint import HOST_VARIABLE, PORT_VARIABLE, WORKERS_VARIABLE
 from image_classifier.serving.server import find_java_home
@@ -38,7 +39,6 @@ from image_classifier.vision.artifact import GoldenSample, write_model
 from image_classifier.vision.model import build_model, state_arrays
 from image_classifier.vision.preprocess import Preprocessing, load
 
-RESULT = Path(__file__).parent / "results" / "serve.md"
 SOURCE = Path(__file__).parents[1] / "code"
 CLASSES = tuple(f"class {number}" for number in range(133))
 PHOTOS = Photos(name="500 x 375", width=500, height=375, count=8, batch_size=1)
@@ -325,11 +325,8 @@ def main() -> None:
         f"{start_ratio(started[OURS], started[TORCH])} of the time of {TORCH}, "
         f"{start_ratio(started[OURS], started[STOCK])} of that of {STOCK}. Ours has by then reproduced its golden "
         "samples in every process.",
-        "",
     ]
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text("\n".join(text), encoding="utf-8")
-    print("\n".join(text))
+    write_result("serve.md", text)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ What is learned and what is confused follows simple curves; the formats are writ
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,11 +15,29 @@ import numpy as np
 from PIL import Image
 
 from image_classifier.contract.config import TrainConfig
-from image_classifier.contract.outputs import SETUP
+from image_classifier.contract.outputs import (
+    BAD_IMAGES,
+    BEST,
+    CONFUSION,
+    HISTORY,
+    JOB,
+    METRICS,
+    PER_CLASS,
+    RULES,
+    SETUP,
+    STATISTICS,
+    STEPS,
+    SYSTEM_FOLDER,
+    TEST_PREDICTIONS,
+    TRIALS,
+    TRIALS_END,
+    TRIALS_FOLDER,
+)  # fmt: skip
 from image_classifier.debugging.schema import (
     PHASES,
     Evidence,
     JobFacts,
+    Mode,
     RuleResult,
     StatisticsRecord,
     StepRecord,
@@ -34,6 +50,7 @@ from image_classifier.debugging.schema import (
 
 CLASSES = ("aster", "bluebell", "crocus", "daffodil", "foxglove", "iris", "lily", "poppy", "rose", "tulip")
 HOSTILE = "<script>alert(1)</script>"
+DIVERGED = "the training loss became nan in epoch 1, by step 10: the training has diverged"
 CONFIG = TrainConfig(weights="none", epochs=12, batch_size=16, image_size=64, lr=0.02, augment="light")
 STARTED = 1_790_000_000.0
 STEPS_PER_EPOCH = 40
@@ -62,33 +79,25 @@ def make_job(
     steps = _steps(epochs, random)
     if processes > 1:
         steps = [_of_process(step, LAST_WAITS_S) for step in steps]
-    _lines(data / "steps.jsonl", [to_json(step) for step in steps])
+    write_lines(data / STEPS.name, steps)
     for rank in range(1, processes):
         late = 0.0 if rank == processes - 1 else LAST_WAITS_S
         own = [_of_process(step, late) for step in _steps(epochs, random) if step.mode == "train"]
-        _lines(data / of_rank("steps.jsonl", rank), [to_json(step) for step in own])
-    _lines(data / "statistics.jsonl", [to_json(record) for record in _statistics(epochs, random)])
-    (data / "rules.json").write_text(rule_results_to_json(_rules()), encoding="utf-8")
+        write_lines(data / of_rank(STEPS.name, rank), own)
+    write_lines(data / STATISTICS.name, _statistics(epochs, random))
+    (data / RULES.name).write_text(rule_results_to_json(_rules()), encoding="utf-8")
     for host in range(1, processes + 1):
         _write_system(folder / "output", steps, random, node=f"algo-{host}", idle=25.0 * (host - 1))
     hits = sum(label == predicted for _, label, predicted, _ in predictions)
     best = max(range(epochs), key=lambda i: history[i]["validation:accuracy"])
     test = {"test:loss": 0.52, "test:accuracy": hits / len(predictions), "test:top5_accuracy": 0.98}
     images = {"train": 60 * len(classes), "valid": 12 * len(classes), "test": len(predictions)}
-    _json(
-        data / "metrics.json",
-        {
-            "best_epoch": best + 1,
-            "epochs": epochs,
-            "metrics": {k: v for k, v in history[best].items() if ":" in k} | test,
-            "classes": len(classes),
-            "images": images,
-            "unreadable_images": 1,
-            "seconds": steps[-1].time - STARTED + 4,
-            "device": "NVIDIA H200",
-            "bf16": True,
-        },
-    )
+    METRICS.write(data, {
+        "best_epoch": best + 1, "epochs": epochs,
+        "metrics": {name: value for name, value in history[best].items() if ":" in name} | test,
+        "classes": len(classes), "images": images, "unreadable_images": 1, "seconds": steps[-1].time - STARTED + 4,
+        "device": "NVIDIA H200", "bf16": True,
+    })  # fmt: skip
     config = {name: getattr(CONFIG, name) for name in CONFIG.to_hyperparameters()}
     facts = JobFacts(
         config=config,
@@ -101,10 +110,8 @@ def make_job(
         environment={"python": "3.11.2", "torch": "2.14.1", "platform": "Linux x86_64", "host": "algo-1"},
     )
     (data / SETUP.name).write_text(to_json(facts), encoding="utf-8")
-    _json(
-        data / "bad_images.json",
-        {"/opt/ml/input/data/train/iris/0007.jpg": "/opt/ml/input/data/train/iris/0007.jpg is truncated"},
-    )
+    unreadable = "/opt/ml/input/data/train/iris/0007.jpg"
+    BAD_IMAGES.write(data, {unreadable: f"{unreadable} is truncated"})
     return folder
 
 
@@ -125,55 +132,20 @@ def make_tuning(folder: Path, *, trials: int = 16) -> Path:
         failure = (
             "the training loss became nan in epoch 1, by step 10: the training has diverged" if number == 5 else ""
         )
-        rows.append(
-            [
-                number,
-                status,
-                repr(float(f"{lr:.6g}")),
-                batch,
-                optimizer,
-                value,
-                best_epoch,
-                epochs,
-                f"{epochs * 9.2:.1f}",
-                failure,
-                f"trials/{number:03}",
-            ]
-        )
+        end = [best_epoch, epochs, f"{epochs * 9.2:.1f}", failure, f"{TRIALS_FOLDER}/{number:03}"]
+        rows.append([number, status, repr(float(f"{lr:.6g}")), batch, optimizer, value, *end])
         if curve:
-            data = folder / "trials" / f"{number:03}" / "output" / "data"
+            data = folder / TRIALS_FOLDER / f"{number:03}" / "output" / "data"
             data.mkdir(parents=True)
-            _lines(
-                data / "history.jsonl",
-                [json.dumps({"epoch": i, "validation:accuracy": v}) for i, v in enumerate(curve, 1)],
-            )
-    header = [
-        "trial",
-        "status",
-        "lr",
-        "batch_size",
-        "optimizer",
-        "validation:accuracy",
-        "best_epoch",
-        "epochs",
-        "seconds",
-        "failure",
-        "folder",
-    ]
-    _csv(folder / "trials.csv", header, rows)
+            HISTORY.write(data, [{"epoch": i, "validation:accuracy": v} for i, v in enumerate(curve, 1)])
+    TRIALS.write(folder, rows, further=["lr", "batch_size", "optimizer", "validation:accuracy", *TRIALS_END])
     best = max((row for row in rows if row[1] == "Completed"), key=lambda row: float(row[5]))
-    values = {"lr": best[2], "batch_size": str(best[3]), "optimizer": best[4]}
-    _json(
-        folder / "best.json",
-        {
-            "hyperparameters": values,
-            "objective": "validation:accuracy",
-            "value": float(best[5]),
-            "epoch": best[6],
-            "trial": best[0],
-        },
-    )
-    _json(folder / "job.json", {"kind": "tune", "config": CONFIG.to_hyperparameters()})
+    found = {"lr": best[2], "batch_size": str(best[3]), "optimizer": best[4]}
+    BEST.write(folder, {
+        "hyperparameters": found, "objective": "validation:accuracy", "value": float(best[5]), "epoch": best[6],
+        "trial": best[0],
+    })  # fmt: skip
+    JOB.write(folder, {"kind": "tune", "config": CONFIG.to_hyperparameters()})
     return folder
 
 
@@ -225,29 +197,21 @@ def _write_history(data: Path, epochs: int) -> list[dict[str, float]]:
                 "seconds": STEPS_PER_EPOCH * STEP_S,
             }
         )
-    _lines(data / "history.jsonl", [json.dumps(row) for row in history])
+    HISTORY.write(data, history)
     return history
 
 
 def _write_answers(data: Path, classes: Sequence[str], predictions: Sequence[tuple[str, str, str, float]]) -> None:
     counts = [[sum((label, said) == (t, o) for _, label, said, _ in predictions) for o in classes] for t in classes]
-    _csv(
-        data / "confusion.csv",
-        ["true \\ predicted", *classes],
-        [[name, *row] for name, row in zip(classes, counts, strict=True)],
-    )
+    CONFUSION.write(data, [[name, *row] for name, row in zip(classes, counts, strict=True)], further=classes)
     rows = []
     for i, name in enumerate(classes):
         images, answered = sum(counts[i]), sum(row[i] for row in counts)
         recall, precision = counts[i][i] / max(images, 1), counts[i][i] / max(answered, 1)
         f1 = 2 * counts[i][i] / max(images + answered, 1)
         rows.append([name, images, f"{precision:.4f}", f"{recall:.4f}", f"{f1:.4f}"])
-    _csv(data / "per_class.csv", ["class", "images", "precision", "recall", "f1"], rows)
-    _csv(
-        data / "test_predictions.csv",
-        ["path", "label", "predicted", "probability"],
-        [[*row[:3], f"{row[3]:.6f}"] for row in predictions],
-    )
+    PER_CLASS.write(data, rows)
+    TEST_PREDICTIONS.write(data, [[*row[:3], f"{row[3]:.6f}"] for row in predictions])
 
 
 def _steps(epochs: int, random: np.random.Generator) -> list[StepRecord]:
@@ -262,39 +226,23 @@ def _steps(epochs: int, random: np.random.Generator) -> list[StepRecord]:
         epoch = step // STEPS_PER_EPOCH + 1
         steps.append(
             StepRecord(
-                step=step,
-                epoch=epoch,
-                mode="train",
-                time=now,
-                seconds=seconds,
-                images=16,
-                loss=loss + 0.2,
-                clean_loss=loss,
-                **phases,
+                step=step, epoch=epoch, mode="train", time=now, seconds=seconds, images=16, loss=loss + 0.2,
+                clean_loss=loss, **phases,
             )
-        )
+        )  # fmt: skip
         if (step + 1) % STEPS_PER_EPOCH == 0:
             for _ in range(8):
                 now += 0.2
-                steps.append(
-                    StepRecord(
-                        step=evaluations,
-                        epoch=epoch,
-                        mode="eval",
-                        time=now,
-                        seconds=0.2,
-                        images=15,
-                        loss=loss,
-                        clean_loss=loss,
-                    )
-                )
+                steps.append(_evaluated(evaluations, epoch, "eval", now, loss))
                 evaluations += 1
     for step in range(8):
         now += 0.2
-        steps.append(
-            StepRecord(step=step, epoch=epochs, mode="test", time=now, seconds=0.2, images=15, loss=0.5, clean_loss=0.5)
-        )
+        steps.append(_evaluated(step, epochs, "test", now, 0.5))
     return steps
+
+
+def _evaluated(step: int, epoch: int, mode: Mode, time: float, loss: float) -> StepRecord:
+    return StepRecord(step=step, epoch=epoch, mode=mode, time=time, seconds=0.2, images=15, loss=loss, clean_loss=loss)
 
 
 def _layers() -> list[str]:
@@ -315,79 +263,37 @@ def _statistics(epochs: int, random: np.random.Generator) -> list[StatisticsReco
             size = 1e-3 * math.exp(-step / 300 - 0.05 * depth) * random.lognormal(0, 0.3)
             gradients[f"{name}.weight"] = {"abs_mean": size, "l2": size * 300, "abs_max": size * 20}
             ratio = 4e-3 * math.exp(-step / 400) * random.lognormal(0, 0.2) * (4 if name == "fc" else 1)
-            weights[f"{name}.weight"] = {
-                "abs_mean": 0.02,
-                "l2": 10 + depth * 0.3 + step / 300,
-                "abs_max": 0.4,
-                "update_ratio": ratio,
-            }
+            norm = 10 + depth * 0.3 + step / 300
+            weights[f"{name}.weight"] = {"abs_mean": 0.02, "l2": norm, "abs_max": 0.4, "update_ratio": ratio}
             if name.endswith("conv3"):
                 dead = 0.0 if step < 60 else 0.01 * depth * random.random()
-                activations[f"{name[:-5]}relu_output_2"] = {
-                    "input_std": 1.0,
-                    "abs_max": 6.0,
-                    "zero_share": 0.5,
-                    "dead_share": dead,
-                }
+                seen = {"input_std": 1.0, "abs_max": 6.0, "zero_share": 0.5, "dead_share": dead}
+                activations[f"{name[:-5]}relu_output_2"] = seen
         records.append(StatisticsRecord(step=step, gradients=gradients, weights=weights, activations=activations))
     return records
 
 
 def _rules() -> list[RuleResult]:
     wait = tuple(Evidence(step=97 * i, name="data_wait share", value=0.55 + 0.01 * i) for i in range(1, 5))
+    fine, issues, unknown = Verdict.NO_ISSUES, Verdict.ISSUES, Verdict.INSUFFICIENT_DATA
     return [
-        RuleResult(
-            rule="VanishingGradient",
-            verdict=Verdict.NO_ISSUES,
-            severity="critical",
-            summary="The smallest gradient, 2.1e-05, is far above 1e-07.",
-            parameters={"threshold": 1e-7},
-            datapoints=2400,
-        ),
-        RuleResult(
-            rule="LossNotDecreasing",
-            verdict=Verdict.NO_ISSUES,
-            severity="critical",
-            summary="The 50-step mean fell from 2.1 to 0.31.",
-            parameters={"window": 50},
-            datapoints=480,
-        ),
-        RuleResult(
-            rule="Dataloader",
-            verdict=Verdict.ISSUES,
-            severity="warning",
-            summary="Data wait is 56 % of the step.",
-            advice="Set workers=8, or store the images smaller.",
-            evidence=wait,
-            parameters={"share": 0.3},
-            datapoints=480,
-        ),
-        RuleResult(
-            rule="Overfit",
-            verdict=Verdict.ISSUES,
-            severity="warning",
-            summary="Validation loss is 34 % above training loss in epoch 12.",
-            advice="Use augment=standard, or raise weight_decay.",
-            evidence=(Evidence(step=479, name="valid / train loss - 1", value=0.34),),
-            parameters={"ratio": 0.1, "patience": 3},
-            datapoints=12,
-        ),
-        RuleResult(
-            rule="LowGPUUtilization",
-            verdict=Verdict.INSUFFICIENT_DATA,
-            severity="warning",
-            summary="The job was shorter than the window of 500 s.",
-            datapoints=160,
-        ),
-        RuleResult(
-            rule="OverallSystemUsage",
-            verdict=Verdict.NO_ISSUES,
-            severity="info",
-            summary="CPU 61 %, GPU 43 % on average.",
-            evidence=(Evidence(step=None, name="CPUUtilization mean", value=61.0),),
-            datapoints=320,
-        ),
-    ]
+        RuleResult(rule="VanishingGradient", verdict=fine, severity="critical", datapoints=2400,
+                   summary="The smallest gradient, 2.1e-05, is far above 1e-07.", parameters={"threshold": 1e-7}),
+        RuleResult(rule="LossNotDecreasing", verdict=fine, severity="critical", datapoints=480,
+                   summary="The 50-step mean fell from 2.1 to 0.31.", parameters={"window": 50}),
+        RuleResult(rule="Dataloader", verdict=issues, severity="warning", datapoints=480,
+                   summary="Data wait is 56 % of the step.", advice="Set workers=8, or store the images smaller.",
+                   evidence=wait, parameters={"share": 0.3}),
+        RuleResult(rule="Overfit", verdict=issues, severity="warning", datapoints=12,
+                   summary="Validation loss is 34 % above training loss in epoch 12.",
+                   advice="Use augment=standard, or raise weight_decay.", parameters={"ratio": 0.1, "patience": 3},
+                   evidence=(Evidence(step=479, name="valid / train loss - 1", value=0.34),)),
+        RuleResult(rule="LowGPUUtilization", verdict=unknown, severity="warning", datapoints=160,
+                   summary="The job was shorter than the window of 500 s."),
+        RuleResult(rule="OverallSystemUsage", verdict=fine, severity="info", datapoints=320,
+                   summary="CPU 61 %, GPU 43 % on average.",
+                   evidence=(Evidence(step=None, name="CPUUtilization mean", value=61.0),)),
+    ]  # fmt: skip
 
 
 def _of_process(step: StepRecord, waits_s: float) -> StepRecord:
@@ -405,7 +311,7 @@ def _write_system(
     output: Path, steps: Sequence[StepRecord], random: np.random.Generator, *, node: str = "algo-1", idle: float = 0.0
 ) -> None:
     """`idle`: percent by which CPU and GPU are less busy."""
-    place = output / "profiler" / "system" / "incremental" / "2026092112"
+    place = output / SYSTEM_FOLDER / "2026092112"
     place.mkdir(parents=True, exist_ok=True)
     lines, now = [], STARTED
     while now < steps[-1].time + 3:
@@ -429,17 +335,9 @@ def _write_system(
             sample = SystemSample(type=kind, name=name, dimension=dimension, value=shown, node=node, time=now)
             lines.append(sample.to_line())
         now += 1.0
-    _lines(place / f"29833333.{node}.json", lines)
+    (place / f"29833333.{node}.json").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
-def _lines(path: Path, lines: Sequence[str]) -> None:
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-
-
-def _json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value), encoding="utf-8")
-
-
-def _csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+def write_lines(path: Path, records: Sequence[StepRecord | StatisticsRecord]) -> None:
+    """One JSON object a line, as the recorder writes them."""
+    path.write_text("".join(to_json(record) + "\n" for record in records), encoding="utf-8")

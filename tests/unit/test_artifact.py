@@ -7,11 +7,9 @@ import hashlib
 import io
 import json
 import random
-import resource
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
+from tests.full_disk import no_file_larger_than
 
 from image_classifier.contract.errors import ArtifactError, PlatformError
 from image_classifier.vision.artifact import Artifact, GoldenSample, load_model, pack, unpack, write_model
@@ -89,17 +88,6 @@ def entry(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.T
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, link
     return info
-
-
-@contextmanager
-def largest_file(num_bytes: int) -> Iterator[None]:
-    """The kernel refuses to let a file grow further: a write fails in the middle, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def check_is_the_model(artifact: Artifact) -> None:
@@ -290,7 +278,7 @@ def test_diverged_golden_sample_is_not_written(tmp_path: Path) -> None:
 
 def test_full_disk_is_a_sentence_and_leaves_nothing_half_written(model: Path, archive: Path, tmp_path: Path) -> None:
     before = archive.read_bytes()
-    with largest_file(100):
+    with no_file_larger_than(100):
         with pytest.raises(PlatformError, match="File too large"):
             write(tmp_path / "new")
         with pytest.raises(PlatformError, match="File too large"):

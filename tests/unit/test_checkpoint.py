@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from tests.full_disk import no_file_larger_than
 from torch import nn
 
 from image_classifier.contract.config import TrainConfig
@@ -110,16 +108,6 @@ def test_finished_job_keeps_only_its_result(tmp_path: Path, model: nn.Module) ->
     assert only.stat().st_size < 10_000
     assert checkpoint is not None
     assert checkpoint.progress.finished
-
-
-@contextmanager
-def no_file_larger_than(num_bytes: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_full_disk_names_the_file_and_keeps_the_checkpoint_there_is(tmp_path: Path, model: nn.Module) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from image_classifier.cli.commands import app
 from image_classifier.cli.main import main
 from image_classifier.contract.config import parameters
 from image_classifier.contract.endpoint import MAX_PORT
@@ -63,27 +65,12 @@ def test_help_tells_every_hyperparameter(capsys: pytest.CaptureFixture[str]) -> 
     assert "sgd|adamw" in page
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "check",
-        "sample-data",
-        "tune",
-        "train",
-        "serve",
-        "predict",
-        "status",
-        "logs",
-        "config",
-        "demo",
-        "doctor",
-        "batch",
-        "delete",
-    ],
-)
-def test_every_command_has_a_help_page(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", app.commands)
+def test_every_command_has_a_help_page_and_a_line_in_the_list(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "-h"]) == 0
     assert f"Usage: deploy.py {command}" in capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert re.search(rf"^  {command} +\S", capsys.readouterr().out, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

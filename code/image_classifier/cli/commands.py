@@ -14,7 +14,7 @@ from image_classifier.cli.settings import General, PredictSettings, ServeSetting
 from image_classifier.cli.targets import target_of
 from image_classifier.contract.config import Value, parameters_of
 from image_classifier.contract.endpoint import MAX_PORT
-from image_classifier.tuning.settings import TuneSettings
+from image_classifier.tuning.tune_settings import TuneSettings
 
 if TYPE_CHECKING:
     from image_classifier.launch.runs import Run

@@ -32,7 +32,7 @@ from image_classifier.contract.errors import ConfigError
 from image_classifier.contract.search import DEFAULT_SEARCH_SPACE, SearchSpace, parse_search_space
 from image_classifier.launch.runs import DEFAULT_RUNS_DIR
 from image_classifier.sagemaker.aws_settings import SageMakerSettings
-from image_classifier.tuning.settings import TuneSettings
+from image_classifier.tuning.tune_settings import TuneSettings
 
 FILE_NAME = "deploy.toml"
 VARIABLE_PREFIX = "CLASSIFIER_"

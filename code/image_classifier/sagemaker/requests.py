@@ -18,7 +18,7 @@ from image_classifier.contract.paths import SHARED_CHECKPOINTS_VARIABLE
 from image_classifier.contract.search import Categorical, Integer, SearchSpace
 from image_classifier.sagemaker.aws_settings import NONE, SageMakerSettings, has_local_storage
 from image_classifier.sagemaker.images import Image
-from image_classifier.tuning.settings import TuneSettings
+from image_classifier.tuning.tune_settings import TuneSettings
 
 Body = dict[str, Any]
 

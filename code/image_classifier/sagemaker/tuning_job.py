@@ -33,8 +33,8 @@ from image_classifier.sagemaker.training_job import (
 )
 from image_classifier.sagemaker.watch import watch
 from image_classifier.tuning.plan import Plan, make_plan
-from image_classifier.tuning.settings import TuneSettings
 from image_classifier.tuning.trials import Found, TrialRow, write_results
+from image_classifier.tuning.tune_settings import TuneSettings
 from image_classifier.tuning.tuner import KIND
 
 WORDS = {"InProgress": "InProgress", "Stopping": "InProgress", "Stopped": "Pruned"}  # others are the same here

@@ -13,7 +13,7 @@ from image_classifier.contract.config import TrainConfig, Value
 from image_classifier.contract.errors import ConfigError
 from image_classifier.contract.search import Categorical, Integer, Range
 from image_classifier.launch.view import SILENT, View
-from image_classifier.tuning.settings import TuneSettings
+from image_classifier.tuning.tune_settings import TuneSettings
 from image_classifier.vision.folders import ImageFolders
 
 LARGEST_GRID = 10_000  # spaces with more combinations count as endless

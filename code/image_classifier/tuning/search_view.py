@@ -9,8 +9,8 @@ from pathlib import Path
 from image_classifier.contract.config import Value
 from image_classifier.launch.progress import JobProgress, duration
 from image_classifier.launch.view import Bar, Drawing, Live
-from image_classifier.tuning.settings import TuneSettings
 from image_classifier.tuning.trials import TrialRow, pick_best
+from image_classifier.tuning.tune_settings import TuneSettings
 
 
 class SearchView:

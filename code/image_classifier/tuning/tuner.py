@@ -29,8 +29,8 @@ from image_classifier.launch.training_run import check_data, resolve_weights, si
 from image_classifier.launch.view import SILENT, View
 from image_classifier.tuning.plan import Plan, combinations, fit_trials, make_plan
 from image_classifier.tuning.search_view import SearchView
-from image_classifier.tuning.settings import TuneSettings
 from image_classifier.tuning.trials import Found, TrialRow, pick_best, write_results
+from image_classifier.tuning.tune_settings import TuneSettings
 from image_classifier.vision.folders import find_channels
 
 if TYPE_CHECKING:

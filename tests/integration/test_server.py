@@ -30,6 +30,7 @@ from safetensors.numpy import load_file
 from tests.conftest import MODEL_CLASSES, jpeg
 
 from image_classifier.contract.endpoint import MAX_PORT, parse_ready_line
+from image_classifier.contract.image_formats import FORMATS
 from image_classifier.vision.artifact import Artifact, load_model, write_model
 
 WORKERS = 2
@@ -204,8 +205,8 @@ def picture(mode: str, file_format: str, **options: object) -> bytes:
         ("image/jpeg", picture("L", "JPEG")),
         ("image/png", picture("RGBA", "PNG")),
         ("image/png", picture("I;16", "PNG")),
-        ("image/webp", picture("RGB", "WEBP")),
         ("image/bmp", picture("P", "BMP")),
+        *((each.media_types[0], picture("RGB", each.pillow)) for each in FORMATS),
         ("Application/X-Image; charset=x", picture("LA", "PNG")),
         ("application/octet-stream", picture("RGB", "JPEG", exif=b"Exif\0\0broken")),
         ("", picture("RGB", "JPEG")),

@@ -87,14 +87,14 @@ def test_uneven_small_and_ignored_are_warnings(data: Path) -> None:
         path.unlink()
     shutil.rmtree(data / "test" / "leaves")
     Image.new("RGB", (300, 20)).save(data / "train" / "bricks" / "thin.png")
-    Image.new("RGB", (300, 200)).save(data / "train" / "bricks" / "moving.GIF")
+    (data / "train" / "bricks" / "drawing.SVG").write_text("<svg/>")
     report = check_dataset(data)
     assert report.ok
     assert found(report, "imbalance").message == "train is unbalanced: 13 images of bricks, 2 of leaves"
     assert "leaves (2)" in found(report, "few").message
     assert found(report, "missing").message == "test has no images of leaves"
     assert found(report, "small").files == ("train/bricks/thin.png",)
-    assert found(report, "ignored").message == "files passed over: 1 .gif"
+    assert found(report, "ignored").message == "files passed over: 1 .svg"
 
 
 def test_a_thousand_small_classes_are_one_short_sentence(data: Path) -> None:

@@ -26,7 +26,7 @@ def test_a_request_without_headers_is_bytes_answered_with_json_and_five_classes(
 
 @pytest.mark.parametrize(
     "content_type",
-    ["text/plain", "application/json", "application/x-npy", "image/gif", "image", "jpé", "multipart/form-data"],
+    ["text/plain", "application/json", "application/x-npy", "image/svg+xml", "image", "jpé", "multipart/form-data"],
 )
 def test_other_content_types_are_415_with_the_ones_that_are_taken(content_type):
     with pytest.raises(UnsupportedMedia) as caught:

@@ -38,7 +38,7 @@ def test_classes_are_folder_names_sorted_by_code_point(tmp_path: Path) -> None:
 
 def test_suffixes_in_any_case_count_and_all_else_is_passed_over(tmp_path: Path) -> None:
     images = {"a.jpg", "b.JPG", "c.Jpeg", "d.png", "e.WEBP", "f.bmp", "deep/er/g.jpg"}
-    make(tmp_path, *images, ".hidden.jpg", ".cache/h.jpg", "notes.txt", "k.gif", "jpg", "Thumbs.db")
+    make(tmp_path, *images, ".hidden.jpg", ".cache/h.jpg", "notes.txt", "k.svg", "jpg", "Thumbs.db")
     os.mkfifo(tmp_path / "pipe.jpg")  # opening it would wait for ever
     assert {path.relative_to(tmp_path).as_posix() for path in image_files(tmp_path)} == images
 

@@ -6,26 +6,19 @@ POST /invocations with the bytes of one image. The body of a good answer, as JSO
 
 and as CSV the lines `label,probability` without a header. Anything else answers with
 
-    {"error": "the bytes are not a readable image", "hint": "send a JPEG, PNG or WebP file"}
+    {"error": "the file is truncated", "hint": "replace the file with an intact copy"}
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from image_classifier.contract.image_formats import MEDIA_TYPES
 
 JSON_TYPE = "application/json"
 CSV_TYPE = "text/csv"
 RESPONSE_TYPES: tuple[str, ...] = (JSON_TYPE, CSV_TYPE)  # the first is the default
 
-TYPE_BY_SUFFIX: Mapping[str, str] = {
-    ".jpg": "image/jpeg",
-    ".jpeg": "image/jpeg",
-    ".png": "image/png",
-    ".webp": "image/webp",
-    ".bmp": "image/bmp",
-}
 GENERIC_TYPES: tuple[str, ...] = ("application/x-image", "application/octet-stream")
-REQUEST_TYPES: tuple[str, ...] = (*dict.fromkeys(TYPE_BY_SUFFIX.values()), *GENERIC_TYPES)
+REQUEST_TYPES: tuple[str, ...] = (*MEDIA_TYPES, *GENERIC_TYPES)
 
 TOP_K_HEADER = "X-Top-K"
 CUSTOM_ATTRIBUTES_HEADER = "X-Amzn-SageMaker-Custom-Attributes"  # `top_k=3`, comma-separated pairs

@@ -22,6 +22,7 @@ from image_classifier.contract.errors import (
     RequestError,
     describe,
 )
+from image_classifier.contract.image_formats import JPEG, MEDIA_TYPE_BY_SUFFIX, SUFFIXES
 from image_classifier.vision.decode import decode
 from image_classifier.vision.folders import image_files
 
@@ -167,15 +168,16 @@ def read_image(file: Path) -> tuple[bytes, str, str]:
     if not data:
         raise ImageError("the file is empty (zero bytes)")
     if len(data) <= wire.MAX_BODY_BYTES:
-        return data, wire.TYPE_BY_SUFFIX.get(file.suffix.lower(), wire.GENERIC_TYPES[0]), ""
+        return data, MEDIA_TYPE_BY_SUFFIX.get(file.suffix.lower(), wire.GENERIC_TYPES[0]), ""
     for side in SHRINK_SIDES:
         picture = decode(data, min_side=side)
         picture.thumbnail((side, side))
         buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
+        picture.save(buffer, JPEG.pillow, quality=JPEG_QUALITY)
         if buffer.tell() <= wire.MAX_BODY_BYTES:
             width, height = picture.size
-            return buffer.getvalue(), "image/jpeg", f"sent as {width}x{height}, the file has {len(data) / 1e6:.1f} MB"
+            note = f"sent as {width}x{height}, the file has {len(data) / 1e6:.1f} MB"
+            return buffer.getvalue(), JPEG.media_types[0], note
     raise ImageError("the picture cannot be made to fit into a request")
 
 
@@ -186,7 +188,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
         if path.is_dir():
             below = sorted(image_files(path))
             if not below:
-                raise ConfigError(f"there are no images in {path}", f"looked for {', '.join(wire.TYPE_BY_SUFFIX)}")
+                raise ConfigError(f"there are no images in {path}", f"looked for {', '.join(SUFFIXES)}")
             found += below
         else:
             found.append(path)

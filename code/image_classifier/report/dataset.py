@@ -13,9 +13,9 @@ from PIL import Image
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ClassifierError
+from image_classifier.contract.image_formats import PILLOW_NAMES
 from image_classifier.contract.paths import MlPaths
 from image_classifier.report.sources import Sources
-from image_classifier.vision.decode import FORMATS
 from image_classifier.vision.folders import SPLIT_FOLDERS, ImageFolders, fingerprint, scan
 
 MAX_HEADERS = 200  # pictures whose size is looked at: the median of so many is good to a few percent
@@ -60,7 +60,7 @@ def _sizes(paths: Sequence[Path]) -> dict[str, Any] | None:
     sizes = []
     for path in paths[:: max(1, math.ceil(len(paths) / MAX_HEADERS))]:
         try:
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(path, formats=PILLOW_NAMES) as image:
                 sizes.append(image.size)
         except (OSError, ValueError, SyntaxError):  # named in bad_images.json
             continue

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from image_classifier.contract.errors import NotAcceptable, RequestError, TooLarge, UnsupportedMedia
+from image_classifier.contract.image_formats import one_of
 from image_classifier.contract.wire import (
     CSV_TYPE,
     CUSTOM_ATTRIBUTES_HEADER,
@@ -109,7 +110,9 @@ def _json_bytes(value: object) -> bytes:
 def _check_content_type(text: str) -> None:
     media_type = text.split(";", 1)[0].strip().lower()
     if media_type and media_type not in REQUEST_TYPES:
-        raise UnsupportedMedia(f"the content type {media_type[:80]!r} is not supported", f"send {_list(REQUEST_TYPES)}")
+        raise UnsupportedMedia(
+            f"the content type {media_type[:80]!r} is not supported", f"send {one_of(REQUEST_TYPES)}"
+        )
 
 
 def _negotiate(accept: str) -> str:
@@ -119,7 +122,7 @@ def _negotiate(accept: str) -> str:
     ranges = [_parse_range(part) for part in accept.split(",") if part.strip()]
     best = max(RESPONSE_TYPES, key=lambda offered: _quality(offered, ranges))  # the first of equals
     if _quality(best, ranges)[0] <= 0:
-        raise NotAcceptable(f"cannot answer with {accept[:80]!r}", f"accept {_list(RESPONSE_TYPES)}")
+        raise NotAcceptable(f"cannot answer with {accept[:80]!r}", f"accept {one_of(RESPONSE_TYPES)}")
     return best
 
 
@@ -155,7 +158,3 @@ def _top_k(headers: Mapping[str, str]) -> int:
     if not (digits.isascii() and digits.isdigit() and len(digits) <= _MAX_TOP_K_DIGITS and int(digits) > 0):
         raise RequestError(f"top_k must be a whole number of 1 or more, not {text[:40]!r}")
     return int(digits)
-
-
-def _list(types: Sequence[str]) -> str:
-    return f"{', '.join(types[:-1])} or {types[-1]}"

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from image_classifier.contract.errors import RequestError
+from image_classifier.contract.image_formats import JPEG
 from image_classifier.vision.artifact import GoldenSample
 from image_classifier.vision.decode import decode
 from image_classifier.vision.folders import Split
@@ -34,7 +35,7 @@ def golden_samples(model: nn.Module, split: Split, preprocessing: Preprocessing,
         try:
             image = path.read_bytes()
             if len(image) > MAX_BYTES:
-                name, image = name.with_suffix(".jpg"), smaller_jpeg(image, preprocessing)
+                name, image = name.with_suffix(JPEG.suffixes[0]), smaller_jpeg(image, preprocessing)
             pixels = torch.from_numpy(load(image, preprocessing))[None]  # (1, 3, H, W) float32
         except (RequestError, OSError):  # counted and named when it was evaluated
             continue
@@ -61,5 +62,5 @@ def smaller_jpeg(source: bytes, preprocessing: Preprocessing) -> bytes:
     scale = min(1.0, side / min(image.size))
     image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    image.save(buffer, JPEG.pillow, quality=JPEG_QUALITY)
     return buffer.getvalue()

@@ -32,7 +32,7 @@ from safetensors import numpy as safetensors_numpy
 
 from image_classifier.contract.errors import ArtifactError, ClassifierError, PlatformError, describe
 from image_classifier.contract.files import replacing
-from image_classifier.contract.wire import TYPE_BY_SUFFIX
+from image_classifier.contract.image_formats import JPEG, SUFFIXES
 from image_classifier.vision.manifest import (
     MANIFEST,
     MAX_BYTES,
@@ -311,7 +311,7 @@ def _read(path: Path, limit: int) -> bytes:
 
 def _suffix(name: str) -> str:
     suffix = Path(name).suffix.lower()
-    return suffix if suffix in TYPE_BY_SUFFIX else ".jpg"
+    return suffix if suffix in SUFFIXES else JPEG.suffixes[0]
 
 
 @contextmanager

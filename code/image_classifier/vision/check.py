@@ -33,6 +33,7 @@ from typing import Any
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ClassifierError, PlatformError, describe
+from image_classifier.contract.image_formats import OTHER_SUFFIXES
 from image_classifier.contract.machine import usable_cores
 from image_classifier.vision.decode import decode
 from image_classifier.vision.folders import ImageFolders, find_channels, fingerprint, listing, loose_images, scan
@@ -40,9 +41,6 @@ from image_classifier.vision.folders import ImageFolders, find_channels, fingerp
 IMBALANCE_RATIO = 5
 FEW_IMAGES = 10
 SMALL_SIDE = 32  # pixels; the smallest image_size there is
-OTHER_SUFFIXES = frozenset(
-    {".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jfif", ".jpe", ".jp2", ".svg", ".raw"}
-)
 
 _IMAGES_A_WORKER = 1000  # fewer are decoded sooner than another process has started (about 1 s)
 _MIN_IMAGES_A_CALL = 8

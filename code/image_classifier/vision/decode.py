@@ -1,6 +1,6 @@
 """Bytes or a file to an upright RGB picture: the only place where images are opened.
 
-The input is hostile until proven otherwise: only the four accepted formats are tried, the size is checked from the
+The input is hostile until proven otherwise: only the accepted formats are tried, the size is checked from the
 header before any pixel is decoded, and whatever Pillow raises on broken bytes becomes an ImageError.
 """
 
@@ -15,29 +15,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from image_classifier.contract.errors import ClassifierError, ImageError, TooLarge, describe
+from image_classifier.contract.image_formats import OTHER_KINDS, PILLOW_NAMES, SEND_HINT
 
 MAX_PIXELS = 100_000_000  # 100 megapixels: above any camera in common use, at most 0.4 GB once decoded
 MAX_SIDE = 65_535  # the longest side a JPEG can have; also keeps crop boxes exact in Pillow's 32-bit floats
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # "JPEG" includes MPO, the multi-picture JPEG of phones and cameras
-
-_OTHER_FORMATS = (  # (offset, bytes there, name), to tell a person what the file is instead
-    (0, b"GIF8", "a GIF"),
-    (0, b"II*\0", "a TIFF"),
-    (0, b"MM\0*", "a TIFF"),
-    (0, b"8BPS", "a Photoshop file"),
-    (0, b"%PDF", "a PDF"),
-    (0, b"PK\3\4", "a zip archive"),
-    (0, b"\0\0\1\0", "an icon"),
-    (4, b"ftypavif", "an AVIF"),
-    (4, b"ftyphei", "a HEIC"),
-    (4, b"ftypmif1", "a HEIC"),
-    (4, b"jP  ", "a JPEG 2000"),
-    (0, b"<svg", "an SVG"),
-    (0, b"<?xml", "an XML or SVG file"),
-    (0, b"<!DOCTYPE", "a web page"),
-    (0, b"<html", "a web page"),
-)
 
 _UPRIGHT: dict[
     object, Image.Transpose
@@ -90,7 +71,7 @@ def decode(source: bytes | Path, *, min_side: int | None = None) -> Image.Image:
 
 def _decode(stream: IO[bytes], what: str, min_side: int | None) -> Image.Image:
     try:
-        image: Image.Image = Image.open(stream, formats=FORMATS)
+        image: Image.Image = Image.open(stream, formats=PILLOW_NAMES)
     except UnidentifiedImageError as error:
         stream.seek(0)
         raise _not_an_image(stream.read(64), what) from error
@@ -107,14 +88,14 @@ def _decode(stream: IO[bytes], what: str, min_side: int | None) -> Image.Image:
 
 
 def _not_an_image(head: bytes, what: str) -> ImageError:
-    accepted = "send a JPEG, PNG, WebP or BMP file"
     if not head:
-        return ImageError(f"{what} is empty (zero bytes)", accepted)
+        return ImageError(f"{what} is empty (zero bytes)", SEND_HINT)
     text = head.lstrip().lower()
-    for offset, magic, name in _OTHER_FORMATS:
-        if head[offset:].startswith(magic) or (offset == 0 and text.startswith(magic.lower())):
-            return ImageError(f"{what} is {name}, not an image of an accepted format", accepted)
-    return ImageError(f"{what} is not an image", accepted)
+    for kind in OTHER_KINDS:
+        for offset, magic in kind.signatures:
+            if head[offset:].startswith(magic) or (offset == 0 and text.startswith(magic.lower())):
+                return ImageError(f"{what} is {kind.name}, not an image of an accepted format", SEND_HINT)
+    return ImageError(f"{what} is not an image", SEND_HINT)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from image_classifier.contract.errors import DataError, describe
-from image_classifier.contract.wire import TYPE_BY_SUFFIX
+from image_classifier.contract.image_formats import SUFFIXES
 
-IMAGE_SUFFIXES: frozenset[str] = frozenset(TYPE_BY_SUFFIX)  # compared in lower case
 SPLIT_FOLDERS: Mapping[str, tuple[str, ...]] = {
     "train": ("train",),
     "valid": ("valid", "validation", "val"),
@@ -135,7 +134,7 @@ def image_files(folder: Path) -> list[Path]:
 
 def loose_images(folder: Path) -> list[Path]:
     """The images in `folder` itself, sorted, and none of those below. Raises DataError when it cannot be listed."""
-    return sorted(path for path in _entries(folder) if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir())
+    return sorted(path for path in _entries(folder) if path.suffix.lower() in SUFFIXES and not path.is_dir())
 
 
 def _walk(folder: Path, parents: frozenset[str]) -> Iterator[Path]:
@@ -145,7 +144,7 @@ def _walk(folder: Path, parents: frozenset[str]) -> Iterator[Path]:
     for path in _entries(folder):
         if path.is_dir():
             yield from _walk(path, parents | {real})
-        elif path.suffix.lower() in IMAGE_SUFFIXES and (path.is_file() or not path.exists()):  # no pipes, no devices
+        elif path.suffix.lower() in SUFFIXES and (path.is_file() or not path.exists()):  # no pipes, no devices
             yield path
 
 
@@ -172,7 +171,7 @@ def _class_images(root: Path, name: str) -> dict[str, list[Path]]:
         if loose := loose_images(root):
             message = f"the {name} folder {root} has {len(loose)} images of its own but none in class folders"
             raise DataError(message, "put the images of each class into a folder named for the class")
-        suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+        suffixes = " ".join(sorted(SUFFIXES))
         raise DataError(f"there are no images ({suffixes}) in the {name} folder {root}", LAYOUT_HINT)
     return images
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from image_classifier.contract.errors import ArtifactError, describe
+from image_classifier.contract.image_formats import SUFFIXES
 from image_classifier.vision.preprocess import Preprocessing
 
 FORMAT_VERSION = 1
@@ -23,7 +24,7 @@ MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 
 _MIB = 1024 * 1024
-_GOLDEN = re.compile(r"golden/[0-9]{2}\.(jpg|jpeg|png|webp|bmp)")
+_GOLDEN = re.compile(rf"golden/[0-9]{{2}}({'|'.join(map(re.escape, SUFFIXES))})")
 MAX_BYTES = {MANIFEST: 16 * _MIB, WEIGHTS: 1024 * _MIB}  # ResNet50 with 100,000 classes has 0.9 GiB
 _MAX_GOLDEN_BYTES = 8 * _MIB  # the largest body an endpoint takes is 6 MiB
 MAX_GOLDEN = 100

@@ -1,0 +1,84 @@
+"""The image formats that are accepted, everywhere: in the folders of a data set, in an artifact, over the wire.
+
+A format is one line in FORMATS. What opens, looks for, names, sends and refuses files is derived from it. Pillow must
+be able to read the format without another package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFormat:
+    """A format that is accepted.
+
+    Args:
+        name: for people.
+        pillow: Pillow's name, as `Image.open(formats=...)` takes it.
+        suffixes: of its files, in lower case with the dot; they are compared in lower case. The first is the usual one.
+        media_types: of a request's body, in lower case. The first is the one a client sends.
+    """
+
+    name: str
+    pillow: str
+    suffixes: tuple[str, ...]
+    media_types: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherKind:
+    """A kind of file that people take for an image and that is not accepted, to tell them what it is instead.
+
+    Args:
+        name: for people, with its article.
+        suffixes: of its files, in lower case with the dot; empty where nobody takes such a file for an image.
+        signatures: (offset, bytes there) of the first bytes of its files, any of which tells it; empty where none does.
+    """
+
+    name: str
+    suffixes: tuple[str, ...] = ()
+    signatures: tuple[tuple[int, bytes], ...] = ()
+
+
+# Pillow's "JPEG" includes MPO, the multi-picture JPEG of phones and cameras. JPEG is also what we write ourselves.
+JPEG = ImageFormat(name="JPEG", pillow="JPEG", suffixes=(".jpg", ".jpeg"), media_types=("image/jpeg",))
+FORMATS: tuple[ImageFormat, ...] = (
+    JPEG,
+    ImageFormat(name="PNG", pillow="PNG", suffixes=(".png",), media_types=("image/png",)),
+    ImageFormat(name="WebP", pillow="WEBP", suffixes=(".webp",), media_types=("image/webp",)),
+    ImageFormat(name="BMP", pillow="BMP", suffixes=(".bmp",), media_types=("image/bmp",)),
+)
+
+# In the order in which their signatures are compared. What has an accepted suffix is passed over below.
+_KNOWN_KINDS = (
+    OtherKind(name="a GIF", suffixes=(".gif",), signatures=((0, b"GIF8"),)),
+    OtherKind(name="a TIFF", suffixes=(".tif", ".tiff"), signatures=((0, b"II*\0"), (0, b"MM\0*"))),
+    OtherKind(name="a Photoshop file", signatures=((0, b"8BPS"),)),
+    OtherKind(name="a PDF", signatures=((0, b"%PDF"),)),
+    OtherKind(name="a zip archive", signatures=((0, b"PK\3\4"),)),
+    OtherKind(name="an icon", signatures=((0, b"\0\0\1\0"),)),
+    OtherKind(name="an AVIF", suffixes=(".avif",), signatures=((4, b"ftypavif"),)),
+    OtherKind(name="a HEIC", suffixes=(".heic", ".heif"), signatures=((4, b"ftyphei"), (4, b"ftypmif1"))),
+    OtherKind(name="a JPEG 2000", suffixes=(".jp2",), signatures=((4, b"jP  "),)),
+    OtherKind(name="an SVG", suffixes=(".svg",), signatures=((0, b"<svg"),)),
+    OtherKind(name="an XML or SVG file", signatures=((0, b"<?xml"),)),
+    OtherKind(name="a web page", signatures=((0, b"<!DOCTYPE"), (0, b"<html"))),
+    OtherKind(name="a JPEG", suffixes=(".jfif", ".jpe")),
+    OtherKind(name="a raw file", suffixes=(".raw",)),
+)
+
+
+def one_of(words: Sequence[str]) -> str:
+    """`("a", "b", "c")` -> `a, b or c`."""
+    return f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+PILLOW_NAMES: tuple[str, ...] = tuple(each.pillow for each in FORMATS)
+MEDIA_TYPE_BY_SUFFIX: Mapping[str, str] = {suffix: each.media_types[0] for each in FORMATS for suffix in each.suffixes}
+SUFFIXES: tuple[str, ...] = tuple(MEDIA_TYPE_BY_SUFFIX)
+MEDIA_TYPES: tuple[str, ...] = tuple(media_type for each in FORMATS for media_type in each.media_types)
+SEND_HINT = f"send a {one_of([each.name for each in FORMATS])} file"
+OTHER_KINDS: tuple[OtherKind, ...] = tuple(kind for kind in _KNOWN_KINDS if not set(kind.suffixes) & set(SUFFIXES))
+OTHER_SUFFIXES: frozenset[str] = frozenset(suffix for kind in _KNOWN_KINDS for suffix in kind.suffixes) - set(SUFFIXES)

@@ -179,7 +179,8 @@ for kind in "${KINDS[@]}"; do
 done
 PREFIX=${REPOSITORY_PREFIX:-image-classifier}
 CUDA=${CUDA:-13}
-WEIGHTS=${IMAGENET_WEIGHTS:-none} WEIGHTS_FILE=resnet50-11ad3fa6.pth   # torchvision's IMAGENET1K_V2
+WEIGHTS=${IMAGENET_WEIGHTS:-none}
+WEIGHTS_FILE=$(sed -nE 's/^IMAGENET_FILE = "(.*)"$/\1/p' code/image_classifier/vision/network.py)
 case $CUDA in
   13) VARIANT="" ;;
   12) VARIANT=-cu12 ;;

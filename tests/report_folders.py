@@ -47,6 +47,7 @@ from image_classifier.debugging.schema import (
     rule_results_to_json,
     to_json,
 )
+from image_classifier.vision import network
 
 CLASSES = ("aster", "bluebell", "crocus", "daffodil", "foxglove", "iris", "lily", "poppy", "rose", "tulip")
 HOSTILE = "<script>alert(1)</script>"
@@ -245,24 +246,14 @@ def _evaluated(step: int, epoch: int, mode: Mode, time: float, loss: float) -> S
     return StepRecord(step=step, epoch=epoch, mode=mode, time=time, seconds=0.2, images=15, loss=loss, clean_loss=loss)
 
 
-def _layers() -> list[str]:
-    blocks = [
-        f"layer{stage}.{block}.conv{conv}"
-        for stage, count in enumerate((3, 4, 6, 3), 1)
-        for block in range(count)
-        for conv in (1, 2, 3)
-    ]
-    return ["conv1", *blocks, "fc"]
-
-
 def _statistics(epochs: int, random: np.random.Generator) -> list[StatisticsRecord]:
-    names, records = _layers(), []
+    names, records = network.layers(), []
     for step in range(0, epochs * STEPS_PER_EPOCH, 10):
         gradients, weights, activations = {}, {}, {}
         for depth, name in enumerate(names):
             size = 1e-3 * math.exp(-step / 300 - 0.05 * depth) * random.lognormal(0, 0.3)
             gradients[f"{name}.weight"] = {"abs_mean": size, "l2": size * 300, "abs_max": size * 20}
-            ratio = 4e-3 * math.exp(-step / 400) * random.lognormal(0, 0.2) * (4 if name == "fc" else 1)
+            ratio = 4e-3 * math.exp(-step / 400) * random.lognormal(0, 0.2) * (4 if name == network.HEAD else 1)
             norm = 10 + depth * 0.3 + step / 300
             weights[f"{name}.weight"] = {"abs_mean": 0.02, "l2": norm, "abs_max": 0.4, "update_ratio": ratio}
             if name.endswith("conv3"):

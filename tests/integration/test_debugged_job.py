@@ -20,6 +20,7 @@ from image_classifier.debugging.schema import (
     read_steps,
     rule_results_from_json,
 )
+from image_classifier.vision import network
 from image_classifier.vision.sample_data import make_sample_data
 
 LR = "1e-08"
@@ -99,7 +100,7 @@ def test_verdicts_of_the_job_are_those_over_its_output(
 def test_statistics_cover_every_layer_and_the_trace_is_there(stopped_and_resumed: tuple[Job, str, str]) -> None:
     job, _, _ = stopped_and_resumed
     first = read_statistics(job.paths.output_data)[0]
-    assert len(first.gradients) == len(first.weights) == 54  # ResNet50's convolutions and its head
+    assert list(first.gradients) == list(first.weights) == [f"{name}.weight" for name in network.layers()]
     assert len(first.activations) == 49  # its ReLUs, counted by call
     assert set(first.inputs) == {"0", "1", "2"}
     with gzip.open(job.paths.output_data / "trace.json.gz") as file:

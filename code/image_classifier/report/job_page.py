@@ -5,6 +5,7 @@ from __future__ import annotations
 from image_classifier.report import inside, machine, results
 from image_classifier.report.formats import count
 from image_classifier.report.page import Facts, Section, page
+from image_classifier.vision.network import TITLE
 
 SECTIONS: tuple[Section, ...] = (
     ("outcome", "Outcome", results.outcome),
@@ -25,6 +26,6 @@ SECTIONS: tuple[Section, ...] = (
 def render_job(facts: Facts) -> str:
     """The facts of `facts.gather` as one HTML document."""
     found = facts["outcome"]
-    parts = [f"ResNet50, {count(found['classes'], 'class', 'classes')}" if found["classes"] else "ResNet50"]
+    parts = [f"{TITLE}, {count(found['classes'], 'class', 'classes')}" if found["classes"] else TITLE]
     parts += [facts["environment"][name] for name in ("device", "number format") if name in facts["environment"]]
     return page(facts, f"Training {facts['name']}".rstrip(), " · ".join(parts), SECTIONS)

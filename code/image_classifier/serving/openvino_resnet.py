@@ -1,7 +1,6 @@
-"""torchvision's ResNet50 as an OpenVINO graph, built from the weights alone: a CPU server needs no torch.
+"""The network as an OpenVINO graph, built from the weights alone: a CPU server needs no torch.
 
-The names of the tensors are torchvision's. That this graph computes what torch computed is proved at every start of a
-server, on the golden samples.
+That this graph computes what torch computed is proved at every start of a server, on the golden samples.
 """
 
 from __future__ import annotations
@@ -14,10 +13,8 @@ import openvino
 from numpy.typing import NDArray
 from openvino import opset13 as ops
 
-from image_classifier.contract.errors import ArtifactError, describe
-
-BATCH_NORM_EPS = 1e-5  # torch's default
-BLOCKS = (3, 4, 6, 3)  # bottleneck blocks of layer1 .. layer4 (He et al. 2015, table 1)
+from image_classifier.contract.errors import ArtifactError
+from image_classifier.vision import network
 
 _Weights = Mapping[str, NDArray[Any]]
 
@@ -30,46 +27,49 @@ def resnet50(weights: _Weights, *, image_size: int) -> openvino.Model:
     Raises:
         ArtifactError: a tensor is missing or has the wrong shape.
     """
-    image = ops.parameter([1, 3, image_size, image_size], np.float32, name="image")
-    try:
-        x = ops.relu(_convolution(image, weights, "conv1", "bn1", stride=2))
-        x = ops.max_pool(x, [2, 2], [1, 1], [1, 1], [1, 1], [3, 3]).output(0)
-        for layer, num_blocks in enumerate(BLOCKS, start=1):
-            for block in range(num_blocks):
-                x = _bottleneck(x, weights, f"layer{layer}.{block}", stride=2 if layer > 1 and block == 0 else 1)
-        features = ops.reduce_mean(x, np.array([2, 3]), keep_dims=False)
-        head = ops.matmul(features, _constant(_array(weights, "fc.weight")), transpose_a=False, transpose_b=True)
-        logits = ops.add(head, _constant(_array(weights, "fc.bias")))
-    except (KeyError, ValueError, RuntimeError) as error:  # OpenVINO's shape checks raise RuntimeError
-        raise ArtifactError(f"the weights are not a ResNet50's ({describe(error)})") from error
-    return openvino.Model([logits], [image], "resnet50")
+    _check(weights)
+    image = ops.parameter([1, network.STEM.inputs, image_size, image_size], np.float32, name="image")
+    x = ops.relu(_convolution(image, weights, network.STEM))
+    x = ops.max_pool(x, [2, 2], [1, 1], [1, 1], [1, 1], [3, 3]).output(0)
+    for block in network.blocks():
+        x = _bottleneck(x, weights, block)
+    features = ops.reduce_mean(x, np.array([2, 3]), keep_dims=False)
+    weight, bias = (_constant(_array(weights, f"{network.HEAD}.{part}")) for part in ("weight", "bias"))
+    logits = ops.add(ops.matmul(features, weight, transpose_a=False, transpose_b=True), bias)
+    return openvino.Model([logits], [image], network.NAME)
 
 
-def _bottleneck(x: Any, weights: _Weights, name: str, *, stride: int) -> Any:
-    """1x1, 3x3 (with the stride, as in torchvision), 1x1, and the shortcut around them."""
-    shortcut = x
-    if f"{name}.downsample.0.weight" in weights:
-        shortcut = _convolution(x, weights, f"{name}.downsample.0", f"{name}.downsample.1", stride=stride)
-    y = ops.relu(_convolution(x, weights, f"{name}.conv1", f"{name}.bn1"))
-    y = ops.relu(_convolution(y, weights, f"{name}.conv2", f"{name}.bn2", stride=stride))
-    y = _convolution(y, weights, f"{name}.conv3", f"{name}.bn3")
-    return ops.relu(ops.add(y, shortcut))
+def _check(weights: _Weights) -> None:
+    expected = network.tensor_shapes(num_classes=len(weights.get(f"{network.HEAD}.bias", ())))
+    shapes = {name: shape for name, shape in expected.items() if shape}  # the graph reads no batch norm's counter
+    wrong = [f"{name} is missing" for name in shapes if name not in weights] or [
+        f"{name} has the shape {weights[name].shape}, not {shape}"
+        for name, shape in shapes.items()
+        if weights[name].shape != shape
+    ]
+    if wrong:
+        raise ArtifactError(f"the weights are not a {network.TITLE}'s ({wrong[0]})")
 
 
-def _convolution(x: Any, weights: _Weights, conv: str, norm: str, *, stride: int = 1) -> Any:
-    """Convolution with "same" padding, the batch norm folded in: with s = gamma / sqrt(variance + eps), w' = w s and
-    b' = beta - mean s."""
-    kernel = _array(weights, f"{conv}.weight")
+def _bottleneck(x: Any, weights: _Weights, block: network.Block) -> Any:
+    shortcut = x if block.shortcut is None else _convolution(x, weights, block.shortcut)
+    first, second, third = block.path
+    y = ops.relu(_convolution(x, weights, first))
+    y = ops.relu(_convolution(y, weights, second))
+    return ops.relu(ops.add(_convolution(y, weights, third), shortcut))
+
+
+def _convolution(x: Any, weights: _Weights, layer: network.Convolution) -> Any:
+    """The batch norm is folded in: with s = gamma / sqrt(variance + eps), w' = w s and b' = beta - mean s."""
     gamma, beta, mean, variance = (
-        _array(weights, f"{norm}.{part}").astype(np.float64)
+        _array(weights, f"{layer.norm}.{part}").astype(np.float64)
         for part in ("weight", "bias", "running_mean", "running_var")
     )
-    scale = gamma / np.sqrt(variance + BATCH_NORM_EPS)
-    folded = kernel * scale.astype(np.float32)[:, None, None, None]
+    scale = gamma / np.sqrt(variance + network.BATCH_NORM_EPS)
+    folded = _array(weights, f"{layer.name}.weight") * scale.astype(np.float32)[:, None, None, None]
     bias = (beta - mean * scale).astype(np.float32)[None, :, None, None]
-    pad = kernel.shape[-1] // 2
-    y = ops.convolution(x, _constant(folded), [stride, stride], [pad, pad], [pad, pad], [1, 1])
-    return ops.add(y, _constant(bias))
+    stride, pad = [layer.stride] * 2, [layer.kernel // 2] * 2
+    return ops.add(ops.convolution(x, _constant(folded), stride, pad, pad, [1, 1]), _constant(bias))
 
 
 def _constant(array: NDArray[Any]) -> Any:
@@ -78,6 +78,4 @@ def _constant(array: NDArray[Any]) -> Any:
 
 
 def _array(weights: _Weights, name: str) -> NDArray[Any]:
-    if name not in weights:
-        raise ValueError(f"{name} is missing")
     return np.asarray(weights[name], dtype=np.float32)

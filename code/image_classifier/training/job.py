@@ -34,7 +34,7 @@ from image_classifier.training.outputs import write_bad_images, write_history, w
 from image_classifier.training.stop import StopFlag
 from image_classifier.vision.artifact import write_model
 from image_classifier.vision.folders import SPLIT_FOLDERS, ImageFolders, Split, fingerprint, scan
-from image_classifier.vision.model import build_model, load_starting_weights, state_arrays
+from image_classifier.vision.model import build_model, head, load_starting_weights, state_arrays
 from image_classifier.vision.preprocess import Preprocessing
 
 log = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ def make_model(
         model.load_state_dict(checkpoint.model)
     if config.fine_tune == "head":
         model.requires_grad_(False)
-        model.fc.requires_grad_(True)
+        head(model).requires_grad_(True)
     return model.to(device, memory_format=torch.channels_last)
 
 

@@ -16,10 +16,10 @@ from typing import Any
 
 from image_classifier.contract.errors import ArtifactError, describe
 from image_classifier.contract.image_formats import SUFFIXES
+from image_classifier.vision import network
 from image_classifier.vision.preprocess import Preprocessing
 
 FORMAT_VERSION = 1
-ARCHITECTURE = "resnet50"
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 
@@ -78,7 +78,7 @@ class Manifest:
     created: str
     golden: tuple[tuple[str, str, tuple[float, ...]], ...]
     members: Mapping[str, Member]
-    architecture: str = ARCHITECTURE
+    architecture: str = network.NAME
     precision: str = "float32"
     format_version: int = FORMAT_VERSION
 
@@ -140,8 +140,8 @@ class Manifest:
 
     def check(self) -> None:
         """Raises ArtifactError when the values contradict each other or break a limit."""
-        if self.architecture != ARCHITECTURE:
-            raise ArtifactError(f"the model is a {self.architecture}, this program runs {ARCHITECTURE}")
+        if self.architecture != network.NAME:
+            raise ArtifactError(f"the model is a {self.architecture}, this program runs {network.NAME}")
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
             raise ArtifactError("the manifest does not name two or more different classes")
         expected = {WEIGHTS, *(member for member, _, _ in self.golden)}

@@ -1,4 +1,4 @@
-"""The network: torchvision's ResNet50 with a linear head, and every way its weights come in and go out.
+"""The network in torch, as torchvision builds it, and every way its weights come in and go out.
 
 The only module of `vision` that imports torch. No function here unpickles anything: `.safetensors` files hold plain
 arrays and `.pth` files are read with `weights_only=True`.
@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torchvision.models import ResNet50_Weights, resnet50
-from torchvision.models.resnet import ResNet
+from torchvision.models import ResNet50_Weights
+from torchvision.models.resnet import Bottleneck, ResNet
 
 from image_classifier.contract.errors import WeightsError
+from image_classifier.vision.network import BLOCKS, HEAD, NAME, TITLE
 
 IMAGENET = ResNet50_Weights.IMAGENET1K_V2
-ARCHITECTURE = "resnet50"
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt")
 DOWNLOAD_TIMEOUT_SECONDS = 20.0  # a job without a way out must fail at once, not hang on a connection
-_HEAD = ("fc.weight", "fc.bias")
+_HEAD = (f"{HEAD}.weight", f"{HEAD}.bias")
 
 
 def build_model(num_classes: int) -> ResNet:
@@ -35,7 +35,13 @@ def build_model(num_classes: int) -> ResNet:
     `zero_init_residual` starts every residual block as the identity: without it the network does not learn from
     scratch in the few hundred steps of a small data set. Draws from torch's global random generator.
     """
-    return resnet50(weights=None, num_classes=num_classes, zero_init_residual=True)
+    return ResNet(Bottleneck, list(BLOCKS), num_classes=num_classes, zero_init_residual=True)
+
+
+def head(model: ResNet) -> nn.Module:
+    """The last layer: what is new where the classes are, and is trained alone with fine_tune=head."""
+    layer: nn.Module = model.get_submodule(HEAD)
+    return layer
 
 
 def load_starting_weights(model: ResNet, weights: str, *, channel: Path | None = None) -> str:
@@ -130,7 +136,7 @@ def _given_file(weights: str, channel: Path | None) -> Path:
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
     """Tensors by name; the keys of a data-parallel or wrapped checkpoint are unwrapped."""
-    hint = "weights are a .safetensors file, or a .pth file holding a torchvision ResNet50 state dict"
+    hint = f"weights are a .safetensors file, or a .pth file holding a torchvision {TITLE} state dict"
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -159,8 +165,8 @@ def _fit_head(model: ResNet, state: dict[str, torch.Tensor], source: Path) -> di
     wrong += [name for name in fitted if name not in wanted]
     if wrong:
         raise WeightsError(
-            f"{source} is not a ResNet50's: {len(wrong)} tensors do not fit, first {wrong[0]}",
-            "start from torchvision's resnet50 weights",
+            f"{source} is not a {TITLE}'s: {len(wrong)} tensors do not fit, first {wrong[0]}",
+            f"start from torchvision's {NAME} weights",
         )
     return fitted
 

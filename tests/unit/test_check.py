@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from image_classifier.contract.errors import DataError
-from image_classifier.vision.check import CheckReport, Finding, check_dataset
+from image_classifier.vision.check import CheckReport, DataFinding, check_dataset
 from image_classifier.vision.sample_data import make_sample_data
 
 
@@ -21,7 +21,7 @@ def data(tmp_path: Path) -> Path:
     return root
 
 
-def found(report: CheckReport, kind: str) -> Finding:
+def found(report: CheckReport, kind: str) -> DataFinding:
     findings = [finding for finding in (*report.errors, *report.warnings) if finding.kind == kind]
     assert len(findings) == 1, report
     return findings[0]

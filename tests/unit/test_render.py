@@ -10,7 +10,7 @@ import pytest
 
 from image_classifier.cli import render, show_data
 from image_classifier.contract.errors import DataError
-from image_classifier.vision.check import CheckReport, Finding
+from image_classifier.vision.check import CheckReport, DataFinding
 
 STYLES = re.compile("\x1b\\[[0-9;]*m")
 
@@ -26,7 +26,7 @@ def no_colour(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
 
 
-def report(*errors: Finding) -> CheckReport:
+def report(*errors: DataFinding) -> CheckReport:
     return CheckReport(
         root="data",
         classes=("cat",),
@@ -68,8 +68,10 @@ def test_an_error_is_one_line_whatever_a_name_holds(capsys: pytest.CaptureFixtur
 
 
 def test_alike_findings_share_their_hint(capsys: pytest.CaptureFixture[str]) -> None:
-    bad = [Finding(kind="unreadable", message=f"{i}.jpg: no", hint="mend it", files=(f"{i}.jpg",)) for i in range(12)]
-    twice = Finding(
+    bad = [
+        DataFinding(kind="unreadable", message=f"{i}.jpg: no", hint="mend it", files=(f"{i}.jpg",)) for i in range(12)
+    ]
+    twice = DataFinding(
         kind="leakage", message="the same image is in train and test", hint="keep one", files=("a", "b.jpg")
     )
     show_data._check_tables(report(*bad, twice))

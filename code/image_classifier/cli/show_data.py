@@ -13,7 +13,7 @@ from image_classifier.cli.settings import Settings
 from image_classifier.contract.config import TrainConfig
 from image_classifier.launch.client import Answer
 from image_classifier.launch.view import one_line
-from image_classifier.vision.check import CheckReport, Finding, check_dataset
+from image_classifier.vision.check import CheckReport, DataFinding, check_dataset
 
 FILES_SHOWN = 20
 FINDINGS_SHOWN = 10  # of one kind
@@ -49,7 +49,7 @@ def _check_tables(report: CheckReport) -> None:
     render.note(f"{report.num_images} images: {worst}, {_counted(len(report.warnings), 'warning')}")
 
 
-def _findings(label: str, findings: list[Finding]) -> None:
+def _findings(label: str, findings: list[DataFinding]) -> None:
     """Prints findings of one kind, and what they have in common once: the hint."""
     for finding in findings[:FINDINGS_SHOWN]:
         render.labelled(label, finding.message)

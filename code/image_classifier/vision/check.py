@@ -49,8 +49,8 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One thing that is wrong.
+class DataFinding:
+    """One thing that is wrong with a data set.
 
     Args:
         kind: one of the words in this module's docstring.
@@ -85,8 +85,8 @@ class CheckReport:
     smallest: tuple[int, int] | None
     largest: tuple[int, int] | None
     fingerprint: str
-    errors: tuple[Finding, ...]
-    warnings: tuple[Finding, ...]
+    errors: tuple[DataFinding, ...]
+    warnings: tuple[DataFinding, ...]
 
     @property
     def ok(self) -> bool:
@@ -205,10 +205,10 @@ def _inspect(path: Path) -> tuple[str, tuple[int, int] | None, str]:
         return digest, None, error.message
 
 
-def _unreadable(images: Iterable[_Image]) -> Iterator[Finding]:
+def _unreadable(images: Iterable[_Image]) -> Iterator[DataFinding]:
     for image in images:
         if image.size is None:
-            yield Finding(
+            yield DataFinding(
                 kind="unreadable",
                 message=f"{image.name}: {image.fault}",
                 hint="replace the file with an intact copy, or remove it",
@@ -216,7 +216,7 @@ def _unreadable(images: Iterable[_Image]) -> Iterator[Finding]:
             )
 
 
-def _same_bytes(images: Iterable[_Image], folders: ImageFolders, *, errors: bool) -> Iterator[Finding]:
+def _same_bytes(images: Iterable[_Image], folders: ImageFolders, *, errors: bool) -> Iterator[DataFinding]:
     """A finding for each group of identical files: those that are errors, or those that are warnings."""
     groups = defaultdict(list)
     for image in images:
@@ -234,7 +234,7 @@ def _same_bytes(images: Iterable[_Image], folders: ImageFolders, *, errors: bool
         else:
             kind, where = "duplicate", f"{len(same)} times in {splits[0]}"
         if errors == (kind != "duplicate"):
-            yield Finding(
+            yield DataFinding(
                 kind=kind,
                 message=f"the same image is {where}",
                 hint="keep one of the files",
@@ -242,41 +242,41 @@ def _same_bytes(images: Iterable[_Image], folders: ImageFolders, *, errors: bool
             )
 
 
-def _uneven(counts: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
+def _uneven(counts: Mapping[str, Mapping[str, int]]) -> Iterator[DataFinding]:
     train = counts["train"]
     small, large = min(train, key=train.__getitem__), max(train, key=train.__getitem__)
     if train[large] >= IMBALANCE_RATIO * train[small]:
         message = f"train is unbalanced: {train[large]} images of {large}, {train[small]} of {small}"
-        yield Finding(kind="imbalance", message=message, hint="add images of the small classes")
+        yield DataFinding(kind="imbalance", message=message, hint="add images of the small classes")
     few = [f"{name} ({count})" for name, count in train.items() if count < FEW_IMAGES]
     if few:
         message = f"train has fewer than {FEW_IMAGES} images of {listing(few)}"
-        yield Finding(kind="few", message=message, hint="add images; 50 a class or more are usual")
+        yield DataFinding(kind="few", message=message, hint="add images; 50 a class or more are usual")
     for split, of_class in counts.items():
         none = [name for name, count in of_class.items() if count == 0]
         if none:
-            yield Finding(kind="missing", message=f"{split} has no images of {listing(none)}", hint="add some")
+            yield DataFinding(kind="missing", message=f"{split} has no images of {listing(none)}", hint="add some")
 
 
-def _small(images: Iterable[_Image]) -> Iterator[Finding]:
+def _small(images: Iterable[_Image]) -> Iterator[DataFinding]:
     files = tuple(image.name for image in images if image.size is not None and min(image.size) < SMALL_SIDE)
     if files:
         message = f"images with a side shorter than {SMALL_SIDE} pixels: {len(files)}"
-        yield Finding(kind="small", message=message, hint="use larger originals", files=files)
+        yield DataFinding(kind="small", message=message, hint="use larger originals", files=files)
 
 
-def _ignored(root: Path, channels: Iterable[Path]) -> Iterator[Finding]:
+def _ignored(root: Path, channels: Iterable[Path]) -> Iterator[DataFinding]:
     loose = tuple(_shown(path, root) for channel in channels for path in loose_images(channel))
     if loose:
         message = f"images passed over because they lie in no class folder: {len(loose)}"
-        yield Finding(kind="ignored", message=message, hint="put them into the folder of their class", files=loose)
+        yield DataFinding(kind="ignored", message=message, hint="put them into the folder of their class", files=loose)
     found: Counter[str] = Counter()
     for channel in channels:
         for _, _, names in os.walk(channel):
             found.update(suffix for suffix in (Path(name).suffix.lower() for name in names) if suffix in OTHER_SUFFIXES)
     if found:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(found.items()))
-        yield Finding(kind="ignored", message=f"files passed over: {kinds}", hint="convert them to JPEG or PNG")
+        yield DataFinding(kind="ignored", message=f"files passed over: {kinds}", hint="convert them to JPEG or PNG")
 
 
 def _shown(path: Path, root: Path) -> str:

@@ -16,8 +16,10 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from PIL import Image
 from safetensors.numpy import load_file
 
+from image_classifier.contract.image_formats import FORMATS, JPEG
 from image_classifier.contract.metrics import parse_metric_line
 from image_classifier.contract.paths import MlPaths
 from image_classifier.vision.artifact import load_model
@@ -36,9 +38,15 @@ HYPERPARAMETERS = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes without a valid split; one train image is a text, one is empty."""
+    """Two classes without a valid split, in every accepted format; one train image is a text, one is empty."""
     root = tmp_path_factory.mktemp("data") / "images"
     make_sample_data(root, num_classes=2, train_per_class=13, valid_per_class=0, test_per_class=3, size=48)
+    for number, path in enumerate(sorted(root.rglob("*.jpg"))):
+        image_format = FORMATS[number % len(FORMATS)]
+        if image_format is not JPEG:
+            with Image.open(path) as image:
+                image.save(path.with_suffix(image_format.suffixes[0]), image_format.pillow)
+            path.unlink()
     first, second = sorted((root / "train").iterdir())
     (first / "empty.jpg").touch()
     (second / "text.jpg").write_text("not an image")

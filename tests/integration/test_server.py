@@ -358,7 +358,7 @@ def test_a_port_in_use_is_an_error_before_anything_is_loaded(tmp_path: Path):
     with socket.create_server(("127.0.0.1", int(port))):
         program = start(tmp_path / "no-model-there", tmp_path / "tmp", SAGEMAKER_BIND_TO_PORT=port)
         assert program.process.wait(PATIENCE_S) == 1
-    wait_until(lambda: f"error: port {port} on 0.0.0.0 is in use" in program.lines, program)
+    wait_until(lambda: f"error: port {port} on 127.0.0.1 is in use" in program.lines, program)
     wait_until(lambda: any(line.startswith("hint: ") for line in program.lines), program)
 
 

@@ -16,7 +16,7 @@ from image_classifier.sagemaker import cost, requests
 from image_classifier.sagemaker.aws_settings import SageMakerSettings, has_local_storage, is_gpu
 from image_classifier.sagemaker.failures import describe_call, describe_reason
 from image_classifier.sagemaker.images import parse_uri
-from image_classifier.sagemaker.requests import Place, Request, job_name
+from image_classifier.sagemaker.requests import ApiRequest, Place, job_name
 from image_classifier.sagemaker.training_job import pascal
 from image_classifier.sagemaker.validation import validate
 
@@ -26,7 +26,7 @@ DATA = {"train": "s3://bucket/data/train/", "valid": "s3://bucket/data/valid/"}
 SETTINGS = SageMakerSettings(role=ROLE)
 
 
-def check(request: Request) -> dict[str, Any]:
+def check(request: ApiRequest) -> dict[str, Any]:
     validate(request.service, pascal(request.operation), request.body)
     return request.body
 

@@ -19,7 +19,7 @@ from image_classifier.sagemaker.endpoints import MODELS, publish
 from image_classifier.sagemaker.failures import describe_reason
 from image_classifier.sagemaker.images import find_image
 from image_classifier.sagemaker.jobs import FINISHED
-from image_classifier.sagemaker.requests import Place, Request, job_name
+from image_classifier.sagemaker.requests import ApiRequest, Place, job_name
 from image_classifier.sagemaker.session import Session
 from image_classifier.sagemaker.training_job import detached, dry_place, failing, save_requests, show_requests
 from image_classifier.sagemaker.upload import download, ensure_bucket, file_uri, list_objects, put, split_uri
@@ -63,7 +63,7 @@ def predict(
     with tempfile.TemporaryDirectory() as folder:
         artifact.unpack(archive, Path(folder) / "model")  # before anything costs money
 
-    def parts(place: Place) -> list[Request]:
+    def parts(place: Place) -> list[ApiRequest]:
         name = job_name(place.run)
         where = in_s3[0].rstrip("/") + "/" if in_s3 else questions(place)
         url = file_uri(session, archive, MODELS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from image_classifier.contract.errors import ConfigError
 from image_classifier.sagemaker.aws_settings import AUTO, NONE, SageMakerSettings, has_local_storage, is_gpu
 from image_classifier.sagemaker.images import Image
-from image_classifier.sagemaker.requests import Body, Place, Request, only, tags
+from image_classifier.sagemaker.requests import ApiRequest, Body, Place, only, tags
 
 VARIANT = "main"
 STARTUP_TIMEOUT_S = 600  # the image is pulled, the model downloaded, compiled for OpenVINO and tested
@@ -19,7 +19,7 @@ INFERENCE_AMI = {13: "al2023-ami-sagemaker-inference-gpu-4-1", 12: "al2-ami-sage
 TRANSFORM_AMI = {12: "al2-ami-sagemaker-batch-gpu-535"}
 
 
-def model(name: str, settings: SageMakerSettings, *, image: Image, data_url: str, place: Place) -> Request:
+def model(name: str, settings: SageMakerSettings, *, image: Image, data_url: str, place: Place) -> ApiRequest:
     """CreateModel.
 
     Args:
@@ -37,10 +37,12 @@ def model(name: str, settings: SageMakerSettings, *, image: Image, data_url: str
     }
     if vpc := settings.vpc():
         body["VpcConfig"] = vpc
-    return Request(service="sagemaker", operation="create_model", body=body)
+    return ApiRequest(service="sagemaker", operation="create_model", body=body)
 
 
-def endpoint_config(name: str, model_name: str, settings: SageMakerSettings, *, image: Image, place: Place) -> Request:
+def endpoint_config(
+    name: str, model_name: str, settings: SageMakerSettings, *, image: Image, place: Place
+) -> ApiRequest:
     """CreateEndpointConfig for an instance, serverless or async endpoint."""
     body: Body = {
         "EndpointConfigName": name,
@@ -59,16 +61,16 @@ def endpoint_config(name: str, model_name: str, settings: SageMakerSettings, *, 
         }
     if not has_local_storage(settings.serve_instance):
         body |= only(KmsKeyId=settings.kms_key)
-    return Request(service="sagemaker", operation="create_endpoint_config", body=body)
+    return ApiRequest(service="sagemaker", operation="create_endpoint_config", body=body)
 
 
-def create_endpoint(name: str, config_name: str, settings: SageMakerSettings, *, place: Place) -> Request:
+def create_endpoint(name: str, config_name: str, settings: SageMakerSettings, *, place: Place) -> ApiRequest:
     """CreateEndpoint."""
     body = {"EndpointName": name, "EndpointConfigName": config_name, "Tags": tags(place, settings)}
-    return Request(service="sagemaker", operation="create_endpoint", body=body)
+    return ApiRequest(service="sagemaker", operation="create_endpoint", body=body)
 
 
-def update_endpoint(name: str, config_name: str, settings: SageMakerSettings) -> Request:
+def update_endpoint(name: str, config_name: str, settings: SageMakerSettings) -> ApiRequest:
     """UpdateEndpoint: blue/green, a tenth of the traffic first, rolled back when an alarm goes off."""
     body: Body = {"EndpointName": name, "EndpointConfigName": config_name}
     if settings.variant == "instance":
@@ -86,7 +88,7 @@ def update_endpoint(name: str, config_name: str, settings: SageMakerSettings) ->
         if names := alarm_names(name, settings):
             alarms = [{"AlarmName": alarm} for alarm in names]
             body["DeploymentConfig"]["AutoRollbackConfiguration"] = {"Alarms": alarms}
-    return Request(service="sagemaker", operation="update_endpoint", body=body)
+    return ApiRequest(service="sagemaker", operation="update_endpoint", body=body)
 
 
 def alarm_names(endpoint: str, settings: SageMakerSettings) -> list[str]:
@@ -98,7 +100,7 @@ def alarm_names(endpoint: str, settings: SageMakerSettings) -> list[str]:
     return [name.strip() for name in settings.alarms.split(",") if name.strip()]
 
 
-def alarm(endpoint: str, settings: SageMakerSettings, *, place: Place) -> Request:
+def alarm(endpoint: str, settings: SageMakerSettings, *, place: Place) -> ApiRequest:
     """PutMetricAlarm: any answer with a 5xx status within a minute."""
     body = {
         "AlarmName": f"{endpoint}-5xx",
@@ -114,10 +116,10 @@ def alarm(endpoint: str, settings: SageMakerSettings, *, place: Place) -> Reques
         "TreatMissingData": "notBreaching",
         "Tags": tags(place, settings),
     }
-    return Request(service="cloudwatch", operation="put_metric_alarm", body=body)
+    return ApiRequest(service="cloudwatch", operation="put_metric_alarm", body=body)
 
 
-def scaling(endpoint: str, settings: SageMakerSettings, *, place: Place) -> list[Request]:
+def scaling(endpoint: str, settings: SageMakerSettings, *, place: Place) -> list[ApiRequest]:
     """RegisterScalableTarget and PutScalingPolicy: instances follow the load."""
     target: Body = scalable_target(endpoint)
     register = target | {
@@ -146,8 +148,8 @@ def scaling(endpoint: str, settings: SageMakerSettings, *, place: Place) -> list
         "TargetTrackingScalingPolicyConfiguration": tracking,
     }
     requests = [
-        Request(service="application-autoscaling", operation="register_scalable_target", body=register),
-        Request(service="application-autoscaling", operation="put_scaling_policy", body=policy),
+        ApiRequest(service="application-autoscaling", operation="register_scalable_target", body=register),
+        ApiRequest(service="application-autoscaling", operation="put_scaling_policy", body=policy),
     ]
     if settings.variant == "async" and settings.min_instances == 0:
         requests += _wake_up(endpoint, target)
@@ -165,7 +167,7 @@ def scalable_target(endpoint: str) -> Body:
 
 def transform_job(
     name: str, model_name: str, settings: SageMakerSettings, *, image: Image, source: str, place: Place
-) -> Request:
+) -> ApiRequest:
     """CreateTransformJob: every object below `source` is one image, and gets an answer NAME.out."""
     resources: Body = {"InstanceType": settings.serve_instance, "InstanceCount": settings.serve_instances}
     if is_gpu(settings.serve_instance):
@@ -197,7 +199,7 @@ def transform_job(
         "TransformResources": resources,
         "Tags": tags(place, settings),
     }
-    return Request(service="sagemaker", operation="create_transform_job", body=body)
+    return ApiRequest(service="sagemaker", operation="create_transform_job", body=body)
 
 
 def _variant(model_name: str, settings: SageMakerSettings, image: Image) -> Body:
@@ -235,7 +237,7 @@ def _data_capture(settings: SageMakerSettings, place: Place) -> Body:
     }
 
 
-def _wake_up(endpoint: str, target: Body) -> list[Request]:
+def _wake_up(endpoint: str, target: Body) -> list[ApiRequest]:
     """From no instance to one: with none running there is no backlog per instance for the other policy to see."""
     steps: Body = {
         "AdjustmentType": "ChangeInCapacity",
@@ -248,10 +250,10 @@ def _wake_up(endpoint: str, target: Body) -> list[Request]:
         "PolicyType": "StepScaling",
         "StepScalingPolicyConfiguration": steps,
     }
-    return [Request(service="application-autoscaling", operation="put_scaling_policy", body=policy)]
+    return [ApiRequest(service="application-autoscaling", operation="put_scaling_policy", body=policy)]
 
 
-def wake_alarm(endpoint: str, policy_arn: str, settings: SageMakerSettings, *, place: Place) -> Request:
+def wake_alarm(endpoint: str, policy_arn: str, settings: SageMakerSettings, *, place: Place) -> ApiRequest:
     """PutMetricAlarm that sets off the policy of `_wake_up`, whose ARN is known only once it exists."""
     body = {
         "AlarmName": f"{endpoint}-wake",
@@ -268,4 +270,4 @@ def wake_alarm(endpoint: str, policy_arn: str, settings: SageMakerSettings, *, p
         "AlarmActions": [policy_arn],
         "Tags": tags(place, settings),
     }
-    return Request(service="cloudwatch", operation="put_metric_alarm", body=body)
+    return ApiRequest(service="cloudwatch", operation="put_metric_alarm", body=body)

@@ -25,7 +25,7 @@ from image_classifier.sagemaker.failures import MISSING, AwsError, describe_reas
 from image_classifier.sagemaker.images import Image, find_image
 from image_classifier.sagemaker.logs import ENDPOINT_GROUP, LogTail
 from image_classifier.sagemaker.predict import RemoteClient, check_golden
-from image_classifier.sagemaker.requests import Place, Request, job_name, tags
+from image_classifier.sagemaker.requests import ApiRequest, Place, job_name, tags
 from image_classifier.sagemaker.session import Session
 from image_classifier.sagemaker.training_job import dry_place, failing, save_requests, show_requests
 from image_classifier.sagemaker.upload import copy_file, file_uri, upload_file
@@ -59,7 +59,7 @@ class Deployment:
     def model_url(self) -> str:
         return file_uri(self.session, self.archive, MODELS)
 
-    def parts(self, place: Place) -> list[Request]:
+    def parts(self, place: Place) -> list[ApiRequest]:
         """Model, configuration, and the endpoint itself."""
         name = job_name(place.run)
         model = bodies.model(name, self.settings, image=self.image, data_url=self.model_url, place=place)
@@ -73,13 +73,13 @@ class Deployment:
             bodies.update_endpoint(self.endpoint, name, self.settings),
         ]
 
-    def watched(self, place: Place) -> list[Request]:
+    def watched(self, place: Place) -> list[ApiRequest]:
         """The alarm that rolls updates back, unless the user has alarms of their own."""
         if self.settings.alarms != AUTO or self.settings.variant != "instance":
             return []
         return [bodies.alarm(self.endpoint, self.settings, place=place)]
 
-    def afterwards(self, place: Place) -> list[Request]:
+    def afterwards(self, place: Place) -> list[ApiRequest]:
         """What an endpoint gets once it is in service."""
         scaling = bodies.scaling(self.endpoint, self.settings, place=place) if self.settings.scales else []
         return [*([] if self.existing else self.watched(place)), *scaling]
@@ -184,7 +184,7 @@ def _deploy(deployment: Deployment, run: Run, place: Place, model: artifact.Arti
     run.end(Status.COMPLETED, exit_code=0)
 
 
-def _make(session: Session, run: Run, part: Request, on_reply: Callable[[Any], None] = lambda reply: None) -> None:
+def _make(session: Session, run: Run, part: ApiRequest, on_reply: Callable[[Any], None] = lambda reply: None) -> None:
     """Sends a request, noting what it makes first."""
     body = part.body
     kinds = {

@@ -13,7 +13,7 @@ from typing import Any
 from image_classifier.contract.errors import ConfigError
 from image_classifier.sagemaker.failures import MISSING, NETWORK, TAKEN, AwsError, translated
 from image_classifier.sagemaker.remote import is_ours
-from image_classifier.sagemaker.requests import Place, Request
+from image_classifier.sagemaker.requests import ApiRequest, Place
 from image_classifier.sagemaker.session import Session
 from image_classifier.sagemaker.validation import validate
 from image_classifier.sagemaker.watch import when_ready
@@ -70,7 +70,7 @@ class TuningState:
         return self.status in FINISHED
 
 
-def create_training_job(session: Session, request: Request, place: Place) -> None:
+def create_training_job(session: Session, request: ApiRequest, place: Place) -> None:
     """Creates a training job, waiting a while for a new role. Raises ConfigError or AwsError."""
     from sagemaker.core.resources import TrainingJob
 
@@ -111,7 +111,7 @@ def stop_training_job(session: Session, name: str) -> None:
         TrainingJob.get(name, session=session.boto, region=session.region).stop()
 
 
-def create_tuning_job(session: Session, request: Request, place: Place) -> None:
+def create_tuning_job(session: Session, request: ApiRequest, place: Place) -> None:
     """Creates a tuning job, waiting a while for a new role. Raises ConfigError or AwsError."""
     from sagemaker.core.resources import HyperParameterTuningJob
 

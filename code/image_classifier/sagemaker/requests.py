@@ -30,8 +30,8 @@ ID_TAG = "image-classifier:id"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """One API call: `Request("sagemaker", "create_model", {...})`."""
+class ApiRequest:
+    """One API call: `ApiRequest("sagemaker", "create_model", {...})`."""
 
     service: str
     operation: str
@@ -130,7 +130,7 @@ def training_job(
     data: Mapping[str, str],
     place: Place,
     debugger: Mapping[str, Any] | None = None,
-) -> Request:
+) -> ApiRequest:
     """CreateTrainingJob.
 
     Args:
@@ -151,7 +151,7 @@ def training_job(
         **_job_parts(settings, image, data, place),
         **(debugger or {}),
     }
-    return Request(service="sagemaker", operation="create_training_job", body=body)
+    return ApiRequest(service="sagemaker", operation="create_training_job", body=body)
 
 
 def tuning_job(
@@ -164,7 +164,7 @@ def tuning_job(
     image: Image,
     data: Mapping[str, str],
     place: Place,
-) -> Request:
+) -> ApiRequest:
     """CreateHyperParameterTuningJob: the same search space and the same trials as on this machine.
 
     The objective is the running best of the one in the settings: SageMaker judges a trial by the last value it logged,
@@ -210,7 +210,7 @@ def tuning_job(
         "TrainingJobDefinition": definition,
         "Tags": tags(place, settings),
     }
-    return Request(service="sagemaker", operation="create_hyper_parameter_tuning_job", body=body)
+    return ApiRequest(service="sagemaker", operation="create_hyper_parameter_tuning_job", body=body)
 
 
 def parameter_ranges(search: SearchSpace) -> Body:

@@ -13,7 +13,7 @@ from image_classifier.launch.view import SILENT, View
 from image_classifier.sagemaker.aws_settings import AUTO, NONE, SageMakerSettings
 from image_classifier.sagemaker.failures import translated
 from image_classifier.sagemaker.images import Image
-from image_classifier.sagemaker.requests import Request
+from image_classifier.sagemaker.requests import ApiRequest
 from image_classifier.sagemaker.validation import validate
 
 MAX_ATTEMPTS = 8  # with botocore's exponential backoff and jitter: about half a minute of throttling
@@ -78,7 +78,7 @@ class Session:
         with translated(operation.replace("_", " ")):
             return getattr(client, operation)(**body)
 
-    def send(self, request: Request) -> Any:
+    def send(self, request: ApiRequest) -> Any:
         """Sends a request that `requests` built. Raises as `call`."""
         return self.call(request.service, request.operation, **request.body)
 

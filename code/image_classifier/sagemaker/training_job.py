@@ -25,7 +25,7 @@ from image_classifier.sagemaker.aws_settings import SageMakerSettings
 from image_classifier.sagemaker.failures import MISSING, AwsError, describe_reason
 from image_classifier.sagemaker.images import Image, find_image
 from image_classifier.sagemaker.logs import TRAINING_GROUP, LogTail
-from image_classifier.sagemaker.requests import Place, Request, job_name, training_job
+from image_classifier.sagemaker.requests import ApiRequest, Place, job_name, training_job
 from image_classifier.sagemaker.session import Session
 from image_classifier.sagemaker.upload import (
     DataSet,
@@ -70,7 +70,7 @@ class Inputs:
             uris[WEIGHTS_CHANNEL] = file_uri(self.session, self.weights, WEIGHTS_CHANNEL).rpartition("/")[0] + "/"
         return uris
 
-    def request(self, place: Place) -> Request:
+    def request(self, place: Place) -> ApiRequest:
         """The request of a training job."""
         name = job_name(place.run)
         return build(name, self.config, self.session, image=self.image, place=place, channels=self.channels())
@@ -292,14 +292,14 @@ def dry_place(session: Session, kind: str, name: str) -> Place:
     return remote.new_place(session, run)
 
 
-def show_requests(requests: list[Request], view: View) -> None:
+def show_requests(requests: list[ApiRequest], view: View) -> None:
     """Shows requests. Raises ConfigError when the service would refuse one of them."""
     for request in requests:
         validate(request.service, pascal(request.operation), request.body)
     view.document([request.to_json() for request in requests])
 
 
-def save_requests(run: Run, requests: list[Request]) -> None:
+def save_requests(run: Run, requests: list[ApiRequest]) -> None:
     """Keeps what was sent in the run folder."""
     document: list[Mapping[str, Any]] = [request.to_json() for request in requests]
     write_text(run.path / REQUEST_FILE, json.dumps(document, indent=1) + "\n")
@@ -318,7 +318,7 @@ def fresh(folder: Path) -> Path:
 
 def build(
     name: str, config: TrainConfig, session: Session, *, image: Image, place: Place, channels: Mapping[str, str]
-) -> Request:
+) -> ApiRequest:
     """The request of a training job, with the managed Debugger if the settings ask for it. Raises ConfigError."""
     settings = session.settings
     extra = debugger(config, session, place) if settings.managed_debugger else None
@@ -338,7 +338,7 @@ def debugger(config: TrainConfig, session: Session, place: Place) -> Mapping[str
     )
 
 
-def _create(run: Run, session: Session, request: Request, place: Place) -> None:
+def _create(run: Run, session: Session, request: ApiRequest, place: Place) -> None:
     name = str(request.body["TrainingJobName"])
     save_requests(run, [request])
     remote.note(run, remote.TRAINING_JOB, name)

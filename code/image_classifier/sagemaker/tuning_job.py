@@ -18,7 +18,7 @@ from image_classifier.launch.view import SILENT, Live, View, one_line
 from image_classifier.sagemaker import cost, jobs, remote
 from image_classifier.sagemaker.aws_settings import SageMakerSettings
 from image_classifier.sagemaker.failures import AwsError, describe_reason
-from image_classifier.sagemaker.requests import TUNING_NAME_CHARS, Place, Request, job_name, tuning_job
+from image_classifier.sagemaker.requests import TUNING_NAME_CHARS, ApiRequest, Place, job_name, tuning_job
 from image_classifier.sagemaker.session import Session
 from image_classifier.sagemaker.training_job import (
     OUTPUT_ARCHIVE,
@@ -85,7 +85,7 @@ def tune(
     return follow(run, inputs.session)
 
 
-def _request(inputs: Inputs, plan: Plan, settings: SageMakerSettings, place: Place) -> Request:
+def _request(inputs: Inputs, plan: Plan, settings: SageMakerSettings, place: Place) -> ApiRequest:
     return tuning_job(
         job_name(place.run, TUNING_NAME_CHARS),
         plan.base,

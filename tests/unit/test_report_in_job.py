@@ -10,7 +10,8 @@ import pytest
 from tests.report_folders import make_job
 
 from image_classifier.contract.paths import MlPaths
-from image_classifier.training.script import main, report
+from image_classifier.training.ending import report
+from image_classifier.training.script import main
 
 
 def test_a_job_is_reported_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

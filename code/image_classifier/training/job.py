@@ -24,9 +24,9 @@ from image_classifier.training.checkpoint import Checkpoint, Checkpoints, Progre
 from image_classifier.training.data import BadImages, ImageDataset, Loader, num_workers
 from image_classifier.training.device import choose_device, describe_device, use_bf16
 from image_classifier.training.distributed import Group, joined
+from image_classifier.training.ending import leave
 from image_classifier.training.evaluate import Evaluation, Interrupted, evaluate
 from image_classifier.training.golden import golden_samples
-from image_classifier.training.hang import leave
 from image_classifier.training.loop import Training, fit, min_images
 from image_classifier.training.observe import Watched, make_hook
 from image_classifier.training.optim import make_optimizer

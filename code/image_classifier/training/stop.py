@@ -7,6 +7,7 @@ import signal
 from types import FrameType
 
 from image_classifier.contract.errors import JobStopped, RuleFired
+from image_classifier.contract.outputs import stop_message
 from image_classifier.debugging.schema import RuleResult
 
 
@@ -32,10 +33,10 @@ class StopFlag:
 
     def error(self, where: str, how_to_resume: str) -> JobStopped:
         """What to raise once the state is saved."""
+        message = stop_message(str(self.reason), where)
         if self.rule is None:
-            return JobStopped(f"stopped by {self.reason} {where}", how_to_resume)
-        hint = f"{self.rule.advice}; or {how_to_resume} with stop_on=none"
-        return RuleFired(f"stopped by {self.reason} {where}", hint)
+            return JobStopped(message, how_to_resume)
+        return RuleFired(message, f"{self.rule.advice}; or {how_to_resume} with stop_on=none")
 
     def install(self) -> None:
         """Handles SIGTERM (spot interruption, StopTrainingJob, `docker stop`) and SIGINT (Ctrl-C) from now on."""

@@ -25,7 +25,7 @@ from sagemaker_training.process import ProcessRunner
 
 from image_classifier.contract.errors import EXIT_FAILURE, EXIT_STOPPED, JobError, JobStopped
 from image_classifier.contract.paths import MlPaths
-from image_classifier.training.script import write_failure
+from image_classifier.training.ending import write_failure
 
 MASTER_PORT = 29_500  # torchrun's default
 _INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")

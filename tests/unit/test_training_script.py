@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from image_classifier.contract.errors import ConfigError, DataError, JobError, JobStopped, PlatformError
-from image_classifier.training.script import explain, main, write_failure
+from image_classifier.training.ending import explain, write_failure
+from image_classifier.training.script import main
 from image_classifier.training.stop import StopFlag
 
 

@@ -18,7 +18,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
+from tests.other_values import other_value
 
+from image_classifier.contract.config import format_value, parameters
 from image_classifier.contract.image_formats import FORMATS, JPEG
 from image_classifier.contract.metrics import parse_metric_line
 from image_classifier.contract.paths import MlPaths
@@ -203,6 +205,17 @@ def test_interrupted_and_killed_job_ends_as_the_uninterrupted_one(
     expected, got = finished[0].weights, job.weights
     assert all(np.array_equal(expected[name], got[name]) for name in expected)
     assert sorted(folder.name for folder in job.paths.tensors.iterdir()) == ["attempt-1", "attempt-2", "attempt-3"]
+
+
+def test_settings_said_to_change_no_result_change_no_weight(
+    finished: tuple[Job, str], tmp_path: Path, data: Path
+) -> None:
+    harmless = {known.name: format_value(other_value(known)) for known in parameters() if not known.changes_result}
+    job = Job(tmp_path / "ml", data, **harmless | {"workers": "1", "rules": "Overfit", "stop_on": "LowGPUUtilization"})
+    code, log = job.run()
+    assert code == 0, log
+    expected, got = finished[0].weights, job.weights
+    assert all(np.array_equal(expected[name], got[name]) for name in expected)
 
 
 def test_finished_job_started_again_writes_the_model_without_training(finished: tuple[Job, str]) -> None:

@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from tests.full_disk import no_file_larger_than
+from tests.other_values import other_value
 from torch import nn
 
-from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.config import TrainConfig, parameter, parameters
 from image_classifier.contract.errors import JobError, PlatformError
 from image_classifier.training.checkpoint import Checkpoints, Progress, identity
 from image_classifier.training.optim import make_optimizer
 
 CONFIG = TrainConfig(weights="none")
+DEFAULT = TrainConfig()
 
 
 @pytest.fixture
@@ -94,10 +96,65 @@ def test_checkpoint_of_another_job_is_refused_by_name(tmp_path: Path, model: nn.
         load_epoch(tmp_path, data="other")
 
 
+def save_as(folder: Path, model: nn.Module, *, without: str = "", **further: str) -> None:
+    """A checkpoint at all defaults as another version writes it: without a setting that it did not have yet, or with
+    further ones that this version does not know."""
+    theirs = {name: value for name, value in identity(DEFAULT, "d").items() if name != without} | further
+    Checkpoints(folder, theirs).save(Progress(epoch=3), model, make_optimizer(model, DEFAULT), {})
+
+
+@pytest.mark.parametrize("name", [known.name for known in parameters() if known.changes_result])
+def test_checkpoint_from_before_a_setting_was_added_goes_on_at_its_default_only(
+    tmp_path: Path, model: nn.Module, name: str
+) -> None:
+    save_as(tmp_path, model, without=name)
+    assert load_epoch(tmp_path, config=DEFAULT) == 3
+    known = parameter(name)
+    with pytest.raises(JobError, match=f"of a job with {name}={known.default}, not "):
+        load_epoch(tmp_path, config=DEFAULT.replace(**{name: other_value(known)}))
+
+
+def test_refusal_of_a_setting_that_was_added_is_a_sentence(tmp_path: Path, model: nn.Module) -> None:
+    save_as(tmp_path, model, without="label_smoothing")
+    with pytest.raises(JobError) as caught:
+        load_epoch(tmp_path, config=DEFAULT.replace(label_smoothing=0.2))
+    assert caught.value.message == f"the checkpoints in {tmp_path} are of a job with label_smoothing=0.1, not 0.2"
+    assert "a checkpoint folder of its own" in caught.value.hint
+
+
+def test_checkpoint_without_the_images_fingerprint_is_refused(tmp_path: Path, model: nn.Module) -> None:
+    save_as(tmp_path, model, without="data")
+    with pytest.raises(JobError, match="of a job with other images"):
+        load_epoch(tmp_path, config=DEFAULT)
+
+
+def test_checkpoint_with_a_setting_that_was_dropped_is_refused(tmp_path: Path, model: nn.Module) -> None:
+    save_as(tmp_path, model, nesterov="False")
+    with pytest.raises(JobError, match="of a job with nesterov=False, which this version does not know"):
+        load_epoch(tmp_path, config=DEFAULT)
+
+
+def test_checkpoint_with_a_setting_that_was_dropped_goes_on_if_it_was_at_its_default(
+    tmp_path: Path, model: nn.Module
+) -> None:
+    save_as(tmp_path, model, nesterov="True")
+    (path,) = files(tmp_path)
+    content = torch.load(path, weights_only=True)
+    assert "momentum" in content["at_default"]
+    torch.save(content | {"at_default": [*content["at_default"], "nesterov"]}, path)
+    assert load_epoch(tmp_path, config=DEFAULT) == 3
+
+
+def test_setting_that_no_longer_changes_the_result_is_passed_over(tmp_path: Path, model: nn.Module) -> None:
+    save_as(tmp_path, model, workers="5")
+    assert load_epoch(tmp_path, config=DEFAULT) == 3
+
+
 def test_settings_that_change_no_weight_may_change(tmp_path: Path, model: nn.Module) -> None:
     save(tmp_path, model, epoch=4)
-    changed = CONFIG.replace(workers=3, log_interval=1, debug=False, golden_samples=1, max_bad_images=0)
-    assert load_epoch(tmp_path, config=changed) == 4
+    harmless = {known.name: other_value(known) for known in parameters() if not known.changes_result}
+    assert {"workers", "log_interval", "debug", "golden_samples", "max_bad_images"} <= set(harmless)
+    assert load_epoch(tmp_path, config=CONFIG.replace(**harmless)) == 4
 
 
 def test_finished_job_keeps_only_its_result(tmp_path: Path, model: nn.Module) -> None:

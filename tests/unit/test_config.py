@@ -1,4 +1,7 @@
+import itertools
+
 import pytest
+from tests.other_values import other_value
 
 from image_classifier.contract.config import TrainConfig, parameters, parse_value
 from image_classifier.contract.errors import ConfigError
@@ -8,35 +11,10 @@ def argv_of(hyperparameters: dict[str, str]) -> list[str]:
     return [word for name, value in hyperparameters.items() for word in (f"--{name}", value)]
 
 
+# No value is its default; among them are a path with a space, a float that is no round decimal, and a large number.
 NOT_DEFAULT = TrainConfig(
-    weights="weights/my model.pth",
-    fine_tune="head",
-    image_size=96,
-    augment="light",
-    epochs=3,
-    batch_size=128,
-    optimizer="adamw",
-    lr=0.1 + 0.2 - 0.27,
-    momentum=0.5,
-    weight_decay=0.0,
-    label_smoothing=0.05,
-    warmup_epochs=0.25,
-    patience=4,
-    seed=2**32 - 1,
-    workers=0,
-    cache="decoded",
-    amp="off",
-    valid_fraction=0.125,
-    max_bad_images=0,
-    golden_samples=1,
-    log_interval=1,
-    debug=False,
-    debug_interval=7,
-    activation_interval=70,
-    profile=False,
-    trace_steps=0,
-    rules="Overfit,DeadRelu",
-    stop_on="ExplodingTensor",
+    **{known.name: other_value(known) for known in parameters()}
+    | {"weights": "weights/my model.pth", "lr": 0.1 + 0.2 - 0.27, "seed": 2**32 - 1, "valid_fraction": 0.125}
 )
 
 
@@ -101,6 +79,12 @@ def test_every_default_lies_in_its_own_range() -> None:
 
 def test_every_hyperparameter_says_what_it_is() -> None:
     assert [p.name for p in parameters() if not p.help] == []
+
+
+def test_settings_of_one_kind_stand_together() -> None:
+    sections = [section for section, _ in itertools.groupby(parameters(), key=lambda known: known.section)]
+    assert "" not in sections
+    assert len(sections) == len(set(sections)) > 1
 
 
 def test_replace_refuses_unknown_names_and_bad_values() -> None:

@@ -26,7 +26,13 @@ KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 
 @dataclass(frozen=True, kw_only=True)
 class Param:
-    """What is known of one hyperparameter besides its value."""
+    """What is known of one hyperparameter besides its value.
+
+    Args:
+        section: heading under which settings of one kind stand together, on help pages and in the example file.
+        changes_result: whether a job with another value may train other weights. A checkpoint is continued only where
+            the settings that do are the same; so the default of a new one is what jobs did before there was it.
+    """
 
     name: str
     type: type
@@ -35,13 +41,33 @@ class Param:
     choices: tuple[str, ...] = ()
     low: float = -math.inf
     high: float = math.inf
+    section: str = ""
+    changes_result: bool = True
 
 
 def param(
-    default: Value, text: str, *, choices: tuple[str, ...] = (), low: float = -math.inf, high: float = math.inf
+    default: Value,
+    text: str,
+    *,
+    choices: tuple[str, ...] = (),
+    low: float = -math.inf,
+    high: float = math.inf,
+    section: str = "",
+    changes_result: bool = True,
 ) -> Any:
-    """A dataclass field that knows its help text, its choices and its range: what `parameters_of` reads back."""
-    metadata = {"help": text, "choices": choices, "low": low, "high": high}
+    """A dataclass field that knows what a Param says of it: what `parameters_of` reads back.
+
+    Args:
+        section: begins a section, which goes on to the next field that names one.
+    """
+    metadata = {
+        "help": text,
+        "choices": choices,
+        "low": low,
+        "high": high,
+        "section": section,
+        "changes_result": changes_result,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -49,15 +75,25 @@ def param(
 class TrainConfig:
     """The hyperparameters of one training job. Raises ConfigError when a value is out of its range."""
 
-    weights: str = param("imagenet", "start from: imagenet, none (random), or a path to a torchvision state dict")
+    weights: str = param(
+        "imagenet", "start from: imagenet, none (random), or a path to a torchvision state dict", section="Model"
+    )
     fine_tune: str = param("full", "train the whole network or only its head", choices=("full", "head"))
     image_size: int = param(224, "side of the square the network sees, in pixels", low=32, high=1024)
+    golden_samples: int = param(
+        4, "test images kept in the artifact with their expected answer", low=1, high=32, changes_result=False
+    )
+
     augment: str = param(
         "standard",
         "training crops: standard (random crop and flip), light (nearly whole image and flip), none",
         choices=("standard", "light", "none"),
+        section="Data",
     )
-    epochs: int = param(10, "passes over the training images", low=1, high=10_000)
+    valid_fraction: float = param(0.2, "share split off train when there is no valid folder", low=0.01, high=0.5)
+    max_bad_images: int = param(10, "unreadable images to skip before the job fails", low=0, changes_result=False)
+
+    epochs: int = param(10, "passes over the training images", low=1, high=10_000, section="Optimisation")
     batch_size: int = param(32, "images a step, over all devices", low=1, high=65_536)
     optimizer: str = param("sgd", "optimiser", choices=("sgd", "adamw"))
     lr: float = param(0.01, "peak learning rate, after warm-up", low=1e-8, high=10.0)
@@ -67,26 +103,47 @@ class TrainConfig:
     warmup_epochs: float = param(1.0, "epochs of linear warm-up before the cosine", low=0.0, high=10_000)
     patience: int = param(0, "stop after this many epochs without a better validation loss, 0 for never", low=0)
     seed: int = param(0, "seed of everything random", low=0, high=2**32 - 1)
-    workers: int = param(AUTO_WORKERS, "data loading processes, -1 to fit the machine (at most 8)", low=-1, high=256)
+
+    amp: str = param(
+        "auto",
+        "bf16 autocast: auto (where the hardware has it), bf16, off",
+        choices=("auto", "bf16", "off"),
+        section="Machine",
+    )
+    workers: int = param(
+        AUTO_WORKERS,
+        "data loading processes, -1 to fit the machine (at most 8)",
+        low=-1,
+        high=256,
+        changes_result=False,
+    )
     cache: str = param(
         "auto",
         "keep decoded images in memory: auto (with a GPU), decoded (as many as fit), none",
         choices=("auto", "decoded", "none"),
+        changes_result=False,
     )
-    amp: str = param(
-        "auto", "bf16 autocast: auto (where the hardware has it), bf16, off", choices=("auto", "bf16", "off")
+
+    log_interval: int = param(10, "steps between progress lines", low=1, section="Debugging", changes_result=False)
+    debug: bool = param(True, "record losses and statistics of tensors with the smdebug hook", changes_result=False)
+    debug_interval: int = param(
+        100, "steps between statistics of gradients and weights, 0 for none", low=0, changes_result=False
     )
-    valid_fraction: float = param(0.2, "share split off train when there is no valid folder", low=0.01, high=0.5)
-    max_bad_images: int = param(10, "unreadable images to skip before the job fails", low=0)
-    golden_samples: int = param(4, "test images kept in the artifact with their expected answer", low=1, high=32)
-    log_interval: int = param(10, "steps between progress lines", low=1)
-    debug: bool = param(True, "record losses and statistics of tensors with the smdebug hook")
-    debug_interval: int = param(100, "steps between statistics of gradients and weights, 0 for none", low=0)
-    activation_interval: int = param(500, "steps between statistics of activations, 0 for none", low=0)
-    profile: bool = param(True, "sample the machine and time the parts of each step")
-    trace_steps: int = param(3, "training steps to trace with torch.profiler, 0 for none", low=0, high=100)
-    rules: str = param("all", "debugger rules to judge the job by: all, none, or names with commas between")
-    stop_on: str = param("none", "debugger rules that stop the job when they fire: none, or names with commas between")
+    activation_interval: int = param(
+        500, "steps between statistics of activations, 0 for none", low=0, changes_result=False
+    )
+    profile: bool = param(True, "sample the machine and time the parts of each step", changes_result=False)
+    trace_steps: int = param(
+        3, "training steps to trace with torch.profiler, 0 for none", low=0, high=100, changes_result=False
+    )
+    rules: str = param(
+        "all", "debugger rules to judge the job by: all, none, or names with commas between", changes_result=False
+    )
+    stop_on: str = param(
+        "none",
+        "debugger rules that stop the job when they fire: none, or names with commas between",
+        changes_result=False,
+    )
 
     def __post_init__(self) -> None:
         for known in parameters():
@@ -141,10 +198,12 @@ class _Parser(argparse.ArgumentParser):
 def parameters_of(settings: type) -> tuple[Param, ...]:
     """The fields of a dataclass made of `param` fields, in their order."""
     hints = get_type_hints(settings)
-    return tuple(
-        Param(name=f.name, type=hints[f.name], default=f.default, **f.metadata)  # type: ignore[arg-type]
-        for f in dataclasses.fields(settings)
-    )
+    known: list[Param] = []
+    for f in dataclasses.fields(settings):
+        section = f.metadata["section"] or (known[-1].section if known else "")
+        what = {**f.metadata, "section": section}
+        known.append(Param(name=f.name, type=hints[f.name], default=f.default, **what))  # type: ignore[arg-type]
+    return tuple(known)
 
 
 def parameters() -> tuple[Param, ...]:

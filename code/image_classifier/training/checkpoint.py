@@ -11,7 +11,7 @@ import logging
 import math
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.config import TrainConfig, format_value, parameters
 from image_classifier.contract.errors import JobError, describe
 from image_classifier.contract.files import replacing
 
@@ -27,9 +27,7 @@ log = logging.getLogger(__name__)
 
 MAX_SHARE = 0.05  # of the time may go into checkpoints: after short epochs there is not always one
 KEPT = 2  # the newest, and the one before in case the newest turns out damaged
-OBSERVATION = {"debug", "debug_interval", "activation_interval", "profile", "trace_steps", "rules", "stop_on"}
-CONVENIENCE = {"workers", "cache", "log_interval", "golden_samples", "max_bad_images"}
-HARMLESS = frozenset({*CONVENIENCE, *OBSERVATION})  # change no weight
+DATA = "data"  # the name of the images' fingerprint in an identity
 Weights = dict[str, torch.Tensor]
 
 
@@ -84,8 +82,34 @@ def identity(config: TrainConfig, data_fingerprint: str) -> dict[str, str]:
 
     The number of epochs belongs to it: the learning rate of every step depends on it.
     """
-    settings = {name: value for name, value in config.to_hyperparameters().items() if name not in HARMLESS}
-    return settings | {"data": data_fingerprint}
+    values = config.to_hyperparameters()
+    return {known.name: values[known.name] for known in parameters() if known.changes_result} | {DATA: data_fingerprint}
+
+
+def at_default(identity: Mapping[str, str]) -> list[str]:
+    """The settings in an identity that are at their defaults."""
+    return [known.name for known in parameters() if identity.get(known.name) == format_value(known.default)]
+
+
+def difference(ours: Mapping[str, str], found: Mapping[str, str], found_at_default: Collection[str]) -> str:
+    """What makes the job of a checkpoint another than ours, in words; empty when nothing does.
+
+    A setting is added with the default that jobs had before there was it, and leaves with it. So a name that only
+    one of the two knows makes no difference at its default.
+
+    Args:
+        ours, found: identities, of this job and in the checkpoint.
+        found_at_default: names in `found` that were at their defaults when the checkpoint was written.
+    """
+    defaults = {known.name: format_value(known.default) for known in parameters()}
+    for name, value in ours.items():
+        before = found.get(name, defaults.get(name))
+        if before != value:
+            return "other images" if name == DATA else f"{name}={before}, not {value}"
+    for name, before in found.items():
+        if name not in ours and name not in defaults and name not in found_at_default:
+            return f"{name}={before}, which this version does not know"
+    return ""
 
 
 class Checkpoints:
@@ -132,11 +156,11 @@ class Checkpoints:
                 checkpoint = Checkpoint(
                     Progress(**content["progress"]), content["model"], content["optimizer"], content["best"]
                 )
-                found = dict(content["identity"])
+                found, defaults = dict(content["identity"]), list(content.get("at_default", ()))
             except Exception as error:  # torch raises many types on damaged bytes
                 log.warning("checkpoint %s is damaged and passed over: %s", path, describe(error))
                 continue
-            self._check_identity(found)
+            self._check_identity(found, defaults)
             log.info("resuming from %s", path)
             return checkpoint
         return None
@@ -147,6 +171,7 @@ class Checkpoints:
         progress = checkpoint.progress
         content = {
             "identity": self._identity,
+            "at_default": at_default(self._identity),
             "progress": dataclasses.asdict(progress),
             "model": checkpoint.model,
             "optimizer": checkpoint.optimizer,
@@ -161,14 +186,12 @@ class Checkpoints:
                     raise error.__context__ from None
                 raise
 
-    def _check_identity(self, found: Mapping[str, str]) -> None:
-        for name, value in self._identity.items():
-            if found.get(name) != value:
-                what = "other images" if name == "data" else f"{name}={found.get(name)}, not {value}"
-                raise JobError(
-                    f"the checkpoints in {self._folder} are of a job with {what}",
-                    "give every job a checkpoint folder of its own, or empty this one to start anew",
-                )
+    def _check_identity(self, found: Mapping[str, str], found_at_default: Collection[str]) -> None:
+        if what := difference(self._identity, found, found_at_default):
+            raise JobError(
+                f"the checkpoints in {self._folder} are of a job with {what}",
+                "give every job a checkpoint folder of its own, or empty this one to start anew",
+            )
 
     def _keep(self, count: int) -> None:
         if not self._writes:

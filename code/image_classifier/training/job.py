@@ -16,6 +16,7 @@ from torchvision.models.resnet import ResNet
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ConfigError, DataError, JobStopped, RuleFired
 from image_classifier.contract.metrics import metric_line
+from image_classifier.contract.outputs import BAD_IMAGES, HISTORY, METRICS
 from image_classifier.contract.paths import MlPaths
 from image_classifier.debugging.observer import Observer
 from image_classifier.debugging.schema import RuleResult
@@ -30,8 +31,8 @@ from image_classifier.training.golden import golden_samples
 from image_classifier.training.loop import Training, fit, min_images
 from image_classifier.training.observe import Watched, make_hook
 from image_classifier.training.optim import make_optimizer
-from image_classifier.training.outputs import write_bad_images, write_history, write_json, write_test_results
 from image_classifier.training.stop import StopFlag
+from image_classifier.training.tables import write_test_results
 from image_classifier.vision.artifact import write_model
 from image_classifier.vision.folders import SPLIT_FOLDERS, ImageFolders, Split, fingerprint, scan
 from image_classifier.vision.model import build_model, head, load_starting_weights, state_arrays
@@ -87,12 +88,12 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag) ->
             finish(training, hook, folders, data_fingerprint, paths)
     except RuleFired as fired:
         if group.is_main:
-            write_json(paths.output_data / "metrics.json", stopped_result(training.progress, fired))
+            METRICS.write(paths.output_data, stopped_result(training.progress, fired))
         raise
     finally:
         hook.close()
         if group.is_main:
-            write_bad_images(paths.output_data, training.bad.found)
+            BAD_IMAGES.write(paths.output_data, training.bad.found)
 
 
 def end_hung(training: Training, fired: RuleResult, paths: MlPaths) -> NoReturn:
@@ -104,7 +105,7 @@ def end_hung(training: Training, fired: RuleResult, paths: MlPaths) -> NoReturn:
         "it hangs, so what came after the last checkpoint is lost",
         "start again with the same checkpoint folder to resume from there",
     )
-    write_json(paths.output_data / "metrics.json", stopped_result(progress, error))
+    METRICS.write(paths.output_data, stopped_result(progress, error))
     leave(error, paths)
 
 
@@ -225,7 +226,7 @@ def make_training(
         stop=stop,
         progress=progress,
         best={} if checkpoint is None else checkpoint.best,
-        on_epoch=lambda progress: write_history(paths.output_data, progress.history) if group.is_main else None,
+        on_epoch=lambda progress: HISTORY.write(paths.output_data, progress.history) if group.is_main else None,
     )
 
 
@@ -241,7 +242,7 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
     """Tests the best epoch's weights, then writes metrics and model. Raises JobStopped when a stop is asked for."""
     started = time.perf_counter()
     progress, config, model = training.progress, training.config, training.model
-    write_history(paths.output_data, progress.history)
+    HISTORY.write(paths.output_data, progress.history)
     model.load_state_dict(training.best)
     metrics = dict(progress.history[progress.best_epoch - 1])
     if folders.test is not None:
@@ -274,7 +275,7 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
         "device": describe_device(training.device),
         "bf16": training.bf16,
     }
-    write_json(paths.output_data / "metrics.json", result)
+    METRICS.write(paths.output_data, result)
     log.info("done: best epoch %d of %d, model in %s", progress.best_epoch, len(progress.history), paths.model)
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import DataError, JobError
 from image_classifier.contract.metrics import metric_line, with_best
+from image_classifier.contract.outputs import best_epoch
 from image_classifier.debugging.observer import Observer
 from image_classifier.training.checkpoint import Checkpoints, Progress, Weights
 from image_classifier.training.data import BadImages, Batch, Loader
@@ -218,13 +219,9 @@ def end_epoch(training: Training, evaluation: Evaluation) -> None:
 
 
 def is_best(progress: Progress) -> bool:
-    """Whether the newest row of the history beats all before: higher validation accuracy, of equals lower loss."""
-
-    def rank(row: dict[str, float]) -> tuple[float, float]:
-        return row["validation:accuracy"], -row["validation:loss"]
-
-    *earlier, newest = progress.history
-    return all(rank(newest) > rank(row) for row in earlier)
+    """Whether the newest row of the history is its best epoch."""
+    best = best_epoch(progress.history)
+    return best is not None and best.epoch == len(progress.history)
 
 
 def epoch_metrics(progress: Progress) -> dict[str, float]:

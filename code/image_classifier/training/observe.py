@@ -8,7 +8,7 @@ import platform
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 
 import psutil
@@ -17,7 +17,6 @@ from torch import nn
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ClassifierError, describe
-from image_classifier.contract.files import write_text
 from image_classifier.contract.machine import usable_cores
 from image_classifier.contract.outputs import SETUP
 from image_classifier.contract.paths import MlPaths
@@ -29,7 +28,7 @@ from image_classifier.debugging.rules import parse_rules
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.sampler import SystemSampler
 from image_classifier.debugging.saved import read_files
-from image_classifier.debugging.schema import JobFacts, Mode, RuleResult, read_job, to_json
+from image_classifier.debugging.schema import JobFacts, Mode, RuleResult, read_job
 from image_classifier.debugging.sinks import Background, JsonLines, Sink
 from image_classifier.debugging.trace import TraceWindow
 from image_classifier.training.cache import wants_cache
@@ -128,7 +127,7 @@ def prepare_run(watched: Watched, paths: MlPaths) -> RunData:
     job = job_facts(watched)
     if earlier is not None:
         job = replace(job, started=earlier.started, restarts=[*earlier.restarts, job.started])
-    write_text(paths.output_data / SETUP.name, to_json(job) + "\n")
+    SETUP.write(paths.output_data, asdict(job))
     return read_files(paths.output, before=watched.done)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import nn
 
 from image_classifier.training.evaluate import Evaluation
 from image_classifier.training.golden import MAX_BYTES, golden_samples
-from image_classifier.training.outputs import write_history, write_test_results
+from image_classifier.training.tables import write_test_results
 from image_classifier.vision.folders import Split
 from image_classifier.vision.preprocess import Preprocessing, load
 
@@ -51,12 +50,6 @@ def test_tables_of_the_test_images(tmp_path: Path) -> None:
         ["cat, tabby/1.jpg", "cat, tabby", "dög", "0.600000"],
         ["dög/3.jpg", "dög", "dög", "0.700000"],
     ]
-
-
-def test_history_has_a_line_an_epoch(tmp_path: Path) -> None:
-    rows = [{"epoch": 1, "train:loss": 0.5}, {"epoch": 2, "train:loss": 0.25}]
-    write_history(tmp_path, rows)
-    assert [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()] == rows
 
 
 class Net(nn.Module):

@@ -31,8 +31,8 @@ from torch import nn
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.paths import MlPaths
 from image_classifier.debugging.observer import Observer
-from image_classifier.training.device import choose_device, describe_device, use_bf16
 from image_classifier.training.observe import Watched, make_hook
+from image_classifier.training.setup import Setup, choose_device, describe_device, use_bf16
 from image_classifier.training.stop import StopFlag
 from image_classifier.vision.model import build_model
 
@@ -120,8 +120,7 @@ class Training:
             images={},
             steps_per_epoch=1_000,
             done={"train": 0, "eval": 0, "test": 0},
-            device=self.device,
-            bf16=self.bf16,
+            setup=Setup(device=self.device, device_name=describe_device(self.device), bf16=self.bf16),
         )
 
     def _register(self, folder: Path) -> None:

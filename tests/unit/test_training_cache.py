@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from image_classifier.training import cache
-from image_classifier.training.cache import PixelCache, wants_cache
+from image_classifier.training.cache import PixelCache
 from image_classifier.training.data import Batch, ImageDataset, Loader
 from image_classifier.vision.folders import Split
 from image_classifier.vision.preprocess import Preprocessing
@@ -72,12 +72,3 @@ def test_nothing_more_is_kept_once_the_memory_runs_low(monkeypatch: pytest.Monke
     assert len(kept) == 1
     assert np.array_equal(kept.get(0), picture)  # type: ignore[arg-type]
     assert kept.get(1) is None
-
-
-def test_auto_keeps_pictures_for_a_gpu_and_later_epochs_only() -> None:
-    gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    assert wants_cache("auto", gpu, 2)
-    assert not wants_cache("auto", gpu, 1)
-    assert not wants_cache("auto", cpu, 2)
-    assert wants_cache("decoded", cpu, 2)
-    assert not wants_cache("none", gpu, 2)

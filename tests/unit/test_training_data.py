@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
 from image_classifier.contract.errors import DataError
-from image_classifier.training.data import BadImages, Batch, ImageDataset, Loader, num_workers, random_view
+from image_classifier.training.data import BadImages, Batch, ImageDataset, Loader, random_view
 from image_classifier.vision.decode import decode
 from image_classifier.vision.folders import Split
 from image_classifier.vision.preprocess import Preprocessing, load
@@ -127,9 +127,3 @@ def test_bad_images_are_counted_once_and_end_the_job_beyond_the_limit(split: Spl
     with pytest.raises(DataError, match=r"3 images cannot be read, .*4\.png is damaged"):
         bad.add(split, {4: "4.png is damaged"})
     assert len(bad.found) == 3
-
-
-def test_workers_are_as_asked_or_fit_the_machine() -> None:
-    assert num_workers(3, torch.device("cpu")) == 3
-    assert 0 <= num_workers(-1, torch.device("cpu")) <= num_workers(-1, torch.device("cuda")) <= 8
-    assert num_workers(-1, torch.device("cuda")) >= 1

@@ -19,9 +19,9 @@ from image_classifier.debugging.rules import RULES
 from image_classifier.debugging.rules.base import Rule
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.schema import RuleResult
-from image_classifier.training.device import describe_device
 from image_classifier.training.hook import SmdebugSink
 from image_classifier.training.observe import Watched, make_hook
+from image_classifier.training.setup import Setup
 from image_classifier.training.stop import StopFlag
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # smdebug and what it imports are of 2023
@@ -46,8 +46,7 @@ def hook_for(paths: MlPaths, model: nn.Module, config: TrainConfig = CONFIG, sto
         images={"train": 12, "valid": 4},
         steps_per_epoch=3,
         done={"train": 0, "eval": 0, "test": 0},
-        device=torch.device("cpu"),
-        bf16=False,
+        setup=Setup(device=torch.device("cpu")),
     )
     return make_hook(watched, paths, StopFlag() if stop is None else stop, on_hang=print)
 
@@ -228,9 +227,3 @@ def test_a_new_attempt_sees_the_steps_of_the_one_before(paths: MlPaths) -> None:
 
     assert len(read_files(paths.output).step("train", "loss")) == 3
     assert len(read_files(paths.output, before={"train": 2, "eval": 0, "test": 0}).step("train", "loss")) == 2
-
-
-def test_a_device_is_described_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    for threads, words in ((1, "CPU, 1 thread"), (2, "CPU, 2 threads")):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        assert describe_device(torch.device("cpu")) == words

@@ -19,6 +19,7 @@ from image_classifier.training.checkpoint import Checkpoint, Checkpoints, Progre
 from image_classifier.training.data import BadImages, ImageDataset, Loader
 from image_classifier.training.loop import Training, fit, is_best
 from image_classifier.training.optim import make_optimizer
+from image_classifier.training.setup import Setup
 from image_classifier.training.stop import StopFlag
 from image_classifier.vision.folders import Split
 from image_classifier.vision.preprocess import Preprocessing
@@ -70,8 +71,7 @@ def training(
         config=config,
         model=model,
         optimizer=optimizer,
-        device=torch.device("cpu"),
-        bf16=False,
+        setup=Setup(device=torch.device("cpu")),
         train=Loader(train, config.batch_size, workers=0, shuffle_seed=config.seed),
         valid=Loader(ImageDataset(split, PREPROCESSING), config.batch_size, workers=0),
         bad=BadImages(config.max_bad_images, checkpoint.progress.unreadable),

@@ -179,7 +179,7 @@ class JobFacts:
         gpus: GPUs' names, empty without one.
         world_size: training processes.
         workers: data loading processes, as `auto` decided.
-        cached: whether decoded images are kept in memory, as `auto` decided.
+        cached: whether decoded training images are kept in memory: wanted, and granted by the system.
         environment: name -> text: python, torch, platform, device, number format, host.
     """
 

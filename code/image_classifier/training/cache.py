@@ -9,10 +9,8 @@ from __future__ import annotations
 import logging
 import mmap
 import multiprocessing
-import sys
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from image_classifier.contract.errors import describe
@@ -24,16 +22,6 @@ LARGEST_SHARE = 0.5  # of the memory may hold pictures
 FREE_SHARE = 0.25  # of the memory is left to everything else, other jobs' pictures included
 LOOK_EVERY = 32 * 1024**2  # bytes put in between two looks at what is free
 _MISSING = -1
-
-
-def wants_cache(wanted: str, device: torch.device, epochs: int) -> bool:
-    """Whether to keep pictures; `auto` does with a GPU. Without one the network is far slower than the decoding.
-
-    Only where processes can be forked: others could not share the memory.
-    """
-    return (
-        epochs > 1 and sys.platform == "linux" and (wanted == "decoded" or (wanted == "auto" and device.type == "cuda"))
-    )
 
 
 def make_cache(num_images: int) -> PixelCache | None:

@@ -6,7 +6,6 @@ Knows nothing of the network. A file that cannot be read leaves its batch one im
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,9 +17,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import RandomResizedCrop
 
-from image_classifier.contract.config import AUTO_WORKERS
 from image_classifier.contract.errors import DataError, RequestError
-from image_classifier.contract.machine import usable_cores
 from image_classifier.training.cache import PixelCache
 from image_classifier.training.stop import ignore_stop_signals
 from image_classifier.vision.decode import decode
@@ -31,8 +28,6 @@ from image_classifier.vision.preprocess import Preprocessing, load_pixels, scale
 # a class, most crops should still show the thing itself.
 CROP_SCALE: Mapping[str, float] = {"standard": 0.35, "light": 0.8}
 CROP_RATIO = (3 / 4, 4 / 3)  # torchvision's default
-MAX_WORKERS = 8
-CORES_PER_WORKER = 4  # without a GPU: the network is busy on every core, decoding needs a fraction of one
 
 Key = tuple[int, int]  # (epoch, index into the split)
 
@@ -185,7 +180,7 @@ class Loader:
             pin_memory=pin_memory,
             worker_init_fn=_start_worker if workers else None,
             persistent_workers=workers > 0,
-            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,  # what PixelCache needs
+            multiprocessing_context="fork" if workers else None,  # what PixelCache needs
         )
 
     @property
@@ -224,18 +219,6 @@ def collate(samples: Sequence[_Sample]) -> Batch:
 
 def _start_worker(_worker: int) -> None:
     ignore_stop_signals()
-
-
-def num_workers(wanted: int, device: torch.device) -> int:
-    """Data loading processes: as wanted; for AUTO_WORKERS one a core with a GPU, else one for every fourth core.
-
-    On two cores without a GPU that is none: at 128 pixels the loop waits for images 2 % of the time, and a process of
-    its own for them takes as much from the network.
-    """
-    if wanted != AUTO_WORKERS:
-        return wanted
-    cores = usable_cores()
-    return min(MAX_WORKERS, cores if device.type == "cuda" else cores // CORES_PER_WORKER)
 
 
 class BadImages:

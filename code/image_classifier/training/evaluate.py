@@ -14,6 +14,7 @@ from torch import nn
 from image_classifier.contract.errors import DataError
 from image_classifier.debugging.observer import Observer
 from image_classifier.training.data import BadImages, Loader
+from image_classifier.training.setup import Setup
 from image_classifier.training.stop import StopFlag
 
 log = logging.getLogger(__name__)
@@ -61,8 +62,7 @@ def evaluate(
     bad: BadImages,
     stop: StopFlag,
     *,
-    device: torch.device,
-    bf16: bool,
+    setup: Setup,
 ) -> Evaluation:
     """Runs the split through the network in evaluation mode, batch norms on their running statistics.
 
@@ -83,9 +83,9 @@ def evaluate(
         if len(batch.labels) == 0:
             hook.skip_step()
             continue
-        images, labels = loader.on_device(batch, device)
+        images, labels = loader.on_device(batch, setup.device)
         hook.mark("h2d_s")
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+        with setup.autocast():
             logits = model(images)
         losses = F.cross_entropy(logits.float(), labels, reduction="none")
         hook.mark("forward_s")

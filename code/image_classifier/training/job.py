@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
@@ -20,10 +21,8 @@ from image_classifier.contract.outputs import BAD_IMAGES, HISTORY, METRICS
 from image_classifier.contract.paths import MlPaths
 from image_classifier.debugging.observer import Observer
 from image_classifier.debugging.schema import RuleResult
-from image_classifier.training.cache import make_cache, wants_cache
 from image_classifier.training.checkpoint import Checkpoint, Checkpoints, Progress, identity
-from image_classifier.training.data import BadImages, ImageDataset, Loader, num_workers
-from image_classifier.training.device import choose_device, describe_device, use_bf16
+from image_classifier.training.data import BadImages, ImageDataset, Loader
 from image_classifier.training.distributed import Group, joined
 from image_classifier.training.ending import leave
 from image_classifier.training.evaluate import Evaluation, Interrupted, evaluate
@@ -31,6 +30,7 @@ from image_classifier.training.golden import golden_samples
 from image_classifier.training.loop import Training, fit, min_images
 from image_classifier.training.observe import Watched, make_hook
 from image_classifier.training.optim import make_optimizer
+from image_classifier.training.setup import Setup, choose_device, make_setup
 from image_classifier.training.stop import StopFlag
 from image_classifier.training.tables import write_test_results
 from image_classifier.vision.artifact import write_model
@@ -74,7 +74,7 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag) ->
         config,
         folders,
         model,
-        device,
+        make_setup(config, device, folders),
         group=group,
         checkpoints=checkpoints,
         checkpoint=checkpoint,
@@ -137,8 +137,7 @@ def watched(training: Training, folders: ImageFolders) -> Watched:
             "eval": len(progress.history) * training.valid.num_steps,
             "test": 0,
         },
-        device=training.device,
-        bf16=training.bf16,
+        setup=training.setup,
         rank=training.group.rank,
         world_size=training.group.size,
         node=os.environ.get("SM_CURRENT_HOST", "algo-1").replace("localhost", "algo-1"),
@@ -177,7 +176,7 @@ def make_training(
     config: TrainConfig,
     folders: ImageFolders,
     model: ResNet,
-    device: torch.device,
+    setup: Setup,
     *,
     group: Group,
     checkpoints: Checkpoints,
@@ -187,40 +186,36 @@ def make_training(
 ) -> Training:
     """Puts together what the loop needs, at the point where the checkpoint left off."""
     preprocessing = Preprocessing.for_image_size(config.image_size)
-    workers = num_workers(config.workers, device)
-    bf16 = use_bf16(config.amp, device)
-    log.info("device: %s, %s, workers=%d", describe_device(device), "bf16" if bf16 else "float32", workers)
+    log.info("device: %s, %s, workers=%d", setup.device_name, setup.number_format, setup.workers)
     if group.size > 1:
         log.info("processes: %d, this is number %d", group.size, group.rank)
     optimizer = make_optimizer(model, config)
     if checkpoint is not None and checkpoint.optimizer:
         optimizer.load_state_dict(checkpoint.optimizer)
     progress = Progress() if checkpoint is None else checkpoint.progress
-    cache = wants_cache(config.cache, device, config.epochs)
     train = ImageDataset(
         folders.train,
         preprocessing,
         augment=config.augment,
         seed=config.seed,
-        cache=make_cache(len(folders.train)) if cache else None,
+        cache=setup.kept.get(folders.train.name),
     )
     return Training(
         config=config,
         group=group,
         model=model,
         optimizer=optimizer,
-        device=device,
-        bf16=bf16,
+        setup=setup,
         train=Loader(
             train,
             config.batch_size,
-            workers=workers,
+            workers=setup.workers,
             shuffle_seed=config.seed,
-            pin_memory=device.type == "cuda",
+            pin_memory=setup.device.type == "cuda",
             rank=group.rank,
             size=group.size,
         ),
-        valid=evaluation_loader(folders.valid, config, device, cache=cache),
+        valid=evaluation_loader(folders.valid, config, setup),
         bad=BadImages(config.max_bad_images, progress.unreadable),
         checkpoints=checkpoints,
         stop=stop,
@@ -230,12 +225,11 @@ def make_training(
     )
 
 
-def evaluation_loader(split: Split, config: TrainConfig, device: torch.device, *, cache: bool = False) -> Loader:
+def evaluation_loader(split: Split, config: TrainConfig, setup: Setup) -> Loader:
     """A split as it is served: no crops, no shuffling."""
-    kept = make_cache(len(split)) if cache else None
-    dataset = ImageDataset(split, Preprocessing.for_image_size(config.image_size), cache=kept)
-    workers = num_workers(config.workers, device)
-    return Loader(dataset, config.batch_size, workers=workers, pin_memory=device.type == "cuda")
+    preprocessing = Preprocessing.for_image_size(config.image_size)
+    dataset = ImageDataset(split, preprocessing, cache=setup.kept.get(split.name))
+    return Loader(dataset, config.batch_size, workers=setup.workers, pin_memory=setup.device.type == "cuda")
 
 
 def finish(training: Training, hook: Observer, folders: ImageFolders, data_fingerprint: str, paths: MlPaths) -> None:
@@ -272,8 +266,8 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
         "images": {split.name: len(split) for split in folders.splits},
         "unreadable_images": len(training.bad.found),
         "seconds": round(progress.total_seconds + time.perf_counter() - started, 3),
-        "device": describe_device(training.device),
-        "bf16": training.bf16,
+        "device": training.setup.device_name,
+        "bf16": training.setup.bf16,
     }
     METRICS.write(paths.output_data, result)
     log.info("done: best epoch %d of %d, model in %s", progress.best_epoch, len(progress.history), paths.model)
@@ -281,10 +275,11 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
 
 def run_test(training: Training, hook: Observer, split: Split) -> Evaluation:
     """Answers to the test images in float32, the precision in which the model is stored and served."""
-    loader = evaluation_loader(split, training.config, training.device)
+    loader = evaluation_loader(split, training.config, training.setup)
+    setup = replace(training.setup, bf16=False)
     hook.begin("test", training.progress.best_epoch, 0)
     try:
-        return evaluate(training.model, loader, hook, training.bad, training.stop, device=training.device, bf16=False)
+        return evaluate(training.model, loader, hook, training.bad, training.stop, setup=setup)
     except Interrupted:
         raise training.stop.error(
             "while testing; the training has finished and is saved",

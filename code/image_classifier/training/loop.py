@@ -23,6 +23,7 @@ from image_classifier.training.data import BadImages, Batch, Loader
 from image_classifier.training.distributed import Group
 from image_classifier.training.evaluate import Evaluation, Interrupted, evaluate
 from image_classifier.training.optim import learning_rate, set_learning_rate
+from image_classifier.training.setup import Setup
 from image_classifier.training.stop import StopFlag
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,6 @@ class Training:
 
     Args:
         model: the network; `replica` is the same as the training step calls it, averaging gradients over the group.
-        bf16: autocast to bf16.
         best: weights of the best epoch so far, on the CPU; empty before the first validation.
         on_epoch: called after each epoch.
     """
@@ -44,8 +44,7 @@ class Training:
     model: nn.Module
     replica: nn.Module = field(init=False)
     optimizer: torch.optim.Optimizer
-    device: torch.device
-    bf16: bool
+    setup: Setup
     train: Loader
     valid: Loader
     bad: BadImages
@@ -56,7 +55,7 @@ class Training:
     on_epoch: Callable[[Progress], None]
 
     def __post_init__(self) -> None:
-        self.replica = self.group.wrap(self.model, self.device)
+        self.replica = self.group.wrap(self.model, self.setup.device)
 
 
 def fit(training: Training, hook: Observer) -> None:
@@ -81,8 +80,7 @@ def fit(training: Training, hook: Observer) -> None:
                         hook,
                         training.bad,
                         training.stop,
-                        device=training.device,
-                        bf16=training.bf16,
+                        setup=training.setup,
                     )
                 )
             finally:
@@ -111,7 +109,7 @@ def train_epoch(training: Training, hook: Observer) -> None:
     train_mode(training.model, config.fine_tune)
     hook.begin("train", progress.epoch, (progress.epoch - 1) * num_steps + progress.step)
     # (loss sum, correct answers) stay on the device: reading them every step would make the GPU wait for Python
-    sums = torch.tensor([progress.loss_sum, progress.correct], dtype=torch.float64, device=training.device)
+    sums = torch.tensor([progress.loss_sum, progress.correct], dtype=torch.float64, device=training.setup.device)
     sums *= training.group.is_main  # what is known already counts once
     batches = training.train.epoch(progress.epoch, first_step=progress.step)
     window = Window()
@@ -169,10 +167,10 @@ def train_step(
     Returns:
         The mean loss of this process's images and its number of correct answers, on the device.
     """
-    images, labels = training.train.on_device(batch, training.device)
+    images, labels = training.train.on_device(batch, training.setup.device)
     hook.mark("h2d_s")
     hook.before_forward(images)
-    with torch.autocast(training.device.type, dtype=torch.bfloat16, enabled=training.bf16):
+    with training.setup.autocast():
         logits = training.replica(images)
     loss: torch.Tensor = criterion(logits.float(), labels)
     hook.mark("forward_s")

@@ -12,12 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 
 import psutil
-import torch
 from torch import nn
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ClassifierError, describe
-from image_classifier.contract.machine import usable_cores
 from image_classifier.contract.outputs import SETUP
 from image_classifier.contract.paths import MlPaths
 from image_classifier.debugging.hang_watch import HangWatch
@@ -31,10 +29,8 @@ from image_classifier.debugging.saved import read_files
 from image_classifier.debugging.schema import JobFacts, Mode, RuleResult, read_job
 from image_classifier.debugging.sinks import Background, JsonLines, Sink
 from image_classifier.debugging.trace import TraceWindow
-from image_classifier.training.cache import wants_cache
-from image_classifier.training.data import num_workers
-from image_classifier.training.device import describe_device
 from image_classifier.training.hook import Guarded, ManagedHook, SmdebugSink
+from image_classifier.training.setup import Setup
 from image_classifier.training.stop import StopFlag
 
 log = logging.getLogger(__name__)
@@ -58,8 +54,7 @@ class Watched:
     images: Mapping[str, int]
     steps_per_epoch: int
     done: Mapping[Mode, int]
-    device: torch.device
-    bf16: bool
+    setup: Setup
     rank: int = 0
     world_size: int = 1
     node: str = "algo-1"
@@ -96,11 +91,11 @@ def make_hook(watched: Watched, paths: MlPaths, stop: StopFlag, on_hang: Callabl
         run,
         sinks,
         watched.model,
-        watched.device,
+        watched.setup.device,
         num_classes=len(watched.classes),
         debug_interval=config.debug_interval if config.debug and chief else 0,
         activation_interval=config.activation_interval if config.debug and chief else 0,
-        bf16=watched.bf16,
+        bf16=watched.setup.bf16,
     )
     if run is not None:
         live = LiveRules(run, paths.output_data, rules, stop_on, flush=recorder.flush, on_stop=stop.fire)
@@ -133,25 +128,24 @@ def prepare_run(watched: Watched, paths: MlPaths) -> RunData:
 
 def job_facts(watched: Watched) -> JobFacts:
     """What the rules and the report want to know."""
-    cuda = watched.device.type == "cuda"
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if cuda else []
+    setup = watched.setup
     return JobFacts(
         config={name: getattr(watched.config, name) for name in watched.config.to_hyperparameters()},
         classes=list(watched.classes),
         images=dict(watched.images),
         steps_per_epoch=watched.steps_per_epoch,
         started=process_started(),
-        cores=usable_cores(),
-        gpus=gpus,
+        cores=setup.cores,
+        gpus=list(setup.gpus),
         world_size=watched.world_size,
-        workers=num_workers(watched.config.workers, watched.device),
-        cached=wants_cache(watched.config.cache, watched.device, watched.config.epochs),
+        workers=setup.workers,
+        cached=setup.cached,
         environment={
             "python": platform.python_version(),
             "platform": platform.platform(),
             "host": socket.gethostname(),
-            "device": describe_device(watched.device),
-            "number format": "bf16" if watched.bf16 else "float32",
+            "device": setup.device_name,
+            "number format": setup.number_format,
             **{name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
         },
     )

@@ -1,0 +1,118 @@
+"""What a job trains on, settled once: the device, the number format, the loading processes, the images kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from image_classifier.contract.config import AUTO_WORKERS, TrainConfig
+from image_classifier.contract.machine import usable_cores
+from image_classifier.training.cache import PixelCache, make_cache
+from image_classifier.vision.folders import ImageFolders
+
+AMPERE = (8, 0)  # the first CUDA compute capability with bf16 tensor cores
+MAX_WORKERS = 8
+CORES_PER_WORKER = 4  # without a GPU: the network is busy on every core, decoding needs a fraction of one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What the settings and the machine have come to; nobody works it out again.
+
+    Args:
+        device: of the network.
+        device_name: for people: the GPU's name, or the number of CPU threads.
+        bf16: whether training and validation autocast to bf16.
+        cores: CPU cores the job may use.
+        gpus: names of the host's GPUs, empty without one.
+        workers: data loading processes.
+        kept: split -> where its decoded images are kept. What is not to be kept, or what the system granted no memory
+            for, is missing.
+    """
+
+    device: torch.device
+    device_name: str = ""
+    bf16: bool = False
+    cores: int = 1
+    gpus: tuple[str, ...] = ()
+    workers: int = 0
+    kept: Mapping[str, PixelCache] = field(default_factory=dict)
+
+    @property
+    def cached(self) -> bool:
+        """Whether decoded training images are kept in memory."""
+        return "train" in self.kept
+
+    @property
+    def number_format(self) -> str:
+        """In words."""
+        return "bf16" if self.bf16 else "float32"
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the network computes its answers."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+
+def make_setup(config: TrainConfig, device: torch.device, folders: ImageFolders) -> Setup:
+    """Settles everything but the device, whose network should have its memory first. Before processes are forked."""
+    kept: dict[str, PixelCache] = {}
+    if wants_cache(config.cache, device, config.epochs):
+        for split in (folders.train, folders.valid):
+            if (cache := make_cache(len(split))) is not None:
+                kept[split.name] = cache
+    on_gpu = device.type == "cuda"
+    return Setup(
+        device=device,
+        device_name=describe_device(device),
+        bf16=use_bf16(config.amp, device),
+        cores=usable_cores(),
+        gpus=tuple(map(torch.cuda.get_device_name, range(torch.cuda.device_count()))) if on_gpu else (),
+        workers=num_workers(config.workers, device),
+        kept=kept,
+    )
+
+
+def choose_device(local_rank: int = 0) -> torch.device:
+    """The GPU of a host's process when there is one, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def use_bf16(amp: str, device: torch.device) -> bool:
+    """Whether to autocast to bf16. `auto` does where the hardware computes it natively: elsewhere it is emulated and
+    slower than float32."""
+    if amp != "auto":
+        return amp == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= AMPERE
+    flags = torch.cpu.get_capabilities()
+    return bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("bf16"))
+
+
+def num_workers(wanted: int, device: torch.device) -> int:
+    """Data loading processes: as wanted; for AUTO_WORKERS one a core with a GPU, else one for every fourth core.
+
+    On two cores without a GPU that is none: at 128 pixels the loop waits for images 2 % of the time, and a process of
+    its own for them takes as much from the network.
+    """
+    if wanted != AUTO_WORKERS:
+        return wanted
+    cores = usable_cores()
+    return min(MAX_WORKERS, cores if device.type == "cuda" else cores // CORES_PER_WORKER)
+
+
+def wants_cache(wanted: str, device: torch.device, epochs: int) -> bool:
+    """Whether to keep pictures; `auto` does with a GPU. Without one the network is far slower than the decoding."""
+    return epochs > 1 and (wanted == "decoded" or (wanted == "auto" and device.type == "cuda"))
+
+
+def describe_device(device: torch.device) -> str:
+    """For the log: the GPU's name, or the number of CPU threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    num_threads = torch.get_num_threads()
+    return f"CPU, {num_threads} {'thread' if num_threads == 1 else 'threads'}"

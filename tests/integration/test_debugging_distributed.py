@@ -27,14 +27,14 @@ SLOW_S = 2.0  # far above the noise of a busy machine
 SCRIPT = f"""
 import builtins, os, sys, time
 sys.path.insert(0, {str(two.SCRIPT.parent)!r})
-from image_classifier.training import loop
+from image_classifier.training import steps
 from image_classifier.training.script import main
 
 def slow_next(batches, *default):
     time.sleep({SLOW_S} if os.environ["RANK"] == "1" else 0)
     return builtins.next(batches, *default)
 
-loop.next = slow_next
+steps.next = slow_next
 sys.exit(main(sys.argv[1:]))
 """
 

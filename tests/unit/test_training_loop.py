@@ -15,11 +15,13 @@ from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import DataError, JobError, JobStopped
 from image_classifier.contract.metrics import parse_metric_line
 from image_classifier.debugging.observer import Observer
+from image_classifier.debugging.schema import Mode
 from image_classifier.training.checkpoint import Checkpoint, Checkpoints, Progress, identity
 from image_classifier.training.data import BadImages, ImageDataset, Loader
-from image_classifier.training.loop import Training, fit, is_best
+from image_classifier.training.loop import fit, is_best
 from image_classifier.training.optim import make_optimizer
 from image_classifier.training.setup import Setup
+from image_classifier.training.state import Training
 from image_classifier.training.stop import StopFlag
 from image_classifier.vision.folders import Split
 from image_classifier.vision.preprocess import Preprocessing
@@ -95,6 +97,37 @@ class StopAfter(Observer):
             self.stop.reason = "SIGTERM"
 
 
+class Listener(Observer):
+    """Takes down what it is told, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def begin(self, mode: Mode, epoch: int, step: int) -> None:
+        self.told.append(f"begin {mode} {epoch} {step}")
+
+    def mark(self, phase: str) -> None:
+        self.told.append(phase)
+
+    def before_forward(self, images: torch.Tensor) -> None:
+        self.told.append("before_forward")
+
+    def after_backward(self) -> None:
+        self.told.append("after_backward")
+
+    def after_update(self) -> None:
+        self.told.append("after_update")
+
+    def end_step(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        self.told.append("end_step")
+
+    def skip_step(self) -> None:
+        self.told.append("skip_step")
+
+    def end_epoch(self) -> None:
+        self.told.append("end_epoch")
+
+
 def without_times(progress: Progress) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if "second" not in k} for row in progress.history]
 
@@ -121,6 +154,25 @@ def test_stopped_anywhere_and_resumed_equals_uninterrupted(split: Split, tmp_pat
     assert without_times(rest.progress) == without_times(whole.progress)
     assert all(torch.equal(rest.best[name], value) for name, value in whole.best.items())
     assert all(torch.equal(rest.model.state_dict()[k], v) for k, v in whole.model.state_dict().items())
+
+
+def test_observer_is_told_in_the_order_it_documents(split: Split, tmp_path: Path) -> None:
+    hook = Listener()
+    fit(training(split, tmp_path, CONFIG.replace(epochs=1)), hook)
+    step = ["data_wait_s", "h2d_s", "before_forward", "forward_s", "backward_s", "after_backward", "optimizer_s",
+            "after_update", "end_step"]  # fmt: skip
+    evaluated = ["data_wait_s", "h2d_s", "forward_s", "end_step"]
+    assert hook.told == [
+        "begin train 1 0", *step, *step, "data_wait_s", "skip_step", "end_epoch",
+        "begin eval 1 0", *evaluated * 3, "end_epoch",
+    ]  # fmt: skip
+
+
+def test_phase_that_an_exception_leaves_has_not_ended() -> None:
+    hook = Listener()
+    with pytest.raises(ZeroDivisionError), hook.phase("forward"):
+        raise ZeroDivisionError
+    assert hook.told == []
 
 
 def test_diverged_training_ends_with_a_sentence(split: Split, tmp_path: Path) -> None:

@@ -26,6 +26,10 @@ class Observer:
     def mark(self, phase: str) -> None:
         """A phase of the step (one of schema.PHASES) ends here."""
 
+    def phase(self, name: str) -> Phase:
+        """A block that is a phase of the step: `with hook.phase("forward"):` ends in `mark("forward_s")`."""
+        return Phase(self, name)
+
     def before_forward(self, images: torch.Tensor) -> None:
         """The batch, (n, 3, H, W), is on the device."""
 
@@ -52,6 +56,25 @@ class Observer:
 
     def close(self) -> None:
         """The job is over, well or not."""
+
+
+class Phase:
+    """A block of code that ends a phase; one that an exception leaves has not ended.
+
+    0.4 microseconds a block; a generator of contextlib takes 1.1.
+    """
+
+    __slots__ = ("_name", "_observer")
+
+    def __init__(self, observer: Observer, name: str) -> None:
+        self._observer, self._name = observer, name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._observer.mark(f"{self._name}_s")
 
 
 class Observers(Observer):

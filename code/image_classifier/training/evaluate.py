@@ -83,12 +83,12 @@ def evaluate(
         if len(batch.labels) == 0:
             hook.skip_step()
             continue
-        images, labels = loader.on_device(batch, setup.device)
-        hook.mark("h2d_s")
-        with setup.autocast():
-            logits = model(images)
-        losses = F.cross_entropy(logits.float(), labels, reduction="none")
-        hook.mark("forward_s")
+        with hook.phase("h2d"):
+            images, labels = loader.on_device(batch, setup.device)
+        with hook.phase("forward"):
+            with setup.autocast():
+                logits = model(images)
+            losses = F.cross_entropy(logits.float(), labels, reduction="none")
         hook.end_step(losses.mean(), logits, labels)
         probability, ranked = logits.float().softmax(1).topk(min(TOP_K, logits.shape[1]))
         hits = ranked == labels[:, None]

@@ -1,0 +1,45 @@
+"""Everything a training needs, in one place, and where it stands. Knows nothing of files but the checkpoint folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from image_classifier.contract.config import TrainConfig
+from image_classifier.training.checkpoint import Checkpoints, Progress, Weights
+from image_classifier.training.data import BadImages, Loader
+from image_classifier.training.distributed import Group
+from image_classifier.training.setup import Setup
+from image_classifier.training.stop import StopFlag
+
+
+@dataclass(kw_only=True)
+class Training:
+    """Everything a training needs; `progress` and `best` change as it goes on.
+
+    Args:
+        model: the network; `replica` is the same as the training step calls it, averaging gradients over the group.
+        best: weights of the best epoch so far, on the CPU; empty before the first validation.
+        on_epoch: called after each epoch.
+    """
+
+    config: TrainConfig
+    group: Group = field(default_factory=Group)
+    model: nn.Module
+    replica: nn.Module = field(init=False)
+    optimizer: torch.optim.Optimizer
+    setup: Setup
+    train: Loader
+    valid: Loader
+    bad: BadImages
+    checkpoints: Checkpoints
+    stop: StopFlag
+    progress: Progress
+    best: Weights = field(default_factory=dict)
+    on_epoch: Callable[[Progress], None]
+
+    def __post_init__(self) -> None:
+        self.replica = self.group.wrap(self.model, self.setup.device)

@@ -116,6 +116,12 @@ def test_flags_take_dashes_and_underscores(capsys: pytest.CaptureFixture[str]) -
         assert "error: there is no data folder none" in err
 
 
+def test_config_prints_an_example_of_a_settings_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "--example"]) == 0
+    (tmp_path / "mine.toml").write_text(capsys.readouterr().out)
+    assert main(["--config", str(tmp_path / "mine.toml"), "config", "--json"]) == 0
+
+
 def test_config_shows_where_each_value_comes_from(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

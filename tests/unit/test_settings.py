@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from image_classifier.cli import settings
+from image_classifier.cli.example_file import example_file
+from image_classifier.cli.settings import keys
 from image_classifier.contract.errors import ConfigError
 from image_classifier.contract.search import Categorical, Continuous
 
@@ -51,6 +53,21 @@ def test_example_names_every_setting_with_its_default() -> None:
     for section in settings.SECTIONS:
         named |= {f"{section}.{key}" for key in document[section]}
     assert named == {*settings.keys(), settings.SEARCH_KEY}
+
+
+def test_example_is_what_the_settings_say_of_themselves() -> None:
+    rewrite = "python deploy.py config --example > deploy.example.toml"
+    assert EXAMPLE.read_text(encoding="utf-8") == example_file(), rewrite
+    assert max(map(len, example_file().splitlines())) <= 120
+
+
+def test_example_tells_meaning_choices_and_range() -> None:
+    lines = {line.partition(" = ")[0]: line for line in example_file().splitlines()}
+    assert lines["fine_tune"].endswith("# train the whole network or only its head: full, head")
+    assert lines["amp"].endswith("# bf16 autocast: auto (where the hardware has it), bf16, off")
+    assert lines["image_size"].endswith("; 32 to 1024")
+    assert lines["patience"].endswith("; at least 0")
+    assert lines["role"] == 'role = "none"               # ' + keys()["sagemaker.role"].help
 
 
 def dict_of(made: settings.Settings) -> dict[str, object]:

@@ -300,13 +300,23 @@ def logs(call: Call, run: str, follow: bool) -> None:
         show_jobs.log(found, follow=follow)
 
 
-@app.command()
+@app.command(
+    epilog="""
+python deploy.py config
+python deploy.py config --example > deploy.toml
+""",
+)
+@click.option("--example", is_flag=True, help="print a settings file with every setting at its default")
 @AS_JSON
 @click.pass_obj
-def config(call: Call, as_json: bool) -> None:
+def config(call: Call, example: bool, as_json: bool) -> None:
     """Show every setting and where its value comes from."""
     from image_classifier.cli import show_data
+    from image_classifier.cli.example_file import example_file
 
+    if example:
+        click.echo(example_file(), nl=False)
+        return
     show_data.settings(call.settings(), as_json=as_json)
 
 

@@ -5,13 +5,20 @@ A flag's value lands in the command's arguments as `train__lr` for the setting `
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
 
-from image_classifier.contract.config import Param, TrainConfig, Value, format_value, parameters_of, parse_as
+from image_classifier.contract.config import (
+    Param,
+    TrainConfig,
+    Value,
+    format_value,
+    parameters_of,
+    parse_as,
+    range_words,
+)
 from image_classifier.contract.errors import ConfigError
 
 SEPARATOR = "__"
@@ -53,12 +60,12 @@ def setting(section: str, param: Param, heading: str) -> Callable[[Any], Any]:
 
 
 def settings_of(holder: type, section: str, heading: str, *, without: tuple[str, ...] = ()) -> Callable[[Any], Any]:
-    """Adds the flags of all settings of a dataclass, in its order."""
+    """Adds the flags of all settings of a dataclass, in its order; those of a section under its heading."""
 
     def add(command: Any) -> Any:
         for param in reversed(parameters_of(holder)):
             if param.name not in without:
-                command = setting(section, param, heading)(command)
+                command = setting(section, param, param.section or heading)(command)
         return command
 
     return add
@@ -81,9 +88,8 @@ def given(arguments: Mapping[str, Any], *sections: str) -> dict[str, Value]:
 
 def _help(param: Param) -> str:
     parts = [f"default {format_value(param.default).lower() if param.type is bool else param.default}"]
-    if param.type in (int, float) and not math.isinf(param.low):
-        high = param.high if param.type is int else f"{param.high:.6g}"
-        parts.append(f"at least {param.low:g}" if math.isinf(param.high) else f"{param.low:g} to {high}")
+    if limits := range_words(param):
+        parts.append(limits)
     return f"{param.help}  [{', '.join(parts)}]"
 
 

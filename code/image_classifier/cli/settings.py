@@ -46,7 +46,7 @@ CHECKED_SECTIONS = ("train", "tune", "predict", "sagemaker")  # an unknown varia
 class General:
     """Settings above the first section."""
 
-    target: str = param("local", "where jobs run", choices=TARGETS)
+    target: str = param("local", "where jobs run: local, docker (in the images), sagemaker", choices=TARGETS)
     runs_dir: str = param(DEFAULT_RUNS_DIR, "folder that gets one folder a job")
     data: str = param("data", "folder with train/CLASS, valid/CLASS and test/CLASS")
 

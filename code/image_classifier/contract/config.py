@@ -260,6 +260,15 @@ def parse_as(param: Param, text: str) -> Value:
     return value
 
 
+def range_words(param: Param) -> str:
+    """The numbers that `param` may be: `32 to 1024`, `at least 0`; empty where there is no range."""
+    if param.type not in (int, float) or math.isinf(param.low):
+        return ""
+    if math.isinf(param.high):
+        return f"at least {param.low:g}"
+    return f"{param.low:g} to {param.high if param.type is int else format(param.high, '.6g')}"
+
+
 def check(param: Param, value: object) -> None:
     """Raises ConfigError when `value` is not of `param`'s type, not one of its choices, or out of its range."""
     if param.type is float and isinstance(value, int) and not isinstance(value, bool):

@@ -20,7 +20,9 @@ _LOCAL_STORAGE = re.compile(r"ml\.(g4dn|g5|g6|g6e|p3dn|p4d|p4de|p5|p5e|p5en|[a-z
 class SageMakerSettings:
     """Where, as whom, on what and how jobs and endpoints run. Raises ConfigError on values that exclude each other."""
 
-    profile: str = param(AUTO, "profile of the AWS configuration, auto for the environment's own credentials")
+    profile: str = param(
+        AUTO, "profile of the AWS configuration, auto for the environment's own credentials", section="Account"
+    )
     region: str = param(AUTO, "region, auto for the one of the profile or of AWS_REGION")
     role: str = param(NONE, "ARN of the role that jobs and endpoints run as, with its path: arn:aws:iam::...:role/...")
     bucket: str = param(AUTO, "bucket for data and models, auto for sagemaker-REGION-ACCOUNT, made when missing")
@@ -29,7 +31,7 @@ class SageMakerSettings:
     serve_image: str = param(AUTO, "URI of the serving image, auto for the one that build_and_push.sh pushed last")
     cuda_major: int = param(13, "CUDA major of images whose URI is given here", low=11, high=99)
 
-    train_instance: str = param("ml.g5.xlarge", "instance type of training jobs")
+    train_instance: str = param("ml.g5.xlarge", "instance type of training jobs", section="Training jobs")
     train_instances: int = param(1, "instances a training job uses together", low=1, high=100)
     volume_gb: int = param(50, "disk of a training instance that has none of its own, in GB", low=1, high=16_384)
     input_mode: str = param("File", "copy the images before training, or stream them", choices=("File", "FastFile"))
@@ -41,19 +43,23 @@ class SageMakerSettings:
     warm_pool_s: int = param(
         0, "seconds to keep (and pay for) the instances for the next job", low=0, high=MAX_WARM_POOL_S
     )
-    network_isolation: bool = param(False, "no network inside the containers; weights must be in the image or a file")
+    managed_debugger: bool = param(False, "add AWS's own Debugger rules to a training, for accounts that have them")
+
+    network_isolation: bool = param(
+        False, "no network inside the containers; weights must be in the image or a file", section="Network, keys, tags"
+    )
     encrypt_traffic: bool = param(False, "encrypt what the instances of one job send each other")
     subnets: str = param(NONE, "VPC subnets, with commas between them")
     security_groups: str = param(NONE, "VPC security groups, with commas between them")
     kms_key: str = param(NONE, "KMS key (id or ARN) for the bucket's objects and the instances' disks")
     tags: str = param(NONE, "tags of everything that is made: key=value, with commas between them")
 
-    managed_debugger: bool = param(False, "add AWS's own Debugger rules to a training, for accounts that have them")
-
-    strategy: str = param("Bayesian", "how tuning searches", choices=("Bayesian", "Random", "Hyperband"))
+    strategy: str = param(
+        "Bayesian", "how tuning searches", choices=("Bayesian", "Random", "Hyperband"), section="Searches"
+    )
     early_stopping: bool = param(True, "end trials that fall behind (Hyperband always does)")
 
-    endpoint: str = param("image-classifier", "name of the endpoint; serving again updates it")
+    endpoint: str = param("image-classifier", "name of the endpoint; serving again updates it", section="Endpoint")
     variant: str = param("instance", "kind of endpoint", choices=("instance", "serverless", "async"))
     serve_instance: str = param("ml.c7i.xlarge", "instance type of the endpoint and of batch jobs")
     serve_instances: int = param(1, "instances to start with", low=1, high=100)

@@ -51,6 +51,16 @@ def test_lines_before_a_damaged_one_count(tmp_path: Path) -> None:
     assert HISTORY.read(tmp_path) == ROWS
 
 
+def test_a_number_that_is_not_finite_is_read_as_one_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / HISTORY.name).write_text('{"epoch": 1, "train:loss": NaN, "train:accuracy": 0.5}\n{"epoch": 2}\n')
+    assert HISTORY.read(tmp_path) == [{"epoch": 1, "train:accuracy": 0.5}, {"epoch": 2}]
+
+
+def test_an_epoch_without_its_number_is_damage(tmp_path: Path) -> None:
+    HISTORY.write(tmp_path, [*ROWS, {"validation:accuracy": 0.9}, {"epoch": 4}])
+    assert HISTORY.read(tmp_path) == ROWS
+
+
 def test_a_table_reads_back_with_commas_quotes_and_newlines(tmp_path: Path) -> None:
     rows = [['a,b\n"c".jpg', "x", "y", "0.5"]]
     TEST_PREDICTIONS.write(tmp_path, rows)

@@ -25,10 +25,12 @@ from image_classifier.contract.outputs import (
     TEST_PREDICTIONS,
 )
 from image_classifier.debugging.rules.base import Aspect, Rule, insufficient
-from image_classifier.debugging.schema import StepRecord
+from image_classifier.debugging.rundata import RunData
+from image_classifier.debugging.schema import JobFacts, StepRecord
 from image_classifier.report import gather, gather_tuning, render, write_report
 from image_classifier.report.advice import what_next
-from image_classifier.report.curves import step_time, wilson
+from image_classifier.report.confidence import wilson
+from image_classifier.report.curves import step_time
 from image_classifier.report.facts import to_text
 from image_classifier.report.search_facts import importance
 from image_classifier.vision import network
@@ -176,18 +178,20 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
-def _steps(**phases: float) -> list[StepRecord]:
-    seconds = sum(phases.values())
-    return [
-        StepRecord(
-            step=i, epoch=1, mode="train", time=i * seconds, seconds=seconds, images=8, loss=1, clean_loss=1, **phases
+def _run(seconds: float | None = None, *, steps: int = 10, **phases: float) -> RunData:
+    """Steps of so many seconds, without which they take what their phases do."""
+    run, seconds = RunData(JobFacts(config={})), sum(phases.values()) if seconds is None else seconds
+    for i in range(steps):
+        run.add_step(
+            StepRecord(
+                step=i, epoch=1, mode="train", time=1 + i, seconds=seconds, images=8, loss=1, clean_loss=1, **phases
+            )
         )
-        for i in range(10)
-    ]
+    return run
 
 
 def test_gain_is_what_remains_without_the_bottleneck() -> None:
-    found = step_time(_steps(data_wait_s=0.4, forward_s=0.1, backward_s=0.2), None)
+    found = step_time(_run(data_wait_s=0.4, forward_s=0.1, backward_s=0.2), None)
     assert found is not None
     assert found["bottleneck"]["phase"] == "data_wait_s"
     assert found["bottleneck"]["gain"] == pytest.approx(0.4 / 0.3)
@@ -195,31 +199,17 @@ def test_gain_is_what_remains_without_the_bottleneck() -> None:
 
 
 def test_arithmetic_is_the_limit_when_nothing_can_go() -> None:
-    found = step_time(_steps(data_wait_s=0.01, forward_s=0.4, backward_s=0.8), None)
+    found = step_time(_run(data_wait_s=0.01, forward_s=0.4, backward_s=0.8), None)
     assert found is not None
     assert found["bottleneck"]["phase"] == "compute"
     assert found["bottleneck"]["gain"] < 0.01
 
 
-def test_phases_that_overlap_on_a_gpu_share_the_step() -> None:
-    steps = [
-        StepRecord(
-            step=i,
-            epoch=1,
-            mode="train",
-            time=i,
-            seconds=0.5,
-            images=8,
-            loss=1,
-            clean_loss=1,
-            forward_s=0.4,
-            backward_s=0.4,
-        )
-        for i in range(3)
-    ]
-    found = step_time(steps, None)
+def test_phases_that_overlap_on_a_gpu_share_what_waiting_leaves_of_the_step() -> None:
+    found = step_time(_run(0.5, steps=3, data_wait_s=0.1, forward_s=0.4, backward_s=0.4), None)
     assert found is not None
-    assert sum(row["share"] for row in found["phases"]) == pytest.approx(1.0)
+    shares = {row["phase"]: row["share"] for row in found["phases"]}
+    assert shares == pytest.approx({"data_wait_s": 0.2, "forward_s": 0.4, "backward_s": 0.4})
 
 
 def _titles(facts: dict[str, Any]) -> str:

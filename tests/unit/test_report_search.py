@@ -86,7 +86,8 @@ def test_an_epoch_without_a_number_leaves_a_gap(tmp_path: Path) -> None:
     data = folder / "trials/001/output/data"
     data.mkdir(parents=True)
     values = ("2.0", "1.5", "NaN", "1.2", "0.5")
-    (data / "history.jsonl").write_text("".join(f'{{"validation:loss": {value}}}\n' for value in values))
+    lines_of_epochs = (f'{{"epoch": {epoch}, "validation:loss": {value}}}\n' for epoch, value in enumerate(values, 1))
+    (data / "history.jsonl").write_text("".join(lines_of_epochs))
     write_report(folder)
     lines = [
         line

@@ -51,7 +51,7 @@ for epoch in range(first, epochs + 1):
     accuracy = batch / 100 * epoch / epochs
     row = {"validation:accuracy": accuracy, "validation:loss": 1 - accuracy}
     with history.open("a") as file:
-        file.write(json.dumps(row) + "\\n")
+        file.write(json.dumps({"epoch": epoch, **row}) + "\\n")
     counter.write_text(str(epoch))
     print(f"metrics epoch={epoch} " + " ".join(f"{k}={v}" for k, v in row.items()), flush=True)
     while epoch == 2 and (base / "../../hold").exists():

@@ -14,7 +14,7 @@ from image_classifier.contract.errors import ConfigError, DataError
 from image_classifier.contract.outputs import REPORT
 from image_classifier.launch.runs import find_run, list_runs
 from image_classifier.report import write_report
-from image_classifier.report.sources import locate, read_json
+from image_classifier.report.sources import locate
 
 KINDS = ("train", "tune")
 S3 = "s3://"
@@ -39,7 +39,7 @@ def report(settings: Settings, text: str, *, as_json: bool, browse: bool) -> Non
     folder = _fetched(settings, text, runs_dir / FETCHED) if text.startswith(S3) else folder_of(runs_dir, text)
     path = write_report(folder)
     if as_json:
-        render.document(read_json(path.with_name(REPORT.name)))
+        render.document(REPORT.read(path.parent))
     else:
         render.facts([("report", shorten(path))])
     if browse and not webbrowser.open(path.resolve().as_uri()):

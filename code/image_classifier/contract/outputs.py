@@ -5,7 +5,7 @@
     RUN/logs/job.log            all the job printed
     RUN/output/failure          the first cause of a failure, and a hint (training)
     RUN/output/data/
-        history.jsonl           one JSON object an epoch: metric name -> value (training, as all below)
+        history.jsonl           one JSON object an epoch: its number, metric name -> value (training, as all below)
         metrics.json            the result: outcome, best epoch, metrics, images, seconds
         bad_images.json         path -> why it could not be read
         per_class.csv           class, images, precision, recall, f1, of the test images
@@ -79,16 +79,22 @@ class Document:
 
 @dataclass(frozen=True)
 class Lines:
-    """A file with a JSON object a line."""
+    """A file with a JSON object a line.
+
+    Args:
+        number: the key of an integer that every line has; one without it counts as damaged.
+    """
 
     name: str
+    number: str = ""
 
     def read(self, folder: Path) -> list[dict[str, Any]]:
-        """The objects up to the first line that is damaged; empty without the file."""
+        """The objects up to the first line that is damaged, without values that are no finite numbers, which an earlier
+        version may have written; empty without the file."""
         rows: list[dict[str, Any]] = []
         for line in _text(folder / self.name).splitlines():
-            row = parse_json(line)
-            if not isinstance(row, dict):
+            row = _finite_only(line)
+            if row is None or (self.number and type(row.get(self.number)) is not int):
                 break
             rows.append(row)
         return rows
@@ -146,7 +152,7 @@ STUDY = "study.journal"
 TUNING_PICTURE = "tuning.svg"
 
 # of output/data
-HISTORY = Lines("history.jsonl")
+HISTORY = Lines("history.jsonl", number="epoch")
 METRICS = Document("metrics.json")
 BAD_IMAGES = Document("bad_images.json")
 PER_CLASS = Table("per_class.csv", ("class", "images", "precision", "recall", "f1"))
@@ -238,6 +244,17 @@ def parse_json(text: str) -> Any:
         return json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError):
         return None
+
+
+def _finite_only(line: str) -> dict[str, Any] | None:
+    """The object in a line, without numbers that are not finite; None for any other line."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    return {key: each for key, each in value.items() if not isinstance(each, float) or math.isfinite(each)}
 
 
 def _text(path: Path) -> str:

@@ -23,6 +23,7 @@ BASE_DIR_VARIABLE = "SAGEMAKER_BASE_DIR"
 DEFAULT_BASE_DIR = Path("/opt/ml")
 SHARED_CHECKPOINTS_VARIABLE = "CLASSIFIER_SHARED_CHECKPOINTS"  # set for the trials of a tuning job, see MlPaths
 JOB_NAME_VARIABLE = "TRAINING_JOB_NAME"  # set by SageMaker
+FAILURE = "failure"  # below output, where both toolkits and SageMaker look for it
 FAILURE_MAX_CHARS = 1024  # DescribeTrainingJob's FailureReason shows this many characters
 
 
@@ -101,4 +102,4 @@ class MlPaths:
 
     @property
     def failure(self) -> Path:
-        return self.output / "failure"
+        return self.output / FAILURE

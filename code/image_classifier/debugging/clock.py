@@ -6,7 +6,7 @@ import time
 
 import torch
 
-GPU_PHASES = frozenset({"h2d_s", "forward_s", "backward_s", "optimizer_s"})  # the GPU does these in its own time
+from image_classifier.debugging.schema import GPU_PHASES
 
 
 class Phases:

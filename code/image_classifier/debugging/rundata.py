@@ -1,18 +1,19 @@
 """What is known of a run, in one shape, whoever observed it: the recorder in the job, a saved trial, or saved files.
 
-A rule reads nothing else. Values are rounded to float32, which every one of the three keeps exactly, so that a rule
-says the same of all three.
+Rules and the report read nothing else of a run's steps, tensors and machine; what both compute of it is measures.py.
+Values are rounded to float32, which every one of the three keeps exactly, so that a rule says the same of all three.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import re
 import threading
 from array import array
-from collections.abc import Iterator
-from ctypes import c_float
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +30,39 @@ from image_classifier.debugging.schema import (
 )
 
 Floats = NDArray[np.float64]
-STEP_VALUES = ("loss", "clean_loss", "seconds", "images", *PHASES)
+Mask = NDArray[np.bool_]
+DURATIONS = ("seconds", *PHASES)
+STEP_VALUES = ("loss", "clean_loss", "images", *DURATIONS)
+KINDS = tuple(field.name for field in dataclasses.fields(StatisticsRecord) if field.name != "step")
+_COLUMNS = ("step", "epoch", "time", *STEP_VALUES)
+_facts_of = operator.attrgetter(*_COLUMNS)
 
 
+@dataclass(frozen=True, eq=False)
 class Series:
-    """Numbers and the step (or, for system metrics, the second) of each, in order; grows in constant time."""
+    """Numbers and the step (or, for system metrics, the second) of each, in order.
+
+    Args:
+        steps: (n,) float64: the steps, or Unix seconds of a system metric.
+        values: (n,) float64, of float32 precision but for times.
+    """
+
+    steps: Floats
+    values: Floats
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def where(self, keep: Mask) -> Series:
+        """A part of it; `keep` is (n,) bool."""
+        return Series(self.steps[keep], self.values[keep])
+
+
+EMPTY = Series(np.empty(0), np.empty(0))
+
+
+class _Growing:
+    """A series that grows in constant time."""
 
     def __init__(self) -> None:
         self._at = array("d")
@@ -45,86 +74,182 @@ class Series:
         self._values.append(value)
 
     @property
-    def steps(self) -> Floats:
-        """(n,) float64: the steps, or Unix seconds of a system metric. A copy."""
-        return np.array(self._at, np.float64)
+    def series(self) -> Series:
+        """What there is by now. A copy."""
+        return Series(np.array(self._at, np.float64), _float32(np.array(self._values, np.float64)))
+
+    def sort(self) -> float:
+        """Puts the numbers in order. Returns the last step or second."""
+        at = np.array(self._at, np.float64)
+        if (np.diff(at) < 0).any():
+            order = np.argsort(at, kind="stable")
+            self._at, self._values = _array(at[order]), _array(np.array(self._values, np.float64)[order])
+        return self._at[-1]
+
+    def renumber(self, at: Floats, last: Mask) -> None:
+        """Puts `at[i]` in place of each place i, leaves out those that are not `last`, and sorts."""
+        places = np.array(self._at, np.int64)
+        keep = last[places]
+        order = np.argsort(at[places[keep]], kind="stable")
+        self._at = _array(at[places[keep]][order])
+        self._values = _array(np.array(self._values, np.float64)[keep][order])
+
+
+class _Steps:
+    """The steps of one mode, a column for each fact; NaN where a step has none."""
+
+    def __init__(self) -> None:
+        self._columns = {name: array("d") for name in _COLUMNS}
+
+    def add(self, record: StepRecord) -> None:
+        """One step more."""
+        for column, value in zip(self._columns.values(), _facts_of(record), strict=True):
+            column.append(math.nan if value is None else value)
+
+    def settle(self) -> None:
+        """Puts the steps in the order of time; of one that came twice the last counts."""
+        steps, times = (np.array(self._columns[each], np.float64) for each in ("step", "time"))
+        kept = np.flatnonzero(_last(steps))
+        order = kept[np.lexsort((steps[kept], times[kept]))]
+        if not np.array_equal(order, np.arange(len(steps))):
+            for name, column in self._columns.items():
+                self._columns[name] = _array(np.array(column, np.float64)[order])
+
+    def series(self, name: str) -> Series:
+        """One fact of the steps that have it. smdebug keeps no times, and so no durations. A copy."""
+        steps, values = (np.array(self._columns[each], np.float64) for each in ("step", name))
+        if name in DURATIONS or name == "time":
+            has = ~np.isnan(values) & (np.array(self._columns["time"], np.float64) > 0)
+            steps, values = steps[has], values[has]
+        return Series(steps, _float32(values) if name in STEP_VALUES else values)
 
     @property
-    def values(self) -> Floats:
-        """(n,) float64, of float32 precision but for times and durations. A copy."""
-        return np.array(self._values, np.float64)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-
-EMPTY = Series()
+    def last_time(self) -> float:
+        """When the newest step ended, -inf when that is not known."""
+        times = self.series("time").values
+        return float(times.max()) if len(times) else -math.inf
 
 
 class RunData:
-    """Series of one run, filled record by record and read by rules.
+    """Series of one run, filled record by record or file by file, and read by rules and the report.
 
     Threads may fill it together; who reads it meanwhile holds `lock`.
 
     Args:
         job: the configuration and the machine; rules name its hyperparameters in their advice.
+
+    Attributes:
+        classes: labels and right answers by class, of each mode and epoch.
+        peers: rank -> the other processes' steps, where somebody read them; in the job nobody does.
     """
 
     def __init__(self, job: JobFacts) -> None:
         self.job = job
         self.classes: list[ClassCounts] = []
-        self._steps: dict[tuple[Mode, str], Series] = {}
-        self._epochs: dict[Mode, Series] = {}
-        self._times: dict[Mode, Series] = {}
-        self._tensors: dict[str, dict[str, dict[str, Series]]] = {}
-        self._system: dict[tuple[str, str, str], Series] = {}
+        self.peers: dict[int, RunData] = {}
+        self._steps: dict[Mode, _Steps] = {}
+        self._tensors: dict[str, dict[str, dict[str, _Growing]]] = {}
+        self._system: dict[tuple[str, str, str], _Growing] = {}
+        self._types: dict[str, str] = {}
         self._last_time = -math.inf
         self.lock = threading.RLock()
 
     def add_step(self, record: StepRecord) -> None:
         """One step more, later than those before it."""
         with self.lock:
-            self._add_step(record)
+            self._steps_of(record.mode).add(record)
+            if record.time > 0:
+                self.hear(record.time)
 
-    def _add_step(self, record: StepRecord) -> None:
-        timed = record.time > 0  # smdebug keeps no times
-        for name in STEP_VALUES:
-            value = getattr(record, name)
-            if value is not None and (timed or not name.endswith(("seconds", "_s"))):
-                self._steps.setdefault((record.mode, name), Series()).add(record.step, _float32(value))
-        self._epochs.setdefault(record.mode, Series()).add(record.step, record.epoch)
-        if timed:
-            self._times.setdefault(record.mode, Series()).add(record.step, record.time)
-            self.hear(record.time)
+    def add_steps(self, records: Iterable[StepRecord]) -> bool:
+        """The steps of a run that has none, in any order; of one that comes twice the last counts.
+
+        What this and its like raise leaves the run as it was.
+
+        Returns:
+            Whether there was one.
+        """
+        new = RunData(self.job)
+        for record in records:
+            new._steps_of(record.mode).add(record)
+        with self.lock:
+            for mode, steps in new._steps.items():
+                steps.settle()
+                self._steps[mode] = steps
+                self.hear(steps.last_time)
+        return bool(new._steps)
 
     def add_statistics(self, record: StatisticsRecord) -> None:
-        """The statistics of one training step."""
+        """The statistics of one training step, later than those before it."""
         with self.lock:
-            for field in dataclasses.fields(StatisticsRecord):
-                if field.name != "step":
-                    self._add_tensors(field.name, record.step, getattr(record, field.name))
+            self._add_statistics(record.step, record)
+
+    def add_all_statistics(self, records: Iterable[StatisticsRecord]) -> bool:
+        """The statistics of a run that has none, as `add_steps`."""
+        new, steps = RunData(self.job), array("d")
+        for place, record in enumerate(records):
+            steps.append(record.step)
+            new._add_statistics(place, record)
+        at = np.array(steps, np.float64)
+        last = _last(at)
+        for growing in (each for kind in new._tensors.values() for tensor in kind.values() for each in tensor.values()):
+            growing.renumber(at, last)
+        with self.lock:
+            self._tensors = new._tensors
+        return bool(steps)
 
     def add_classes(self, record: ClassCounts) -> None:
         """The classes of one epoch."""
         self.classes.append(record)
 
+    def add_all_classes(self, records: Iterable[ClassCounts]) -> bool:
+        """The classes of a run that has none, in order, as `add_steps`."""
+        self.classes = list(records)
+        return bool(self.classes)
+
     def add_system(self, sample: SystemSample) -> None:
-        """One system metric at one moment."""
-        key = (sample.dimension, sample.node, sample.name)
+        """One system metric at one moment, no earlier than those before it."""
         with self.lock:
-            self._system.setdefault(key, Series()).add(sample.time, _float32(sample.value))
+            self._add_system(sample)
             self.hear(sample.time)
+
+    def add_samples(self, samples: Iterable[SystemSample]) -> bool:
+        """The system metrics of a run that has none, in any order, as `add_steps`."""
+        new = RunData(self.job)
+        for sample in samples:
+            new._add_system(sample)
+        with self.lock:
+            self._system, self._types = new._system, new._types
+            for growing in self._system.values():
+                self.hear(growing.sort())
+        return bool(new._system)
 
     def hear(self, time: float) -> None:
         """The run was observed at that time, with nothing to add."""
         self._last_time = max(self._last_time, time)
 
-    def _add_tensors(self, kind: str, step: int, statistics: Statistics) -> None:
-        tensors = self._tensors.setdefault(kind, {})
-        for tensor, values in statistics.items():
-            of_tensor = tensors.setdefault(tensor, {})
-            for statistic, value in values.items():
-                of_tensor.setdefault(statistic, Series()).add(step, _float32(value))
+    def _steps_of(self, mode: Mode) -> _Steps:
+        if mode not in self._steps:
+            self._steps[mode] = _Steps()
+        return self._steps[mode]
+
+    def _add_system(self, sample: SystemSample) -> None:
+        key = (sample.dimension, sample.node, sample.name)
+        if key not in self._system:
+            self._system[key] = _Growing()
+            self._types.setdefault(sample.dimension, sample.type)
+        self._system[key].add(sample.time, sample.value)
+
+    def _add_statistics(self, at: float, record: StatisticsRecord) -> None:
+        for kind in KINDS:
+            statistics: Statistics = getattr(record, kind)
+            tensors = self._tensors.setdefault(kind, {})
+            for tensor, values in statistics.items():
+                of_tensor = tensors.setdefault(tensor, {})
+                for statistic, value in values.items():
+                    if statistic not in of_tensor:
+                        of_tensor[statistic] = _Growing()
+                    of_tensor[statistic].add(at, value)
 
     @property
     def last_time(self) -> float:
@@ -133,25 +258,28 @@ class RunData:
 
     def step(self, mode: Mode, name: str) -> Series:
         """One of STEP_VALUES over the steps of a mode."""
-        return self._steps.get((mode, name), EMPTY)
+        return self._steps[mode].series(name) if mode in self._steps else EMPTY
 
     def epochs(self, mode: Mode) -> Series:
         """The epoch of each step, from 1."""
-        return self._epochs.get(mode, EMPTY)
+        return self.step(mode, "epoch")
 
     def times(self, mode: Mode) -> Series:
         """When each step ended, Unix seconds."""
-        return self._times.get(mode, EMPTY)
+        return self.step(mode, "time")
 
     def tensors(self, kind: str, statistic: str) -> Iterator[tuple[str, Series]]:
         """Name and series of every tensor of a kind (a field of StatisticsRecord) that has the statistic.
 
         In the natural order of the names, which is not that of the network: smdebug does not keep that.
         """
-        tensors = self._tensors.get(kind, {})
-        for tensor in sorted(tensors, key=_natural):
-            if statistic in tensors[tensor]:
-                yield tensor, tensors[tensor][statistic]
+        for tensor in sorted(self.tensor_names(kind), key=_natural):
+            if statistic in self._tensors[kind][tensor]:
+                yield tensor, self._tensors[kind][tensor][statistic].series
+
+    def tensor_names(self, kind: str) -> tuple[str, ...]:
+        """The tensors of a kind as they came: but for smdebug, in the order of the network."""
+        return tuple(self._tensors.get(kind, {}))
 
     def kinds(self) -> tuple[str, ...]:
         """The kinds of tensors there are statistics of."""
@@ -159,26 +287,24 @@ class RunData:
 
     def statistics(self, kind: str, tensor: str) -> dict[str, Series]:
         """All statistics of one tensor."""
-        return self._tensors.get(kind, {}).get(tensor, {})
+        return {name: each.series for name, each in self._tensors.get(kind, {}).get(tensor, {}).items()}
 
-    def system(self, dimension: str) -> dict[str, Series]:
-        """`node/name` -> values over time, in the order of nodes and names."""
-        found = {(node, name): series for (dim, node, name), series in self._system.items() if dim == dimension}
-        return {f"{node}/{name}": found[node, name] for node, name in sorted(found)}
+    def system(self, dimension: str, node: str | None = None) -> dict[str, Series]:
+        """`node/name` -> values over time, in the order of nodes and names; of one host, or of all."""
+        found = {
+            (host, name): growing.series
+            for (each, host, name), growing in self._system.items()
+            if each == dimension and node in (None, host)
+        }
+        return {f"{host}/{name}": found[host, name] for host, name in sorted(found)}
 
-    def dimensions(self) -> tuple[str, ...]:
-        """The system metrics there are, sorted."""
-        return tuple(sorted({dimension for dimension, _, _ in self._system}))
+    def dimensions(self) -> dict[str, str]:
+        """The system metrics there are, in the order in which they came, and the type of each: cpu, memory, ..."""
+        return dict(self._types)
 
-
-def of_epochs(run: RunData, mode: Mode, name: str) -> tuple[NDArray[np.int64], Floats]:
-    """Epochs, and the mean of a step value over each one's images."""
-    series, images, epochs = run.step(mode, name), run.step(mode, "images"), run.epochs(mode)
-    if not len(series) == len(images) == len(epochs) or len(series) == 0:
-        return np.empty(0, np.int64), np.empty(0)
-    numbers, place = np.unique(epochs.values.astype(np.int64), return_inverse=True)
-    weights = np.bincount(place, images.values)
-    return numbers, np.bincount(place, series.values * images.values) / np.maximum(weights, 1)
+    def nodes(self) -> tuple[str, ...]:
+        """The hosts there are system metrics of, `algo-2` before `algo-10`."""
+        return tuple(sorted({node for _, node, _ in self._system}, key=_natural))
 
 
 def _natural(name: str) -> list[tuple[str, int]]:
@@ -186,5 +312,17 @@ def _natural(name: str) -> list[tuple[str, int]]:
     return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name)]
 
 
-def _float32(value: float) -> float:
-    return c_float(value).value  # infinite where float32 is; numpy's takes ten times as long
+def _last(steps: Floats) -> Mask:
+    """Whether no later place has the same step."""
+    last = np.zeros(len(steps), np.bool_)
+    last[len(steps) - 1 - np.unique(steps[::-1], return_index=True)[1]] = True
+    return last
+
+
+def _array(values: Floats) -> array[float]:
+    return array("d", values.tobytes())
+
+
+def _float32(values: Floats) -> Floats:
+    with np.errstate(over="ignore"):  # infinite where float32 is
+        return values.astype(np.float32).astype(np.float64)

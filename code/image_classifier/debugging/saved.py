@@ -1,15 +1,17 @@
-"""A run from what it saved: its files, or the tensors that smdebug wrote."""
+"""A run from what it saved: its files, whole or part by part, or the tensors that smdebug wrote."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from image_classifier.contract.errors import DataError, PlatformError, describe
+from image_classifier.contract.outputs import CLASSES, SETUP, STATISTICS, STEPS
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.schema import (
     ClassCounts,
@@ -17,11 +19,12 @@ from image_classifier.debugging.schema import (
     Mode,
     StatisticsRecord,
     StepRecord,
+    each_sample,
+    each_statistics,
+    each_step,
+    other_ranks,
     read_classes,
     read_job,
-    read_statistics,
-    read_steps,
-    read_system,
 )
 from image_classifier.debugging.smdebug_loading import make_importable
 from image_classifier.debugging.smdebug_names import HITS, LABELS, LOSS, MODE_NAMES, STEP_FACTS, parse_tensor_name
@@ -29,8 +32,28 @@ from image_classifier.debugging.smdebug_names import HITS, LABELS, LOSS, MODE_NA
 ATTEMPT = re.compile(r"attempt-(\d+)")
 
 
+PEERS = "steps of the other processes"  # a part of a run
+SYSTEM = "profiler/system"  # another
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """What could be read of a run's files.
+
+    Args:
+        run: what they hold.
+        absent: parts that are not there, or are empty: names of files, PEERS, SYSTEM.
+        damaged: part -> why it could not be read; nothing of it is in `run`.
+    """
+
+    run: RunData
+    absent: frozenset[str]
+    damaged: Mapping[str, Exception]
+
+
 def read_files(folder: Path, before: Mapping[Mode, int] | None = None) -> RunData:
-    """A run from its files (schema.py); what is missing there is missing in the run.
+    """A run from its files (schema.py), without other processes' steps; what is missing there is missing in the run.
 
     Args:
         folder: output, or output/data, or the folder output.tar.gz was unpacked in.
@@ -39,33 +62,63 @@ def read_files(folder: Path, before: Mapping[Mode, int] | None = None) -> RunDat
     Raises:
         DataError: a file is damaged, by more than a line that was cut off, or from another version.
     """
-    data = folder / "data" if (folder / "data").is_dir() else folder
-    try:
-        return _read_files(data, before)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    data = _data_of(folder)
+    saved = _read(folder, before, peers=False)
+    for error in saved.damaged.values():
+        if isinstance(error, OSError):
+            raise error
         raise DataError(
             f"the recordings in {data} are damaged: {describe(error)}",
             "`--tensors` judges by what smdebug saved instead",
         ) from error
+    return saved.run
 
 
-def _read_files(data: Path, before: Mapping[Mode, int] | None) -> RunData:
-    run = RunData(read_job(data) or JobFacts(config={}))
+def read_parts(folder: Path) -> Saved:
+    """All that can be read of a run's files, those of other processes too. A damaged part is left out.
+
+    Args:
+        folder: as of `read_files`.
+    """
+    return _read(folder, None, peers=True)
+
+
+def _data_of(folder: Path) -> Path:
+    return folder / "data" if (folder / "data").is_dir() else folder
+
+
+def _read(folder: Path, before: Mapping[Mode, int] | None, *, peers: bool) -> Saved:
+    data = _data_of(folder)
+    absent: set[str] = set()
+    damaged: dict[str, Exception] = {}
+
+    def part(name: str, read: Callable[[], Any]) -> Any:
+        """What `read` returns, None when it fails."""
+        try:
+            found = read()
+        except _DAMAGE as error:
+            damaged[name] = error
+            return None
+        if not found:
+            absent.add(name)
+        return found
 
     def counts(mode: Mode, step: int) -> bool:
         return before is None or step < before[mode]
 
-    for record in read_steps(data):
-        if counts(record.mode, record.step):
-            run.add_step(record)
-    for statistics in read_statistics(data):
-        if counts("train", statistics.step):
-            run.add_statistics(statistics)
-    for classes in read_classes(data):
-        if counts(classes.mode, classes.step):
-            run.add_classes(classes)
-    for sample in read_system(data):
-        run.add_system(sample)
+    run = RunData(part(SETUP.name, lambda: read_job(data)) or JobFacts(config={}))
+    part(STEPS.name, lambda: run.add_steps(each for each in each_step(data) if counts(each.mode, each.step)))
+    part(STATISTICS.name, lambda: run.add_all_statistics(s for s in each_statistics(data) if counts("train", s.step)))
+    part(CLASSES.name, lambda: run.add_all_classes(c for c in read_classes(data) if counts(c.mode, c.step)))
+    part(SYSTEM, lambda: run.add_samples(each_sample(folder)))
+    if peers:
+        run.peers = part(PEERS, lambda: {rank: _peer(data, rank, run.job) for rank in other_ranks(data)}) or {}
+    return Saved(run=run, absent=frozenset(absent), damaged=damaged)
+
+
+def _peer(data: Path, rank: int, job: JobFacts) -> RunData:
+    run = RunData(job)
+    run.add_steps(each_step(data, rank))
     return run
 
 

@@ -22,8 +22,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -38,6 +39,7 @@ PHASES = ("data_wait_s", "sync_s", "h2d_s", "forward_s", "backward_s", "optimize
 """Where a step's time goes, in the order of the step; `sync` is waiting until the other processes have their batch too,
 `h2d` the copy of the batch to the device, `hook` the observing itself. What is left of `seconds` is Python between the
 phases."""
+GPU_PHASES = frozenset({"h2d_s", "forward_s", "backward_s", "optimizer_s"})  # a GPU does these in its own time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)  # slots: a long job has a million
@@ -272,28 +274,30 @@ def rule_results_from_json(text: str) -> list[RuleResult]:
     return results
 
 
-def read_steps(folder: Path, rank: int = 0) -> list[StepRecord]:
-    """steps.jsonl of output/data: of each mode and step the last line, ordered by time; empty without the file."""
-    rows: dict[str, dict[int, StepRecord]] = {}
+def each_step(folder: Path, rank: int = 0) -> Iterator[StepRecord]:
+    """The lines of steps.jsonl in output/data, as they were written; none without the file."""
     for row in _rows(folder / of_rank(STEPS.name, rank)):
         record = StepRecord(**row | {"mode": sys.intern(row["mode"])})
         if 0 <= record.seconds < math.inf and 0 <= record.time < math.inf:  # else damaged; a loss may be anything
-            rows.setdefault(record.mode, {})[record.step] = record
-    return sorted((each for steps in rows.values() for each in steps.values()), key=lambda record: record.time)
+            yield record
 
 
-def read_statistics(
-    folder: Path, keep: Callable[[StatisticsRecord], StatisticsRecord] = lambda record: record
-) -> list[StatisticsRecord]:
-    """statistics.jsonl of output/data, one record a step in the order of the steps; empty without the file.
+def read_steps(folder: Path, rank: int = 0) -> list[StepRecord]:
+    """steps.jsonl of output/data: of each mode and step the last line, ordered by time; empty without the file."""
+    rows = {(record.mode, record.step): record for record in each_step(folder, rank)}
+    return sorted(rows.values(), key=lambda record: record.time)
 
-    Args:
-        keep: makes a smaller record of each, where not all of it is needed: there may be many.
-    """
-    rows: dict[int, StatisticsRecord] = {}
+
+def each_statistics(folder: Path) -> Iterator[StatisticsRecord]:
+    """The lines of statistics.jsonl in output/data, as they were written; none without the file."""
     for row in _rows(folder / STATISTICS.name):
-        record = keep(StatisticsRecord(**row))
-        rows[record.step] = record
+        yield StatisticsRecord(**row)
+
+
+def read_statistics(folder: Path) -> list[StatisticsRecord]:
+    """statistics.jsonl of output/data, of each step the last line, in the order of the steps; empty without the
+    file."""
+    rows = {record.step: record for record in each_statistics(folder)}
     return [rows[step] for step in sorted(rows)]
 
 
@@ -306,22 +310,26 @@ def read_classes(folder: Path) -> list[ClassCounts]:
     return list(rows.values())
 
 
-def read_system(folder: Path) -> list[SystemSample]:
-    """All system metrics of a job, of every host, in the order of time; empty without any.
+def each_sample(folder: Path) -> Iterator[SystemSample]:
+    """All system metrics of a job, of every host, file by file in the order of their names; none without any.
 
     Args:
         folder: output, or output/data, or the folder output.tar.gz was unpacked in.
     """
-    samples = []
     roots = (folder / SYSTEM_FOLDER, folder / "data" / SYSTEM_FOLDER)
     for path in sorted(path for root in roots for path in root.glob("*/*.json")):
         with path.open(encoding="utf-8", errors="replace") as file:
             for line in file:
                 try:
-                    samples.append(SystemSample.from_line(line))
+                    sample = SystemSample.from_line(line)
                 except (ValueError, KeyError, TypeError):  # the last line of a process that was killed
                     continue
-    return sorted(samples, key=lambda sample: sample.time)
+                yield sample
+
+
+def read_system(folder: Path) -> list[SystemSample]:
+    """The same in the order of time."""
+    return sorted(each_sample(folder), key=lambda sample: sample.time)
 
 
 def read_job(folder: Path) -> JobFacts | None:
@@ -333,6 +341,13 @@ def of_rank(name: str, rank: int) -> str:
     """The name of a file of one process: `steps.jsonl`, `steps-rank-1.jsonl`."""
     stem, dot, suffix = name.partition(".")
     return name if rank == 0 else f"{stem}-rank-{rank}{dot}{suffix}"
+
+
+def other_ranks(folder: Path) -> list[int]:
+    """The processes besides the main one that left steps in output/data."""
+    stem, _, suffix = STEPS.name.partition(".")
+    pattern = re.compile(rf"{re.escape(stem)}-rank-(\d+)\.{re.escape(suffix)}")
+    return sorted(int(match[1]) for path in folder.iterdir() if (match := pattern.fullmatch(path.name)))
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

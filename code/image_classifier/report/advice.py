@@ -11,7 +11,7 @@ from typing import Any
 
 from image_classifier.debugging.rules import RULES
 from image_classifier.debugging.rules.base import Aspect
-from image_classifier.report.curves import wilson
+from image_classifier.report.confidence import wilson
 from image_classifier.report.formats import count, interval, percent, points, sentence, words
 
 MAX_ITEMS = 6

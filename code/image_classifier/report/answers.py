@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from image_classifier.contract.errors import RequestError
-from image_classifier.report.curves import wilson
+from image_classifier.contract.outputs import CONFUSION, PER_CLASS, TEST_PREDICTIONS, Table
+from image_classifier.report.confidence import wilson
 from image_classifier.report.sources import Sources
 from image_classifier.vision.decode import decode
 
@@ -27,7 +28,7 @@ def per_class(sources: Sources) -> list[dict[str, Any]]:
     """Rows of per_class.csv with the 95 % interval of the recall, worst recall first."""
     rows = []
     columns = (str, int, float, float, float)
-    for name, images, precision, recall, f1 in _body(sources, "per_class.csv", "no test images were answered", columns):
+    for name, images, precision, recall, f1 in _body(sources, PER_CLASS, "no test images were answered", columns):
         low, high = wilson(recall * images, images)
         numbers = {"precision": precision, "recall": recall, "f1": f1, "low": low, "high": high}
         rows.append({"class": name, "images": images, **numbers})
@@ -36,16 +37,16 @@ def per_class(sources: Sources) -> list[dict[str, Any]]:
 
 def confusion(sources: Sources) -> dict[str, Any] | None:
     """The confusion matrix, cut to the classes with the most errors when there are many, and the top confused pairs."""
-    table = sources.table("confusion.csv", "no confusion matrix without test images")
-    if len(table) < 3:
+    header, rows = sources.table(CONFUSION, "no confusion matrix without test images")
+    if len(rows) < 2:
         return None
-    classes = table[0][1:]
+    classes = header[1:]
     try:
-        counts = [[int(value) for value in row[1:]] for row in table[1:]]
+        counts = [[int(value) for value in row[1:]] for row in rows]
     except ValueError:
         counts = []
     if any(len(row) != len(classes) for row in counts) or len(counts) != len(classes):
-        sources.missing.append("confusion.csv: damaged")
+        sources.note(CONFUSION.name, "damaged")
         return None
     pairs: list[dict[str, Any]] = [
         {"true": classes[i], "predicted": classes[j], "images": images, "of": sum(row)}
@@ -76,7 +77,7 @@ def _most_confused(counts: Sequence[Sequence[int]]) -> list[int]:
 def mistakes(sources: Sources, pairs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The wrong answers that were given with the most confidence. Also gives each of `pairs` its example images."""
     columns = (str, str, str, float)
-    rows = _body(sources, "test_predictions.csv", "no single answers without test images", columns)
+    rows = _body(sources, TEST_PREDICTIONS, "no single answers without test images", columns)
     wrong: list[dict[str, Any]] = [
         {"path": path, "true": label, "predicted": predicted, "probability": probability}
         for path, label, predicted, probability in rows
@@ -118,10 +119,10 @@ def _thumbnail(path: Path) -> str | None:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _body(sources: Sources, name: str, what: str, columns: Sequence[type]) -> list[list[Any]]:
+def _body(sources: Sources, table: Table, what: str, columns: Sequence[type]) -> list[list[Any]]:
     """The rows below the header whose columns are all there and of their types: a full disk's last line may not be."""
     rows = []
-    for row in sources.table(name, what)[1:]:
+    for row in sources.table(table, what)[1]:
         with suppress(ValueError):
-            rows.append([kind(value) for kind, value in zip(columns, row, strict=True)])
+            rows.append([kind(value) for kind, value in zip(columns, row[: len(columns)], strict=True)])
     return rows

@@ -14,6 +14,7 @@ from PIL import Image
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ClassifierError
 from image_classifier.contract.image_formats import PILLOW_NAMES
+from image_classifier.contract.outputs import BAD_IMAGES
 from image_classifier.contract.paths import MlPaths
 from image_classifier.report.sources import Sources
 from image_classifier.vision.folders import SPLIT_FOLDERS, ImageFolders, fingerprint, scan
@@ -38,9 +39,7 @@ def describe_data(sources: Sources, config: Mapping[str, Any]) -> dict[str, Any]
 
 def unreadable(sources: Sources) -> dict[str, str]:
     """Path -> reason, of the images that were skipped; names only, the folders above are nobody's business."""
-    found = sources.json("bad_images.json", "whether images were skipped is not known")
-    if not isinstance(found, dict):
-        return {}
+    found = sources.document(BAD_IMAGES, "whether images were skipped is not known")
     return {
         "/".join(Path(path).parts[-3:]): str(reason).replace(str(path), "the file") for path, reason in found.items()
     }
@@ -62,7 +61,7 @@ def _sizes(paths: Sequence[Path]) -> dict[str, Any] | None:
         try:
             with Image.open(path, formats=PILLOW_NAMES) as image:
                 sizes.append(image.size)
-        except (OSError, ValueError, SyntaxError):  # named in bad_images.json
+        except (OSError, ValueError, SyntaxError):  # named among the unreadable
             continue
     if not sizes:
         return None

@@ -55,8 +55,16 @@ def system(facts: Facts) -> Markup:
         figure(tag("div", drawing, class_="scroll", tabindex=0), caption),
         legend((MODE_STYLES[mode], MODE_NAMES[mode]) for mode in modes),
         hosts(facts),
-        details("Numbers of every metric", _system_table(found["summary"])),
+        details(f"Numbers of every metric, {_counted(found)}", _system_table(found["summary"])),
     )
+
+
+def _counted(found: dict[str, Any]) -> str:
+    """The time that the table is about; a report of an earlier version does not say."""
+    counted = found.get("counted_s")
+    if counted is None:
+        return "over the whole job"
+    return f"from {_clock(counted[0])} to {_clock(counted[1])}: the time that the rules judge"
 
 
 def _time_ticks(length_s: float) -> list[float]:

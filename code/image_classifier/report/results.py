@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from image_classifier.report.advice import best_row
+from image_classifier.report.answers import MAX_CLASS_ROWS
 from image_classifier.report.charts import Axis, Series, frame, line_chart, mark, meter
+from image_classifier.report.confidence import wilson
 from image_classifier.report.formats import DASH, count, duration, interval, number, percent, points, share_tick, short
 from image_classifier.report.grids import confusion as confusion_chart
 from image_classifier.report.html import Markup, joined, tag
@@ -153,8 +155,6 @@ def _accuracies(facts: Facts) -> Markup:
         "epoch.",
     )
     if images:
-        from image_classifier.report.curves import wilson
-
         band = [
             (row["epoch"], *wilson(row["validation:accuracy"] * images, images))
             for row in history
@@ -258,8 +258,6 @@ def classes(facts: Facts) -> Markup:
     rows = facts["per_class"]
     if not rows:
         return _no_answers(facts)
-    from image_classifier.report.answers import MAX_CLASS_ROWS
-
     shown = [
         (
             row["class"],

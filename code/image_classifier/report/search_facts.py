@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,22 +13,23 @@ from numpy.typing import NDArray
 
 from image_classifier.contract.errors import DataError
 from image_classifier.contract.metrics import METRIC_BY_NAME
-from image_classifier.report.curves import MAX_BINS
+from image_classifier.contract.outputs import BEST, HISTORY, JOB, TRIALS, TRIALS_END
+from image_classifier.contract.paths import MlPaths
 from image_classifier.report.formats import count
-from image_classifier.report.sources import TRIALS_FILE, jsonable, read_json
+from image_classifier.report.sources import jsonable
 
 FORMAT = 1
 SHUFFLES = 999  # a p-value down to 0.001
 MIN_TRIALS = 6  # with fewer, chance explains any ranking
 MAX_CURVES = 60
+MAX_EPOCHS = 120  # of a curve
 SURE = 0.05  # p-value below which a hyperparameter is said to matter
 _BINS = 3  # a hyperparameter with many values is cut into thirds
-_AFTER = ("best_epoch", "epochs", "seconds", "failure", "folder")  # trials.csv's columns after the objective
 
 
 def is_tuning(folder: Path) -> bool:
     """Whether the folder is a tuning run's."""
-    return (folder / TRIALS_FILE).is_file()
+    return (folder / TRIALS.name).is_file()
 
 
 def gather_tuning(folder: Path) -> dict[str, Any]:
@@ -39,13 +38,11 @@ def gather_tuning(folder: Path) -> dict[str, Any]:
     Raises:
         DataError: its trials.csv is damaged.
     """
-    names, objective, trials = _trials(folder / TRIALS_FILE)
+    names, objective, trials = _trials(folder)
     metric = METRIC_BY_NAME.get(objective)
     maximize = metric.maximize if metric is not None else True
     finished = [trial for trial in trials if trial["status"] == "Completed" and trial["value"] is not None]
-    best = read_json(folder / "best.json")
-    record = read_json(folder / "job.json")
-    config = record.get("config") if isinstance(record, dict) else None
+    best = BEST.read_object(folder) or None
     facts = {
         "format": FORMAT,
         "kind": "tune",
@@ -55,24 +52,23 @@ def gather_tuning(folder: Path) -> dict[str, Any]:
         "maximize": maximize,
         "names": names,
         "trials": trials,
-        "best": best if isinstance(best, dict) else None,
+        "best": best,
         "importance": importance(finished, names),
         "curves": _curves(folder, trials, objective),
-        "config": config or {},
-        "missing": [] if best else ["best.json: no trial has finished"],
+        "config": JOB.read_object(folder).get("config") or {},
+        "missing": [] if best else [f"{BEST.name}: no trial has finished"],
     }
     facts["next"] = _what_next(facts, finished)
     return jsonable(facts)  # type: ignore[no-any-return]  # a dict stays one
 
 
-def _trials(path: Path) -> tuple[list[str], str, list[dict[str, Any]]]:
+def _trials(folder: Path) -> tuple[list[str], str, list[dict[str, Any]]]:
     """Hyperparameters' names, the objective's name, and the trials of trials.csv."""
+    columns, lines = TRIALS.read_whole(folder)
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-            columns = list(rows[0])
-        split = columns.index(_AFTER[0]) - 1
-        names, objective = columns[2:split], columns[split]
+        rows = [dict(zip(columns, line, strict=True)) for line in lines if len(line) == len(columns)]
+        split = columns.index(TRIALS_END[0]) - 1
+        names, objective = columns[len(TRIALS.columns) : split], columns[split]
         trials = [
             {
                 "trial": int(row["trial"]),
@@ -87,10 +83,12 @@ def _trials(path: Path) -> tuple[list[str], str, list[dict[str, Any]]]:
             }
             for row in rows
         ]
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
+    except (ValueError, KeyError):
+        trials = []
+    if not trials:
         raise DataError(
-            f"{path} is missing or damaged", "the table is written at the end of `deploy.py tune`"
-        ) from None
+            f"{folder / TRIALS.name} is missing or damaged", "the table is written at the end of `deploy.py tune`"
+        )
     return names, objective, trials
 
 
@@ -165,14 +163,10 @@ def _curves(folder: Path, trials: Sequence[dict[str, Any]], objective: str) -> l
     for trial in trials[:MAX_CURVES]:
         if ".." in Path(trial["folder"]).parts:
             continue
-        try:
-            text = (folder / trial["folder"] / "output" / "data" / "history.jsonl").read_text(encoding="utf-8")
-            rows = [json.loads(line) for line in text.splitlines()]
-        except (OSError, ValueError):
-            continue
-        values = [row[objective] for row in rows if objective in row]
-        if values:
-            curves.append({"trial": trial["trial"], "values": values[:MAX_BINS]})
+        rows = HISTORY.read(MlPaths(base=folder / trial["folder"]).output_data)
+        values = [row.get(objective) for row in rows]
+        if any(value is not None for value in values):
+            curves.append({"trial": trial["trial"], "values": values[:MAX_EPOCHS]})
     return curves
 
 

@@ -1,13 +1,11 @@
 """A job's folder as the report reads it: whatever is there, and a list of what is not.
 
 A folder is a run or a container's /opt/ml (`input/`, `output/data/`, ...), or what a job uploaded of it: the content
-of output.tar.gz, with `history.jsonl` and the others at its top or below `data/`.
+of output.tar.gz, with history.jsonl and the others at its top or below `data/`.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from image_classifier.contract.errors import DataError
-from image_classifier.contract.outputs import REPORT, SETUP
+from image_classifier.contract.outputs import HISTORY, METRICS, REPORT, SETUP, STEPS, Document, Table
 from image_classifier.contract.paths import MlPaths
 
-TRIALS_FILE = "trials.csv"
-_SIGNS_OF_A_JOB = ("history.jsonl", "metrics.json", SETUP.name, SETUP.formerly, "steps.jsonl", REPORT.name)
+_SIGNS_OF_A_JOB = (HISTORY.name, METRICS.name, SETUP.name, SETUP.formerly, STEPS.name, REPORT.name)
 
 
 @dataclass(kw_only=True)
@@ -40,35 +37,28 @@ class Sources:
     paths: MlPaths | None
     missing: list[str] = field(default_factory=list)
 
-    def json(self, name: str, what: str) -> Any:
-        """A JSON file of output/data; None, and noted as missing, when it is not there or damaged."""
-        value = read_json(self.data / name)
-        if value is None:
-            self.missing.append(f"{name}: {what}")
-        return value
+    def document(self, document: Document, what: str) -> dict[str, Any]:
+        """A JSON object of output/data; empty, and noted as missing, when it is not there or damaged."""
+        value = document.read(self.data)
+        self.note(document.name, what, found=isinstance(value, dict))
+        return value if isinstance(value, dict) else {}
 
-    def table(self, name: str, what: str) -> list[list[str]]:
-        """The rows of a CSV file of output/data, header first; empty, and noted, when it is not there."""
-        try:
-            with (self.data / name).open(encoding="utf-8", newline="") as file:
-                return list(csv.reader(file))
-        except (OSError, ValueError, csv.Error):
-            self.missing.append(f"{name}: {what}")
-            return []
+    def table(self, table: Table, what: str) -> tuple[list[str], list[list[str]]]:
+        """Header and rows of a table of output/data; empty, and noted, when it is not there or damaged."""
+        header, rows = table.read_whole(self.data)
+        self.note(table.name, what, found=bool(header))
+        return header, rows
 
     def history(self) -> list[dict[str, float]]:
-        """The epochs of history.jsonl, in order; a damaged line ends it."""
-        rows: list[dict[str, float]] = []
-        try:
-            for line in (self.data / "history.jsonl").read_text(encoding="utf-8").splitlines():
-                row = _strict(line)
-                if isinstance(row, dict) and isinstance(row.get("epoch"), int):
-                    rows.append(row)
-        except (OSError, ValueError):
-            pass
-        if not rows:
-            self.missing.append("history.jsonl: no epoch was finished")
+        """The epochs, in order."""
+        rows = HISTORY.read(self.data)
+        self.note(HISTORY.name, "no epoch was finished", found=bool(rows))
         return rows
+
+    def note(self, name: str, what: str, *, found: bool = False) -> None:
+        """Names a part that was not found as missing."""
+        if not found:
+            self.missing.append(f"{name}: {what}")
 
 
 def locate(folder: Path) -> Sources:
@@ -88,23 +78,6 @@ def locate(folder: Path) -> Sources:
         f"{folder} holds no output of a training job",
         "name a run's folder, or the folder output.tar.gz was unpacked in",
     )
-
-
-def read_json(path: Path) -> Any:
-    """The value of a JSON file, None when there is no such file or it is damaged."""
-    try:
-        return _strict(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _strict(text: str) -> Any:
-    """A value of strict JSON: what is read here holds no number that is not finite. Raises ValueError."""
-
-    def refuse(word: str) -> Any:
-        raise ValueError(f"{word} is no number")
-
-    return json.loads(text, parse_constant=refuse)
 
 
 def jsonable(value: Any) -> Any:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from image_classifier.debugging.measures import of_epochs
 from image_classifier.debugging.rules.base import Finding, Rule, first_run, healthy, insufficient, issue, short
 from image_classifier.debugging.rules.managed import Managed
-from image_classifier.debugging.rundata import Floats, RunData, of_epochs
+from image_classifier.debugging.rundata import Floats, RunData
 from image_classifier.debugging.schema import Evidence
 
 

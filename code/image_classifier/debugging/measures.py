@@ -1,0 +1,218 @@
+"""What is computed from a run's series: one function each for a number that rules judge and the report shows.
+
+A number on the page and the one in a rule's evidence are the same because both are made here. Where phases or time of
+steps are meant, training steps are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+from numpy.typing import NDArray
+
+from image_classifier.debugging.rundata import Floats, RunData, Series
+from image_classifier.debugging.schema import GPU_PHASES, MODES, PHASES, Mode
+
+REST = "rest_s"  # what is left of a step: Python between the phases
+WARMUP_S, MIN_S, FIRST_EPOCH_S = 10.0, 60.0, 300.0  # see counted_time
+FIRST_UPDATE = 1  # the step before has the first, smallest learning rate of the warm-up
+
+
+def seconds_by_mode(run: RunData) -> dict[Mode, float]:
+    """Seconds of all steps of each mode that has any."""
+    found = {mode: float(run.step(mode, "seconds").values.sum()) for mode in MODES}
+    return {mode: seconds for mode, seconds in found.items() if seconds}
+
+
+def usual(run: RunData, name: str) -> Series:
+    """A value of the steps but for the first, which also starts worker processes and compiles kernels; with the first
+    when there is no other."""
+    series, times = run.step("train", name), run.times("train")
+    return series if len(times) < 2 else series.where(series.steps != times.steps[0])
+
+
+def median_step_s(run: RunData) -> float:
+    """The median duration of the steps within epochs; NaN without a step. An epoch's first step is not usual either:
+    loading starts anew."""
+    series = within_epochs(run)
+    values = series.values if len(series) else usual(run, "seconds").values
+    return float(np.median(values)) if len(values) else math.nan
+
+
+def within_epochs(run: RunData) -> Series:
+    """Seconds of the steps but for each epoch's first."""
+    series, epochs = run.step("train", "seconds"), run.epochs("train")
+    if len(series) != len(epochs):
+        epochs = epochs.where(np.isin(epochs.steps, series.steps))
+    return series.where(np.diff(epochs.values, prepend=-1) == 0)
+
+
+def phase_seconds(run: RunData) -> dict[str, Series]:
+    """Phase -> its seconds in the usual steps that have it, in the order of PHASES; last, where there is one, REST."""
+    found = {phase: series for phase in PHASES if len(series := usual(run, phase))}
+    if not found:
+        return {}
+    whole = usual(run, "seconds")
+    rest = whole.values - sum(_at(series, whole.steps) for series in found.values())
+    return {**found, REST: Series(whole.steps, np.maximum(rest, 0.0))}
+
+
+def phase_shares(run: RunData) -> dict[str, float]:
+    """The share of each phase in the time of the usual steps, in the order of PHASES, and of REST; they sum to 1.
+
+    What the CPU's clock measured is its share of the step. What a GPU's events measured may overlap it: if all of it is
+    more than the time that the step has left, it is shown in proportion.
+    """
+    seconds = {phase: float(series.values.sum()) for phase, series in phase_seconds(run).items() if phase != REST}
+    if not seconds:
+        return {}
+    total = max(float(usual(run, "seconds").values.sum()), 1e-9)
+    elsewhere = sum(spent for phase, spent in seconds.items() if phase in GPU_PHASES)
+    on_cpu = sum(seconds.values()) - elsewhere
+    if on_cpu + elsewhere <= total:
+        return {phase: spent / total for phase, spent in seconds.items()} | {REST: (total - on_cpu - elsewhere) / total}
+    cpu = min(1.0, total / max(on_cpu, 1e-9))  # more than the step only in a damaged file
+    other = max(total - on_cpu, 0.0) / max(elsewhere, 1e-9)
+    return {phase: spent * (other if phase in GPU_PHASES else cpu) / total for phase, spent in seconds.items()}
+
+
+def data_wait_share(run: RunData) -> float:
+    """The share of the usual steps' time that went into waiting for data; 0 when it was not measured."""
+    return phase_shares(run).get("data_wait_s", 0.0)
+
+
+def images_per_second(run: RunData) -> float:
+    """Training speed over the usual steps."""
+    images, seconds = usual(run, "images"), usual(run, "seconds")
+    return float(images.values.sum()) / max(float(seconds.values.sum()), 1e-9)
+
+
+def of_epochs(run: RunData, mode: Mode, name: str) -> tuple[NDArray[np.int64], Floats]:
+    """Epochs, and the mean of a step value over each one's images."""
+    series, images, epochs = run.step(mode, name), run.step(mode, "images"), run.epochs(mode)
+    if not len(series) == len(images) == len(epochs) or len(series) == 0:
+        return np.empty(0, np.int64), np.empty(0)
+    numbers, place = np.unique(epochs.values.astype(np.int64), return_inverse=True)
+    weights = np.bincount(place, images.values)
+    return numbers, np.bincount(place, series.values * images.values) / np.maximum(weights, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """Steps of one mode and epoch that followed each other; Unix seconds."""
+
+    mode: Mode
+    epoch: int
+    start: float
+    end: float
+
+
+def spans(run: RunData) -> list[Span]:
+    """What the job did when, in the order of time."""
+    parts = []
+    for number, mode in enumerate(MODES):
+        times, epochs = run.times(mode), run.epochs(mode)
+        epochs = epochs if len(epochs) == len(times) else epochs.where(np.isin(epochs.steps, times.steps))
+        begins = times.values - run.step(mode, "seconds").values
+        parts.append(np.stack([np.full(len(times), float(number)), epochs.values, begins, times.values]))
+    table = np.concatenate(parts, axis=1)
+    table = table[:, np.argsort(table[3], kind="stable")]
+    if not table.size:
+        return []
+    first = np.flatnonzero((np.diff(table[:2], prepend=-1) != 0).any(axis=0))
+    last = np.append(first[1:], table.shape[1]) - 1
+    return [
+        Span(mode=MODES[int(table[0, i])], epoch=int(table[1, i]), start=float(table[2, i]), end=float(table[3, j]))
+        for i, j in zip(first, last, strict=True)
+    ]
+
+
+def counted_time(
+    run: RunData, *, warmup_s: float = WARMUP_S, min_s: float = MIN_S, first_epoch_s: float = FIRST_EPOCH_S
+) -> tuple[float, float] | None:
+    """First and last Unix second of the time in which the machine's use says something of the training.
+
+    In the first epoch files are read for the first time, kernels are chosen and memory is asked for, up to the end of
+    its validation. As long as there is no other, it counts from `warmup_s` seconds after its first step on.
+
+    Args:
+        warmup_s: seconds of the first epoch that never count.
+        min_s: seconds of steps below which nothing is said.
+        first_epoch_s: the same, while there is only the first epoch.
+
+    Returns:
+        None when there are too few.
+    """
+    train, epochs = run.times("train").values, run.epochs("train").values
+    if not 0 < len(train) == len(epochs):
+        return None
+    later = train[epochs > epochs.min()]
+    start = float(later.min()) if len(later) else float(train.min()) + warmup_s
+    end = float(np.concatenate([train, run.times("eval").values]).max())
+    return (start, end) if end - start >= (min_s if len(later) else first_epoch_s) else None
+
+
+def usage(run: RunData, dimension: str, start: float = -math.inf, end: float = math.inf) -> tuple[Floats, int]:
+    """A system metric at each moment in [start, end]: the mean of a host's cores, GPUs or whatever has it.
+
+    Returns:
+        (moments,) float64, of all hosts one after the other, and how many samples that are.
+    """
+    tables = [joint(list(run.system(dimension, node).values()), start, end)[1] for node in run.nodes()]
+    means = [table.mean(axis=0) for table in tables if table.size]
+    return np.concatenate(means) if means else np.empty(0), sum(table.size for table in tables)
+
+
+def spread(values: Floats) -> dict[str, float]:
+    """mean, min, max and the percentiles p50, p95, p99 of one value or more."""
+    p50, p95, p99 = np.percentile(values, [50, 95, 99])
+    ends = {"min": float(values.min()), "max": float(values.max())}
+    return {"mean": float(values.mean()), "p50": float(p50), "p95": float(p95), "p99": float(p99), **ends}
+
+
+def joint(all_series: list[Series], start: float, end: float) -> tuple[Floats, Floats]:
+    """Values at the moments that all series have.
+
+    Returns:
+        (moments,) float64 Unix seconds, and (series, moments) float64.
+    """
+    if not all_series:
+        return np.empty(0), np.empty((0, 0))
+    distinct = [np.unique(series.steps, return_index=True) for series in all_series]
+    moments: Floats = reduce(np.intersect1d, (at for at, _ in distinct))
+    moments = moments[(moments >= start) & (moments <= end)]
+    places = [first[np.searchsorted(at, moments)] for at, first in distinct]
+    return moments, np.array([series.values[place] for series, place in zip(all_series, places, strict=True)])
+
+
+def aligned(layers: Mapping[str, Series], start_step: float = 0, end_step: float = math.inf) -> tuple[Floats, Floats]:
+    """The steps in [start_step, end_step) at which every layer was recorded.
+
+    Returns:
+        (steps,) and (layers, steps) float64, with infinity in place of NaN.
+    """
+    if not layers:
+        return np.empty(0), np.empty((0, 0))
+    common: Floats = reduce(np.intersect1d, (series.steps for series in layers.values()))
+    common = common[(common >= start_step) & (common < end_step)]
+    table = np.array([series.values[np.isin(series.steps, common)] for series in layers.values()])
+    return common, np.where(np.isnan(table), math.inf, table)
+
+
+def median_update_ratios(run: RunData, start_step: float = FIRST_UPDATE) -> dict[str, float]:
+    """Weight -> the median of its recorded updates relative to its size, from `start_step` on; empty without any."""
+    layers = dict(run.tensors("weights", "update_ratio"))
+    _, table = aligned(layers, start_step)
+    return dict(zip(layers, np.median(table, axis=1).tolist(), strict=True)) if table.size else {}
+
+
+def _at(series: Series, steps: Floats) -> Floats:
+    """The series' values at these steps, 0 where it has none."""
+    if np.array_equal(series.steps, steps):
+        return series.values
+    known = dict(zip(series.steps.tolist(), series.values.tolist(), strict=True))
+    return np.array([known.get(step, 0.0) for step in steps.tolist()])

@@ -101,6 +101,14 @@ def of_epochs(run: RunData, mode: Mode, name: str) -> tuple[NDArray[np.int64], F
     return numbers, np.bincount(place, series.values * images.values) / np.maximum(weights, 1)
 
 
+def both_losses(run: RunData) -> tuple[Floats, Floats, Floats]:
+    """Epochs that have been validated, and their mean training and validation losses against true labels."""
+    train_epochs, train = of_epochs(run, "train", "clean_loss")
+    valid_epochs, valid = of_epochs(run, "eval", "clean_loss")
+    common, left, right = np.intersect1d(train_epochs, valid_epochs, return_indices=True)
+    return common.astype(np.float64), train[left], valid[right]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Span:
     """Steps of one mode and epoch that followed each other; Unix seconds."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from image_classifier.debugging.measures import median_step_s, within_epochs
 from image_classifier.debugging.rules.base import Finding, healthy, insufficient, issue, percent
 from image_classifier.debugging.rules.managed import Managed
 from image_classifier.debugging.rules.waiting import ClockRule, more_workers
@@ -36,12 +37,11 @@ class StepOutlier(ClockRule):
     lost: float = 0.15
 
     def judge(self, run: RunData) -> Finding:
-        series, epochs = run.step("train", "seconds"), run.epochs("train").values
-        if len(series) <= self.min_steps or len(series) != len(epochs):
-            return insufficient(f"needs more than {self.min_steps} steps with a duration", len(series))
-        keep = np.diff(epochs, prepend=-1) == 0
-        seconds, steps = series.values[keep], series.steps[keep]
-        median = float(np.median(seconds))
+        num_steps = len(run.step("train", "seconds"))
+        if num_steps <= self.min_steps:
+            return insufficient(f"needs more than {self.min_steps} steps with a duration", num_steps)
+        series, median = within_epochs(run), median_step_s(run)
+        seconds, steps = series.values, series.steps
         spread = 1.4826 * float(np.median(np.abs(seconds - median)))
         limit = max(median + self.stddev * spread, 3 * median, median + SLICE_S)
         slow = np.flatnonzero(seconds > limit)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from image_classifier.debugging.measures import of_epochs
+from image_classifier.debugging.measures import both_losses
 from image_classifier.debugging.rules.base import Finding, Rule, first_run, healthy, insufficient, issue, short
 from image_classifier.debugging.rules.managed import Managed
 from image_classifier.debugging.rundata import Floats, RunData
@@ -152,11 +152,3 @@ class Overtraining(Rule):
                 best, at = float(loss), index
             since.append(index - at)
         return np.array(since, np.float64)
-
-
-def both_losses(run: RunData) -> tuple[Floats, Floats, Floats]:
-    """Epochs that have been validated, and their mean training and validation losses against true labels."""
-    train_epochs, train = of_epochs(run, "train", "clean_loss")
-    valid_epochs, valid = of_epochs(run, "eval", "clean_loss")
-    common, left, right = np.intersect1d(train_epochs, valid_epochs, return_indices=True)
-    return common.astype(np.float64), train[left], valid[right]

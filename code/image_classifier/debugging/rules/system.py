@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from image_classifier.debugging.measures import FIRST_EPOCH_S, MIN_S, WARMUP_S, counted_time, data_wait_share, joint
 from image_classifier.debugging.rules.base import Finding, Rule, healthy, insufficient, issue, percent, short
 from image_classifier.debugging.rules.managed import Managed
-from image_classifier.debugging.rules.waiting import data_wait_share, more_workers
+from image_classifier.debugging.rules.waiting import more_workers
 from image_classifier.debugging.rundata import Floats, RunData, Series
 from image_classifier.debugging.schema import Evidence
 
@@ -35,19 +36,14 @@ class SystemRule(Rule):
     """
 
     about = "system"
-    warmup_s: float = 10.0
-    min_s: float = 60.0
-    first_epoch_s: float = 300.0
+    warmup_s: float = WARMUP_S
+    min_s: float = MIN_S
+    first_epoch_s: float = FIRST_EPOCH_S
 
     def window(self, run: RunData) -> tuple[float, float]:
         """First and last Unix second that count; (0, 0) when there are too few."""
-        train, epochs = run.times("train").values, run.epochs("train").values
-        if not 0 < len(train) == len(epochs):
-            return 0.0, 0.0
-        later = train[epochs > epochs.min()]
-        start = float(later.min()) if len(later) else float(train.min()) + self.warmup_s
-        end = float(np.concatenate([train, run.times("eval").values]).max())
-        return (start, end) if end - start >= (self.min_s if len(later) else self.first_epoch_s) else (0.0, 0.0)
+        counted = counted_time(run, warmup_s=self.warmup_s, min_s=self.min_s, first_epoch_s=self.first_epoch_s)
+        return counted or (0.0, 0.0)
 
     def in_window(self, run: RunData, dimension: str) -> dict[str, Floats]:
         """`node/name` -> values of the seconds that count."""
@@ -302,21 +298,6 @@ def within(series: Series, start: float, end: float) -> Floats:
     """The values of the seconds in [start, end]."""
     at = series.steps
     return series.values[(at >= start) & (at <= end)]
-
-
-def joint(all_series: list[Series], start: float, end: float) -> tuple[Floats, Floats]:
-    """Values at the moments that all series have.
-
-    Returns:
-        (moments,) float64 Unix seconds, and (series, moments) float64.
-    """
-    if not all_series:
-        return np.empty(0), np.empty((0, 0))
-    moments = all_series[0].steps
-    for series in all_series[1:]:
-        moments = np.intersect1d(moments, series.steps)
-    moments = moments[(moments >= start) & (moments <= end)]
-    return moments, np.array([series.values[np.isin(series.steps, moments)] for series in all_series])
 
 
 def jensen_shannon(p: Floats, q: Floats) -> float:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 
+from image_classifier.debugging.measures import FIRST_UPDATE, aligned, median_update_ratios
 from image_classifier.debugging.rules.base import Finding, Rule, healthy, insufficient, issue, listed, percent, short
 from image_classifier.debugging.rules.managed import Managed
-from image_classifier.debugging.rundata import Floats, RunData, Series
+from image_classifier.debugging.rundata import Floats, RunData
 from image_classifier.debugging.schema import Evidence
 
 
@@ -158,7 +158,7 @@ class WeightUpdateRatio(Rule):
     small: float = 1e-8
     large: float = 0.2
     patience: int = 3
-    start_step: int = 1
+    start_step: int = FIRST_UPDATE
 
     def judge(self, run: RunData) -> Finding:
         layers = dict(run.tensors("weights", "update_ratio"))
@@ -166,7 +166,7 @@ class WeightUpdateRatio(Rule):
         if len(steps) < self.patience:
             return insufficient(f"needs {self.patience} recorded steps from step {self.start_step} on", table.size)
         labels = [f"weight {name} update_ratio" for name in layers]
-        medians = np.median(table, axis=1)
+        medians = np.array(list(median_update_ratios(run, self.start_step).values()))
         too_large = in_a_row(table > self.large, self.patience, steps, table, labels)
         at = [(index, int(steps[-1])) for index in np.flatnonzero((medians < self.small) | (medians > self.large))]
         evidence = [*too_large, *(Evidence(step=s, name=labels[i], value=float(medians[i])) for i, s in at)]
@@ -282,20 +282,6 @@ class AllZero(Rule):
             evidence,
             datapoints,
         )
-
-
-def aligned(layers: dict[str, Series], start_step: float = 0, end_step: float = math.inf) -> tuple[Floats, Floats]:
-    """The steps in [start_step, end_step) at which every layer was recorded.
-
-    Returns:
-        (steps,) and (layers, steps) float64, with infinity in place of NaN.
-    """
-    if not layers:
-        return np.empty(0), np.empty((0, 0))
-    common: Floats = reduce(np.intersect1d, (series.steps for series in layers.values()))
-    common = common[(common >= start_step) & (common < end_step)]
-    table = np.array([series.values[np.isin(series.steps, common)] for series in layers.values()])
-    return common, np.where(np.isnan(table), math.inf, table)
 
 
 def in_a_row(

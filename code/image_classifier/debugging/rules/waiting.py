@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from image_classifier.debugging.measures import data_wait_share
 from image_classifier.debugging.rules.base import Finding, Rule, healthy, insufficient, issue, percent
 from image_classifier.debugging.rules.managed import Managed
 from image_classifier.debugging.rundata import RunData
@@ -98,12 +99,6 @@ class Dataloader(ClockRule):
                 len(seconds),
             )
         return healthy(f"data wait is {percent(share)} of the step", len(wait), evidence)
-
-
-def data_wait_share(run: RunData) -> float:
-    """The share of the training steps' time that went into waiting for data; 0 when it was not measured."""
-    wait, seconds = run.step("train", "data_wait_s").values, run.step("train", "seconds").values
-    return float(wait[1:].sum() / seconds[1:].sum()) if len(wait) == len(seconds) > 1 else 0.0
 
 
 def more_workers(run: RunData) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from image_classifier.contract.metrics import METRICS
 from image_classifier.report.advice import best_row
 from image_classifier.report.answers import MAX_CLASS_ROWS
 from image_classifier.report.charts import Axis, Series, frame, line_chart, mark, meter
@@ -18,6 +19,7 @@ from image_classifier.report.scales import fit, spans_decades
 from image_classifier.report.sources import as_float
 
 FILE_NAME_CHARS = 30
+SPLIT_NAMES = {"train": "training", "validation": "validation", "test": "test", "best": "best"}  # of metrics
 HALF_WIDTH, HEIGHT = 480.0, 280.0  # of a chart that shares its row with another
 
 
@@ -90,18 +92,27 @@ def learning(facts: Facts) -> Markup:
     if not history and not facts["batches"]:
         return note("No epoch was finished, and no step was recorded.")
     charts = [chart for chart in (_loss(facts), _accuracies(facts) if history else None) if chart is not None]
+    return joined(tag("p", _reading(facts)), tag("div", *charts, class_="pair-of"), _every_epoch(history))
+
+
+def _every_epoch(history: Sequence[Mapping[str, Any]]) -> Markup | None:
+    """A row for each epoch with every metric the trainer reported, those of the same quantity side by side."""
+    if not history:
+        return None
+    names = [metric.name for metric in METRICS if any(metric.name in row for row in history)]
+    parts = [(SPLIT_NAMES[split], quantity) for split, _, quantity in (name.partition(":") for name in names)]
+    order = list(dict.fromkeys(quantity for _, quantity in parts))
+    columns = sorted(zip(names, parts, strict=True), key=lambda column: order.index(column[1][1]))
+    header = ("epoch", *(f"{split} {quantity}".replace("_", " ") for _, (split, quantity) in columns), "training time")
     rows = [
-        (
-            row["epoch"],
-            *(number(row.get(name), 4) for name in ("train:loss", "validation:loss")),
-            *(percent(row.get(name)) for name in ("train:accuracy", "validation:accuracy")),
-            duration(row.get("seconds")),
-        )
+        (row["epoch"], *(_value(name, row.get(name)) for name, _ in columns), duration(row.get("seconds")))
         for row in history
     ]
-    header = ("epoch", "training loss", "validation loss", "training accuracy", "validation accuracy", "training time")
-    numbers = details("Numbers of every epoch", table(header, rows, numeric=range(6))) if rows else None
-    return joined(tag("p", _reading(facts)), tag("div", *charts, class_="pair-of"), numbers)
+    return details("Numbers of every epoch", table(header, rows, numeric=range(len(header)), class_="epochs"))
+
+
+def _value(name: str, value: float | None) -> str:
+    return percent(value) if name.endswith("accuracy") else number(value, 4)
 
 
 def _reading(facts: Facts) -> str:

@@ -67,7 +67,7 @@ def phase_shares(run: RunData) -> dict[str, float]:
     What the CPU's clock measured is its share of the step. What a GPU's events measured may overlap it: if all of it is
     more than the time that the step has left, it is shown in proportion.
     """
-    seconds = {phase: float(series.values.sum()) for phase, series in phase_seconds(run).items() if phase != REST}
+    seconds = {phase: float(series.values.sum()) for phase in PHASES if len(series := usual(run, phase))}
     if not seconds:
         return {}
     total = max(float(usual(run, "seconds").values.sum()), 1e-9)
@@ -211,11 +211,29 @@ def aligned(layers: Mapping[str, Series], start_step: float = 0, end_step: float
     return common, np.where(np.isnan(table), math.inf, table)
 
 
-def median_update_ratios(run: RunData, start_step: float = FIRST_UPDATE) -> dict[str, float]:
-    """Weight -> the median of its recorded updates relative to its size, from `start_step` on; empty without any."""
+@dataclass(frozen=True, kw_only=True)
+class Updates:
+    """How far each step moved each layer, relative to the size of its weights.
+
+    Args:
+        names: of the L weights.
+        steps: (S,) float64: the recorded steps.
+        ratios: (L, S) float64.
+        medians: (L,) float64, over the steps; empty without a step.
+    """
+
+    names: tuple[str, ...]
+    steps: Floats
+    ratios: Floats
+    medians: Floats
+
+
+def updates(run: RunData, start_step: float = FIRST_UPDATE) -> Updates:
+    """The updates from `start_step` on, at the steps at which every layer was recorded."""
     layers = dict(run.tensors("weights", "update_ratio"))
-    _, table = aligned(layers, start_step)
-    return dict(zip(layers, np.median(table, axis=1).tolist(), strict=True)) if table.size else {}
+    steps, ratios = aligned(layers, start_step)
+    medians = np.median(ratios, axis=1) if ratios.size else np.empty(0)
+    return Updates(names=tuple(layers), steps=steps, ratios=ratios, medians=medians)
 
 
 def _at(series: Series, steps: Floats) -> Floats:

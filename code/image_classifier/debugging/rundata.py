@@ -66,7 +66,7 @@ class _Growing:
 
     def __init__(self) -> None:
         self._at = array("d")
-        self._values = array("d")
+        self._values = array("f")
 
     def add(self, at: float, value: float) -> None:
         """One number more."""
@@ -76,30 +76,30 @@ class _Growing:
     @property
     def series(self) -> Series:
         """What there is by now. A copy."""
-        return Series(np.array(self._at, np.float64), _float32(np.array(self._values, np.float64)))
+        return Series(np.array(self._at), np.array(self._values, np.float64))
 
     def sort(self) -> float:
         """Puts the numbers in order. Returns the last step or second."""
-        at = np.array(self._at, np.float64)
+        at = np.array(self._at)
         if (np.diff(at) < 0).any():
             order = np.argsort(at, kind="stable")
-            self._at, self._values = _array(at[order]), _array(np.array(self._values, np.float64)[order])
+            self._at, self._values = _taken(self._at, order), _taken(self._values, order)
         return self._at[-1]
 
     def renumber(self, at: Floats, last: Mask) -> None:
         """Puts `at[i]` in place of each place i, leaves out those that are not `last`, and sorts."""
         places = np.array(self._at, np.int64)
-        keep = last[places]
-        order = np.argsort(at[places[keep]], kind="stable")
-        self._at = _array(at[places[keep]][order])
-        self._values = _array(np.array(self._values, np.float64)[keep][order])
+        kept = np.flatnonzero(last[places])
+        order = kept[np.argsort(at[places[kept]], kind="stable")]
+        self._at = array("d", at[places[order]].tobytes())
+        self._values = _taken(self._values, order)
 
 
 class _Steps:
     """The steps of one mode, a column for each fact; NaN where a step has none."""
 
     def __init__(self) -> None:
-        self._columns = {name: array("d") for name in _COLUMNS}
+        self._columns = {name: array("f" if name in STEP_VALUES else "d") for name in _COLUMNS}
 
     def add(self, record: StepRecord) -> None:
         """One step more."""
@@ -108,20 +108,20 @@ class _Steps:
 
     def settle(self) -> None:
         """Puts the steps in the order of time; of one that came twice the last counts."""
-        steps, times = (np.array(self._columns[each], np.float64) for each in ("step", "time"))
+        steps, times = (np.array(self._columns[each]) for each in ("step", "time"))
         kept = np.flatnonzero(_last(steps))
         order = kept[np.lexsort((steps[kept], times[kept]))]
         if not np.array_equal(order, np.arange(len(steps))):
             for name, column in self._columns.items():
-                self._columns[name] = _array(np.array(column, np.float64)[order])
+                self._columns[name] = _taken(column, order)
 
     def series(self, name: str) -> Series:
         """One fact of the steps that have it. smdebug keeps no times, and so no durations. A copy."""
-        steps, values = (np.array(self._columns[each], np.float64) for each in ("step", name))
+        series = Series(np.array(self._columns["step"]), np.array(self._columns[name], np.float64))
         if name in DURATIONS or name == "time":
-            has = ~np.isnan(values) & (np.array(self._columns["time"], np.float64) > 0)
-            steps, values = steps[has], values[has]
-        return Series(steps, _float32(values) if name in STEP_VALUES else values)
+            has = ~np.isnan(series.values) & (np.array(self._columns["time"]) > 0)
+            return series if has.all() else series.where(has)
+        return series
 
     @property
     def last_time(self) -> float:
@@ -319,10 +319,6 @@ def _last(steps: Floats) -> Mask:
     return last
 
 
-def _array(values: Floats) -> array[float]:
-    return array("d", values.tobytes())
-
-
-def _float32(values: Floats) -> Floats:
-    with np.errstate(over="ignore"):  # infinite where float32 is
-        return values.astype(np.float32).astype(np.float64)
+def _taken(values: array[float], places: NDArray[np.intp]) -> array[float]:
+    """The numbers at these places."""
+    return array(values.typecode, np.array(values)[places].tobytes())

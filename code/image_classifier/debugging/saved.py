@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from image_classifier.contract.errors import DataError, PlatformError, describe
-from image_classifier.contract.outputs import CLASSES, SETUP, STATISTICS, STEPS
+from image_classifier.contract.outputs import CLASSES, SETUP, STATISTICS, STEPS, SYSTEM_FOLDER
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.schema import (
     ClassCounts,
@@ -33,8 +33,8 @@ ATTEMPT = re.compile(r"attempt-(\d+)")
 
 
 PEERS = "steps of the other processes"  # a part of a run
-SYSTEM = "profiler/system"  # another
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+SYSTEM = SYSTEM_FOLDER.rpartition("/")[0]  # another
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The report of a job: report.html, one file that explains itself, and report.json, the same facts for programs.
 
-    facts, search_facts     what there is to say, gathered from a folder (curves, layers, answers, dataset: its parts)
+    facts, search_facts     what there is to say, gathered from a folder
+    curves, timeline, layers, processes     parts of it, from RunData and its measures; answers, dataset: other parts
     advice                  what to do next
     job_page, search_page   the facts as sections (results, inside, ...) on a page (page, style.css, script.js)
     search_picture          the drawings of a search's page as one SVG file

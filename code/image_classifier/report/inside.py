@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.outputs import RULES
 from image_classifier.report.charts import meter
 from image_classifier.report.formats import DASH, count, number, sentence, words
 from image_classifier.report.grids import heatmap
@@ -24,7 +25,7 @@ VERDICT_NAMES = {
 def rules(facts: Facts) -> Markup:
     """Every rule with its verdict; those that fired first, with advice and evidence."""
     if not facts["rules"]:
-        return note("No rule judged this job: rules.json is missing.")
+        return note(f"No rule judged this job: {RULES.name} is missing.")
     told = [rule for rule in facts["rules"] if rule["verdict"] != "InsufficientData"]
     silent = [rule for rule in facts["rules"] if rule["verdict"] == "InsufficientData"]
     fired = sum(rule["verdict"] == "IssuesFound" for rule in told)

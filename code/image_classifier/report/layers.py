@@ -48,7 +48,8 @@ def _heatmap(run: RunData, kind: str, statistic: str) -> dict[str, Any] | None:
 
 def _table(run: RunData) -> list[dict[str, Any]]:
     """A row for each weight: norms at the beginning and the end, medians of gradient and update."""
-    ratios, rows = measures.median_update_ratios(run), []
+    updates, rows = measures.updates(run), []
+    ratios = dict(zip(updates.names, updates.medians.tolist(), strict=False))  # none of a run of one step
     for name in run.tensor_names("weights"):
         norms = run.statistics("weights", name).get("l2", EMPTY).values
         gradients = run.statistics("gradients", name).get("abs_mean", EMPTY).values

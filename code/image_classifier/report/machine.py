@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from image_classifier.contract.outputs import TRACE
 from image_classifier.report.advice import PHASE_NAMES, REMEDIES
 from image_classifier.report.charts import Axis, Series, axes, frame, hover, legend, line, stacked_bar, svg
 from image_classifier.report.formats import duration, number, percent, words
@@ -146,7 +147,7 @@ def time(facts: Facts) -> Markup:
         )
     )
     if facts["trace"]:
-        parts.append(note("A few steps are traced in detail in trace.json.gz: open it in https://ui.perfetto.dev."))
+        parts.append(note(f"A few steps are traced in detail in {TRACE}: open it in https://ui.perfetto.dev."))
     return joined(parts)
 
 

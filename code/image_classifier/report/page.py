@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from image_classifier.contract.outputs import REPORT
 from image_classifier.report.html import Markup, joined, tag
 
 Facts = Mapping[str, Any]
@@ -45,7 +46,7 @@ def page(facts: Facts, heading: str, meta: str, sections: Sequence[Section]) -> 
             "footer",
             tag(
                 "p",
-                f"Made {made} from the job's own files. The same facts: report.json.",
+                f"Made {made} from the job's own files. The same facts: {REPORT.name}.",
             ),
         ),
         tag("script", script),

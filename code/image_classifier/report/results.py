@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from image_classifier.contract.metrics import METRICS
+from image_classifier.contract.outputs import CONFUSION, PER_CLASS
 from image_classifier.report.advice import best_row
 from image_classifier.report.answers import MAX_CLASS_ROWS
 from image_classifier.report.charts import Axis, Series, frame, line_chart, mark, meter
@@ -227,7 +228,7 @@ def confusion(facts: Facts) -> Markup:
     if found["num_classes"] > len(found["classes"]):
         cut = (
             f" Shown are the {len(found['classes'])} classes of {found['num_classes']} with the most errors; "
-            "confusion.csv has them all."
+            f"{CONFUSION.name} has them all."
         )
     how = (
         "Rows are the true classes, columns the predicted ones. Blue is right, orange is wrong; the stronger the "
@@ -282,7 +283,7 @@ def classes(facts: Facts) -> Markup:
     ]
     header = ("class", "images", "recall", "95 % interval", "precision", "F1")
     more = (
-        note(f"The {MAX_CLASS_ROWS} classes with the lowest recall of {len(rows)}; per_class.csv has them all.")
+        note(f"The {MAX_CLASS_ROWS} classes with the lowest recall of {len(rows)}; {PER_CLASS.name} has them all.")
         if len(rows) > MAX_CLASS_ROWS
         else None
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from image_classifier.debugging.measures import FIRST_UPDATE, aligned, median_update_ratios
+from image_classifier.debugging.measures import FIRST_UPDATE, aligned, updates
 from image_classifier.debugging.rules.base import Finding, Rule, healthy, insufficient, issue, listed, percent, short
 from image_classifier.debugging.rules.managed import Managed
 from image_classifier.debugging.rundata import Floats, RunData
@@ -161,12 +161,11 @@ class WeightUpdateRatio(Rule):
     start_step: int = FIRST_UPDATE
 
     def judge(self, run: RunData) -> Finding:
-        layers = dict(run.tensors("weights", "update_ratio"))
-        steps, table = aligned(layers, self.start_step)
+        found = updates(run, self.start_step)
+        layers, steps, table, medians = found.names, found.steps, found.ratios, found.medians
         if len(steps) < self.patience:
             return insufficient(f"needs {self.patience} recorded steps from step {self.start_step} on", table.size)
         labels = [f"weight {name} update_ratio" for name in layers]
-        medians = np.array(list(median_update_ratios(run, self.start_step).values()))
         too_large = in_a_row(table > self.large, self.patience, steps, table, labels)
         at = [(index, int(steps[-1])) for index in np.flatnonzero((medians < self.small) | (medians > self.large))]
         evidence = [*too_large, *(Evidence(step=s, name=labels[i], value=float(medians[i])) for i, s in at)]

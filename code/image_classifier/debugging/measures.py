@@ -31,8 +31,10 @@ def seconds_by_mode(run: RunData) -> dict[Mode, float]:
 def usual(run: RunData, name: str) -> Series:
     """A value of the steps but for the first, which also starts worker processes and compiles kernels; with the first
     when there is no other."""
-    series, times = run.step("train", name), run.times("train")
-    return series if len(times) < 2 else series.where(series.steps != times.steps[0])
+    series, first = run.step("train", name), run.times("train").steps[:2]
+    if len(first) < 2 or not np.array_equal(series.steps[:1], first[:1]):
+        return series
+    return Series(series.steps[1:], series.values[1:])
 
 
 def median_step_s(run: RunData) -> float:

@@ -100,6 +100,7 @@ class _Steps:
 
     def __init__(self) -> None:
         self._columns = {name: array("f" if name in STEP_VALUES else "d") for name in _COLUMNS}
+        self._known: tuple[Floats, Mask] = EMPTY.steps, np.empty(0, np.bool_)
 
     def add(self, record: StepRecord) -> None:
         """One step more."""
@@ -114,12 +115,16 @@ class _Steps:
         if not np.array_equal(order, np.arange(len(steps))):
             for name, column in self._columns.items():
                 self._columns[name] = _taken(column, order)
+            self._known = EMPTY.steps, np.empty(0, np.bool_)
 
     def series(self, name: str) -> Series:
-        """One fact of the steps that have it. smdebug keeps no times, and so no durations. A copy."""
-        series = Series(np.array(self._columns["step"]), np.array(self._columns[name], np.float64))
+        """One fact of the steps that have it. smdebug keeps no times, and so no durations."""
+        if len(self._known[0]) != len(self._columns["step"]):  # most that is asked for is asked for more than once
+            self._known = np.array(self._columns["step"]), np.array(self._columns["time"]) > 0
+        steps, timed = self._known
+        series = Series(steps, np.array(self._columns[name], np.float64))
         if name in DURATIONS or name == "time":
-            has = ~np.isnan(series.values) & (np.array(self._columns["time"]) > 0)
+            has = timed & ~np.isnan(series.values)
             return series if has.all() else series.where(has)
         return series
 

@@ -16,7 +16,7 @@ from image_classifier.report.formats import duration, number, percent, short, wo
 from image_classifier.report.grids import heatmap
 from image_classifier.report.html import joined, tag
 from image_classifier.report.job_page import SECTIONS
-from image_classifier.report.parallel import Trial, parallel_coordinates
+from image_classifier.report.parallel import TrialLine, parallel_coordinates
 from image_classifier.report.scales import Scale, fit
 
 HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "</title></style>&amp;", "Löwenzahn 日本桜")
@@ -148,7 +148,7 @@ def test_heatmap_marks_zero_and_what_is_not_finite() -> None:
 
 
 def test_parallel_axes_take_words_and_numbers_and_one_value() -> None:
-    trials = [Trial(i, {"lr": 0.001 * 10**i, "optimizer": "sgd", "size": 32.0}, 0.1 * i) for i in range(3)]
+    trials = [TrialLine(i, {"lr": 0.001 * 10**i, "optimizer": "sgd", "size": 32.0}, 0.1 * i) for i in range(3)]
     drawing = parallel_coordinates(
         trials, ["lr", "optimizer", "size"], "acc", maximize=True, best=2, width=600, height=300
     )

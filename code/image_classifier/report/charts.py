@@ -21,7 +21,7 @@ SHARE_WITH_TEXT = 0.12  # of a bar; smaller ones have no room on a phone
 
 
 @dataclass(frozen=True, kw_only=True)
-class Series:
+class Curve:
     """One line of a chart.
 
     Args:
@@ -95,7 +95,7 @@ def axes(x: Axis, y: Axis) -> Markup:
     return joined(parts)
 
 
-def line(series: Series, x: Scale, y: Scale) -> Markup:
+def line(series: Curve, x: Scale, y: Scale) -> Markup:
     """The series' band, line and dots."""
     parts = []
     if series.band:
@@ -111,7 +111,7 @@ def line(series: Series, x: Scale, y: Scale) -> Markup:
     return joined(parts)
 
 
-def hover(series: Sequence[Series], x: Axis, y: Axis) -> Markup:
+def hover(series: Sequence[Curve], x: Axis, y: Axis) -> Markup:
     """Invisible strips, one for each x at which a series has a point; each tells the values there."""
     table: dict[float, list[str]] = {}
     for each in series:
@@ -158,7 +158,7 @@ def _unbroken(points: Sequence[tuple[float, float]]) -> Iterable[list[tuple[floa
 
 def line_chart(
     label: str,
-    series: Sequence[Series],
+    series: Sequence[Curve],
     x: Axis,
     y: Axis,
     *,

@@ -7,7 +7,7 @@ from typing import Any
 
 from image_classifier.contract.outputs import TRACE
 from image_classifier.report.advice import PHASE_NAMES, REMEDIES
-from image_classifier.report.charts import Axis, Series, axes, frame, hover, legend, line, stacked_bar, svg
+from image_classifier.report.charts import Axis, Curve, axes, frame, hover, legend, line, stacked_bar, svg
 from image_classifier.report.formats import duration, number, percent, words
 from image_classifier.report.html import Markup, joined, tag
 from image_classifier.report.page import Facts, details, figure, note, table
@@ -39,7 +39,7 @@ def system(facts: Facts) -> Markup:
     )
     y = Axis(scale=fit([], bottom, top, low=0.0, high=100.0), title="utilization (%)", form=number)
     series = [
-        Series(name=name, points=[(s, as_float(v)) for s, v in zip(found["seconds"], values, strict=True)], style=style)
+        Curve(name=name, points=[(s, as_float(v)) for s, v in zip(found["seconds"], values, strict=True)], style=style)
         for (name, values), style in zip(found["series"].items(), SERIES_STYLES, strict=False)
     ]
     strip = [_span(span, x, bottom) for span in found["spans"]]
@@ -196,8 +196,8 @@ def _durations(found: dict[str, Any]) -> Markup:
         title="duration of a step",
         form=duration,
     )
-    longest = Series(name="longest", points=list(zip(curve["step"], curve["max_s"], strict=True)), style="c5 faint")
-    usual = Series(name="median", points=list(zip(curve["step"], curve["median_s"], strict=True)), style="c0")
+    longest = Curve(name="longest", points=list(zip(curve["step"], curve["max_s"], strict=True)), style="c5 faint")
+    usual = Curve(name="median", points=list(zip(curve["step"], curve["median_s"], strict=True)), style="c0")
     shown = [usual] if curve["median_s"] == curve["max_s"] else [longest, usual]
     drawing = svg(
         width,

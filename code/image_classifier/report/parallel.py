@@ -17,7 +17,7 @@ LOG_FROM_RATIO = 20  # values that span more than this are shown on a logarithmi
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialLine:
     """One line: the trial's number, its values by axis, and its objective (the last axis)."""
 
     number: int
@@ -51,7 +51,7 @@ class _Column:
 
 
 def parallel_coordinates(
-    trials: Sequence[Trial],
+    trials: Sequence[TrialLine],
     names: Sequence[str],
     objective: str,
     *,

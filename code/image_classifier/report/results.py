@@ -10,7 +10,7 @@ from image_classifier.contract.metrics import METRICS
 from image_classifier.contract.outputs import CONFUSION, PER_CLASS
 from image_classifier.report.advice import best_row
 from image_classifier.report.answers import MAX_CLASS_ROWS
-from image_classifier.report.charts import Axis, Series, frame, line_chart, mark, meter
+from image_classifier.report.charts import Axis, Curve, frame, line_chart, mark, meter
 from image_classifier.report.confidence import wilson
 from image_classifier.report.formats import DASH, count, duration, interval, number, percent, points, share_tick, short
 from image_classifier.report.grids import confusion as confusion_chart
@@ -139,7 +139,7 @@ def _loss(facts: Facts) -> Markup | None:
             if math.isfinite(as_float(low)) and math.isfinite(as_float(high))
         ]
         means = [(x, as_float(y)) for x, y in zip(batches["epoch"], batches["mean"], strict=True)]
-        series.append(Series(name="training, by batch", points=means, style="c0", band=noise))
+        series.append(Curve(name="training, by batch", points=means, style="c0", band=noise))
         caption = (
             "The area holds the middle 80 % of the batches: differences smaller than it are noise. Labels are not "
             "smoothed."
@@ -148,14 +148,14 @@ def _loss(facts: Facts) -> Markup | None:
             caption = "Every batch is shown; how they differ from one to the next is noise. Labels are not smoothed."
     else:
         points_ = [(row["epoch"], as_float(row.get("train:loss"))) for row in history]
-        series.append(Series(name="training", points=points_, style="c0", dots=True))
+        series.append(Curve(name="training", points=points_, style="c0", dots=True))
         caption = (
             "The training loss is the one that was minimised, with label smoothing. Single steps were not "
             "recorded, so their noise is not shown."
         )
     if history:
         valid = [(row["epoch"], as_float(row.get("validation:loss"))) for row in history]
-        series.append(Series(name="validation", points=valid, style="c1", dots=True))
+        series.append(Curve(name="validation", points=valid, style="c1", dots=True))
     return figure(_curve(facts, "Loss by epoch", series, "loss (nats)", form=number), caption)
 
 
@@ -174,13 +174,13 @@ def _accuracies(facts: Facts) -> Markup:
         ]
         caption = f"The area is the 95 % interval of an accuracy measured on {count(images, 'image')}. " + caption
     series = [
-        Series(
+        Curve(
             name="training",
             points=[(row["epoch"], as_float(row.get("train:accuracy"))) for row in history],
             style="c0",
             dots=True,
         ),
-        Series(
+        Curve(
             name="validation",
             points=[(row["epoch"], as_float(row.get("validation:accuracy"))) for row in history],
             style="c1",
@@ -192,7 +192,7 @@ def _accuracies(facts: Facts) -> Markup:
 
 
 def _curve(
-    facts: Facts, label: str, series: Sequence[Series], title: str, *, form: Any, high: float | None = None
+    facts: Facts, label: str, series: Sequence[Curve], title: str, *, form: Any, high: float | None = None
 ) -> Markup:
     (left, right), (bottom, top) = frame(HALF_WIDTH, HEIGHT)
     values = [value for each in series for _, value in each.points] + [

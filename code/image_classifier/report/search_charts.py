@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from image_classifier.report.charts import Axis, Series, frame, line_chart
+from image_classifier.report.charts import Axis, Curve, frame, line_chart
 from image_classifier.report.formats import number, share_tick
 from image_classifier.report.html import Markup
 from image_classifier.report.page import Facts
-from image_classifier.report.parallel import Trial, parallel_coordinates
+from image_classifier.report.parallel import TrialLine, parallel_coordinates
 from image_classifier.report.scales import fit
 from image_classifier.report.sources import as_float
 
@@ -24,7 +24,7 @@ BY_EPOCH = "Each line is a trial, the best one in orange; lines that end early w
 def at_a_glance(facts: Facts) -> Markup | None:
     """All trials with a value as parallel coordinates; None when fewer than two have one."""
     trials = [
-        Trial(each["trial"], each["values"], each["value"]) for each in facts["trials"] if each["value"] is not None
+        TrialLine(each["trial"], each["values"], each["value"]) for each in facts["trials"] if each["value"] is not None
     ]
     if len(trials) < 2 or not facts["names"]:
         return None
@@ -50,8 +50,8 @@ def by_trial(facts: Facts, *, named: bool) -> Markup | None:
             running.append((float(each["trial"]), best))
     points = [(float(each["trial"]), each["value"]) for each in valued]
     series = [
-        Series(name="best so far", points=running, style="c1"),
-        Series(name="trial", points=points, style="c0 lone", dots=True),
+        Curve(name="best so far", points=running, style="c1"),
+        Curve(name="trial", points=points, style="c0 lone", dots=True),
     ]
     return _chart(facts, "Objective by trial", series, "trial", named=named) if valued else None
 
@@ -59,7 +59,7 @@ def by_trial(facts: Facts, *, named: bool) -> Markup | None:
 def by_epoch(facts: Facts) -> Markup | None:
     """The objective after each epoch of each trial; None when no trial has left its epochs."""
     series = [
-        Series(
+        Curve(
             name=f"trial {curve['trial']}",
             points=[(float(i), as_float(v)) for i, v in enumerate(curve["values"], 1)],
             style="c1" if curve["trial"] == _best(facts) else "c0 faint",
@@ -73,7 +73,7 @@ def _best(facts: Facts) -> int | None:
     return (facts["best"] or {}).get("trial")
 
 
-def _chart(facts: Facts, label: str, series: list[Series], title: str, *, named: bool) -> Markup:
+def _chart(facts: Facts, label: str, series: list[Curve], title: str, *, named: bool) -> Markup:
     (left, right), (bottom, top) = frame(HALF, HALF_HEIGHT)
     places = [x for each in series for x, _ in each.points]
     scale = fit([], left, right, low=min(places), high=max(*places, min(places) + 1))

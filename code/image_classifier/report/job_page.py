@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from image_classifier.report import inside, machine, results
+from image_classifier.report import inside, performance, results
 from image_classifier.report.formats import count
 from image_classifier.report.page import Facts, Section, page
 from image_classifier.vision.network import TITLE
@@ -15,8 +15,8 @@ SECTIONS: tuple[Section, ...] = (
     ("confusion", "Confusions", results.confusion),
     ("classes", "Classes", results.classes),
     ("mistakes", "Mistakes", results.mistakes),
-    ("time", "Time", machine.time),
-    ("system", "Machine", machine.system),
+    ("time", "Time", performance.time),
+    ("system", "Machine", performance.system),
     ("layers", "Layers", inside.layers),
     ("data", "Data", inside.data),
     ("environment", "Environment", inside.environment),

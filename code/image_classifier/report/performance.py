@@ -1,4 +1,4 @@
-"""Sections about time and the machine: where a step's time goes, and how busy the machine was."""
+"""Sections about performance: where a step's time goes, and how busy the machine was."""
 
 from __future__ import annotations
 

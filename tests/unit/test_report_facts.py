@@ -11,6 +11,7 @@ import pytest
 from tests.report_folders import CLASSES, CONFIG, make_job, make_tuning
 
 from image_classifier.contract.errors import DataError
+from image_classifier.contract.metrics import METRIC_BY_NAME
 from image_classifier.contract.outputs import (
     BAD_IMAGES,
     CONFUSION,
@@ -32,6 +33,7 @@ from image_classifier.report.advice import what_next
 from image_classifier.report.confidence import wilson
 from image_classifier.report.curves import step_time
 from image_classifier.report.facts import to_text
+from image_classifier.report.results import SPLIT_NAMES
 from image_classifier.report.search_facts import importance
 from image_classifier.vision import network
 
@@ -106,6 +108,15 @@ def test_timeline_names_what_the_job_did_meanwhile(job: Path) -> None:
     assert {"CPU, mean of the cores", "GPU", "GPU memory", "memory", "waiting for disk"} == set(system["series"])
     assert [span["mode"] for span in system["spans"][:3]] == ["train", "eval", "train"]
     assert system["spans"][-1]["mode"] == "test"
+
+
+def test_the_table_of_epochs_has_every_metric_that_was_reported(own_job: Path) -> None:
+    reported = HISTORY.read(own_job / "output/data")[0]
+    page = render(gather(own_job))
+    for name in METRIC_BY_NAME:
+        split, _, quantity = name.partition(":")
+        header = f"{SPLIT_NAMES[split]} {quantity}".replace("_", " ")
+        assert (f">{header}</th>" in page) == (name in reported), name
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -353,6 +353,22 @@ def test_two_servers_run_side_by_side_and_each_end_is_clean(base: Path, tmp_path
     assert list(second.temporary.iterdir()) == []
 
 
+@pytest.mark.parametrize("victim", ["supervisor", "toolkit"])
+def test_a_server_whose_supervisor_or_program_is_killed_ends_and_leaves_nothing(
+    base: Path, tmp_path: Path, victim: str
+):
+    program = start(base, tmp_path / "tmp", SAGEMAKER_MODEL_SERVER_WORKERS="1")
+    wait_until_ready(program)
+    tree = program.tree()
+    (supervisor,) = psutil.Process(program.process.pid).children()
+    (toolkit,) = [p for p in supervisor.children() if _runs(p, "image_classifier.serving.model_server")]
+    {"supervisor": supervisor, "toolkit": toolkit}[victim].kill()
+    assert program.process.wait(PATIENCE_S) == 1
+    wait_until(lambda: gone(tree), program)
+    assert "error: the model server ended by itself" in program.output
+    assert list(program.temporary.iterdir()) == []
+
+
 def test_a_port_in_use_is_an_error_before_anything_is_loaded(tmp_path: Path):
     port = str(free_port())
     with socket.create_server(("127.0.0.1", int(port))):

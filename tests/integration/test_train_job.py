@@ -89,8 +89,8 @@ class Job:
             log, _ = train.communicate(timeout=300)
         return train.returncode, log
 
-    def run_until(self, line: str, interrupt: signal.Signals, *, script: bool) -> tuple[int, str]:
-        """Signals `train`, or the script it runs, when `line` appears in the log; waits for the end of both."""
+    def run_until(self, line: str, interrupt: signal.Signals, *, to: str) -> tuple[int, str]:
+        """Signals `train`, or the supervisor or the script that it runs, when `line` appears in the log; waits for the end of both."""
         with self.start() as train:
             assert train.stdout is not None
             seen = []
@@ -99,7 +99,8 @@ class Job:
                 if line in text:
                     break
             family = psutil.Process(train.pid).children(recursive=True)
-            os.kill(family[0].pid if script else train.pid, interrupt)
+            supervisor, program = family[:2]
+            os.kill({"train": train, "supervisor": supervisor, "script": program}[to].pid, interrupt)
             seen.append(train.communicate(timeout=LEAVE_WITHIN_S)[0])
         _, alive = psutil.wait_procs(family, timeout=10)
         assert not alive, "a process outlived the job"
@@ -190,10 +191,10 @@ def test_interrupted_and_killed_job_ends_as_the_uninterrupted_one(
     finished: tuple[Job, str], tmp_path: Path, data: Path
 ) -> None:
     job = Job(tmp_path / "ml", data, workers="2")  # another number of workers must not matter either
-    code, log = job.run_until("epoch=2/3 step=2/5", signal.SIGTERM, script=False)
+    code, log = job.run_until("epoch=2/3 step=2/5", signal.SIGTERM, to="train")
     assert code == 143, log
     assert job.failure.startswith("stopped by SIGTERM in epoch 2 of 3, step ")
-    code, log = job.run_until("epoch=3/3 step=2/5", signal.SIGKILL, script=True)
+    code, log = job.run_until("epoch=3/3 step=2/5", signal.SIGKILL, to="script")
     assert code == 137, log
     assert "killed by SIGKILL" in job.failure
     assert "epoch=1/3" not in log
@@ -216,6 +217,34 @@ def test_settings_said_to_change_no_result_change_no_weight(
     assert code == 0, log
     expected, got = finished[0].weights, job.weights
     assert all(np.array_equal(expected[name], got[name]) for name in expected)
+
+
+def test_training_stops_and_saves_its_state_when_train_is_killed_and_dies_with_its_supervisor(
+    tmp_path: Path, data: Path
+) -> None:
+    job = Job(tmp_path / "ml", data, workers="1")
+    code, log = job.run_until("epoch=1/3 step=2/5", signal.SIGKILL, to="train")
+    assert code == -signal.SIGKILL
+    assert "stopped by SIGTERM in epoch " in log
+    assert job.failure.startswith("stopped by SIGTERM in epoch ")
+    code, log = job.run_until("epoch=2/3 step=2/5", signal.SIGKILL, to="supervisor")
+    assert code == 137, log
+    assert "killed by SIGKILL" in job.failure
+
+
+def test_a_process_that_the_script_left_in_a_session_of_its_own_ends_with_the_script(
+    tmp_path: Path, data: Path
+) -> None:
+    job = Job(tmp_path / "ml", data)
+    (job.paths.code / "train.py").write_text(
+        "import subprocess, sys\n"
+        "print('left', subprocess.Popen(['/bin/sleep', '600'], start_new_session=True).pid, flush=True)\n"
+        "sys.exit(3)\n"
+    )
+    code, log = job.run()
+    assert code == 3, log
+    (left,) = [int(line.split()[1]) for line in log.splitlines() if line.startswith("left ")]
+    assert not psutil.pid_exists(left)
 
 
 def test_finished_job_started_again_writes_the_model_without_training(finished: tuple[Job, str]) -> None:

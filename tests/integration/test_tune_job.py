@@ -100,7 +100,7 @@ def test_killed_search_goes_on_and_its_best_is_trained(folder: Path) -> None:
     assert gone
     assert not alive
     assert tuning.record().status == Status.FAILED
-    assert trial.record().status == Status.STOPPED  # its guard let it save its state
+    assert trial.record().status == Status.STOPPED  # its supervisor let it save its state
 
     done = deploy(folder, "tune", "--resume", tuning.name)
     assert done.returncode == 0, done.stderr

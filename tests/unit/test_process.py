@@ -49,6 +49,11 @@ def wait_until_gone(pid: int) -> bool:
 
 def child_of(job: Job) -> int:
     """The process that the program has started in a session of its own."""
+    return children_of(job)[0]
+
+
+def children_of(job: Job) -> list[int]:
+    """The processes that the program names."""
     found: list[int] = []
 
     def look(line: str) -> bool:
@@ -56,7 +61,7 @@ def child_of(job: Job) -> int:
         return bool(found)
 
     assert follow_until(job, look, Interrupts()) is None
-    return found[0]
+    return found
 
 
 def test_status_and_all_lines_come_through(tmp_path: Path) -> None:
@@ -116,7 +121,18 @@ def test_killed_launcher_leaves_nothing_running(tmp_path: Path) -> None:
     assert log.read_text().endswith("saved\n")
 
 
-def test_killed_guard_takes_the_program_along(tmp_path: Path) -> None:
+def test_killed_program_leaves_nothing_running(tmp_path: Path) -> None:
+    program = POLITE.replace('print("child", child.pid', 'print("child", child.pid, os.getpid()').replace(
+        "import signal", "import os, signal"
+    )
+    with start(tmp_path, program) as job:
+        child, itself = children_of(job)
+        os.kill(itself, signal.SIGKILL)
+        assert follow(job, lambda line: None, Interrupts()) == 137
+    assert wait_until_gone(child)
+
+
+def test_killed_supervisor_takes_the_program_along(tmp_path: Path) -> None:
     with start(tmp_path, "import os, time; print('child', os.getpid(), flush=True); time.sleep(600)") as job:
         program = child_of(job)
         os.kill(job.pid, signal.SIGKILL)

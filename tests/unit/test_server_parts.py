@@ -2,14 +2,12 @@
 
 import signal
 import socket
-import subprocess
-import sys
 
 import pytest
 
 from image_classifier.contract.endpoint import parse_ready_line, ready_line
 from image_classifier.contract.errors import PlatformError
-from image_classifier.serving import entry, janitor
+from image_classifier.serving import entry
 from image_classifier.serving.server import Address, find_java_home
 
 
@@ -71,17 +69,3 @@ def test_a_wrong_setting_is_a_sentence_and_exit_code_2(variable, value, monkeypa
         for number, action in before.items():
             signal.signal(number, action)
     assert capsys.readouterr().err.startswith(f"error: {variable} must be ")
-
-
-def test_the_janitor_kills_the_group_and_removes_the_folder_when_its_pipe_closes(tmp_path):
-    folder = tmp_path / "scratch"
-    (folder / "inner").mkdir(parents=True)
-    victim = subprocess.Popen(["/bin/sleep", "60"], start_new_session=True)
-    command = [sys.executable, "-S", "-E", janitor.__file__, str(victim.pid), str(folder)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as cleaner:
-        assert folder.is_dir()
-        assert victim.poll() is None
-        cleaner.stdin.close()
-        assert victim.wait(10) == -signal.SIGKILL
-        assert cleaner.wait(10) == 0
-    assert not folder.exists()

@@ -1,13 +1,8 @@
-"""Jobs as processes of this machine: start one under its guard, read its log as it grows, stop it, kill it."""
+"""Jobs as processes of this machine: start one under its supervisor, read its log as it grows, stop it, kill it."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,17 +10,16 @@ from types import FrameType
 from typing import Self
 
 from image_classifier.contract.errors import PlatformError
-from image_classifier.launch import guard
+from image_classifier.contract.supervised import Supervised
 
 POLL_S = 0.1
-GRACE_S = 60.0  # for a job whose launcher died to save its state; SageMaker gives 120 s
 
 
 class Job:
-    """A program running under its guard in a session of its own, its output going to a log file."""
+    """A program running under its supervisor, its output going to a log file."""
 
-    def __init__(self, guarded: subprocess.Popen[bytes], log: Path, offset: int) -> None:
-        self._guarded = guarded
+    def __init__(self, program: Supervised, log: Path, offset: int) -> None:
+        self._program = program
         self._log = log.open("rb")
         self._log.seek(offset)
         self._rest = b""
@@ -42,33 +36,23 @@ class Job:
         Raises:
             PlatformError: the program or the log cannot be opened.
         """
-        guarded = [sys.executable, "-P", guard.__file__, str(GRACE_S), json.dumps(after), *command]
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("ab") as output:
                 offset = output.tell()
-                process = subprocess.Popen(
-                    guarded,
-                    env=dict(env),
-                    cwd=cwd,
-                    stdin=subprocess.PIPE,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    bufsize=0,
-                    start_new_session=True,
-                )
+                program = Supervised.start(command, env=env, cwd=cwd, output=output, after=after)
         except OSError as error:
             raise PlatformError(f"cannot start {Path(command[0]).name}: {error.strerror}: {error.filename}") from None
-        return cls(process, log, offset)
+        return cls(program, log, offset)
 
     @property
     def pid(self) -> int:
-        """The guard's process id: it lives as long as anything of the job does."""
-        return self._guarded.pid
+        """The supervisor's process id: it lives as long as anything of the job does."""
+        return self._program.pid
 
     def lines(self) -> list[str]:
         """The complete log lines written since the last call, and the unfinished rest once the job has ended."""
-        ended = self._guarded.poll() is not None
+        ended = self._program.poll() is not None
         *complete, self._rest = (self._rest + self._log.read()).split(b"\n")
         if ended and self._rest:
             complete.append(self._rest)
@@ -77,38 +61,22 @@ class Job:
 
     def poll(self) -> int | None:
         """The exit status, 128 + N after signal N, or None while the job runs."""
-        status = self._guarded.poll()
-        if status is None:
-            return None
-        if status < 0:  # the guard itself was killed: what it watched over goes with it
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._guarded.pid, signal.SIGKILL)
-            return 128 - status
-        return status
+        return self._program.poll()
 
     def stop(self) -> None:
         """Asks the job to save its state and end (SIGTERM)."""
-        self._order(guard.STOP)
+        self._program.stop()
 
     def kill(self) -> None:
         """Ends the job and all it started at once (SIGKILL)."""
-        self._order(guard.KILL)
-
-    def _order(self, order: bytes) -> None:
-        assert self._guarded.stdin is not None  # started with a pipe
-        with contextlib.suppress(BrokenPipeError):
-            self._guarded.stdin.write(order)
+        self._program.kill()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Nothing is left running, whatever happened in the block."""
-        if self.poll() is None:
-            self.kill()
-            self._guarded.wait()
-        if self._guarded.stdin is not None:
-            self._guarded.stdin.close()
+        self._program.close()
         self._log.close()
 
 

@@ -63,7 +63,7 @@ class Record:
     """The contents of job.json.
 
     `started` and `ended` are ISO 8601 in UTC; `processes` are (pid, start time in seconds since the epoch) of the
-    launcher and of the job's guard; `details` belongs to the kind of job.
+    launcher and of the job's supervisor; `details` belongs to the kind of job.
     """
 
     kind: str

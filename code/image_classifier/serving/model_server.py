@@ -14,7 +14,7 @@ import psutil
 from sagemaker_inference import environment, model_server
 
 from image_classifier.serving.scratch import Scratch
-from image_classifier.serving.server import SOURCE, adopt_orphans
+from image_classifier.serving.server import SOURCE
 
 HANDLER = "image_classifier.serving.handler:handle"
 LOG_CONFIG = Path(__file__).with_name("log4j2.xml")
@@ -23,7 +23,6 @@ LOG_CONFIG = Path(__file__).with_name("log4j2.xml")
 def main() -> None:
     """Starts the server and returns when it has ended."""
     scratch = Scratch.from_environment()
-    adopt_orphans()  # the JVM, which its launcher leaves behind
     environment.code_dir = str(SOURCE)
     environment.model_dir = str(scratch.model)
     model_server.REQUIREMENTS_PATH = str(scratch.model / "requirements.txt")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,13 +87,17 @@ class Scratch:
         partial.replace(self._workers / str(os.getpid()))
 
     def reports(self) -> list[Report]:
-        """What the workers reported so far."""
-        return [Report(**json.loads(path.read_text())) for path in self._workers.iterdir()]
+        """What the workers reported so far; nothing once the server has ended, because then the folder is removed."""
+        with suppress(FileNotFoundError):
+            return [Report(**json.loads(path.read_text())) for path in self._workers.iterdir()]
+        return []
 
     def report_drained(self) -> None:
         """Called by a worker that will answer nothing more."""
         (self._drained / str(os.getpid())).touch()
 
     def num_drained(self) -> int:
-        """How many workers reported that."""
-        return len(list(self._drained.iterdir()))
+        """How many workers reported that; none once the server has ended."""
+        with suppress(FileNotFoundError):
+            return len(list(self._drained.iterdir()))
+        return 0

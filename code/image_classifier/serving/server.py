@@ -1,6 +1,6 @@
 """multi-model-server as a part: started, held back until its workers are good, drained, and removed without a trace.
 
-    ServerProcess -> toolkit -> multi-model-server (JVM, owns the public port) -> workers (handler)
+    ServerProcess -> supervisor -> toolkit -> multi-model-server (JVM, owns the public port) -> workers (handler)
 
 The JVM answers /ping with 200 from the moment it listens, so it must not listen early. It binds its port after it has
 registered its models, one after the other: the second one is an address of ours that we answer (404: there is no second
@@ -9,14 +9,11 @@ model) only when every worker of the first has loaded and reproduced the golden 
 
 from __future__ import annotations
 
-import ctypes
 import http.client
 import os
 import secrets
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -27,7 +24,8 @@ from pathlib import Path
 from image_classifier.contract.endpoint import PORT_VARIABLE, VM_ARGS_VARIABLE, WORKERS_VARIABLE
 from image_classifier.contract.errors import PlatformError
 from image_classifier.contract.machine import require_free_port
-from image_classifier.serving import janitor, scratch
+from image_classifier.contract.supervised import Supervised
+from image_classifier.serving import scratch
 from image_classifier.serving.scratch import Scratch
 
 SOURCE = Path(__file__).parents[2]
@@ -44,8 +42,6 @@ SERVER_MAX_BODY_BYTES = 16 * 1024 * 1024
 DRAIN_LIMIT_S = 1.5
 DEFAULT_RESPONSE_TIMEOUT_S = 120  # then a worker counts as hung and is replaced; loading the model counts as well
 _RESPONSE_TIMEOUT_VARIABLE = "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS"
-_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
-_REAP_LIMIT_S = 0.5
 _FLUSH_S = 0.05  # between the last worker's answer and the last byte on the client's connection
 
 
@@ -76,24 +72,17 @@ class ServerProcess:
 
     def __init__(self, scratch_folder: Scratch, address: Address, *, num_workers: int) -> None:
         """Starts it. Raises PlatformError when there is no Java."""
-        adopt_orphans()
         self._scratch = scratch_folder
         self._address = address
         self._num_workers = num_workers
         self._drain_token = secrets.token_hex(16)
         self._gate = socket.create_server(("127.0.0.1", 0))
-        self._process = subprocess.Popen(
+        self._server = Supervised.start(
             [sys.executable, "-W", "ignore:pkg_resources:UserWarning", "-m", "image_classifier.serving.model_server"],
             env=self._environment(),
             cwd=scratch_folder.root,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for us; and the group is what the janitor kills
-        )
-        self._janitor = subprocess.Popen(
-            [sys.executable, "-S", "-E", janitor.__file__, str(self._process.pid), str(scratch_folder.root)],
-            stdin=subprocess.PIPE,
-            cwd="/",
-            start_new_session=True,
+            grace_s=0,  # without this process there is nobody to wait for
+            after=["rm", "-rf", str(scratch_folder.root)],
         )
 
     def _environment(self) -> dict[str, str]:
@@ -127,25 +116,11 @@ class ServerProcess:
     def __exit__(self, *_: object) -> None:
         """Kills what is left and removes the scratch folder."""
         self._gate.close()
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._reap_group()
-        if self._janitor.stdin is not None:
-            self._janitor.stdin.close()
-        self._janitor.wait()
-
-    def _reap_group(self) -> None:
-        """Takes the exit status of the killed processes, which this one adopted when their parents died."""
-        deadline = time.monotonic() + _REAP_LIMIT_S
-        with suppress(ChildProcessError):
-            while time.monotonic() < deadline:
-                if os.waitpid(-self._process.pid, os.WNOHANG)[0] == 0:
-                    time.sleep(0.005)
+        self._server.close()
 
     def ended(self) -> bool:
         """Whether the server is gone, for whatever reason."""
-        return self._process.poll() is not None
+        return self._server.poll() is not None
 
     def open_port(self, deadline: float) -> None:
         """Lets the server listen, once its workers have loaded. Returns when it accepts connections.
@@ -183,13 +158,6 @@ class ServerProcess:
         with suppress(OSError, http.client.HTTPException):
             connection.request("POST", "/invocations", headers={scratch.DRAIN_HEADER: self._drain_token})
             connection.getresponse()
-
-
-def adopt_orphans() -> None:
-    """Makes this process the parent of what its children leave behind, so that their end can be noticed even where
-    process 1 reaps nothing, as in a container. Linux only; elsewhere process 1 does."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def find_java_home() -> Path:

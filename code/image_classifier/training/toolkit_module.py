@@ -8,12 +8,11 @@ told its place as torchrun does. Preparing code, arguments and SM_* variables is
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import logging
 import math
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -25,13 +24,14 @@ from sagemaker_training.process import ProcessRunner
 
 from image_classifier.contract.errors import EXIT_FAILURE, EXIT_STOPPED, JobError, JobStopped
 from image_classifier.contract.paths import MlPaths
+from image_classifier.contract.supervised import Supervised
 from image_classifier.training.ending import write_failure
 
 MASTER_PORT = 29_500  # torchrun's default
 _INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _GRACE_S = 15.0  # for the other processes of a failed training to notice
 _POLL_S = 0.1
-_PR_SET_PDEATHSIG = 1  # prctl(2)
+_KILLED = 128  # and the signal's number: the exit code of a script that was killed
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -74,46 +74,46 @@ class ScriptRunner(ProcessRunner):  # type: ignore[misc]  # the toolkit has no t
     def run(self, wait: bool = True, capture_error: bool = False) -> None:
         """Starts the scripts and waits for them. Does not return when one failed: the first failure counts."""
         command = self._create_command()
-        scripts: list[subprocess.Popen[bytes]] = []
+        scripts: list[Supervised] = []
 
         def pass_on(number: int, _frame: FrameType | None) -> None:
             for script in scripts:
                 script.send_signal(number)
 
         _install(pass_on)
-        for place in self.places:
-            environ = {**os.environ, **place}
-            script = subprocess.Popen(command, cwd=environment.code_dir, env=environ, preexec_fn=_die_with_parent)  # noqa: PLW1509
-            scripts.append(script)
-        code = _wait_for_all(scripts)
-        if code < 0:
-            _report_killed(-code)
+        with contextlib.ExitStack() as all_end:
+            for place in self.places:
+                script = Supervised.start(command, env={**os.environ, **place}, cwd=environment.code_dir)
+                scripts.append(all_end.enter_context(script))
+            code = _wait_for_all(scripts)
+        if code > _KILLED and not (code == EXIT_STOPPED and MlPaths.from_environment().failure.exists()):
+            _report_killed(code - _KILLED)
         if code != 0:
-            _leave(code if code > 0 else 128 - code)
+            _leave(code)
 
 
-def _wait_for_all(scripts: Sequence[subprocess.Popen[bytes]]) -> int:
+def _wait_for_all(scripts: Sequence[Supervised]) -> int:
     """The exit code of the first script that failed, or 0; the others notice it, or are killed after a while."""
     first, deadline = 0, math.inf
     while running := [script for script in scripts if script.poll() is None]:
-        failed = [script.returncode for script in scripts if script.returncode]
-        if failed and not first:
-            first, deadline = failed[0], time.monotonic() + _GRACE_S
+        first = first or _failure(scripts)
+        if first and deadline == math.inf:
+            deadline = time.monotonic() + _GRACE_S
         if time.monotonic() > deadline:
             for script in running:
                 script.kill()
         time.sleep(_POLL_S)
-    return first or next((script.returncode for script in scripts if script.returncode), 0)
+    return first or _failure(scripts)
+
+
+def _failure(scripts: Sequence[Supervised]) -> int:
+    """The exit code of a script that has failed, or 0."""
+    return next(filter(None, (script.poll() for script in scripts)), 0)
 
 
 def _install(handler: object) -> None:
     for number in _SIGNALS:
         signal.signal(number, handler)  # type: ignore[arg-type]
-
-
-def _die_with_parent() -> None:
-    """In the child before it becomes the script: `train` killed outright must not leave a training behind."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _stop_before_start(number: int, _frame: FrameType | None) -> NoReturn:

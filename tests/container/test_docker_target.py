@@ -86,7 +86,7 @@ def test_nothing_is_left_running_when_the_launcher_is_killed(folder: Path) -> No
     assert list((run / "checkpoints").iterdir())
 
 
-def test_a_container_that_outlived_its_guard_is_removed_before_the_run_goes_on(folder: Path) -> None:
+def test_a_container_that_outlived_its_supervisor_is_removed_before_the_run_goes_on(folder: Path) -> None:
     arguments = ["train", "--name", "alone", "--epochs", "20", "--batch-size", "4", *TINY]
     log = folder / "alone.log"
     with log.open("w") as output:
@@ -98,7 +98,7 @@ def test_a_container_that_outlived_its_guard_is_removed_before_the_run_goes_on(f
             stderr=output,
         )
     wait_until(lambda: "epoch 1/20" in log.read_text() or launcher.poll() is not None)
-    for process in [*launcher.children(recursive=True), launcher]:  # the guard cannot act either
+    for process in [*launcher.children(recursive=True), launcher]:  # the supervisor cannot act either
         process.kill()
     launcher.wait()
     (left,) = containers()

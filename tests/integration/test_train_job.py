@@ -90,7 +90,7 @@ class Job:
         return train.returncode, log
 
     def run_until(self, line: str, interrupt: signal.Signals, *, to: str) -> tuple[int, str]:
-        """Signals `train`, or the supervisor or the script that it runs, when `line` appears in the log; waits for the end of both."""
+        """Signals `train`, its supervisor or the script when `line` appears in the log; waits for the end of all."""
         with self.start() as train:
             assert train.stdout is not None
             seen = []

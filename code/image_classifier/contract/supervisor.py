@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         family = _Family(_start(command))
     except OSError as error:
-        print(f"error: cannot start {command[0]}: {error.strerror}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"error: cannot start {command[0]}: {error.strerror}\n")
         status = _CANNOT_START
     else:
         status = _supervise(family, wake, grace_s)

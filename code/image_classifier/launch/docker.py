@@ -1,9 +1,9 @@
 """Jobs in the two images instead of processes: the same run folders, mounted where SageMaker puts /opt/ml.
 
-The Docker client runs under the same guard as a local job and passes SIGTERM on to the container, so stopping, logs
-and exit codes are those of `local`. A container does not end with its client: the guard removes it. Should the guard be
-killed too, the container is found by its label before the run is started again. It runs as this user, so that the run
-folder stays ours.
+The Docker client runs under the same supervisor as a local job and passes SIGTERM on to the container, so stopping,
+logs and exit codes are those of `local`. A container does not end with its client: the supervisor removes it. Should
+that be killed too, the container is found by its label before the run is started again. It runs as this user, so that
+the run folder stays ours.
 """
 
 from __future__ import annotations

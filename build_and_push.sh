@@ -3,6 +3,7 @@
 #
 #   ./build_and_push.sh build [train|serve]     build, tag by git revision, write build/images.json
 #   ./build_and_push.sh push  [train|serve]     the same, then push, and write URI@digest there too
+#   ./build_and_push.sh dockerfile train|serve  print the whole Dockerfile, for a docker build --file - of your own
 #
 # Settings, from the environment:
 #   AWS_REGION, AWS_PROFILE ...  as for the AWS CLI; the account is the one the credentials belong to
@@ -54,6 +55,9 @@ check_weights() {
   esac
 }
 
+# One text for the stages that both images begin with, so that they share layers.
+dockerfile() { cat docker/shared.Dockerfile "docker/$1/Dockerfile"; }
+
 build() {
   local kind=$1 name=$PREFIX-$1 flags=()
   [[ -n ${PIP_CONF:-} ]] && flags+=(--secret "id=pip_conf,src=$PIP_CONF")
@@ -62,9 +66,10 @@ build() {
   [[ -n ${BASE_IMAGE:-} ]] && flags+=(--build-arg "BASE_IMAGE=$BASE_IMAGE")
   [[ $kind == train ]] && flags+=(--build-arg "IMAGENET_WEIGHTS=$WEIGHTS")
   echo "building $name:$TAG"
+  dockerfile "$kind" >"build/$kind.Dockerfile"
   docker build --progress plain "${flags[@]}" --build-arg "TRIM=${TRIM:-}" \
     --build-arg "CUDA_VARIANT=$VARIANT" --build-arg "CUDA_MAJOR=$CUDA" --build-arg "REVISION=$TAG" \
-    --file "docker/$kind/Dockerfile" --tag "$name:$TAG" --tag "$name:latest" . >"build/$kind.log" 2>&1 \
+    --file "build/$kind.Dockerfile" --tag "$name:$TAG" --tag "$name:latest" . >"build/$kind.log" 2>&1 \
     || fail_build "$kind" "$name"
   record "$kind" image "$name:$TAG" cuda_major "$CUDA"
 }
@@ -171,12 +176,17 @@ push() {
 }
 
 COMMAND=${1:-}
-[[ $COMMAND == build || $COMMAND == push ]] || { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit 2; }
+[[ $COMMAND == @(build|push|dockerfile) ]] || { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit 2; }
 KINDS=("${@:2}")
 ((${#KINDS[@]})) || KINDS=(train serve)
 for kind in "${KINDS[@]}"; do
   [[ -f docker/$kind/Dockerfile ]] || fail "there is no image $kind" "the images are train and serve"
 done
+if [[ $COMMAND == dockerfile ]]; then
+  ((${#KINDS[@]} == 1)) || fail "there is one Dockerfile for each image" "ask for train or for serve"
+  dockerfile "${KINDS[0]}"
+  exit
+fi
 PREFIX=${REPOSITORY_PREFIX:-image-classifier}
 CUDA=${CUDA:-13}
 WEIGHTS=${IMAGENET_WEIGHTS:-none}

@@ -134,6 +134,15 @@ def test_source_is_compiled_and_has_only_what_the_image_needs(image: str) -> Non
     assert set(python(image, LIST_PACKAGES).split()) == packages | own
 
 
+@pytest.mark.parametrize("kind", ["train", "serve"])
+def test_half_of_a_dockerfile_says_what_to_do_instead(kind: str, tmp_path: Path) -> None:
+    command = ["docker", "build", "--file", str(ROOT / "docker" / kind / "Dockerfile"), str(tmp_path)]
+    environment = os.environ | {"DOCKER_BUILDKIT": "1"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    assert done.returncode != 0
+    assert "this-is-half-a-Dockerfile:-run-./build_and_push.sh" in done.stderr.splitlines()[-1]
+
+
 def test_baked_weights_must_match_the_digits_in_their_name(tmp_path: Path) -> None:
     (tmp_path / "weights").mkdir()
     content = b"stands for 100 MB of weights"
@@ -146,9 +155,10 @@ def test_baked_weights_must_match_the_digits_in_their_name(tmp_path: Path) -> No
         command = ["docker", "build", "--target", "weights", "--build-arg", "IMAGENET_WEIGHTS=file", *flags]
         if (ROOT / "build/engine/env").exists():  # the network is part of the cache's key
             command += ["--network", "host"]
-        command += ["--file", str(ROOT / "docker/train/Dockerfile"), str(tmp_path)]
+        command += ["--file", "-", str(tmp_path)]
         environment = os.environ | {"DOCKER_BUILDKIT": "1", "PATH": f"/usr/bin:{os.environ['PATH']}"}
-        return subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+        whole = subprocess.check_output([ROOT / "build_and_push.sh", "dockerfile", "train"], text=True)
+        return subprocess.run(command, check=False, capture_output=True, text=True, env=environment, input=whole)
 
     done = build(f"resnet50-{digits}.pth", "--tag", "classifier-test-weights")
     assert done.returncode == 0, done.stderr

@@ -77,7 +77,8 @@ def checkout(tmp_path: Path) -> Iterator[Path]:
     root = tmp_path / "checkout"
     for kind in ("train", "serve"):
         (root / "docker" / kind).mkdir(parents=True)
-        (root / "docker" / kind / "Dockerfile").write_text("FROM scratch\nCOPY build_and_push.sh /\n")
+        (root / "docker" / kind / "Dockerfile").write_text("FROM base\nCOPY build_and_push.sh /\n")
+    (root / "docker" / "shared.Dockerfile").write_text("FROM scratch AS base\n")
     shutil.copy(ROOT / "build_and_push.sh", root)
     for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "1"]):
         subprocess.run(["git", *command], cwd=root, check=True)

@@ -25,11 +25,11 @@ case "$2" in
   describe-repositories) echo "An error occurred (RepositoryNotFoundException) when calling it" >&2; exit 254 ;;
 esac
 """
-TOOLS = ("bash", "git", "sed", "tail", "cut", "sha256sum", "xargs", "mkdir", "dirname")
+TOOLS = ("bash", "cat", "git", "sed", "tail", "cut", "sha256sum", "xargs", "mkdir", "dirname")
 
 
 class Checkout:
-    """A git checkout with the script, two Dockerfiles, and a PATH on which docker and aws are stand-ins."""
+    """A git checkout with the script, Dockerfiles of a line, and a PATH on which docker and aws are stand-ins."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.bin = root / "checkout", root / "bin"
@@ -43,7 +43,8 @@ class Checkout:
         (self.bin / "python3").symlink_to(sys.executable)
         for kind in ("train", "serve"):
             (self.root / "docker" / kind).mkdir(parents=True)
-            (self.root / "docker" / kind / "Dockerfile").write_text("FROM scratch\n")
+            (self.root / "docker" / kind / "Dockerfile").write_text(f"FROM base AS {kind}\n")
+        (self.root / "docker" / "shared.Dockerfile").write_text("FROM scratch AS base\n")
         shutil.copy(SCRIPT, self.root)
         (self.root / NETWORK).parent.mkdir(parents=True)
         shutil.copy(SCRIPT.parent / NETWORK, self.root / NETWORK)

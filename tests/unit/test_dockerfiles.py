@@ -11,20 +11,29 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DOCKERFILES = [ROOT / "docker" / kind / "Dockerfile" for kind in ("train", "serve")]
+SHARED = ROOT / "docker/shared.Dockerfile"
+KINDS = ("train", "serve")
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 BIN = Path(sys.executable).parent
 
 
+def dockerfile(kind: str) -> str:
+    """The whole Dockerfile of an image."""
+    return subprocess.check_output([ROOT / "build_and_push.sh", "dockerfile", kind], text=True)
+
+
 def test_both_images_share_their_first_stages() -> None:
-    shared = [path.read_text().partition("# shared stages end here")[0] for path in DOCKERFILES]
-    assert shared[0] == shared[1]
-    assert "FROM torch AS packages" in shared[0]
+    shared = SHARED.read_text()
+    assert "FROM torch AS packages" in shared
+    for kind in KINDS:
+        assert dockerfile(kind) == shared + (ROOT / "docker" / kind / "Dockerfile").read_text()
 
 
-def test_hadolint_and_shellcheck_find_nothing() -> None:
+def test_hadolint_and_shellcheck_find_nothing(tmp_path: Path) -> None:
+    for kind in KINDS:
+        (tmp_path / kind).write_text(dockerfile(kind))
     for command in (
-        ["hadolint", *DOCKERFILES],
+        ["hadolint", *(tmp_path / kind for kind in KINDS)],
         ["shellcheck", ROOT / "build_and_push.sh", ROOT / "docker/ci-engine.sh", ROOT / "docker/serve/serve"],
     ):
         program = BIN / str(command[0])
@@ -61,6 +70,6 @@ def test_a_variant_is_of_its_cuda_and_its_torch_was_examined_for_the_stubs(varia
     assert suffixes == {f"cu{major}"}
     runtime = next(version for name, version in pins.items() if name.startswith("nvidia-cuda-runtime"))
     assert runtime.partition(".")[0] == major
-    for path in DOCKERFILES:
-        names = re.findall(r"COPY (requirements/\S+)", path.read_text())
+    for kind in KINDS:
+        names = re.findall(r"COPY (requirements/\S+)", dockerfile(kind))
         assert [(ROOT / name.replace("${CUDA_VARIANT}", variant)).is_file() for name in names] == [True, True]

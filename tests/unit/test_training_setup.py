@@ -15,9 +15,9 @@ from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.machine import memory, usable_cores
 from image_classifier.contract.paths import MlPaths
 from image_classifier.debugging.schema import JobFacts, read_job
-from image_classifier.training import cache
+from image_classifier.training import cache, setup
 from image_classifier.training.observe import Watched, make_hook
-from image_classifier.training.setup import Setup, describe_device, make_setup, num_workers, wants_cache
+from image_classifier.training.setup import Setup, choose_device, describe_device, make_setup, num_workers, wants_cache
 from image_classifier.training.stop import StopFlag
 from image_classifier.vision.folders import ImageFolders, scan
 from image_classifier.vision.sample_data import make_sample_data
@@ -111,3 +111,14 @@ def test_a_device_is_described_in_words(monkeypatch: pytest.MonkeyPatch) -> None
     for threads, words in ((1, "CPU, 1 thread"), (2, "CPU, 2 threads")):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         assert describe_device(torch.device("cpu")) == words
+
+
+def test_a_cpu_gets_no_more_threads_than_the_quota_has_cores_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr(setup, "usable_cores", lambda: 1)
+    try:
+        torch.set_num_threads(3)
+        assert choose_device() == torch.device("cpu")
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

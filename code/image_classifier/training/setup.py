@@ -75,8 +75,10 @@ def make_setup(config: TrainConfig, device: torch.device, folders: ImageFolders)
 
 
 def choose_device(local_rank: int = 0) -> torch.device:
-    """The GPU of a host's process when there is one, else the CPU."""
+    """The GPU of a host's process when there is one, else the CPU, with no more threads than there are cores for them:
+    torch counts those of the machine, whatever a container's quota leaves."""
     if not torch.cuda.is_available():
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
         return torch.device("cpu")
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)

@@ -24,10 +24,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import openvino
 import torch
 from benchmarks import stock_server
 from benchmarks.bench_data import Photos, make_photos
@@ -312,7 +312,7 @@ def main() -> None:
         f"`PYTHONPATH=code:. python benchmarks/bench_serve.py --rounds {options.rounds} --starts {options.starts}`",
         "",
         f"ResNet50 of {len(CLASSES)} classes in float32, JPEG photographs of {PHOTOS.name} pixels, {os.cpu_count()} "
-        f"cores and as many processes of one thread for each server, OpenVINO {openvino.__version__.split('-')[0]}, "
+        f"cores and as many processes of one thread for each server, OpenVINO {version('openvino')}, "
         f"torch {torch.__version__}, Python {platform.python_version()}. {OURS[0].upper()}{OURS[1:]}, against the "
         f"others: ratios, with the 95 % interval over {options.rounds} rounds in which they took turns. Latency as "
         "clients see it: below 1 is faster.",

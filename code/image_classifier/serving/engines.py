@@ -35,10 +35,10 @@ class OpenVinoEngine:
     name = "openvino"
 
     def __init__(self, artifact: Artifact) -> None:
-        import openvino
         from safetensors.numpy import load_file
 
         from image_classifier.serving.openvino_resnet import resnet50
+        from image_classifier.serving.quiet_openvino import openvino
 
         size = artifact.preprocessing.image_size
         settings: dict[str, Any] = {

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import openvino
 from numpy.typing import NDArray
-from openvino import opset13 as ops
 
 from image_classifier.contract.errors import ArtifactError
+from image_classifier.serving.quiet_openvino import openvino, ops
 from image_classifier.vision import network
 
 _Weights = Mapping[str, NDArray[Any]]

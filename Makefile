@@ -29,8 +29,8 @@ demo: $(STAMP) ## the main job on this machine: sample images -> tuned -> traine
 
 test: $(STAMP) ## every test; COVER=1 also counts the lines they reach, and fails below the floor in pyproject.toml
 ifdef COVER
-	@rm -rf build/coverage && mkdir -p build/coverage && $(BIN)/coverage run -m pytest $(TESTS)
-	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
+	@mkdir -p build && $(BIN)/coverage run -m pytest $(TESTS)
+	@$(BIN)/coverage report
 else
 	@$(BIN)/python -m pytest $(TESTS)
 endif

@@ -71,6 +71,9 @@ def environment(engine: None, tmp_path: Path, ecr: str, registry: str) -> dict[s
     }  # fmt: skip
 
 
+NETWORK = "code/image_classifier/vision/network.py"  # names the file of weights
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Iterator[Path]:
     """A git checkout with the script and images of one file."""
@@ -80,6 +83,8 @@ def checkout(tmp_path: Path) -> Iterator[Path]:
         (root / "docker" / kind / "Dockerfile").write_text("FROM base\nCOPY build_and_push.sh /\n")
     (root / "docker" / "shared.Dockerfile").write_text("FROM scratch AS base\n")
     shutil.copy(ROOT / "build_and_push.sh", root)
+    (root / NETWORK).parent.mkdir(parents=True)
+    shutil.copy(ROOT / NETWORK, root / NETWORK)
     for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "1"]):
         subprocess.run(["git", *command], cwd=root, check=True)
     yield root

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from image_classifier.contract.errors import ImageError, TooLarge
-from image_classifier.vision.decode import MAX_PIXELS, decode
+from image_classifier.vision import decode as module
+from image_classifier.vision.decode import MAX_PIXELS, MAX_SCANS, decode, num_scans
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # as the module asks for outside of pytest
 
@@ -220,3 +221,46 @@ def test_hostile_bytes_never_raise_anything_else() -> None:
             except (ImageError, TooLarge):
                 outcomes["refused"] += 1
     assert min(outcomes.values()) > 50
+
+
+def scan_bomb(side: int, scans: int) -> bytes:
+    """A progressive JPEG whose last pass over the pixels is repeated: a dozen bytes each."""
+    whole = encoded(Image.new("RGB", (side, side)), "JPEG", progressive=True)
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    return whole[:-2] + last * (scans - num_scans(whole)) + whole[-2:]
+
+
+@pytest.mark.parametrize(
+    ("side", "scans"), [(1000, MAX_SCANS + 1), (1000, 500_000), (5000, 161), (10_000, 41)], ids=str
+)
+@pytest.mark.parametrize("min_side", [None, 256])
+def test_a_jpeg_that_goes_over_its_pixels_too_often_is_refused_before_it_is_decoded(
+    side: int, scans: int, min_side: int | None
+) -> None:
+    with pytest.raises(TooLarge, match=f"goes over its pixels {scans} times"):
+        decode(scan_bomb(side, scans), min_side=min_side)
+
+
+def test_a_jpeg_of_as_many_passes_as_are_accepted_is_decoded() -> None:
+    assert decode(scan_bomb(64, MAX_SCANS)).size == (64, 64)
+
+
+def test_passes_are_counted_in_the_picture_only() -> None:
+    picture = photo()
+    exif = with_exif(1)
+    exif[0x010E] = "\xff\xda" * 200  # looks like passes
+    plain, progressive = encoded(picture, "JPEG", exif=exif), encoded(picture, "JPEG", progressive=True)
+    comment = b"\xff\xfe" + struct.pack(">H", 2 + 2 * 400) + b"\xff\xda" * 400
+    assert num_scans(plain) == 1
+    assert num_scans(progressive) == 10
+    hidden = plain[:2] + comment + plain[2:] + b"\xff\xda" * 400  # and behind the end
+    assert num_scans(hidden) == 1
+    assert decode(hidden).tobytes() == decode(plain).tobytes()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP"])
+def test_a_decoder_that_works_for_too_long_is_stopped(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(photo(), kind)
+    monkeypatch.setattr(module, "MAX_DECODE_S", -1.0)  # its time is up before it begins
+    with pytest.raises(TooLarge, match="takes longer to decode"):
+        decode(data)

@@ -7,9 +7,11 @@ header before any pixel is decoded, and whatever Pillow raises on broken bytes b
 from __future__ import annotations
 
 import io
+import re
+import time
 import warnings
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -19,6 +21,17 @@ from image_classifier.contract.image_formats import OTHER_KINDS, PILLOW_NAMES, S
 
 MAX_PIXELS = 100_000_000  # 100 megapixels: above any camera in common use, at most 0.4 GB once decoded
 MAX_SIDE = 65_535  # the longest side a JPEG can have; also keeps crop boxes exact in Pillow's 32-bit floats
+# A JPEG goes over all its pixels as often as its bytes say, and an empty pass takes a dozen of them: 6 MB could keep a
+# core busy for minutes. Cameras and programs write up to 14 passes. An empty one costs 0.6 ns a pixel (Pillow 13), so
+# that MAX_SCANNED bounds them at about 2.5 s.
+MAX_SCANS = 256
+MAX_SCANNED = 4_000_000_000  # passes times pixels
+MAX_DECODE_S = 10.0  # of this thread's own time on a core; the largest accepted pictures take 2
+
+_SCANNED = ("JPEG", "MPO")  # Pillow's names
+_START_OF_SCAN = b"\xff\xda"
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in pixels, FF is followed by 00 or a restart marker
+_END_OF_IMAGE, _TEM, _START_OF_IMAGE = 0xD9, 0x01, 0xD8  # markers without a length
 
 _UPRIGHT: dict[
     object, Image.Transpose
@@ -52,12 +65,12 @@ def decode(source: bytes | Path, *, min_side: int | None = None) -> Image.Image:
 
     Raises:
         ImageError: not an image of an accepted format, damaged, truncated, or not a readable file.
-        TooLarge: more than MAX_PIXELS, or a side longer than MAX_SIDE.
+        TooLarge: more than MAX_PIXELS, a side longer than MAX_SIDE, or more work than any honest picture makes.
     """
     what = str(source) if isinstance(source, Path) else "the file"
     try:
         with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as stream:
-            return _decode(stream, what, min_side)
+            return _decode(_Metered(stream, what), what, min_side)
     except ClassifierError:
         raise
     except OSError as error:
@@ -69,7 +82,25 @@ def decode(source: bytes | Path, *, min_side: int | None = None) -> Image.Image:
         raise ImageError(f"{what} is damaged", "replace the file with an intact copy") from error
 
 
-def _decode(stream: IO[bytes], what: str, min_side: int | None) -> Image.Image:
+class _Metered:
+    """A file that gives out when its decoder has worked for too long: decoders read piece by piece."""
+
+    def __init__(self, stream: IO[bytes], what: str) -> None:
+        self._stream = stream
+        self._what = what
+        self._until = time.thread_time() + MAX_DECODE_S
+
+    def read(self, size: int = -1) -> bytes:
+        """As of any file. Raises TooLarge when the time is up."""
+        if time.thread_time() > self._until:
+            raise TooLarge(f"{self._what} takes longer to decode than {MAX_DECODE_S:g} s", "save the picture again")
+        return self._stream.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _decode(stream: Any, what: str, min_side: int | None) -> Image.Image:
     try:
         image: Image.Image = Image.open(stream, formats=PILLOW_NAMES)
     except UnidentifiedImageError as error:
@@ -81,10 +112,36 @@ def _decode(stream: IO[bytes], what: str, min_side: int | None) -> Image.Image:
             f"{what} is too large: {width} x {height} pixels",
             f"at most {MAX_PIXELS // 1_000_000} megapixels and {MAX_SIDE} pixels a side are accepted",
         )
+    if image.format in _SCANNED:
+        _check_scans(stream, width * height, what)
     if min_side is not None:
         image.draft(None, (min_side, min_side))
     image.load()
     return _upright(image, _to_rgb(image))
+
+
+def _check_scans(stream: Any, pixels: int, what: str) -> None:
+    """Raises TooLarge when a JPEG goes over its pixels too often."""
+    allowed = min(MAX_SCANS, MAX_SCANNED // pixels)
+    stream.seek(0)
+    data = stream.read()
+    if data.count(_START_OF_SCAN) > allowed and (scans := num_scans(data)) > allowed:
+        raise TooLarge(
+            f"{what} goes over its pixels {scans} times, at most {allowed} times are accepted at this size",
+            "save the picture again: a usual JPEG needs 1 to 14",
+        )
+
+
+def num_scans(data: bytes) -> int:
+    """The number of passes over the pixels in a JPEG file, up to its end marker. What looks like one inside of metadata
+    does not count."""
+    scans, at = 0, 2
+    while (found := _MARKER.search(data, at)) and (marker := data[found.end() - 1]) != _END_OF_IMAGE:
+        scans += marker == _START_OF_SCAN[1]
+        at = found.end()
+        if marker not in (_TEM, _START_OF_IMAGE):
+            at += max(2, int.from_bytes(data[at : at + 2]))
+    return scans
 
 
 def _not_an_image(head: bytes, what: str) -> ImageError:

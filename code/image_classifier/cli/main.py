@@ -45,8 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911  # one
 
 def _print_any_name() -> None:
     """Lets file names and labels be printed whose characters the terminal's encoding lacks: as escapes."""
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(error: ClassifierError, call: Call, code: int) -> int:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 import tempfile
 import webbrowser
+from contextlib import suppress
 from pathlib import Path
 
 from image_classifier.cli import render
 from image_classifier.cli.settings import Settings
 from image_classifier.cli.show_jobs import shorten
-from image_classifier.contract.errors import ConfigError, DataError
+from image_classifier.contract.errors import ConfigError, DataError, PlatformError
 from image_classifier.contract.outputs import REPORT
 from image_classifier.launch.runs import find_run, list_runs
 from image_classifier.report import write_report
@@ -74,6 +75,7 @@ def folder_of(runs_dir: Path, text: str) -> Path:
     if text:
         return Path(text) if Path(text).is_dir() else find_run(runs_dir, text).path
     for run in reversed(list_runs(runs_dir)):
-        if run.record().kind in KINDS:
-            return run.path
+        with suppress(PlatformError):  # a damaged record: `status` names it
+            if run.record().kind in KINDS:
+                return run.path
     raise ConfigError(f"there is no train or tune run in {runs_dir}", "`deploy.py status` lists the runs")

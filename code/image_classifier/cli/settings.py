@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import os
 import re
 import tomllib
@@ -29,6 +28,7 @@ from image_classifier.contract.config import (
 )
 from image_classifier.contract.endpoint import DEFAULT_PORT, MAX_PORT
 from image_classifier.contract.errors import ConfigError
+from image_classifier.contract.outputs import parse_json
 from image_classifier.contract.search import DEFAULT_SEARCH_SPACE, SearchSpace, parse_search_space
 from image_classifier.launch.runs import DEFAULT_RUNS_DIR
 from image_classifier.sagemaker.aws_settings import SageMakerSettings
@@ -170,7 +170,7 @@ def load(
 def read_best(path: Path) -> dict[str, Value]:
     """The hyperparameters of a best.json as dotted keys. Raises ConfigError when the file is not one."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_text(encoding="utf-8", errors="replace"))
         texts = {str(name): str(value) for name, value in document["hyperparameters"].items()}
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", "give the best.json of a tuning run") from None

@@ -108,10 +108,9 @@ def all_runs(runs: list[Run], *, as_json: bool) -> None:
     for run in runs:
         try:
             record = run.record()
+            rows.append([run.name, record.kind, record.status, duration(record.duration_s), _result(run)])
         except PlatformError as error:
             rows.append([run.name, "", "Damaged", "", error.message])
-            continue
-        rows.append([run.name, record.kind, record.status, duration(record.duration_s), _result(run)])
     render.table(["run", "kind", "status", "time", "result"], rows, numbers=("time",))
 
 
@@ -170,11 +169,12 @@ def _result(run: Run) -> str:
     record = run.record()
     if record.failure:
         return record.failure
-    if record.status == Status.IN_PROGRESS and "port" in record.details:
-        return f"http://{record.details['host']}:{record.details['port']}"
-    if best := record.details.get("best"):
-        return f"{best['objective']} {best['value']:.4f} in trial {best['trial']}"
-    metrics = run.metrics().get("metrics", {})
+    with run.intact():
+        if record.status == Status.IN_PROGRESS and "port" in record.details:
+            return f"http://{record.details['host']}:{record.details['port']}"
+        if best := record.details.get("best"):
+            return f"{best['objective']} {best['value']:.4f} in trial {best['trial']}"
+    metrics = run.metrics()
     return ", ".join(f"{label} {metrics[name]:.4f}" for name, label in RESULT_METRICS.items() if name in metrics)
 
 
@@ -185,5 +185,5 @@ def _summary(run: Run) -> dict[str, Any]:
         "path": str(run.path),
         **dataclasses.asdict(record),
         "seconds": round(record.duration_s, 1),
-        "metrics": run.metrics(),
+        "metrics": run.result(),
     }

@@ -205,6 +205,31 @@ def read_failure(path: Path) -> Failure:
     return parse_failure(_text(path))
 
 
+_RESULT: Mapping[str, type | tuple[type, ...]] = {  # of metrics.json
+    "outcome": str,
+    "reason": str,
+    "advice": str,
+    "device": str,
+    "best_epoch": int,
+    "epochs": int,
+    "classes": int,
+    "unreadable_images": int,
+    "bf16": bool,
+    "seconds": (int, float),
+}
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """What is sound in metrics.json: values of the types that a training writes, `metrics` and `images` of numbers;
+    empty without any."""
+    found = METRICS.read_object(folder)
+    result = {name: value for name, value in found.items() if isinstance(value, _RESULT.get(name, ()))}
+    for name, kind in (("metrics", (int, float)), ("images", int)):
+        if isinstance(numbers := found.get(name), dict):
+            result[name] = {key: value for key, value in numbers.items() if isinstance(value, kind)}
+    return result
+
+
 @dataclass(frozen=True, kw_only=True)
 class BestEpoch:
     """A job's best epoch, from 1, with the objective's value and the validation loss there (infinite if unknown)."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import fcntl
-import json
+import math
 import os
 import re
 import subprocess
@@ -29,18 +29,19 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 
 import image_classifier
-from image_classifier.contract.errors import ConfigError, PlatformError, describe
-from image_classifier.contract.outputs import ARCHIVE, HISTORY, JOB, LOG, METRICS, Failure, read_failure
+from image_classifier.contract.errors import ConfigError, PlatformError
+from image_classifier.contract.outputs import ARCHIVE, HISTORY, JOB, LOG, Failure, read_failure, read_result
 from image_classifier.contract.paths import MlPaths
 
 DEFAULT_RUNS_DIR = "runs"  # in the working directory
 LOCK_NAME = ".lock"
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
+MAX_PID = 2**22  # Linux's PID_MAX_LIMIT
 SAME_START_S = 2.0  # the kernel's start times, read back, differ by rounding only
 
 
@@ -85,8 +86,37 @@ class Record:
         """Seconds from the start of the last attempt to its end, or to now."""
         if not self.started:
             return 0.0
-        end = datetime.fromisoformat(self.ended) if self.ended else datetime.now(UTC)
-        return (end - datetime.fromisoformat(self.started)).total_seconds()
+        end = _moment(self.ended) if self.ended else datetime.now(UTC)
+        return max(0.0, (end - _moment(self.started)).total_seconds())  # a clock may have been set back
+
+    @classmethod
+    def parse(cls, document: Any) -> Self:
+        """The record that job.json holds. What a newer version added to it is passed over.
+
+        Raises:
+            ValueError: it is not one.
+        """
+        texts = ("kind", "started", "ended", "failure", "data", "version", "git")
+        row = dict(document) if isinstance(document, dict) else {}
+        known = {each.name for each in dataclasses.fields(cls)}
+        record = cls(
+            **{name: value for name, value in row.items() if name in known - {"status", "processes"}},
+            status=Status(str(row.get("status"))),
+            processes=tuple(_process(each) for each in row.get("processes", ())),
+        )
+        if not (
+            all(isinstance(getattr(record, name), str) for name in texts)
+            and type(record.attempts) is int
+            and type(record.exit_code) in (int, type(None))
+            and isinstance(record.details, dict)
+            and isinstance(record.config, dict)
+            and all(isinstance(value, str) for value in record.config.values())
+        ):
+            raise ValueError("a value of another type")
+        for moment in (record.started, record.ended):
+            if moment:
+                _moment(moment)
+        return record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,14 +182,27 @@ class Run:
 
     def _read(self) -> Record:
         path = self.path / JOB.name
+        if not path.is_file():
+            raise PlatformError(f"{self.path} is no run folder: there is no {path.name} in it")
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            processes = tuple((int(pid), float(start)) for pid, start in document.pop("processes"))
-            return Record(status=Status(document.pop("status")), processes=processes, **document)
-        except OSError as error:
-            raise PlatformError(f"{self.path} is no run folder: {describe(error)}") from None
-        except (ValueError, KeyError, TypeError):
-            raise PlatformError(f"{path} is damaged", f"remove {self.path}, or mend the file") from None
+            return Record.parse(JOB.read(self.path))
+        except (ValueError, TypeError, OverflowError):  # the last of a date that no calendar has
+            raise self._damaged() from None
+
+    def _damaged(self) -> PlatformError:
+        return PlatformError(f"{self.path / JOB.name} is damaged", f"remove {self.path}, or mend the file")
+
+    @contextmanager
+    def intact(self) -> Iterator[None]:
+        """Within the block, a detail that is missing or of another kind means that job.json is damaged.
+
+        Raises:
+            PlatformError: it is.
+        """
+        try:
+            yield
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+            raise self._damaged() from None
 
     def write(self, record: Record) -> None:
         """Writes job.json, whole or not at all."""
@@ -213,9 +256,29 @@ class Run:
         """The job's epochs, metric name -> value; empty when it left none."""
         return HISTORY.read(self.paths.output_data)
 
-    def metrics(self) -> dict[str, Any]:
-        """The job's final metrics, empty when it left none."""
-        return METRICS.read_object(self.paths.output_data)
+    def result(self) -> dict[str, Any]:
+        """What the job wrote of its end, see `read_result`; empty when it left nothing."""
+        return read_result(self.paths.output_data)
+
+    def metrics(self) -> dict[str, float]:
+        """Metric name -> value, of the best epoch and of the test; empty when the job left none."""
+        return self.result().get("metrics", {})  # type: ignore[no-any-return]  # its type is checked there
+
+
+def _moment(text: str) -> datetime:
+    """ISO 8601 with its zone. Raises ValueError for anything else."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(f"{text} names no zone")
+    return moment.astimezone(UTC)
+
+
+def _process(pair: Any) -> tuple[int, float]:
+    """Process id and start time. Raises ValueError or TypeError for anything else."""
+    pid, start = pair
+    if type(pid) is not int or not 0 < pid <= MAX_PID or not math.isfinite(start):
+        raise ValueError(f"{pair} is no process")
+    return pid, float(start)
 
 
 def still_running(run: Run) -> ConfigError:

@@ -35,7 +35,7 @@ class Outcome:
     @property
     def metrics(self) -> Mapping[str, float]:
         """Metric name -> value, of the best epoch and of the test."""
-        return self.result.get("metrics", {})  # type: ignore[no-any-return]  # JSON
+        return self.result.get("metrics", {})  # type: ignore[no-any-return]  # see `read_result`
 
 
 def check_data(data: Path, config: TrainConfig, view: View = SILENT) -> ImageFolders:
@@ -121,7 +121,7 @@ def _run_to_the_end(run: Run, config: TrainConfig, starter: local.Starter, view:
         if status == 0:
             artifact.pack(run.paths.model, run.archive)
             run.end(Status.COMPLETED, exit_code=0)
-            return Outcome(run=run, result=run.metrics(), seconds=time.monotonic() - started)
+            return Outcome(run=run, result=run.result(), seconds=time.monotonic() - started)
         raise ending(run, status, interrupts, f"deploy.py train --resume {run.typed}")
 
 

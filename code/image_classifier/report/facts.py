@@ -26,6 +26,7 @@ from image_classifier.contract.outputs import (
     best_epoch,
     read_failure,
     read_json,
+    read_result,
 )
 from image_classifier.contract.paths import DEFAULT_BASE_DIR, FAILURE
 from image_classifier.debugging.saved import PEERS, SYSTEM, Saved, read_parts
@@ -61,7 +62,8 @@ def gather(folder: Path, *, name: str = "") -> dict[str, Any]:
     _note(sources, saved, STEPS.name, "no step was recorded (debug=False?)")
     config = _config(sources, run.job, earlier)
     history = sources.history()
-    metrics = sources.document(METRICS, "the job did not finish")
+    metrics = read_result(sources.data)
+    sources.note(METRICS.name, "the job did not finish", found=bool(metrics))
     confusion = answers.confusion(sources)
     mistakes = answers.mistakes(sources, confusion["pairs"] if confusion else [])
     examples = [path for pair in (confusion or {}).get("pairs", []) for path in pair["examples"]]

@@ -66,9 +66,15 @@ def session_of(run: Run, settings: SageMakerSettings, view: View = SILENT) -> Se
 def details_of(run: Run) -> Mapping[str, Any]:
     """What is known of a run on AWS. Raises ConfigError for a run of this machine."""
     details = run.record().details.get(REMOTE)
-    if not isinstance(details, Mapping):
+    if details is None:
         raise ConfigError(f"{run.name} did not run on SageMaker")
-    return details
+    with run.intact():
+        if not all(isinstance(details[name], str) for name in ("id", "region", "root")):
+            raise TypeError("a name is no text")
+        for kind, name in details["resources"]:
+            if not isinstance(kind, str) or not isinstance(name, str):
+                raise TypeError("a resource is no pair of texts")
+    return details  # type: ignore[no-any-return]  # JSON
 
 
 def remember(run: Run, **facts: Any) -> None:

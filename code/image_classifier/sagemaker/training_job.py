@@ -213,7 +213,7 @@ def finish(run: Run, session: Session, state: jobs.JobState) -> Outcome:
         download(session, state.model, run.archive)
         artifact.unpack(run.archive, fresh(run.paths.model))
         run.end(Status.COMPLETED, exit_code=0)
-        return Outcome(run=run, result=run.metrics(), seconds=float(state.training_s))
+        return Outcome(run=run, result=run.result(), seconds=float(state.training_s))
     if lines := last_lines(run.log):
         session.view.note(f"the last lines of the log:\n{lines}")
     error = describe_reason(state.reason or state.secondary)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import JobError
+from image_classifier.contract.metrics import METRIC_BY_NAME
 from image_classifier.contract.outputs import JOB, TRIALS_FOLDER, BestEpoch, best_epoch
 from image_classifier.contract.search import SearchSpace, parse_search_space
 from image_classifier.launch.process import Interrupts
@@ -103,7 +104,8 @@ def follow(run: Run, session: Session) -> Found:
     name = str(remote.details_of(run)["job"])
     started = time.monotonic()
     with Interrupts() as interrupts, session.view.live() as live:
-        shown = TrialsView(live, int(run.record().details["tune"]["trials"]))
+        with run.intact():
+            shown = TrialsView(live, int(run.record().details["tune"]["trials"]))
 
         def read() -> jobs.TuningState:
             state = jobs.describe_tuning_job(session, name)
@@ -119,14 +121,16 @@ def follow(run: Run, session: Session) -> Found:
 def finish(run: Run, session: Session, state: jobs.TuningState) -> Found:
     """Fetches every trial's history, and writes trials.csv, best.json and the picture. Raises JobError, AwsError."""
     details = run.record().details
-    space, objective = parse_search_space(details["space"]), str(details["tune"]["objective"])
+    with run.intact():
+        space, objective = parse_search_space(details["space"]), METRIC_BY_NAME[details["tune"]["objective"]].name
+        carried = dict(details["carried"])
     with failing(run):
         rows = [_row(run, session, number, trial, objective) for number, trial in enumerate(state.trials, 1)]
         if all(row.value is None for row in rows):
             reasons = [row.failure for row in rows if row.failure]
             error = describe_reason(reasons[0] if reasons else state.reason or f"the tuning job {state.status}")
             raise JobError(f"no trial gave a result: {error.message}", error.hint)
-        found = write_results(run, rows, objective, space, carried=details["carried"])
+        found = write_results(run, rows, objective, space, carried=carried)
     best = {"objective": objective, "value": found.best_value, "trial": found.best_trial}
     run.update(details={**run.record().details, "best": best})
     if state.status == "Completed":
@@ -146,7 +150,7 @@ def _row(run: Run, session: Session, number: int, trial: jobs.Trial, objective: 
     folder = run.path / TRIALS_FOLDER / f"{number:03}"
     record = Record(kind="train", status=Status.COMPLETED, config=values.to_hyperparameters(), data=run.record().data)
     made = Run(path=folder) if (folder / JOB.name).is_file() else open_run(folder, record)
-    if trial.status in {"Completed", "Stopped"} and not made.metrics():
+    if trial.status in {"Completed", "Stopped"} and not made.result():
         output = f"{remote.place_of(run).output}/{trial.job}/output/{OUTPUT_ARCHIVE}"
         try:
             fetch_output(session, output, made)

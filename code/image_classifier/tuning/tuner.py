@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from image_classifier.contract.config import TrainConfig, Value
+from image_classifier.contract.config import TrainConfig, Value, check, parameters_of
 from image_classifier.contract.errors import ConfigError, JobError, JobStopped, RuleFired
 from image_classifier.contract.metrics import METRIC_BY_NAME
 from image_classifier.contract.outputs import BEST, JOB, STUDY, TRIALS_FOLDER, best_epoch
@@ -89,13 +89,18 @@ def resume(run: Run, changes: Mapping[str, Value], view: View = SILENT) -> Searc
     if record.status in ACTIVE:
         raise still_running(run)
     changed: dict[str, Any] = {key.removeprefix("tune."): value for key, value in changes.items()}
-    space = parse_search_space(record.details["space"])
-    tune = fit_trials(dataclasses.replace(TuneSettings(**record.details["tune"]), **changed), space, view)
+    with run.intact():
+        space = parse_search_space(record.details["space"])
+        carried = {str(name): str(value) for name, value in record.details["carried"].items()}
+        tune = dataclasses.replace(TuneSettings(**record.details["tune"]), **changed)
+        for known in parameters_of(TuneSettings):
+            check(known, getattr(tune, known.name))
+        tune = fit_trials(tune, space, view)
     run.update(details={**record.details, "tune": dataclasses.asdict(tune)})
     data, base = Path(record.data), TrainConfig.from_hyperparameters(record.config)
     check_data(data, base, view)
     local.require_free_disk(run.path, tune.parallel)
-    return Search(run=run, data=data, base=base, space=space, tune=tune, carried=record.details["carried"])
+    return Search(run=run, data=data, base=base, space=space, tune=tune, carried=carried)
 
 
 def run(search: Search, *, starter: local.Starter = local, view: View = SILENT) -> Found:

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file
 from tests.other_values import other_value
 
 from image_classifier.contract.config import format_value, parameters
+from image_classifier.contract.files import as_text
 from image_classifier.contract.image_formats import FORMATS, JPEG
 from image_classifier.contract.metrics import parse_metric_line
 from image_classifier.contract.paths import MlPaths
@@ -51,7 +52,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path.unlink()
     first, second = sorted((root / "train").iterdir())
     (first / "empty.jpg").touch()
-    (second / "text.jpg").write_text("not an image")
+    (second / os.fsdecode(b"br\xe8ve.jpg")).write_text("not an image")  # names from a time before UTF-8
+    tested = min((root / "test" / first.name).iterdir())
+    tested.rename(tested.with_name(os.fsdecode(b"caf\xe9") + tested.suffix))
     return root
 
 
@@ -140,7 +143,7 @@ def test_train_writes_model_metrics_and_tables(finished: tuple[Job, str], data: 
     assert "split off" in log
     assert not job.paths.failure.exists()
     bad = json.loads((output / "bad_images.json").read_text())
-    assert sorted(Path(path).name for path in bad) == ["empty.jpg", "text.jpg"]
+    assert sorted(Path(path).name for path in bad) == ["br\\xe8ve.jpg", "empty.jpg"]
     assert all(log.count(f"skipped: {reason}") == 1 for reason in bad.values())
     confusion = list(csv.reader((output / "confusion.csv").read_text().splitlines()))
     assert sum(int(cell) for row in confusion[1:] for cell in row[1:]) == 6
@@ -166,9 +169,11 @@ def test_artifact_reproduces_golden_samples_and_test_predictions(finished: tuple
     for sample in artifact.golden:
         np.testing.assert_allclose(answer(sample.image), sample.probabilities, atol=1e-4)
     rows = list(csv.DictReader((job.paths.output_data / "test_predictions.csv").read_text().splitlines()))
-    assert len(rows) == 6
+    test = job.paths.channel("test")
+    files = {as_text(path.relative_to(test)): path for path in test.rglob("*.*")}
+    assert sorted(row["path"] for row in rows) == sorted(files)
     for row in rows:
-        probabilities = answer(job.paths.channel("test") / row["path"])
+        probabilities = answer(files[row["path"]])
         assert row["predicted"] == artifact.classes[probabilities.argmax()]
         assert float(row["probability"]) == pytest.approx(probabilities.max(), abs=1e-4)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from image_classifier.contract.errors import JobError
+from image_classifier.contract.files import as_text
 from image_classifier.contract.outputs import (
     HISTORY,
     METRICS,
@@ -116,3 +117,13 @@ def test_the_best_epoch_is_the_first_of_the_most_accurate_with_the_lowest_loss()
     assert lowest is not None
     assert lowest.epoch == 5
     assert best_epoch([{}, {"train:loss": 1.0}]) is None
+
+
+def test_names_that_are_not_utf_8_are_written_as_escapes(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.jpg")
+    METRICS.write(tmp_path, {name: 1})
+    assert METRICS.read(tmp_path) == {name: 1}
+    TEST_PREDICTIONS.write(tmp_path, [[name, "a", "b", "0.5"]])
+    (tmp_path / TEST_PREDICTIONS.name).read_text(encoding="utf-8")
+    assert as_text(Path("d") / name) == "d/caf\\xe9.jpg"
+    assert as_text(Path("Löwenzahn/日本.jpg")) == "Löwenzahn/日本.jpg"

@@ -39,11 +39,16 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 def write_text(path: Path, text: str) -> None:
     """Replaces `path` by `text` as UTF-8. Raises PlatformError, see `replacing`.
 
-    A lone surrogate, which stands for a byte of a file's name that is not UTF-8, becomes the escape `\\udce9`: JSON reads
+    A lone surrogate, which stands for a byte of a name that is not UTF-8, becomes the escape `\\udce9`: JSON reads
     it back.
     """
     with replacing(path) as file:
         file.write(text.encode(errors="backslashreplace"))
+
+
+def as_text(path: Path) -> str:
+    """A path as text that every file, log and answer can hold: a byte that is not UTF-8 becomes `\\xe9`."""
+    return os.fsencode(path).decode("utf-8", errors="backslashreplace")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -22,6 +22,7 @@ from image_classifier.contract.errors import (
     RequestError,
     describe,
 )
+from image_classifier.contract.files import as_text
 from image_classifier.contract.image_formats import JPEG, MEDIA_TYPE_BY_SUFFIX, SUFFIXES
 from image_classifier.vision.decode import decode
 from image_classifier.vision.folders import image_files
@@ -80,8 +81,8 @@ class Connection(ABC):
             image, content_type, note = read_image(file)
             predictions, model = self.invoke(image, content_type=content_type, top_k=top_k)
         except RequestError as error:
-            return Answer(file=str(file), error=error.message, hint=error.hint)
-        return Answer(file=str(file), predictions=predictions, model=model, note=note)
+            return Answer(file=as_text(file), error=error.message, hint=error.hint)
+        return Answer(file=as_text(file), predictions=predictions, model=model, note=note)
 
     def predict_all(self, files: Sequence[Path], *, top_k: int) -> Iterator[Answer]:
         """The answers in the order of `files`. Raises PlatformError when the endpoint is not there."""

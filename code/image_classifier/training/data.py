@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import RandomResizedCrop
 
 from image_classifier.contract.errors import DataError, RequestError
+from image_classifier.contract.files import as_text
 from image_classifier.training.cache import PixelCache
 from image_classifier.training.stop import ignore_stop_signals
 from image_classifier.vision.decode import decode
@@ -234,7 +235,7 @@ class BadImages:
         Raises:
             DataError: more than `limit` distinct files cannot be read.
         """
-        new = {str(split.paths[index]): reason for index, reason in unreadable.items()}
+        new = {as_text(split.paths[index]): reason for index, reason in unreadable.items()}
         new = {path: reason for path, reason in new.items() if path not in self.found}
         self.found.update(new)
         if len(self.found) > self._limit:

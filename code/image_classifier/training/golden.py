@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from image_classifier.contract.errors import RequestError
+from image_classifier.contract.files import as_text
 from image_classifier.contract.image_formats import JPEG
 from image_classifier.vision.artifact import GoldenSample
 from image_classifier.vision.decode import decode
@@ -41,7 +42,7 @@ def golden_samples(model: nn.Module, split: Split, preprocessing: Preprocessing,
             continue
         with torch.inference_mode():
             probabilities = model(pixels.to(memory_format=torch.channels_last)).double().softmax(1)[0].tolist()
-        samples.append(GoldenSample(name.as_posix(), image, tuple(probabilities)))
+        samples.append(GoldenSample(as_text(name), image, tuple(probabilities)))
     return samples
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from image_classifier.contract.files import as_text
 from image_classifier.contract.outputs import CONFUSION, PER_CLASS, TEST_PREDICTIONS
 from image_classifier.training.evaluate import Evaluation
 from image_classifier.vision.folders import Split
@@ -22,7 +23,7 @@ def write_test_results(folder: Path, test: Evaluation, split: Split, classes: Se
     columns = (test.indices.tolist(), test.labels.tolist(), test.predicted.tolist(), test.probability.tolist())
     predictions = (
         (
-            split.paths[index].relative_to(split.root).as_posix(),
+            as_text(split.paths[index].relative_to(split.root)),
             classes[label],
             classes[predicted],
             f"{probability:.6f}",

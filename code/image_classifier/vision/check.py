@@ -33,6 +33,7 @@ from typing import Any
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ClassifierError, PlatformError, describe
+from image_classifier.contract.files import as_text
 from image_classifier.contract.image_formats import OTHER_SUFFIXES
 from image_classifier.contract.machine import usable_cores
 from image_classifier.vision.decode import decode
@@ -281,4 +282,4 @@ def _ignored(root: Path, channels: Iterable[Path]) -> Iterator[DataFinding]:
 
 def _shown(path: Path, root: Path) -> str:
     """The path below `root` as text that can be printed, whatever bytes the name has."""
-    return os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "replace")
+    return as_text(path.relative_to(root))

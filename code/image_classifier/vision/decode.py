@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from image_classifier.contract.errors import ClassifierError, ImageError, TooLarge, describe
+from image_classifier.contract.files import as_text
 from image_classifier.contract.image_formats import OTHER_KINDS, PILLOW_NAMES, SEND_HINT
 
 MAX_PIXELS = 100_000_000  # 100 megapixels: above any camera in common use, at most 0.4 GB once decoded
@@ -67,7 +68,7 @@ def decode(source: bytes | Path, *, min_side: int | None = None) -> Image.Image:
         ImageError: not an image of an accepted format, damaged, truncated, or not a readable file.
         TooLarge: more than MAX_PIXELS, a side longer than MAX_SIDE, or more work than any honest picture makes.
     """
-    what = str(source) if isinstance(source, Path) else "the file"
+    what = as_text(source) if isinstance(source, Path) else "the file"
     try:
         with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as stream:
             return _decode(_Metered(stream, what), what, min_side)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -123,3 +124,12 @@ def test_damaged_record_is_a_sentence(tmp_path: Path) -> None:
         run.record()
     with pytest.raises(ConfigError, match="there is no run"):  # and the others can still be found
         find_run(tmp_path)
+
+
+def test_a_run_is_its_users_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        run = create_run(tmp_path / "runs", "train")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(run.path.stat().st_mode) == 0o700

@@ -41,6 +41,7 @@ from image_classifier.contract.paths import MlPaths
 DEFAULT_RUNS_DIR = "runs"  # in the working directory
 LOCK_NAME = ".lock"
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
+PRIVATE = 0o700  # of a run's folder: what lies there, pictures and answers, is its user's alone
 MAX_PID = 2**22  # Linux's PID_MAX_LIMIT
 SAME_START_S = 2.0  # the kernel's start times, read back, differ by rounding only
 
@@ -303,7 +304,7 @@ def create_run(runs_dir: Path, kind: str, name: str = "", **record: Any) -> Run:
 def open_run(path: Path, record: Record) -> Run:
     """Puts a job.json into the folder `path` (made if missing) and returns the run."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
     except OSError as error:
         raise PlatformError(f"cannot make {path}: {error.strerror}") from None
     run = Run(path=path)
@@ -317,7 +318,7 @@ def _make_folder(runs_dir: Path, stem: str) -> Path:
         for number in range(1, 1000):
             path = runs_dir / (stem if number == 1 else f"{stem}-{number}")
             try:
-                path.mkdir()
+                path.mkdir(mode=PRIVATE)
             except FileExistsError:
                 continue
             return path.resolve()

@@ -11,6 +11,7 @@ import pytest
 from image_classifier.cli import settings
 from image_classifier.cli.example_file import example_file
 from image_classifier.cli.settings import keys
+from image_classifier.cli.targets import TARGET_BY_NAME
 from image_classifier.contract.errors import ConfigError
 from image_classifier.contract.search import Categorical, Continuous
 
@@ -149,3 +150,7 @@ def test_foreign_best_json_is_refused(text: str) -> None:
 def test_url_follows_where_serve_listens() -> None:
     assert settings.load({"serve.host": "0.0.0.0", "serve.port": 9000}, environ={}).url == "http://127.0.0.1:9000"
     assert settings.load({"predict.url": "https://there/"}, environ={}).url == "https://there/"
+
+
+def test_every_target_that_can_be_named_is_there() -> None:
+    assert tuple(TARGET_BY_NAME) == settings.TARGETS

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from image_classifier.launch.training_run import Outcome
     from image_classifier.tuning.trials import Found
 
-DOCKER, SAGEMAKER = "docker", "sagemaker"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Target(ABC):
@@ -213,13 +211,15 @@ class SageMaker(Target):
         return RemoteClient(Session(settings, self.view), settings.endpoint, is_async=settings.variant == "async")
 
 
+TARGET_BY_NAME: Mapping[str, type[Target]] = {"local": Local, "docker": Docker, "sagemaker": SageMaker}
+
+
 def target_of(settings: Settings, *, yes: bool = False, dry_run: bool = False) -> Target:
     """The target that the settings name. Raises ConfigError."""
-    if settings.general.target == SAGEMAKER:
-        return SageMaker(settings=settings, yes=yes, dry_run=dry_run)
-    if dry_run:
+    target = TARGET_BY_NAME[settings.general.target]
+    if dry_run and not issubclass(target, SageMaker):
         raise ConfigError("--dry-run shows requests to AWS, jobs here make none", "give --target sagemaker")
-    return (Docker if settings.general.target == DOCKER else Local)(settings=settings, yes=yes)
+    return target(settings=settings, yes=yes, dry_run=dry_run)
 
 
 def _require_here(run: Run) -> None:

@@ -21,10 +21,10 @@ from safetensors.numpy import load_file
 from tests.other_values import other_value
 
 from image_classifier.contract.config import format_value, parameters
-from image_classifier.contract.files import as_text
 from image_classifier.contract.image_formats import FORMATS, JPEG
 from image_classifier.contract.metrics import parse_metric_line
 from image_classifier.contract.paths import MlPaths
+from image_classifier.contract.text import as_text
 from image_classifier.vision.artifact import load_model
 from image_classifier.vision.model import build_model, load_safetensors
 from image_classifier.vision.preprocess import load

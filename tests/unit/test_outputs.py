@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from image_classifier.contract.errors import JobError
-from image_classifier.contract.files import as_text
 from image_classifier.contract.outputs import (
     HISTORY,
     METRICS,
@@ -23,6 +22,7 @@ from image_classifier.contract.outputs import (
     stop_message,
 )
 from image_classifier.contract.paths import FAILURE_MAX_CHARS
+from image_classifier.contract.text import as_text
 
 DAMAGE = [b"", b"null", b"[", b"\xff\xfe\x00", b"NaN", b"{}" * 3, b"[" * 100_000, b'"\\ud800"', os.urandom(4096)]
 ROWS = [{"epoch": 1, "validation:accuracy": 0.5}, {"epoch": 2, "validation:accuracy": 0.7}]

@@ -64,7 +64,7 @@ def test_long_names_leave_room_for_the_answer(monkeypatch: pytest.MonkeyPatch) -
 
 def test_an_error_is_one_line_whatever_a_name_holds(capsys: pytest.CaptureFixture[str]) -> None:
     render.error(DataError("there is no folder new\nline\x1b[2J"))
-    assert capsys.readouterr().err == "error: there is no folder new line [2J\n"
+    assert capsys.readouterr().err == "error: there is no folder new\\nline\\x1b[2J\n"
 
 
 def test_alike_findings_share_their_hint(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import sys
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from image_classifier.contract.errors import ClassifierError
+from image_classifier.contract.text import json_visible, visible
 from image_classifier.launch.view import Bar, Drawing, Live, View
 
 if TYPE_CHECKING:
@@ -46,10 +46,16 @@ def table(
             facts(zip(columns, row, strict=True))
             print()
         return
-    made = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(
+        title=Text(visible(title)) if title else None,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for name, length in zip(columns, longest, strict=True):
         justify: JustifyMethod = "right" if name in numbers else "left"
-        made.add_column(name, justify=justify, overflow="fold", no_wrap=length <= NARROWEST)
+        made.add_column(Text(visible(name)), justify=justify, overflow="fold", no_wrap=length <= NARROWEST)
     for row in cells:
         made.add_row(*(Text(cell, style=_style(cell)) for cell in row))
     console.print(made)
@@ -60,30 +66,35 @@ def facts(pairs: Iterable[tuple[str, object]], *, title: str = "") -> None:
     texts = [(name, str(value)) for name, value in pairs]
     if not sys.stdout.isatty():
         for name, text in texts:
-            print(f"{name}\t{_flat(text)}")
+            print(f"{visible(name)}\t{_flat(text)}")
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     made = Table(
-        title=title or None, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False
+        title=Text(visible(title)) if title else None,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        show_header=False,
+        pad_edge=False,
     )
     made.add_column(style="dim")
     made.add_column(overflow="fold")
     for name, text in texts:
-        made.add_row(name, Text(text, style=_style(text)))
+        made.add_row(visible(name), Text(visible(text), style=_style(text)))
     Console().print(made)
 
 
 def document(value: Any) -> None:
     """Prints one JSON document."""
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    print(json_visible(json.dumps(value, indent=1, ensure_ascii=False)))
 
 
 def note(text: str) -> None:
-    """Prints a line for the person who waits."""
-    print(text, file=sys.stderr, flush=True)
+    """Prints a line for the person who waits; names in it may hold no line's end of their own, see `visible`."""
+    print(visible(text, keep="\n"), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
@@ -99,8 +110,8 @@ def error(problem: ClassifierError) -> None:
 
 
 def labelled(label: str, text: str) -> None:
-    """Prints `label: text` on one line; control characters, which a file's name may hold, as spaces."""
-    text = "".join(" " if unicodedata.category(char) == "Cc" else char for char in text)
+    """Prints `label: text` on one line; what a terminal would obey, which a file's name may hold, as escapes."""
+    text = visible(text)
     if not sys.stderr.isatty():
         print(f"{label}: {text}", file=sys.stderr, flush=True)
         return
@@ -157,7 +168,7 @@ class _Redrawn(Live):
     def show(self, text: str) -> None:
         from rich.text import Text
 
-        self._shown.console.print(Text(text))
+        self._shown.console.print(Text(visible(text, keep="\n")))
 
     def draw(self, drawing: Callable[[], Drawing]) -> None:
         from rich.progress_bar import ProgressBar
@@ -179,11 +190,11 @@ class _Redrawn(Live):
 def _text(cell: str) -> Text:
     from rich.text import Text
 
-    return Text(cell)
+    return Text(visible(cell))
 
 
 def _flat(cell: object) -> str:
-    return " ".join(str(cell).split())
+    return visible(" ".join(str(cell).split(" ")))
 
 
 def _style(text: str) -> str:

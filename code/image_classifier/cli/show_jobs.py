@@ -14,6 +14,7 @@ from image_classifier.contract.config import parameters
 from image_classifier.contract.endpoint import parse_ready_line
 from image_classifier.contract.errors import PlatformError
 from image_classifier.contract.outputs import BEST, REPORT_HTML, TRIALS, TUNING_PICTURE
+from image_classifier.contract.text import visible
 from image_classifier.launch.process import POLL_S
 from image_classifier.launch.progress import duration
 from image_classifier.launch.runs import ACTIVE, Run, Status
@@ -150,7 +151,7 @@ def log(run: Run, *, follow: bool) -> None:
         while True:
             active = follow and run.record().status in ACTIVE
             for line in file:
-                sys.stdout.write(line)
+                sys.stdout.write(visible(line, keep="\n\t"))
             sys.stdout.flush()
             if not active:
                 return

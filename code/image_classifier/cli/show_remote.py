@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from image_classifier.cli import render
+from image_classifier.contract.text import visible
 
 if TYPE_CHECKING:
     from image_classifier.sagemaker.delete import Deleted
@@ -34,9 +35,9 @@ def checks(found: Iterable[Check], *, as_json: bool) -> int:
         if as_json:
             documents.append({"name": check.name, "state": check.state, "detail": check.detail, "hint": check.hint})
             continue
-        print(f"{check.state.ljust(7)}  {check.name}: {check.detail}", flush=True)
+        print(visible(f"{check.state.ljust(7)}  {check.name}: {check.detail}"), flush=True)
         if check.hint and check.state != "ok":
-            print(f"         hint: {check.hint}", flush=True)
+            print(visible(f"         hint: {check.hint}"), flush=True)
     if as_json:
         render.document(documents)
     return int(failed)

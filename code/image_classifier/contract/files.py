@@ -46,11 +46,6 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode(errors="backslashreplace"))
 
 
-def as_text(path: Path) -> str:
-    """A path as text that every file, log and answer can hold: a byte that is not UTF-8 becomes `\\xe9`."""
-    return os.fsencode(path).decode("utf-8", errors="backslashreplace")
-
-
 def _sync_folder(folder: Path) -> None:
     """Makes the new name last through a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -22,8 +22,8 @@ from image_classifier.contract.errors import (
     RequestError,
     describe,
 )
-from image_classifier.contract.files import as_text
 from image_classifier.contract.image_formats import JPEG, MEDIA_TYPE_BY_SUFFIX, SUFFIXES
+from image_classifier.contract.text import as_text
 from image_classifier.vision.decode import decode
 from image_classifier.vision.folders import image_files
 

@@ -26,6 +26,7 @@ from image_classifier.contract import endpoint
 from image_classifier.contract.errors import ArtifactError, ClassifierError, ConfigError, PlatformError, describe
 from image_classifier.contract.machine import usable_cores
 from image_classifier.contract.paths import MlPaths
+from image_classifier.contract.text import visible
 from image_classifier.contract.wire import JSON_TYPE, TOP_K_HEADER
 from image_classifier.serving.engines import has_gpu, requested_engine
 from image_classifier.serving.scratch import Report, Scratch
@@ -59,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: ClassifierError) -> int:
-    print(f"error: {error.message}", file=sys.stderr)
+    print(visible(f"error: {error.message}"), file=sys.stderr)
     if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr, flush=True)
+        print(visible(f"hint: {error.hint}"), file=sys.stderr, flush=True)
     return error.exit_code
 
 

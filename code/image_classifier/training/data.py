@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import RandomResizedCrop
 
 from image_classifier.contract.errors import DataError, RequestError
-from image_classifier.contract.files import as_text
+from image_classifier.contract.text import as_text
 from image_classifier.training.cache import PixelCache
 from image_classifier.training.stop import ignore_stop_signals
 from image_classifier.vision.decode import decode

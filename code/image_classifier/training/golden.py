@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from image_classifier.contract.errors import RequestError
-from image_classifier.contract.files import as_text
 from image_classifier.contract.image_formats import JPEG
+from image_classifier.contract.text import as_text
 from image_classifier.vision.artifact import GoldenSample
 from image_classifier.vision.decode import decode
 from image_classifier.vision.folders import Split

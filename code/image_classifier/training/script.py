@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ClassifierError, JobStopped
 from image_classifier.contract.paths import MlPaths
+from image_classifier.contract.text import visible
 from image_classifier.training.ending import PROCESS_LOST, explain, report, write_failure
 from image_classifier.training.stop import StopFlag, end_workers
 
@@ -62,6 +63,7 @@ def configure_logging(level: int = logging.INFO) -> None:
 
 class _Formatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # the base class's name
+        record.message = visible(record.message, keep="\n\t")
         text = super().formatMessage(record)
         if record.levelno < logging.WARNING:
             return text

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.contract.files import as_text
 from image_classifier.contract.outputs import CONFUSION, PER_CLASS, TEST_PREDICTIONS
+from image_classifier.contract.text import as_text
 from image_classifier.training.evaluate import Evaluation
 from image_classifier.vision.folders import Split
 

@@ -33,9 +33,9 @@ from typing import Any
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ClassifierError, PlatformError, describe
-from image_classifier.contract.files import as_text
 from image_classifier.contract.image_formats import OTHER_SUFFIXES
 from image_classifier.contract.machine import usable_cores
+from image_classifier.contract.text import as_text
 from image_classifier.vision.decode import decode
 from image_classifier.vision.folders import ImageFolders, find_channels, fingerprint, listing, loose_images, scan
 

@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from image_classifier.contract.errors import ClassifierError, ImageError, TooLarge, describe
-from image_classifier.contract.files import as_text
 from image_classifier.contract.image_formats import OTHER_KINDS, PILLOW_NAMES, SEND_HINT
+from image_classifier.contract.text import as_text
 
 MAX_PIXELS = 100_000_000  # 100 megapixels: above any camera in common use, at most 0.4 GB once decoded
 MAX_SIDE = 65_535  # the longest side a JPEG can have; also keeps crop boxes exact in Pillow's 32-bit floats

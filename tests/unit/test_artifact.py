@@ -298,3 +298,60 @@ def test_unpacking_over_something_is_refused(archive: Path, tmp_path: Path) -> N
         unpack(archive, tmp_path / "busy")
     (tmp_path / "empty").mkdir()
     check_is_the_model(unpack(archive, tmp_path / "empty"))
+
+
+BROKEN: dict[str, tuple[dict[str, Any], str]] = {
+    "no golden sample": ({"golden": ()}, "no golden sample"),
+    "a NaN": ({"weights": WEIGHTS | {"x": np.array([1.0, np.nan], np.float32)}}, "x hold a number that is not finite"),
+    "an infinity": ({"weights": WEIGHTS | {"x": np.array([np.inf], np.float16)}}, "x hold a number that is not finite"),
+    "fewer classes": ({"weights": WEIGHTS | {"fc.bias": np.zeros(4, np.float32)}}, "4 outputs for 3 classes"),
+    "more classes": ({"weights": WEIGHTS | {"fc.weight": np.zeros((2, 8), np.float32)}}, "2 outputs for 3 classes"),
+    "complex numbers": ({"weights": WEIGHTS | {"x": np.zeros(2, np.complex64)}}, "x are of the type complex64"),
+}
+
+
+@pytest.mark.parametrize(("changes", "sentence"), BROKEN.values(), ids=BROKEN)
+def test_a_model_that_could_prove_nothing_is_not_written(
+    tmp_path: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ArtifactError, match=sentence):
+        write(tmp_path, **changes)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def replace_weights(model: Path, data: bytes) -> None:
+    """As somebody would who knows the format: with all checksums right."""
+    (model / "model.safetensors").write_bytes(data)
+    entry = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    edit_manifest(model, lambda values: values["members"].update({"model.safetensors": entry}))
+
+
+def safetensors_of(kind: str, shape: list[int], data: bytes, name: str = "x") -> bytes:
+    header = json.dumps({name: {"dtype": kind, "shape": shape, "data_offsets": [0, len(data)]}}).encode()
+    return len(header).to_bytes(8, "little") + header + data
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (safetensors_of("BF16", [2], b"\x80\x3f" * 2), "x are of the type BF16"),
+        (safetensors_of("F8_E4M3", [2], b"\x38" * 2), "x are of the type F8_E4M3"),
+        (safetensors_of("F32", [1], np.array([np.nan], "<f4").tobytes()), "x hold a number that is not finite"),
+        (safetensors_of("F32", [2], bytes(8), "fc.bias"), "2 outputs for 3 classes"),
+    ],
+    ids=["bfloat16", "float8", "NaN", "outputs"],
+)
+def test_a_model_that_could_prove_nothing_is_not_loaded(model: Path, data: bytes, sentence: str) -> None:
+    replace_weights(model, data)
+    with pytest.raises(ArtifactError, match=sentence):
+        load_model(model)
+
+
+def test_a_model_without_golden_samples_is_not_loaded(model: Path) -> None:
+    def drop(values: dict[str, Any]) -> None:
+        values["golden"] = []
+        values["members"] = {name: each for name, each in values["members"].items() if not name.startswith("golden/")}
+
+    edit_manifest(model, drop)
+    with pytest.raises(ArtifactError, match="no golden sample"):
+        load_model(model)

@@ -166,3 +166,17 @@ def test_a_drain_header_without_the_right_token_is_an_ordinary_request(service, 
     assert invoke(service, jpeg(1), [("X-Classifier-Drain", "wröng")])[0] == 200
     monkeypatch.delenv("CLASSIFIER_DRAIN_TOKEN")
     assert invoke(service, jpeg(1), [("X-Classifier-Drain", "")])[0] == 200
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf], ids=str)
+def test_an_answer_that_is_not_a_number_never_leaves(model_dir: Path, value: float) -> None:
+    artifact = load_model(model_dir)
+
+    class Broken:
+        name = "broken"
+
+        def logits(self, image: np.ndarray) -> np.ndarray:
+            return np.full(len(artifact.classes), value, np.float32)
+
+    with pytest.raises(ArtifactError, match="not a number"):
+        Classifier(artifact, Broken()).rank(artifact.golden[0].image, 3)

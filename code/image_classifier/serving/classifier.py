@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from image_classifier.contract.errors import ArtifactError
 from image_classifier.serving.codec import Ranking
 from image_classifier.serving.engines import Engine
 from image_classifier.vision.artifact import Artifact, check_answer
@@ -19,8 +20,15 @@ class Classifier:
         self.engine = engine
 
     def probabilities(self, image: bytes) -> NDArray[np.float64]:
-        """The bytes of one image -> (num_classes,) float64, summing to 1. Raises ImageError or TooLarge."""
+        """The bytes of one image -> (num_classes,) float64, summing to 1.
+
+        Raises:
+            ImageError, TooLarge: the bytes are no picture that can be answered.
+            ArtifactError: the network computes something that is not a number.
+        """
         logits = self.engine.logits(load(image, self.artifact.preprocessing)).astype(np.float64)
+        if not np.isfinite(logits).all():
+            raise ArtifactError("the model's answer is not a number", "its weights or the engine are damaged")
         exponentials = np.exp(logits - logits.max())
         result: NDArray[np.float64] = exponentials / exponentials.sum()
         return result

@@ -27,7 +27,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
 from image_classifier.contract.errors import ArtifactError, ClassifierError, PlatformError, describe
@@ -45,6 +45,7 @@ from image_classifier.vision.manifest import (
     checksum,
 )
 from image_classifier.vision.preprocess import Preprocessing
+from image_classifier.vision.weight_checks import check_weights, check_weights_file
 
 __all__ = [
     "ARCHIVE",
@@ -125,6 +126,7 @@ def write_model(
         ArtifactError: the values make no artifact that could be read again, e.g. a golden sample without numbers.
         PlatformError: a full disk or a missing permission.
     """
+    check_weights(weights, classes)
     members = {f"golden/{i:02d}{_suffix(sample.name)}": sample.image for i, sample in enumerate(golden)}
     dense = {name: np.asarray(array, order="C") for name, array in weights.items()}  # safetensors ignores strides
     contents = {WEIGHTS: safetensors_numpy.save(dense), **members}
@@ -168,8 +170,7 @@ def load_model(directory: Path) -> Artifact:
     for name, member in manifest.members.items():
         _verify(directory / name, member, name)
     try:
-        with safe_open(directory / WEIGHTS, framework="numpy"):
-            pass  # opening parses the header and checks it against the length of the file
+        check_weights_file(directory / WEIGHTS, manifest.classes)
         golden = tuple(
             GoldenSample(name, (directory / member).read_bytes(), probabilities)
             for member, name, probabilities in manifest.golden

@@ -144,6 +144,8 @@ class Manifest:
             raise ArtifactError(f"the model is a {self.architecture}, this program runs {network.NAME}")
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
             raise ArtifactError("the manifest does not name two or more different classes")
+        if not self.golden:
+            raise ArtifactError("the model has no golden sample: nothing proves what it answers", "train it again")
         expected = {WEIGHTS, *(member for member, _, _ in self.golden)}
         if set(self.members) != expected or len(expected) != 1 + len(self.golden):
             raise ArtifactError("the manifest lists other files than the weights and the golden samples")

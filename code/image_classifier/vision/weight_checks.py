@@ -1,0 +1,54 @@
+"""What weights must be to answer anything: numbers that numpy knows, all of them finite, an output for every class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from image_classifier.contract.errors import ArtifactError
+from image_classifier.vision.network import HEAD
+
+FLOATS = ("F16", "F32", "F64")  # of safetensors; numpy has no bfloat16 and no 8-bit floats
+INTEGERS = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL")
+
+
+def check_weights(weights: Mapping[str, NDArray[Any]], classes: Sequence[str]) -> None:
+    """Raises ArtifactError when the arrays, by name in the state dict, cannot be a model's of these classes."""
+    for name, array in weights.items():
+        _check(name, array, classes)
+
+
+def check_weights_file(path: Path, classes: Sequence[str]) -> None:
+    """As `check_weights`, of a safetensors file, one tensor in memory at a time.
+
+    Raises:
+        ArtifactError: as there; or a tensor is of a type that cannot be read here.
+        SafetensorError, OSError: the file cannot be read.
+    """
+    for name, array in _arrays(path):
+        _check(name, array, classes)
+
+
+def _arrays(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
+    with safe_open(path, framework="numpy") as file:
+        for name in file.keys():  # noqa: SIM118  # no mapping
+            kind = file.get_slice(name).get_dtype()
+            if kind not in FLOATS + INTEGERS:
+                raise ArtifactError(f"the weights {name} are of the type {kind}", "save them as float32")
+            yield name, file.get_tensor(name)
+
+
+def _check(name: str, array: NDArray[Any], classes: Sequence[str]) -> None:
+    if array.dtype.kind not in "fiub":
+        raise ArtifactError(f"the weights {name} are of the type {array.dtype}", "save them as float32")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ArtifactError(
+            f"the weights {name} hold a number that is not finite", "the training diverged: train again with a lower lr"
+        )
+    if name in (f"{HEAD}.weight", f"{HEAD}.bias") and len(array) != len(classes):
+        raise ArtifactError(f"the network has {len(array)} outputs for {len(classes)} classes")

@@ -15,7 +15,8 @@ from PIL import Image
 
 from image_classifier.contract.errors import ImageError, TooLarge
 from image_classifier.vision import decode as module
-from image_classifier.vision.decode import MAX_PIXELS, MAX_SCANS, decode, num_scans
+from image_classifier.vision.containers import num_scans
+from image_classifier.vision.decode import MAX_PIXELS, MAX_SCANS, decode
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # as the module asks for outside of pytest
 

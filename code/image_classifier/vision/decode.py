@@ -7,7 +7,6 @@ header before any pixel is decoded, and whatever Pillow raises on broken bytes b
 from __future__ import annotations
 
 import io
-import re
 import time
 import warnings
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from image_classifier.contract.errors import ClassifierError, ImageError, TooLarge, describe
 from image_classifier.contract.image_formats import OTHER_KINDS, PILLOW_NAMES, SEND_HINT
 from image_classifier.contract.text import as_text
+from image_classifier.vision.containers import bare, num_scans
 
 MAX_PIXELS = 100_000_000  # 100 megapixels: above any camera in common use, at most 0.4 GB once decoded
 MAX_SIDE = 65_535  # the longest side a JPEG can have; also keeps crop boxes exact in Pillow's 32-bit floats
@@ -31,8 +31,6 @@ MAX_DECODE_S = 10.0  # of this thread's own time on a core; the largest accepted
 
 _SCANNED = ("JPEG", "MPO")  # Pillow's names
 _START_OF_SCAN = b"\xff\xda"
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in pixels, FF is followed by 00 or a restart marker
-_END_OF_IMAGE, _TEM, _START_OF_IMAGE = 0xD9, 0x01, 0xD8  # markers without a length
 
 _UPRIGHT: dict[
     object, Image.Transpose
@@ -69,6 +67,27 @@ def decode(source: bytes | Path, *, min_side: int | None = None) -> Image.Image:
         TooLarge: more than MAX_PIXELS, a side longer than MAX_SIDE, or more work than any honest picture makes.
     """
     what = as_text(source) if isinstance(source, Path) else "the file"
+    try:
+        return _read(source, what, min_side)
+    except ImageError:
+        picture = _from_pixels_alone(source, what, min_side)
+        if picture is None:
+            raise
+        return picture
+
+
+def _from_pixels_alone(source: bytes | Path, what: str, min_side: int | None) -> Image.Image | None:
+    """A picture that a decoder refused, without all that is no pixel; None when its pixels are what is damaged."""
+    try:
+        data = source.read_bytes() if isinstance(source, Path) else source
+        pictures = [_read(each, what, min_side) for each in bare(data)]
+    except (OSError, ImageError):
+        return None
+    agree = pictures and all(each.tobytes() == pictures[0].tobytes() for each in pictures[1:])
+    return pictures[0] if agree else None
+
+
+def _read(source: bytes | Path, what: str, min_side: int | None) -> Image.Image:
     try:
         with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as stream:
             return _decode(_Metered(stream, what), what, min_side)
@@ -131,18 +150,6 @@ def _check_scans(stream: Any, pixels: int, what: str) -> None:
             f"{what} goes over its pixels {scans} times, at most {allowed} times are accepted at this size",
             "save the picture again: a usual JPEG needs 1 to 14",
         )
-
-
-def num_scans(data: bytes) -> int:
-    """The number of passes over the pixels in a JPEG file, up to its end marker. What looks like one inside of metadata
-    does not count."""
-    scans, at = 0, 2
-    while (found := _MARKER.search(data, at)) and (marker := data[found.end() - 1]) != _END_OF_IMAGE:
-        scans += marker == _START_OF_SCAN[1]
-        at = found.end()
-        if marker not in (_TEM, _START_OF_IMAGE):
-            at += max(2, int.from_bytes(data[at : at + 2]))
-    return scans
 
 
 def _not_an_image(head: bytes, what: str) -> ImageError:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from image_classifier.contract.errors import ClassifierError, JobError, PlatformError
+from image_classifier.contract.outputs import parse_failure
 
 NETWORK = "network"  # `AwsError.code` of a call that got no answer
 THROTTLED = "throttled"
@@ -236,8 +237,8 @@ def describe_reason(reason: str) -> JobError:
     for known in REASONS:
         if match := re.search(known.text, reason):
             values = {"message": " ".join(reason.split())} | match.groupdict()
-            message, _, hint = known.sentence.format(**values).partition("\nhint: ")  # our failure file has both
-            return JobError(message.strip(), (hint or known.hint).strip())
+            failure = parse_failure(known.sentence.format(**values))  # AWS shows what our failure file holds
+            return JobError(failure.message, failure.hint or known.hint.strip())
     raise AssertionError("the last line takes everything")
 
 

@@ -23,6 +23,7 @@ from sagemaker_training import entry_point, environment, logging_config
 from sagemaker_training.process import ProcessRunner
 
 from image_classifier.contract.errors import EXIT_FAILURE, EXIT_STOPPED, JobError, JobStopped
+from image_classifier.contract.outputs import stop_message
 from image_classifier.contract.paths import MlPaths
 from image_classifier.contract.supervised import Supervised
 from image_classifier.training.ending import write_failure
@@ -117,7 +118,7 @@ def _install(handler: object) -> None:
 
 
 def _stop_before_start(number: int, _frame: FrameType | None) -> NoReturn:
-    stopped = JobStopped(f"stopped by {signal.Signals(number).name} before the training script started")
+    stopped = JobStopped(stop_message(signal.Signals(number).name, "before the training script started"))
     write_failure(MlPaths.from_environment().failure, stopped)
     _leave(EXIT_STOPPED)
 

@@ -21,8 +21,8 @@ from image_classifier.contract.outputs import (
     CONFUSION,
     HISTORY,
     JOB,
-    METRICS,
     PER_CLASS,
+    RESULT,
     RULES,
     SETUP,
     STATISTICS,
@@ -93,7 +93,7 @@ def make_job(
     best = max(range(epochs), key=lambda i: history[i]["validation:accuracy"])
     test = {"test:loss": 0.52, "test:accuracy": hits / len(predictions), "test:top5_accuracy": 0.98}
     images = {"train": 60 * len(classes), "valid": 12 * len(classes), "test": len(predictions)}
-    METRICS.write(data, {
+    RESULT.write(data, {
         "best_epoch": best + 1, "epochs": epochs,
         "metrics": {name: value for name, value in history[best].items() if ":" in name} | test,
         "classes": len(classes), "images": images, "unreadable_images": 1, "seconds": steps[-1].time - STARTED + 4,

@@ -12,7 +12,7 @@ import pytest
 
 from image_classifier.cli.main import main
 from image_classifier.contract.config import TrainConfig
-from image_classifier.contract.outputs import JOB, METRICS
+from image_classifier.contract.outputs import JOB, RESULT
 from image_classifier.launch.runs import Record, Run, Status, create_run
 from image_classifier.tuning.tune_settings import TuneSettings
 
@@ -117,5 +117,5 @@ def test_a_damaged_job_json_is_a_sentence_and_harms_no_other_run(
 @pytest.mark.parametrize("result", [7, [], {"metrics": 7}, {"metrics": {"test:accuracy": "x"}}], ids=str)
 def test_a_damaged_result_is_shown_as_none(bad: Run, result: Any, capsys: pytest.CaptureFixture[str]) -> None:
     bad.write(Record(kind="train", status=Status.COMPLETED))
-    METRICS.write(bad.paths.output_data, result)
+    RESULT.write(bad.paths.output_data, result)
     answers(capsys, bad)

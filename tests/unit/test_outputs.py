@@ -11,7 +11,7 @@ import pytest
 from image_classifier.contract.errors import JobError
 from image_classifier.contract.outputs import (
     HISTORY,
-    METRICS,
+    RESULT,
     SETUP,
     TEST_PREDICTIONS,
     TRIALS,
@@ -30,18 +30,18 @@ ROWS = [{"epoch": 1, "validation:accuracy": 0.5}, {"epoch": 2, "validation:accur
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=range(len(DAMAGE)))
 def test_any_bytes_are_read_as_nothing(tmp_path: Path, damage: bytes) -> None:
-    for name in (HISTORY.name, METRICS.name, TEST_PREDICTIONS.name, "failure"):
+    for name in (HISTORY.name, RESULT.name, TEST_PREDICTIONS.name, "failure"):
         (tmp_path / name).write_bytes(damage)
     assert HISTORY.read(tmp_path) == []
-    assert METRICS.read_object(tmp_path) == {}
+    assert RESULT.read_object(tmp_path) == {}
     assert TEST_PREDICTIONS.read(tmp_path) == []
     read_failure(tmp_path / "failure")
 
 
 def test_a_folder_in_a_files_place_and_a_missing_file_are_read_as_nothing(tmp_path: Path) -> None:
-    (tmp_path / METRICS.name).mkdir()
-    assert METRICS.read(tmp_path) is None
-    assert METRICS.read(tmp_path / "nowhere") is None
+    (tmp_path / RESULT.name).mkdir()
+    assert RESULT.read(tmp_path) is None
+    assert RESULT.read(tmp_path / "nowhere") is None
     assert HISTORY.read(tmp_path / "nowhere") == []
 
 
@@ -78,10 +78,10 @@ def test_a_table_with_another_header_and_a_row_that_was_cut_off_are_passed_over(
 
 
 def test_a_number_that_is_not_finite_is_never_written(tmp_path: Path) -> None:
-    METRICS.write(tmp_path, {"loss": 1.0})
+    RESULT.write(tmp_path, {"loss": 1.0})
     with pytest.raises(ValueError, match="JSON"):
-        METRICS.write(tmp_path, {"loss": float("nan")})
-    assert METRICS.read(tmp_path) == {"loss": 1.0}
+        RESULT.write(tmp_path, {"loss": float("nan")})
+    assert RESULT.read(tmp_path) == {"loss": 1.0}
 
 
 def test_what_an_earlier_version_called_otherwise_is_found(tmp_path: Path) -> None:
@@ -121,8 +121,8 @@ def test_the_best_epoch_is_the_first_of_the_most_accurate_with_the_lowest_loss()
 
 def test_names_that_are_not_utf_8_are_written_as_escapes(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.jpg")
-    METRICS.write(tmp_path, {name: 1})
-    assert METRICS.read(tmp_path) == {name: 1}
+    RESULT.write(tmp_path, {name: 1})
+    assert RESULT.read(tmp_path) == {name: 1}
     TEST_PREDICTIONS.write(tmp_path, [[name, "a", "b", "0.5"]])
     (tmp_path / TEST_PREDICTIONS.name).read_text(encoding="utf-8")
     assert as_text(Path("d") / name) == "d/caf\\xe9.jpg"

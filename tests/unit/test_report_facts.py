@@ -16,9 +16,9 @@ from image_classifier.contract.outputs import (
     BAD_IMAGES,
     CONFUSION,
     HISTORY,
-    METRICS,
     PER_CLASS,
     REPORT,
+    RESULT,
     RULES,
     SETUP,
     STATISTICS,
@@ -37,7 +37,7 @@ from image_classifier.report.results import SPLIT_NAMES
 from image_classifier.report.search_facts import importance
 from image_classifier.vision import network
 
-PARTS = [part.name for part in (HISTORY, METRICS, STEPS, STATISTICS, RULES, CONFUSION, SETUP)]
+PARTS = [part.name for part in (HISTORY, RESULT, STEPS, STATISTICS, RULES, CONFUSION, SETUP)]
 MORE_PARTS = [part.name for part in (PER_CLASS, TEST_PREDICTIONS, BAD_IMAGES, REPORT)]
 
 

@@ -153,7 +153,7 @@ TUNING_PICTURE = "tuning.svg"
 
 # of output/data
 HISTORY = Lines("history.jsonl", number="epoch")
-METRICS = Document("metrics.json")
+RESULT = Document("metrics.json")
 BAD_IMAGES = Document("bad_images.json")
 PER_CLASS = Table("per_class.csv", ("class", "images", "precision", "recall", "f1"))
 CONFUSION = Table("confusion.csv", ("true \\ predicted",))
@@ -205,7 +205,7 @@ def read_failure(path: Path) -> Failure:
     return parse_failure(_text(path))
 
 
-_RESULT: Mapping[str, type | tuple[type, ...]] = {  # of metrics.json
+_RESULT_TYPES: Mapping[str, type | tuple[type, ...]] = {  # of metrics.json
     "outcome": str,
     "reason": str,
     "advice": str,
@@ -222,8 +222,8 @@ _RESULT: Mapping[str, type | tuple[type, ...]] = {  # of metrics.json
 def read_result(folder: Path) -> dict[str, Any]:
     """What is sound in metrics.json: values of the types that a training writes, `metrics` and `images` of numbers;
     empty without any."""
-    found = METRICS.read_object(folder)
-    result = {name: value for name, value in found.items() if isinstance(value, _RESULT.get(name, ()))}
+    found = RESULT.read_object(folder)
+    result = {name: value for name, value in found.items() if isinstance(value, _RESULT_TYPES.get(name, ()))}
     for name, kind in (("metrics", (int, float)), ("images", int)):
         if isinstance(numbers := found.get(name), dict):
             result[name] = {key: value for key, value in numbers.items() if isinstance(value, kind)}

@@ -16,8 +16,8 @@ from typing import Any
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.outputs import (
     JOB,
-    METRICS,
     REPORT,
+    RESULT,
     RULES,
     SETUP,
     STATISTICS,
@@ -63,7 +63,7 @@ def gather(folder: Path, *, name: str = "") -> dict[str, Any]:
     config = _config(sources, run.job, earlier)
     history = sources.history()
     metrics = read_result(sources.data)
-    sources.note(METRICS.name, "the job did not finish", found=bool(metrics))
+    sources.note(RESULT.name, "the job did not finish", found=bool(metrics))
     confusion = answers.confusion(sources)
     mistakes = answers.mistakes(sources, confusion["pairs"] if confusion else [])
     examples = [path for pair in (confusion or {}).get("pairs", []) for path in pair["examples"]]

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from image_classifier.contract.errors import DataError
-from image_classifier.contract.outputs import HISTORY, METRICS, REPORT, SETUP, STEPS, Document, Table
+from image_classifier.contract.outputs import HISTORY, REPORT, RESULT, SETUP, STEPS, Document, Table
 from image_classifier.contract.paths import MlPaths
 
-_SIGNS_OF_A_JOB = (HISTORY.name, METRICS.name, SETUP.name, SETUP.formerly, STEPS.name, REPORT.name)
+_SIGNS_OF_A_JOB = (HISTORY.name, RESULT.name, SETUP.name, SETUP.formerly, STEPS.name, REPORT.name)
 
 
 @dataclass(kw_only=True)

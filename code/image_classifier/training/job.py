@@ -17,7 +17,7 @@ from torchvision.models.resnet import ResNet
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ConfigError, DataError, JobStopped, RuleFired
 from image_classifier.contract.metrics import metric_line
-from image_classifier.contract.outputs import BAD_IMAGES, HISTORY, METRICS
+from image_classifier.contract.outputs import BAD_IMAGES, HISTORY, RESULT
 from image_classifier.contract.paths import MlPaths
 from image_classifier.debugging.observer import Observer
 from image_classifier.debugging.schema import RuleResult
@@ -90,7 +90,7 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag) ->
             finish(training, hook, folders, data_fingerprint, paths)
     except RuleFired as fired:
         if group.is_main:
-            METRICS.write(paths.output_data, stopped_result(training.progress, fired))
+            RESULT.write(paths.output_data, stopped_result(training.progress, fired))
         raise
     finally:
         hook.close()
@@ -107,7 +107,7 @@ def end_hung(training: Training, fired: RuleResult, paths: MlPaths) -> NoReturn:
         "it hangs, so what came after the last checkpoint is lost",
         "start again with the same checkpoint folder to resume from there",
     )
-    METRICS.write(paths.output_data, stopped_result(progress, error))
+    RESULT.write(paths.output_data, stopped_result(progress, error))
     leave(error, paths)
 
 
@@ -271,7 +271,7 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
         "device": training.setup.device_name,
         "bf16": training.setup.bf16,
     }
-    METRICS.write(paths.output_data, result)
+    RESULT.write(paths.output_data, result)
     log.info("done: best epoch %d of %d, model in %s", progress.best_epoch, len(progress.history), paths.model)
 
 

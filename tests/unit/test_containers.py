@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from image_classifier.contract.errors import ImageError
+from image_classifier.vision.containers import PNG_SIGNATURE, bare
 from image_classifier.vision.decode import decode
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -26,7 +27,9 @@ def encoded(kind: str, **options: object) -> bytes:
 
 
 PNG, JPEG, PROGRESSIVE = encoded("PNG"), encoded("JPEG", quality=95), encoded("JPEG", progressive=True)
-PLAIN = {"JPEG": JPEG, "progressive": PROGRESSIVE, "PNG": PNG}
+WEBP = encoded("WEBP", lossless=True)
+WITH_METADATA = encoded("WEBP", lossless=True, icc_profile=b"x" * 300, xmp=b"y" * 31)
+PLAIN = {"JPEG": JPEG, "progressive": PROGRESSIVE, "PNG": PNG, "WebP": WEBP}
 MANY = 50_000_000  # bytes that a few thousand unpack to
 
 
@@ -37,6 +40,10 @@ def segment(marker: int, content: bytes) -> bytes:
 def chunk(name: bytes, content: bytes, *, wrong_sum: bool = False) -> bytes:
     checksum = zlib.crc32(name + content) ^ wrong_sum
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
+
+
+def chunk_of(length: int, name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", length) + name + content + bytes(4)
 
 
 def surrounded() -> Iterator[tuple[str, str, bytes]]:
@@ -57,6 +64,9 @@ def surrounded() -> Iterator[tuple[str, str, bytes]]:
         yield f"{key}, no end marker", key, plain[:-2]
         yield f"{key}, bytes behind the end", key, plain + b"x" * 1000
         yield f"{key}, another picture behind the end", key, plain + encoded("JPEG", quality=10)
+        yield f"{key}, a comment longer than the file", key, plain[:2] + b"\xff\xfe\xff\xffshort" + plain[2:]
+        yield f"{key}, no end marker but a segment", key, plain[:-2] + segment(0xE5, b"x") + b"x" * 99
+    yield "JPEG, an unknown segment behind the pixels", "JPEG", JPEG[:-2] + b"\xff\x02\0\4xx\xff\xd9"
     unpacked = zlib.compress(b"a" * MANY)
     chunks = {
         "a compressed text": chunk(b"zTXt", b"k\0\0" + unpacked),
@@ -72,6 +82,15 @@ def surrounded() -> Iterator[tuple[str, str, bytes]]:
     }
     for name, extra in chunks.items():
         yield f"PNG, {name}", "PNG", PNG[:33] + extra + PNG[33:]
+    for length in (50_000, 2**32 - 1):
+        yield f"PNG, a text of {length} bytes in 3", "PNG", PNG[:33] + chunk_of(length, b"tEXt", b"k\0v") + PNG[33:]
+    for name, broken in (
+        ("a profile of another length", WITH_METADATA.replace(b"ICCP\x2c\1", b"ICCP\x2a\1")),
+        ("a wrong length", WITH_METADATA[:4] + b"\xff\xff\0\0" + WITH_METADATA[8:]),
+        ("metadata cut off", WITH_METADATA[:-20]),
+        ("bytes behind the end", WITH_METADATA + b"x" * 999),
+    ):
+        yield f"WebP, {name}", "WebP", broken
     yield "PNG, bytes behind the end", "PNG", PNG + b"x" * 1000
     yield "PNG, no end", "PNG", PNG[:-12]
 
@@ -89,6 +108,26 @@ def test_what_is_no_pixel_changes_nothing(key: str, data: bytes) -> None:
 def test_a_jpeg_that_lacks_pixels_is_damaged(key: str, lost: int) -> None:
     with pytest.raises(ImageError, match="truncated"):
         decode(PLAIN[key][:-lost])
+
+
+def test_a_progressive_jpeg_without_its_last_passes_is_damaged() -> None:
+    """It ends between two passes: all that is there is whole, and yet bits of its pixels are missing."""
+    starts = [at for at in range(len(PROGRESSIVE)) if PROGRESSIVE.startswith(b"\xff\xda", at)]
+    for start in starts[1:]:
+        with pytest.raises(ImageError, match="truncated"):
+            decode(PROGRESSIVE[:start])
+
+
+@pytest.mark.parametrize("lost", [100, 1000])
+def test_segments_in_the_place_of_pixels_do_not_complete_a_jpeg(lost: int) -> None:
+    with pytest.raises(ImageError):
+        decode(PROGRESSIVE[:-lost] + segment(0xE5, b"x") + b"x" * 5000)
+
+
+@pytest.mark.parametrize("length", range(len(PNG_SIGNATURE), len(PNG_SIGNATURE) + 40))
+def test_a_png_cut_in_its_header_is_damaged(length: int) -> None:
+    with pytest.raises(ImageError):
+        decode(PNG[:length])
 
 
 def test_a_png_that_lacks_pixels_or_has_others_is_damaged() -> None:
@@ -109,3 +148,41 @@ def test_broken_metadata_does_not_cost_the_orientation_or_the_colours() -> None:
     cmyk = stream.getvalue()
     broken = cmyk[:2] + segment(0xE0, b"JFIF") + cmyk[2:]
     assert decode(broken).tobytes() == decode(cmyk).tobytes()
+
+
+XMP = b'<x:xmpmeta tiff:Orientation="6"/>'
+
+
+def turned_files() -> dict[str, tuple[bytes, bytes]]:
+    """A picture that its metadata turns, and the same with other metadata that is broken."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    jpeg = JPEG[:2] + segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP) + JPEG[2:]
+    png, webp = encoded("PNG", exif=exif), encoded("WEBP", lossless=True, exif=exif)
+    text = PNG[:33] + chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP) + PNG[33:]
+    bad = chunk(b"tEXt", b"k\0v", wrong_sum=True)
+    return {
+        "XMP of a JPEG": (jpeg, jpeg[:2] + segment(0xE0, b"JFIF") + jpeg[2:]),
+        "EXIF of a PNG": (png, png[:33] + bad + png[33:]),
+        "XMP of a PNG": (text, text[:33] + bad + text[33:]),
+        "EXIF of a WebP": (webp, webp[:4] + b"\xff\xff\0\0" + webp[8:]),
+    }
+
+
+@pytest.mark.parametrize(("whole", "broken"), turned_files().values(), ids=turned_files())
+def test_broken_metadata_does_not_cost_the_orientation_that_other_metadata_has(whole: bytes, broken: bytes) -> None:
+    assert decode(broken).size == decode(whole).size == PICTURE.size[::-1]
+    assert decode(broken).tobytes() == decode(whole).tobytes()
+
+
+HELD = {"JPEG": "1 L RGB CMYK", "PNG": "1 L LA P RGB RGBA", "WEBP": "L LA P RGB RGBA"}
+
+
+@pytest.mark.parametrize(("kind", "mode"), [(kind, mode) for kind, modes in HELD.items() for mode in modes.split()])
+def test_the_pixels_alone_are_the_same_picture(kind: str, mode: str) -> None:
+    stream = io.BytesIO()
+    PICTURE.convert(mode).save(stream, kind, icc_profile=b"x" * 70_000)
+    data = stream.getvalue()
+    (alone,) = bare(data)
+    assert len(alone) < len(data) - 60_000 or kind == "PNG"  # its profile is compressed
+    assert decode(alone).tobytes() == decode(data).tobytes()

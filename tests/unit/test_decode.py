@@ -16,7 +16,7 @@ from PIL import Image
 from image_classifier.contract.errors import ImageError, TooLarge
 from image_classifier.vision import decode as module
 from image_classifier.vision.containers import num_scans
-from image_classifier.vision.decode import MAX_PIXELS, MAX_SCANS, decode
+from image_classifier.vision.decode import MAX_HEADER_READS, MAX_PIXELS, MAX_SCANNED, MAX_SCANS, decode
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # as the module asks for outside of pytest
 
@@ -231,9 +231,7 @@ def scan_bomb(side: int, scans: int) -> bytes:
     return whole[:-2] + last * (scans - num_scans(whole)) + whole[-2:]
 
 
-@pytest.mark.parametrize(
-    ("side", "scans"), [(1000, MAX_SCANS + 1), (1000, 500_000), (5000, 161), (10_000, 41)], ids=str
-)
+@pytest.mark.parametrize(("side", "scans"), [(1000, MAX_SCANS + 1), (1000, 500_000), (5000, 61), (10_000, 16)], ids=str)
 @pytest.mark.parametrize("min_side", [None, 256])
 def test_a_jpeg_that_goes_over_its_pixels_too_often_is_refused_before_it_is_decoded(
     side: int, scans: int, min_side: int | None
@@ -244,6 +242,12 @@ def test_a_jpeg_that_goes_over_its_pixels_too_often_is_refused_before_it_is_deco
 
 def test_a_jpeg_of_as_many_passes_as_are_accepted_is_decoded() -> None:
     assert decode(scan_bomb(64, MAX_SCANS)).size == (64, 64)
+
+
+def test_the_largest_progressive_photo_of_a_camera_is_accepted() -> None:
+    side = int(MAX_PIXELS**0.5)
+    assert MAX_SCANNED // side**2 >= 14  # the most that programs write
+    assert decode(scan_bomb(side, 14), min_side=side // 8).size == (side // 8, side // 8)
 
 
 def test_passes_are_counted_in_the_picture_only() -> None:
@@ -265,3 +269,41 @@ def test_a_decoder_that_works_for_too_long_is_stopped(kind: str, monkeypatch: py
     monkeypatch.setattr(module, "MAX_DECODE_S", -1.0)  # its time is up before it begins
     with pytest.raises(TooLarge, match="takes longer to decode"):
         decode(data)
+
+
+def test_all_attempts_at_a_picture_share_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr(module.time, "thread_time", lambda: next(clock))  # a second at each look
+    data = encoded(photo(), "PNG")
+    broken = data[:33] + struct.pack(">I", 2) + b"tEXt" + bytes(6) + data[33:]  # read again without its text
+    monkeypatch.setattr(module, "MAX_DECODE_S", 100.0)
+    assert decode(broken).size == (48, 40)
+    used = next(clock)
+    monkeypatch.setattr(module, "MAX_DECODE_S", used / 2)
+    with pytest.raises(TooLarge, match="takes longer to decode"):
+        decode(broken)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"\xff" * 100_000,
+        b"\xff\xfe\0\2" * 20_000,
+        b"\xff\xe1\xff\xffExif\0\0" + bytes(65_527) + b"\xff\xe1\0\x09Exif\0\0x" * 20_000,
+    ],
+    ids=["filling", "comments", "EXIF in pieces"],
+)
+def test_a_jpeg_is_not_read_byte_by_byte_before_its_pixels(header: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow reads three times a segment, once a byte of filling, and joins all pieces of EXIF at each of them."""
+    reads = 0
+
+    class Counted(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            nonlocal reads
+            reads += 1
+            return super().read(size)
+
+    plain = encoded(photo(), "JPEG")
+    monkeypatch.setattr(module.io, "BytesIO", Counted)
+    assert decode(plain[:2] + header + plain[2:]).tobytes() == decode(plain).tobytes()
+    assert reads < 2 * MAX_HEADER_READS

@@ -6,7 +6,9 @@ header before any pixel is decoded, and whatever Pillow raises on broken bytes b
 
 from __future__ import annotations
 
+import codecs
 import io
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from image_classifier.contract.errors import ClassifierError, ImageError, TooLarge, describe
 from image_classifier.contract.image_formats import OTHER_KINDS, PILLOW_NAMES, SEND_HINT
@@ -23,14 +26,12 @@ from image_classifier.vision.containers import bare, num_scans
 MAX_PIXELS = 100_000_000  # 100 megapixels: above any camera in common use, at most 0.4 GB once decoded
 MAX_SIDE = 65_535  # the longest side a JPEG can have; also keeps crop boxes exact in Pillow's 32-bit floats
 # A JPEG goes over all its pixels as often as its bytes say, and an empty pass takes a dozen of them: 6 MB could keep a
-# core busy for minutes. Cameras and programs write up to 14 passes. An empty one costs 0.6 ns a pixel (Pillow 13), so
-# that MAX_SCANNED bounds them at about 2.5 s.
+# core busy for minutes. Cameras and programs write up to 14 passes. An empty one costs 0.6 ns a pixel, one that refines
+# three components in arithmetic coding 1.3 (Pillow 13), so that MAX_SCANNED bounds them at about 2 s.
 MAX_SCANS = 256
-MAX_SCANNED = 4_000_000_000  # passes times pixels
-MAX_DECODE_S = 10.0  # of this thread's own time on a core; the largest accepted pictures take 2
-
-_SCANNED = ("JPEG", "MPO")  # Pillow's names
-_START_OF_SCAN = b"\xff\xda"
+MAX_SCANNED = 1_500_000_000  # passes times pixels
+MAX_DECODE_S = 10.0  # of this thread's own time on a core; the largest accepted pictures take 2 to 4
+MAX_HEADER_READS = 4096  # of a decoder before the pixels; three a segment or chunk: a file has dozens, not thousands
 
 _UPRIGHT: dict[
     object, Image.Transpose
@@ -67,30 +68,31 @@ def decode(source: bytes | Path, *, min_side: int | None = None) -> Image.Image:
         TooLarge: more than MAX_PIXELS, a side longer than MAX_SIDE, or more work than any honest picture makes.
     """
     what = as_text(source) if isinstance(source, Path) else "the file"
+    until = time.thread_time() + MAX_DECODE_S
     try:
-        return _read(source, what, min_side)
+        return _read(source, what, min_side, until)
     except ImageError:
-        picture = _from_pixels_alone(source, what, min_side)
+        picture = _from_pixels_alone(source, what, min_side, until)
         if picture is None:
             raise
         return picture
 
 
-def _from_pixels_alone(source: bytes | Path, what: str, min_side: int | None) -> Image.Image | None:
+def _from_pixels_alone(source: bytes | Path, what: str, min_side: int | None, until: float) -> Image.Image | None:
     """A picture that a decoder refused, without all that is no pixel; None when its pixels are what is damaged."""
     try:
         data = source.read_bytes() if isinstance(source, Path) else source
-        pictures = [_read(each, what, min_side) for each in bare(data)]
+        pictures = [_read(each, what, min_side, until) for each in bare(data)]
     except (OSError, ImageError):
         return None
     agree = pictures and all(each.tobytes() == pictures[0].tobytes() for each in pictures[1:])
     return pictures[0] if agree else None
 
 
-def _read(source: bytes | Path, what: str, min_side: int | None) -> Image.Image:
+def _read(source: bytes | Path, what: str, min_side: int | None, until: float) -> Image.Image:
     try:
         with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as stream:
-            return _decode(_Metered(stream, what), what, min_side)
+            return _decode(_Metered(stream, what, until), what, min_side)
     except ClassifierError:
         raise
     except OSError as error:
@@ -103,15 +105,28 @@ def _read(source: bytes | Path, what: str, min_side: int | None) -> Image.Image:
 
 
 class _Metered:
-    """A file that gives out when its decoder has worked for too long: decoders read piece by piece."""
+    """A file that gives out when its decoder has worked for too long: decoders read piece by piece.
 
-    def __init__(self, stream: IO[bytes], what: str) -> None:
+    Args:
+        until: on this thread's own clock (`time.thread_time`).
+    """
+
+    def __init__(self, stream: IO[bytes], what: str, until: float) -> None:
         self._stream = stream
         self._what = what
-        self._until = time.thread_time() + MAX_DECODE_S
+        self._until = until
+        self.reads_left = MAX_HEADER_READS
 
     def read(self, size: int = -1) -> bytes:
-        """As of any file. Raises TooLarge when the time is up."""
+        """As of any file.
+
+        Raises:
+            TooLarge: the time is up.
+            ImageError: the header is so cut up that reading it would take longer than decoding the picture.
+        """
+        if self.reads_left <= 0:
+            raise ImageError(f"{self._what} is damaged: its header has no end", "save the picture again")
+        self.reads_left -= 1
         if time.thread_time() > self._until:
             raise TooLarge(f"{self._what} takes longer to decode than {MAX_DECODE_S:g} s", "save the picture again")
         return self._stream.read(size)
@@ -126,13 +141,14 @@ def _decode(stream: Any, what: str, min_side: int | None) -> Image.Image:
     except UnidentifiedImageError as error:
         stream.seek(0)
         raise _not_an_image(stream.read(64), what) from error
+    stream.reads_left = sys.maxsize
     width, height = image.size
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise TooLarge(
             f"{what} is too large: {width} x {height} pixels",
             f"at most {MAX_PIXELS // 1_000_000} megapixels and {MAX_SIDE} pixels a side are accepted",
         )
-    if image.format in _SCANNED:
+    if isinstance(image, JpegImageFile):  # an MPO is one too
         _check_scans(stream, width * height, what)
     if min_side is not None:
         image.draft(None, (min_side, min_side))
@@ -144,8 +160,7 @@ def _check_scans(stream: Any, pixels: int, what: str) -> None:
     """Raises TooLarge when a JPEG goes over its pixels too often."""
     allowed = min(MAX_SCANS, MAX_SCANNED // pixels)
     stream.seek(0)
-    data = stream.read()
-    if data.count(_START_OF_SCAN) > allowed and (scans := num_scans(data)) > allowed:
+    if (scans := num_scans(stream.read())) > allowed:
         raise TooLarge(
             f"{what} goes over its pixels {scans} times, at most {allowed} times are accepted at this size",
             "save the picture again: a usual JPEG needs 1 to 14",
@@ -155,7 +170,7 @@ def _check_scans(stream: Any, pixels: int, what: str) -> None:
 def _not_an_image(head: bytes, what: str) -> ImageError:
     if not head:
         return ImageError(f"{what} is empty (zero bytes)", SEND_HINT)
-    text = head.lstrip().lower()
+    text = head.removeprefix(codecs.BOM_UTF8).lstrip().lower()
     for kind in OTHER_KINDS:
         for offset, magic in kind.signatures:
             if head[offset:].startswith(magic) or (offset == 0 and text.startswith(magic.lower())):

@@ -59,7 +59,7 @@ _KNOWN_KINDS = (
     OtherKind(name="a PDF", signatures=((0, b"%PDF"),)),
     OtherKind(name="a zip archive", signatures=((0, b"PK\3\4"),)),
     OtherKind(name="an icon", signatures=((0, b"\0\0\1\0"),)),
-    OtherKind(name="an AVIF", suffixes=(".avif",), signatures=((4, b"ftypavif"),)),
+    OtherKind(name="an AVIF", suffixes=(".avif",), signatures=((4, b"ftypavif"), (4, b"ftypavis"))),
     OtherKind(
         name="a HEIC",
         suffixes=(".heic", ".heif"),
@@ -69,13 +69,20 @@ _KNOWN_KINDS = (
     OtherKind(
         name="a video",
         suffixes=(".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm"),
-        signatures=((4, b"ftyp"), (4, b"moov"), (8, b"AVI "), (0, b"\x1aE\xdf\xa3")),
+        signatures=(
+            *((4, atom) for atom in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")),  # MP4 and QuickTime
+            *((0, start) for start in (b"\x1aE\xdf\xa3", b"\0\0\1\xba", b"\0\0\1\xb3", b"FLV\1", b"OggS")),
+            (8, b"AVI "),
+        ),
     ),
     OtherKind(name="a Git LFS pointer and not the file it stands for", signatures=((0, b"version https://git-lfs"),)),
     OtherKind(name="a JPEG 2000", suffixes=(".jp2",), signatures=((4, b"jP  "),)),
     OtherKind(name="an SVG", suffixes=(".svg",), signatures=((0, b"<svg"),)),
     OtherKind(name="an XML or SVG file", signatures=((0, b"<?xml"),)),
-    OtherKind(name="a web page", signatures=((0, b"<!DOCTYPE"), (0, b"<html"))),
+    OtherKind(name="a web page", signatures=tuple((0, tag) for tag in (b"<!DOCTYPE", b"<html", b"<head", b"<!--"))),
+    OtherKind(name="a JSON text", signatures=((0, b"{"), (0, b"["))),
+    OtherKind(name="a compressed file", signatures=((0, b"\x1f\x8b"), (0, b"BZh"), (0, b"7z\xbc\xaf"), (0, b"Rar!"))),
+    OtherKind(name="a macOS resource file", signatures=((0, b"\0\5\x16\7"),)),  # ._NAME, beside the image NAME
     OtherKind(name="a JPEG", suffixes=(".jfif", ".jpe")),
     OtherKind(name="a raw file", suffixes=(".raw",)),
 )

@@ -306,6 +306,13 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "an infinity": ({"weights": WEIGHTS | {"x": np.array([np.inf], np.float16)}}, "x hold a number that is not finite"),
     "fewer classes": ({"weights": WEIGHTS | {"fc.bias": np.zeros(4, np.float32)}}, "4 outputs for 3 classes"),
     "more classes": ({"weights": WEIGHTS | {"fc.weight": np.zeros((2, 8), np.float32)}}, "2 outputs for 3 classes"),
+    "no weights": ({"weights": {}}, "no weights"),
+    "no axis": ({"weights": WEIGHTS | {"fc.bias": np.array(1, np.float32)}}, "0 outputs for 3 classes"),
+    "a number too large": ({"weights": WEIGHTS | {"x": np.array([1e300])}}, "x hold a number that is not finite"),
+    "long doubles": ({"weights": WEIGHTS | {"x": np.zeros(1, np.longdouble)}}, "x are of the type"),
+    "an empty image": ({"golden": [GoldenSample("a.jpg", b"", (0.5, 0.25, 0.25))]}, "golden/00.jpg is empty"),
+    "a class without a name": ({"classes": ("a", "", "c")}, "has no name"),
+    "a class that is no text": ({"classes": ("a", "\udce9", "c")}, "is no text"),
     "complex numbers": ({"weights": WEIGHTS | {"x": np.zeros(2, np.complex64)}}, "x are of the type complex64"),
 }
 
@@ -338,8 +345,11 @@ def safetensors_of(kind: str, shape: list[int], data: bytes, name: str = "x") ->
         (safetensors_of("F8_E4M3", [2], b"\x38" * 2), "x are of the type F8_E4M3"),
         (safetensors_of("F32", [1], np.array([np.nan], "<f4").tobytes()), "x hold a number that is not finite"),
         (safetensors_of("F32", [2], bytes(8), "fc.bias"), "2 outputs for 3 classes"),
+        (safetensors_of("F32", [], bytes(4), "fc.bias"), "0 outputs for 3 classes"),
+        (safetensors_of("F64", [1], np.array([1e300], "<f8").tobytes()), "x hold a number that is not finite"),
+        (b"\2" + bytes(7) + b"{}", "no weights"),
     ],
-    ids=["bfloat16", "float8", "NaN", "outputs"],
+    ids=["bfloat16", "float8", "NaN", "outputs", "no axis", "a number too large", "no weights"],
 )
 def test_a_model_that_could_prove_nothing_is_not_loaded(model: Path, data: bytes, sentence: str) -> None:
     replace_weights(model, data)

@@ -91,7 +91,10 @@ def test_busy_server_is_asked_again(server: Server, tmp_path: Path) -> None:
     assert len(server.asked) == 2
 
 
-@pytest.mark.parametrize("reply", [(200, "<html>"), (200, "{}"), (404, "[]"), (200, "[1]")])
+NOT_A_NUMBER = json.dumps({"predictions": [{"label": "rose", "probability": float("nan")}], "model": "m"})
+
+
+@pytest.mark.parametrize("reply", [(200, "<html>"), (200, "{}"), (404, "[]"), (200, "[1]"), (200, NOT_A_NUMBER)])
 def test_foreign_server_is_recognised(server: Server, tmp_path: Path, reply: tuple[int, str]) -> None:
     server.replies = [reply]
     (tmp_path / "a.jpg").write_bytes(b"x")

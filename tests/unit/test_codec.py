@@ -108,6 +108,13 @@ def test_json_carries_labels_of_any_script():
     assert [(p["label"], p["probability"]) for p in document["predictions"]] == RANKING
 
 
+@pytest.mark.parametrize("response_type", ["application/json", "text/csv"])
+@pytest.mark.parametrize("probability", [float("nan"), float("inf")])
+def test_no_probability_that_is_not_finite_is_written(response_type, probability):
+    with pytest.raises(ValueError, match="not a number"):
+        encode([("a", 0.5), ("b", probability)], model="abc", response_type=response_type)
+
+
 def test_csv_quotes_labels_so_that_they_read_back():
     response = encode(RANKING, model="abc", response_type="text/csv")
     assert response.content_type == "text/csv; charset=utf-8"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -136,8 +137,10 @@ def read_answer(body: bytes) -> tuple[Ranking, str]:
     """Takes a good answer apart. Raises ValueError when it is not ours."""
     try:
         document = json.loads(body)
-        pairs = ((str(each["label"]), float(each["probability"])) for each in document["predictions"])
-        return tuple(pairs), str(document["model"])
+        ranking = tuple((str(each["label"]), float(each["probability"])) for each in document["predictions"])
+        if not all(math.isfinite(probability) for _, probability in ranking):
+            raise ValueError("a probability is not a number")
+        return ranking, str(document["model"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(describe(error)) from None
 

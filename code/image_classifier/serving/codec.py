@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -80,7 +81,13 @@ def parse_request(headers: Mapping[str, str], body: object) -> Request:
 
 
 def encode(ranking: Ranking, *, model: str, response_type: str) -> Response:
-    """The answer to a good request. `model` is the model's fingerprint; CSV has no place for it."""
+    """The answer to a good request. `model` is the model's fingerprint; CSV has no place for it.
+
+    Raises:
+        ValueError: a probability is not finite.
+    """
+    if not all(math.isfinite(p) for _, p in ranking):
+        raise ValueError("a probability is not a number")
     if response_type == CSV_TYPE:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows((label, f"{p:.6f}") for label, p in ranking)
@@ -104,7 +111,7 @@ def _error(status: int, message: str, hint: str) -> Response:
 
 
 def _json_bytes(value: object) -> bytes:
-    return (json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8", errors="replace")
+    return (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", errors="replace")
 
 
 def _check_content_type(text: str) -> None:

@@ -144,6 +144,8 @@ class Manifest:
             raise ArtifactError(f"the model is a {self.architecture}, this program runs {network.NAME}")
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
             raise ArtifactError("the manifest does not name two or more different classes")
+        if any(not name or not _is_utf8(name) for name in self.classes):
+            raise ArtifactError("a class of the manifest has no name, or one that is no text")
         if not self.golden:
             raise ArtifactError("the model has no golden sample: nothing proves what it answers", "train it again")
         expected = {WEIGHTS, *(member for member, _, _ in self.golden)}
@@ -151,6 +153,8 @@ class Manifest:
             raise ArtifactError("the manifest lists other files than the weights and the golden samples")
         for name, member in self.members.items():
             check_member(name, member.size)
+            if member.size == 0:
+                raise ArtifactError(f"{name} is empty (zero bytes)")
         for _, name, probabilities in self.golden:
             _check_probabilities(name, probabilities, len(self.classes))
 
@@ -174,6 +178,14 @@ def _check_probabilities(name: str, probabilities: Sequence[float], num_classes:
         raise ArtifactError(f"the golden sample {name} has {len(probabilities)} numbers for {num_classes} classes")
     if not all(math.isfinite(p) and 0 <= p <= 1 for p in probabilities) or abs(sum(probabilities) - 1) > 1e-3:
         raise ArtifactError(f"the probabilities of the golden sample {name} are not probabilities")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return True
 
 
 def _text(value: object) -> str:

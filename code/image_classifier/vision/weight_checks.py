@@ -15,10 +15,13 @@ from image_classifier.vision.network import HEAD
 
 FLOATS = ("F16", "F32", "F64")  # of safetensors; numpy has no bfloat16 and no 8-bit floats
 INTEGERS = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL")
+_MAX_ITEM_BYTES = 8  # numpy's long double has 16
 
 
 def check_weights(weights: Mapping[str, NDArray[Any]], classes: Sequence[str]) -> None:
     """Raises ArtifactError when the arrays, by name in the state dict, cannot be a model's of these classes."""
+    if not weights:
+        raise ArtifactError("the model has no weights")
     for name, array in weights.items():
         _check(name, array, classes)
 
@@ -30,8 +33,12 @@ def check_weights_file(path: Path, classes: Sequence[str]) -> None:
         ArtifactError: as there; or a tensor is of a type that cannot be read here.
         SafetensorError, OSError: the file cannot be read.
     """
+    empty = True
     for name, array in _arrays(path):
         _check(name, array, classes)
+        empty = False
+    if empty:
+        raise ArtifactError("the model has no weights")
 
 
 def _arrays(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
@@ -44,11 +51,15 @@ def _arrays(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
 
 
 def _check(name: str, array: NDArray[Any], classes: Sequence[str]) -> None:
-    if array.dtype.kind not in "fiub":
+    if array.dtype.kind not in "fiub" or array.dtype.itemsize > _MAX_ITEM_BYTES:
         raise ArtifactError(f"the weights {name} are of the type {array.dtype}", "save them as float32")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    with np.errstate(over="ignore"):  # engines compute in float32, where a larger number is infinite
+        finite = array.dtype.kind != "f" or np.isfinite(array.astype(np.float32, copy=False)).all()
+    if not finite:
         raise ArtifactError(
             f"the weights {name} hold a number that is not finite", "the training diverged: train again with a lower lr"
         )
-    if name in (f"{HEAD}.weight", f"{HEAD}.bias") and len(array) != len(classes):
-        raise ArtifactError(f"the network has {len(array)} outputs for {len(classes)} classes")
+    if name in (f"{HEAD}.weight", f"{HEAD}.bias"):
+        outputs = array.shape[0] if array.ndim else 0
+        if outputs != len(classes):
+            raise ArtifactError(f"the network has {outputs} outputs for {len(classes)} classes")

@@ -24,6 +24,7 @@ from image_classifier.launch.runs import Run, Status
 from image_classifier.launch.view import SILENT, Live, View
 from image_classifier.tuning import tuner as tune
 from image_classifier.tuning.plan import combinations, num_combinations
+from image_classifier.tuning.study import open_study
 from image_classifier.tuning.trials import TrialRow, pick_best
 from image_classifier.tuning.tuner import find_best
 from image_classifier.vision.sample_data import make_sample_data
@@ -159,7 +160,7 @@ def dataclass_with_lr(made: tune.Search) -> tune.Search:
 @pytest.mark.usefixtures("stand_in")
 def test_hopeless_trial_is_pruned(data: Path) -> None:
     made = search(data, "{ low = 10, high = 64 }", tune__trials=4, tune__epochs=9, tune__prune=True)
-    study = tune.open_study(made)
+    study = open_study(made.run, made)
     for value in (62, 63, 64, 10):
         study.enqueue_trial({"batch_size": value})
     tune.run(made)

@@ -144,7 +144,7 @@ def log(run: Run, *, follow: bool) -> None:
     """Prints a run's log; with `follow`, until the job has ended."""
     while follow and not run.log.exists() and run.record().status in ACTIVE:
         time.sleep(POLL_S)
-    if not run.log.exists():
+    if not run.log.is_file():
         render.note(f"{run.name} has logged nothing yet")
         return
     with run.log.open(encoding="utf-8", errors="replace") as file:
@@ -162,7 +162,7 @@ def shorten(path: Path) -> str:
     """The path as a person in the working directory would write it."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
+    except (ValueError, RuntimeError):  # it lies elsewhere; a name that no file can have; links in a circle
         return str(path)
 
 

@@ -283,9 +283,12 @@ def _finite_only(line: str) -> dict[str, Any] | None:
 
 
 def _text(path: Path) -> str:
-    """The file's text, empty when it cannot be read; bytes that are no UTF-8 become U+FFFD."""
+    """The file's text, empty when it cannot be read; bytes that are no UTF-8 become U+FFFD.
+
+    Nothing is read from what is no file: a pipe would make the reader wait for ever.
+    """
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     except (OSError, ValueError):  # ValueError: a name that no file can have
         return ""
 

@@ -34,7 +34,7 @@ ATTEMPT = re.compile(r"attempt-(\d+)")
 
 PEERS = "steps of the other processes"  # a part of a run
 SYSTEM = SYSTEM_FOLDER.rpartition("/")[0]  # another
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError)
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True)

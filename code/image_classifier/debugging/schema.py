@@ -267,9 +267,17 @@ def rule_results_to_json(results: Iterable[RuleResult]) -> str:
 
 def rule_results_from_json(text: str) -> list[RuleResult]:
     """The inverse. Raises ValueError, KeyError or TypeError on anything else."""
+    return parse_rule_results(json.loads(text))
+
+
+def parse_rule_results(rows: Any) -> list[RuleResult]:
+    """The same of JSON that was read already. Raises ValueError, KeyError, TypeError, AttributeError, OverflowError."""
     results = []
-    for row in json.loads(text):
-        evidence = tuple(Evidence(**each | {"value": float(each["value"])}) for each in row.pop("evidence"))
+    for row in rows:
+        texts = [row[name] for name in ("rule", "severity", "summary", "advice")]
+        if not all(isinstance(text, str) for text in texts) or not isinstance(row["parameters"], dict):
+            raise TypeError("no verdict of a rule")
+        evidence = tuple(Evidence(**each | {"value": float(each["value"])}) for each in row["evidence"])
         results.append(RuleResult(**row | {"verdict": Verdict(row["verdict"]), "evidence": evidence}))
     return results
 
@@ -317,12 +325,18 @@ def each_sample(folder: Path) -> Iterator[SystemSample]:
         folder: output, or output/data, or the folder output.tar.gz was unpacked in.
     """
     roots = (folder / SYSTEM_FOLDER, folder / "data" / SYSTEM_FOLDER)
-    for path in sorted(path for root in roots for path in root.glob("*/*.json")):
+    for path in sorted(path for root in roots for path in root.glob("*/*.json") if path.is_file()):
         with path.open(encoding="utf-8", errors="replace") as file:
             for line in file:
                 try:
                     sample = SystemSample.from_line(line)
-                except (ValueError, KeyError, TypeError):  # the last line of a process that was killed
+                except (
+                    ValueError,
+                    KeyError,
+                    TypeError,
+                    OverflowError,
+                    RecursionError,
+                ):  # cut off, or foreign
                     continue
                 yield sample
 
@@ -358,7 +372,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         for line in file:
             try:
                 row, end = _DECODER.raw_decode(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(row, dict) and line[end:] in ("\n", ""):
                 yield row

@@ -141,7 +141,7 @@ def read_answer(body: bytes) -> tuple[Ranking, str]:
         if not all(math.isfinite(probability) for _, probability in ranking):
             raise ValueError("a probability is not a number")
         return ranking, str(document["model"])
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(describe(error)) from None
 
 
@@ -150,7 +150,7 @@ def read_refusal(body: bytes | str) -> tuple[str, str]:
     try:
         document = json.loads(body)
         return str(document["error"]), str(document.get("hint", ""))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(describe(error)) from None
 
 

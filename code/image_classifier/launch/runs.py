@@ -112,6 +112,7 @@ class Record:
             and isinstance(record.details, dict)
             and isinstance(record.config, dict)
             and all(isinstance(value, str) for value in record.config.values())
+            and "\0" not in record.data  # no path has it
         ):
             raise ValueError("a value of another type")
         for moment in (record.started, record.ended):
@@ -178,13 +179,19 @@ class Run:
             record,
             status=Status.STOPPED if cause.is_stop else Status.FAILED,
             failure=cause.message or "the job was killed before it could report an end",
-            ended=_iso(self.log.stat().st_mtime) if self.log.exists() else record.started,
+            ended=self._last_sign() or record.started,
         )
 
+    def _last_sign(self) -> str:
+        """When the job logged last; empty when that cannot be told."""
+        try:
+            return _iso(self.log.stat().st_mtime)
+        except (OSError, ValueError, OverflowError):  # the last two of a time that no calendar has
+            return ""
+
     def _read(self) -> Record:
-        path = self.path / JOB.name
-        if not path.is_file():
-            raise PlatformError(f"{self.path} is no run folder: there is no {path.name} in it")
+        if not _is_run(self.path):
+            raise PlatformError(f"{self.path} is no run folder: there is no {JOB.name} in it")
         try:
             return Record.parse(JOB.read(self.path))
         except (ValueError, TypeError, OverflowError):  # the last of a date that no calendar has
@@ -333,7 +340,7 @@ def list_runs(runs_dir: Path) -> list[Run]:
     """All runs below `runs_dir`, oldest first."""
     if not runs_dir.is_dir():
         return []
-    found = [Run(path=path.parent.resolve()) for path in runs_dir.glob(f"*/{JOB.name}")]
+    found = [Run(path=path.resolve()) for path in runs_dir.iterdir() if _is_run(path)]
     return sorted(found, key=lambda run: run.name.partition("-")[2])  # by the time in the name, whatever the kind
 
 
@@ -349,7 +356,7 @@ def find_run(runs_dir: Path, text: str = "", *, kind: str = "", status: Status |
     """
     if text:
         for path in (Path(text), runs_dir / text):
-            if (path / JOB.name).is_file():
+            if _is_run(path):
                 run = Run(path=path.resolve())
                 if kind and run.record().kind != kind:
                     raise ConfigError(f"{text} is a {run.record().kind} run, not a {kind} run")
@@ -362,6 +369,14 @@ def find_run(runs_dir: Path, text: str = "", *, kind: str = "", status: Status |
                 return run
     wanted = " ".join(word for word in ("finished" if status else "", kind, "run") if word)
     raise ConfigError(f"there is no {wanted} in {runs_dir}", "`deploy.py status` lists the runs")
+
+
+def _is_run(path: Path) -> bool:
+    """Whether it is a run's folder, whatever lies there under the name of job.json: a link to nowhere is a damage."""
+    try:
+        return os.path.lexists(path / JOB.name)
+    except ValueError:  # a name that no file can have
+        return False
 
 
 def git_revision() -> str:

@@ -30,7 +30,7 @@ from image_classifier.contract.outputs import (
 )
 from image_classifier.contract.paths import DEFAULT_BASE_DIR, FAILURE
 from image_classifier.debugging.saved import PEERS, SYSTEM, Saved, read_parts
-from image_classifier.debugging.schema import JobFacts, rule_results_from_json
+from image_classifier.debugging.schema import JobFacts, parse_rule_results
 from image_classifier.report import advice, answers, curves
 from image_classifier.report.confidence import wilson
 from image_classifier.report.dataset import describe_data, unreadable
@@ -120,10 +120,8 @@ def _name(sources: Sources, earlier: Mapping[str, Any]) -> str:
 def _rules(sources: Sources) -> list[dict[str, Any]]:
     """The verdicts; those that fired first, the most severe of them before the others."""
     try:
-        found = rule_results_from_json((sources.data / RULES.name).read_text(encoding="utf-8"))
-    except OSError:
-        found = []
-    except (ValueError, KeyError, TypeError, AttributeError):
+        found = parse_rule_results(RULES.read(sources.data)) if RULES.is_in(sources.data) else []
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         sources.note(RULES.name, "damaged")
         return []
     sources.note(RULES.name, "no rule judged this job", found=bool(found))

@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from image_classifier.contract.config import TrainConfig, Value, check, parameters_of
 from image_classifier.contract.errors import ConfigError, JobError, JobStopped, RuleFired
-from image_classifier.contract.metrics import METRIC_BY_NAME
-from image_classifier.contract.outputs import BEST, JOB, STUDY, TRIALS_FOLDER, best_epoch
-from image_classifier.contract.search import Categorical, Integer, Range, parse_search_space, with_values
+from image_classifier.contract.outputs import BEST, JOB, TRIALS_FOLDER, best_epoch
+from image_classifier.contract.search import Range, parse_search_space, with_values
 from image_classifier.launch import local
 from image_classifier.launch.process import POLL_S, Interrupts, Job
 from image_classifier.launch.progress import JobProgress
@@ -29,6 +28,7 @@ from image_classifier.launch.training_run import check_data, resolve_weights, si
 from image_classifier.launch.view import SILENT, View
 from image_classifier.tuning.plan import Plan, combinations, fit_trials, make_plan
 from image_classifier.tuning.search_view import SearchView
+from image_classifier.tuning.study import distribution, open_study
 from image_classifier.tuning.trials import Found, TrialRow, pick_best, write_results
 from image_classifier.tuning.tune_settings import TuneSettings
 from image_classifier.vision.folders import find_channels
@@ -164,8 +164,8 @@ class Tuner:
         self._interrupts = interrupts
         self._starter = starter
         self._view = view
-        self._study = open_study(search)
-        self._distributions = {name: _distribution(spec) for name, spec in search.space.items()}
+        self._study = open_study(search.run, search)
+        self._distributions = {name: distribution(spec) for name, spec in search.space.items()}
         self._running: dict[int, Active] = {}
         self._jobs = ExitStack()
         self._obeyed = 0
@@ -336,45 +336,3 @@ class Tuner:
         for row in rows:
             if row.finished and row is not best:
                 shutil.rmtree(Run(path=row.path).paths.model, ignore_errors=True)
-
-
-def open_study(search: Search) -> optuna.Study:
-    """The run's study, new or continued; what a killed search left half written or locked is put right."""
-    import optuna
-    from optuna.storages.journal import JournalFileBackend
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    journal = search.run.path / STUDY
-    journal.with_name(f"{STUDY}.lock").unlink(missing_ok=True)  # the run is ours alone: its last owner is gone
-    if journal.exists():
-        whole, _, rest = journal.read_bytes().rpartition(b"\n")
-        if rest:
-            journal.write_bytes(whole + b"\n" if whole else b"")
-    storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
-    trials, epochs = search.tune.trials, search.base.epochs
-    study = optuna.create_study(
-        storage=storage,
-        study_name=search.run.name,
-        direction="maximize" if METRIC_BY_NAME[search.tune.objective].maximize else "minimize",
-        load_if_exists=True,
-        # a third of the trials, 3 to 10, are drawn at random before the sampler and the pruner use what they learned
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=_start_up(trials), n_warmup_steps=1 + epochs // 3),
-    )
-    # a search that goes on must not draw the same values again
-    seed = search.tune.seed + len(study.get_trials(deepcopy=False))
-    study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=_start_up(trials))
-    return study
-
-
-def _start_up(trials: int) -> int:
-    return max(3, min(10, trials // 3))
-
-
-def _distribution(spec: Range) -> Any:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if isinstance(spec, Categorical):
-        return CategoricalDistribution(spec.values)
-    if isinstance(spec, Integer):
-        return IntDistribution(spec.low, spec.high, log=spec.log)
-    return FloatDistribution(spec.low, spec.high, log=spec.log)

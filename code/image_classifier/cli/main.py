@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911  # one for each way to end
     """Runs one command and returns the exit code: 0, 1 failed, 2 wrong usage, 130 or 143 stopped."""
     call = Call()
+    _open_closed_streams()
     _print_any_name()
     try:
         code = app.main(args=arguments, prog_name="deploy.py", standalone_mode=False, obj=call)
@@ -41,6 +43,23 @@ def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911  # one
     except Exception as error:
         hint = "this is a defect of deploy.py: report it with the output of --debug"
         return _fail(ClassifierError(describe(error), hint), call, EXIT_FAILURE)
+
+
+def _open_closed_streams() -> None:
+    """Gives what was closed by who started us (`>&-`) a place to go: nowhere. Else the next file that is opened would
+    be in its place, and jobs would print into it."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            os.set_inheritable(number, True)
+        setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 def _print_any_name() -> None:

@@ -24,6 +24,14 @@ SOURCE = Path(__file__).resolve().parents[2]
 TRAIN_PACKAGES = ("contract", "vision", "debugging", "report", "training")  # what the training image ships
 SERVE_PACKAGES = ("contract", "vision", "serving")  # what the serving image ships
 HOST = "localhost"  # resolves on every machine; the toolkit retries a name that does not for 15 minutes
+# What would end a job (a warning of a library as an error), make it wait for input, or fill its log
+INTERPRETER_VARIABLES = frozenset(
+    f"PYTHON{name}"
+    for name in (
+        *("DEBUG", "DEVMODE", "INSPECT", "OPTIMIZE", "PROFILEIMPORTTIME", "SAFEPATH", "STARTUP", "TRACEMALLOC"),
+        *("VERBOSE", "WARNINGS"),
+    )
+)
 FREE_BYTES_FOR_TRAINING = 1_500_000_000  # two checkpoints of weights, momentum and best weights (0.28 GB each), one
 # more while it is being written, the model and its archive (0.1 GB each), and room for metrics and logs
 
@@ -115,12 +123,18 @@ def require_free_disk(folder: Path, jobs: int = 1) -> None:
 
 
 def _environment(run: Run) -> dict[str, str]:
-    """This environment without another job's settings, plus what every program in a run folder needs."""
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("SM_")}
+    """This environment without another job's settings and what is meant for `deploy.py`'s own interpreter, plus what
+    every program in a run folder needs."""
+    ours = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("SM_") and name not in INTERPRETER_VARIABLES
+    }
     return ours | {
         BASE_DIR_VARIABLE: str(run.path),
         "PYTHONPATH": str(run.paths.code),
         "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": "utf-8:backslashreplace",  # as the log is read, whatever the locale
         "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))),
     }
 

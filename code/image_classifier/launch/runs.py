@@ -21,7 +21,6 @@ import fcntl
 import math
 import os
 import re
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -37,6 +36,7 @@ import image_classifier
 from image_classifier.contract.errors import ConfigError, PlatformError
 from image_classifier.contract.outputs import ARCHIVE, HISTORY, JOB, LOG, Failure, read_failure, read_result
 from image_classifier.contract.paths import MlPaths
+from image_classifier.launch.revision import git_revision
 
 DEFAULT_RUNS_DIR = "runs"  # in the working directory
 LOCK_NAME = ".lock"
@@ -377,18 +377,6 @@ def _is_run(path: Path) -> bool:
         return os.path.lexists(path / JOB.name)
     except ValueError:  # a name that no file can have
         return False
-
-
-def git_revision() -> str:
-    """The source's short revision, `-dirty` when it was edited since, empty outside a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _iso(seconds: float) -> str:

@@ -14,6 +14,7 @@ from image_classifier.cli.settings import General, PredictSettings, ServeSetting
 from image_classifier.cli.targets import target_of
 from image_classifier.contract.config import Value, parameters_of
 from image_classifier.contract.endpoint import MAX_PORT
+from image_classifier.contract.paths import path_here
 from image_classifier.tuning.tune_settings import TuneSettings
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def check(call: Call, data: Path | None, as_json: bool) -> int:
     from image_classifier.cli import show_data
 
     settings = call.settings()
-    return show_data.check(data or Path(settings.general.data), settings.train, as_json=as_json)
+    return show_data.check(path_here(data or settings.general.data), settings.train, as_json=as_json)
 
 
 @app.command(name="sample-data")
@@ -103,7 +104,7 @@ def sample_data(folder: Path, classes: int, images: int, size: int, seed: int) -
 
     held_out = max(1, round(images / 4))
     count = make_sample_data(
-        folder,
+        path_here(folder),
         num_classes=classes,
         train_per_class=images,
         valid_per_class=held_out,
@@ -329,7 +330,7 @@ def demo(folder: Path, port: int | None) -> int:
     """Go through all of the above on sample images, in DIR (default: demo)."""
     from image_classifier.cli.demo import run_demo
 
-    return run_demo(folder, port=port)
+    return run_demo(path_here(folder), port=port)
 
 
 @app.command()

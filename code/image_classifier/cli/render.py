@@ -135,7 +135,7 @@ class Console(View):
             return None
         import click
 
-        return click.confirm(question, err=True)
+        return click.confirm(visible(question), err=True)
 
     def document(self, value: Any) -> None:
         document(value)

@@ -29,6 +29,7 @@ from image_classifier.contract.config import (
 from image_classifier.contract.endpoint import DEFAULT_PORT, MAX_PORT
 from image_classifier.contract.errors import ConfigError
 from image_classifier.contract.outputs import parse_json
+from image_classifier.contract.paths import path_here
 from image_classifier.contract.search import DEFAULT_SEARCH_SPACE, SearchSpace, parse_search_space
 from image_classifier.launch.runs import DEFAULT_RUNS_DIR
 from image_classifier.sagemaker.aws_settings import SageMakerSettings
@@ -39,6 +40,7 @@ VARIABLE_PREFIX = "CLASSIFIER_"
 TARGETS = ("local", "docker", "sagemaker")
 SEARCH_KEY = "tune.search"
 PATH_KEYS = ("runs_dir", "data")
+S3 = "s3://"  # no path, and named by who needs one: `path_here`
 CHECKED_SECTIONS = ("train", "tune", "predict", "sagemaker")  # an unknown variable of one is a mistake, not another's
 
 
@@ -163,6 +165,7 @@ def load(
         origins |= dict.fromkeys(from_best, str(best))
     values |= flags
     origins |= {key: f"flag --{key.rpartition('.')[2].replace('_', '-')}" for key in flags}
+    path_here(str(values.get("runs_dir", "")))
     parts = {name: _build(cls, name, values) for name, cls in {"general": General, **SECTIONS}.items()}
     return Settings(search=search, origins=origins, **parts)
 
@@ -214,10 +217,10 @@ def _read_file(file: Path) -> tuple[dict[str, Value], Mapping[str, Any] | None]:
                 continue
             values[key] = _typed(_known(key, table, place), value, place)
     for key in PATH_KEYS:
-        if key in values:
+        if key in values and not str(values[key]).startswith(S3):
             values[key] = str(file.parent / str(values[key]))
     weights = values.get("train.weights", NAMED_WEIGHTS[0])
-    if weights not in NAMED_WEIGHTS:
+    if weights not in NAMED_WEIGHTS and not str(weights).startswith(S3):
         values["train.weights"] = str(file.parent / str(weights))
     return values, search
 

@@ -12,6 +12,7 @@ from image_classifier.cli.render import Console
 from image_classifier.cli.settings import Settings
 from image_classifier.contract.config import Value
 from image_classifier.contract.errors import ConfigError
+from image_classifier.contract.paths import path_here
 from image_classifier.launch.view import View
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Target(ABC):
 
     @property
     def data(self) -> Path:
-        return Path(self.settings.general.data)
+        return path_here(self.settings.general.data)
 
     @property
     def runs_dir(self) -> Path:
@@ -76,6 +77,7 @@ class Local(Target):
         """How a job is started here."""
         from image_classifier.launch import local
 
+        local.require_importable(self.runs_dir)
         return local
 
     def tune(self, name: str) -> Found | None:

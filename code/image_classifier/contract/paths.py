@@ -15,9 +15,12 @@ BASE is /opt/ml in a container and the run's folder on this machine; both toolki
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from image_classifier.contract.errors import ConfigError
 
 BASE_DIR_VARIABLE = "SAGEMAKER_BASE_DIR"
 DEFAULT_BASE_DIR = Path("/opt/ml")
@@ -103,3 +106,12 @@ class MlPaths:
     @property
     def failure(self) -> Path:
         return self.output / FAILURE
+
+
+def path_here(text: str | Path) -> Path:
+    """The path as it was typed. Raises ConfigError for an address of S3, which is no path of this machine."""
+    if found := re.match(r"s3:/+(.*)", str(text), re.IGNORECASE):  # a Path keeps one of its slashes
+        raise ConfigError(
+            f"s3://{found[1]} is not on this machine", "copy it here first: aws s3 cp --recursive s3://... FOLDER"
+        )
+    return Path(text)

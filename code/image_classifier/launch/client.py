@@ -24,6 +24,7 @@ from image_classifier.contract.errors import (
     describe,
 )
 from image_classifier.contract.image_formats import JPEG, MEDIA_TYPE_BY_SUFFIX, SUFFIXES
+from image_classifier.contract.paths import path_here
 from image_classifier.contract.text import as_text
 from image_classifier.vision.decode import decode
 from image_classifier.vision.folders import image_files
@@ -188,7 +189,7 @@ def read_image(file: Path) -> tuple[bytes, str, str]:
 def find_images(paths: Sequence[Path]) -> list[Path]:
     """The files to ask about: those named, and all images below the folders named. Raises ConfigError on none."""
     found: list[Path] = []
-    for path in paths:
+    for path in map(path_here, paths):
         if path.is_dir():
             below = sorted(image_files(path))
             if not below:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.endpoint import HOST_VARIABLE, PORT_VARIABLE
-from image_classifier.contract.errors import PlatformError
+from image_classifier.contract.errors import ConfigError, PlatformError
 from image_classifier.contract.files import write_text
 from image_classifier.contract.machine import require_free_port, usable_cores
 from image_classifier.contract.paths import BASE_DIR_VARIABLE
@@ -107,6 +107,15 @@ def start_server(run: Run, *, host: str, port: int, view: View = SILENT) -> Job:
     job = Job.start([sys.executable, "-m", "image_classifier.serving.entry"], env=env, cwd=run.path, log=run.log)
     run.begin(job.pid)
     return job
+
+
+def require_importable(runs_dir: Path) -> None:
+    """Raises ConfigError when jobs in `runs_dir` would not find their source: PYTHONPATH is split at colons."""
+    if os.pathsep in str(runs_dir.absolute()):
+        raise ConfigError(
+            f"the path of the runs, {runs_dir.absolute()}, holds a colon: no program can be run from there",
+            "choose another place with --runs-dir",
+        )
 
 
 def require_free_disk(folder: Path, jobs: int = 1) -> None:

@@ -35,7 +35,7 @@ import psutil
 import image_classifier
 from image_classifier.contract.errors import ConfigError, PlatformError
 from image_classifier.contract.outputs import ARCHIVE, HISTORY, JOB, LOG, Failure, read_failure, read_result
-from image_classifier.contract.paths import MlPaths
+from image_classifier.contract.paths import MlPaths, path_here
 from image_classifier.launch.revision import git_revision
 
 DEFAULT_RUNS_DIR = "runs"  # in the working directory
@@ -355,7 +355,7 @@ def find_run(runs_dir: Path, text: str = "", *, kind: str = "", status: Status |
         ConfigError: there is none.
     """
     if text:
-        for path in (Path(text), runs_dir / text):
+        for path in (path_here(text), runs_dir / text):
             if _is_run(path):
                 run = Run(path=path.resolve())
                 if kind and run.record().kind != kind:

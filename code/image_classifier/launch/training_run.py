@@ -10,6 +10,7 @@ from typing import Any
 
 from image_classifier.contract.config import NAMED_WEIGHTS, TrainConfig
 from image_classifier.contract.errors import ConfigError, DataError, JobError, JobStopped, RuleFired
+from image_classifier.contract.paths import path_here
 from image_classifier.debugging.rules import parse_rules
 from image_classifier.launch import local
 from image_classifier.launch.process import Interrupts, follow
@@ -64,7 +65,7 @@ def resolve_weights(config: TrainConfig) -> TrainConfig:
     """The configuration with weights that can be found from any working directory. Raises ConfigError."""
     if config.weights in NAMED_WEIGHTS:
         return config
-    path = Path(config.weights).expanduser().resolve()
+    path = path_here(config.weights).expanduser().resolve()
     if not path.exists():
         raise ConfigError(
             f"there are no weights {config.weights}", "weights is imagenet, none, or the path of a file that exists"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -37,6 +38,7 @@ from image_classifier.vision.manifest import GoldenSample
 _STARTUP_POLL_S = 0.05
 _WATCH_POLL_S = 0.5
 _MAX_TEMPORARY_BYTES = 70  # of the 107 that a socket's path has at most; ours add 30
+_PLAIN = re.compile(r"[A-Za-z0-9._/-]+")
 _SEE_ABOVE = "its own messages stand above"
 _GPU_WORKERS = 4  # a worker decodes one image at a time; more of them only fill the GPU's memory
 _INVOCATION_TIMEOUT_S = 60
@@ -148,9 +150,11 @@ def _invoke(address: Address, artifact: Artifact, sample: GoldenSample) -> dict[
 
 
 def _temporary() -> str:
-    """The folder for temporary files, or /tmp where its name is too long to hold the server's sockets."""
+    """The folder for temporary files, or /tmp where its name is too long to hold the server's sockets, or holds what
+    the server's settings are split at: a list of models at commas, a line of its configuration at `=`."""
     folder = tempfile.gettempdir()
-    return folder if len(os.fsencode(folder)) <= _MAX_TEMPORARY_BYTES else "/tmp"  # noqa: S108
+    fits = len(os.fsencode(folder)) <= _MAX_TEMPORARY_BYTES and _PLAIN.fullmatch(folder)
+    return folder if fits else "/tmp"  # noqa: S108
 
 
 def _default_workers() -> int:

@@ -66,6 +66,20 @@ def test_a_training_logs_escapes(capsys: pytest.CaptureFixture[str]) -> None:
     assert obeyed(capsys.readouterr().out) == []
 
 
+def test_a_name_with_a_line_end_makes_no_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    forged = "a\nmetrics epoch=1 validation:accuracy=1.0"
+    configure_logging()
+    logging.getLogger("x").warning("skipped: %s", forged)
+    logging.getLogger("py.warnings").warning("%s", f"x.py:1: UserWarning: {forged}\n  decode(path)\n")
+    console = render.Console()
+    console.note(forged)
+    with console.live() as live:
+        live.show(forged)
+    printed = "".join(capsys.readouterr()).splitlines()
+    assert len(printed) == 4
+    assert not [line for line in printed if line.startswith("metrics")]
+
+
 def test_commands_show_hostile_class_file_and_log_as_escapes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -107,7 +107,8 @@ def run_demo(folder: Path, *, port: int | None) -> int:
         render.labelled("error", difference)
     if differences:
         return 1
-    render.note(f"all {len(answers)} served predictions equal those of the training\n")
+    render.note(f"all {len(answers)} served predictions equal those of the training")
+    render.note("")
     render.facts(
         [
             ("model", show_jobs.shorten(outcome.run.archive)),
@@ -127,7 +128,8 @@ def run_demo(folder: Path, *, port: int | None) -> int:
 
 def step(number: int, what: str, command: str) -> None:
     """Announces a step and the command that does the same."""
-    render.note(f"\n[{number}/{STEPS}] {what}\n      python deploy.py {command}")
+    for line in ("", f"[{number}/{STEPS}] {what}", f"      python deploy.py {command}"):
+        render.note(line)
 
 
 def ask(run: Run, folder: Path, runs_dir: Path, port: int) -> list[Answer]:

@@ -93,8 +93,8 @@ def document(value: Any) -> None:
 
 
 def note(text: str) -> None:
-    """Prints a line for the person who waits; names in it may hold no line's end of their own, see `visible`."""
-    print(visible(text, keep="\n"), file=sys.stderr, flush=True)
+    """Prints one line for the person who waits: a name in it that holds a line's end makes no second one."""
+    print(visible(text), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
@@ -168,7 +168,7 @@ class _Redrawn(Live):
     def show(self, text: str) -> None:
         from rich.text import Text
 
-        self._shown.console.print(Text(visible(text, keep="\n")))
+        self._shown.console.print(Text(visible(text)))
 
     def draw(self, drawing: Callable[[], Drawing]) -> None:
         from rich.progress_bar import ProgressBar

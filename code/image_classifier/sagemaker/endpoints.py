@@ -247,7 +247,8 @@ def _wait(deployment: Deployment, run: Run, interrupts: Interrupts) -> None:
 def _failed(session: Session, run: Run, reason: str, otherwise: str) -> JobError:
     lines = run.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
     if lines:
-        session.view.note("the last lines of its log:\n" + "\n".join(lines))
+        for line in ("the last lines of its log:", *lines):
+            session.view.note(line)
     error = describe_reason(reason or otherwise)
     return JobError(error.message if reason else otherwise, error.hint or f"the log is {run.log}")
 

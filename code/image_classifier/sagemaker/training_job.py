@@ -215,7 +215,8 @@ def finish(run: Run, session: Session, state: jobs.JobState) -> Outcome:
         run.end(Status.COMPLETED, exit_code=0)
         return Outcome(run=run, result=run.result(), seconds=float(state.training_s))
     if lines := last_lines(run.log):
-        session.view.note(f"the last lines of the log:\n{lines}")
+        for line in ("the last lines of the log:", *lines.splitlines()):
+            session.view.note(line)
     error = describe_reason(state.reason or state.secondary)
     if state.status == "Stopped":
         why = error.message if state.secondary.startswith("Max") else "the job was stopped"

@@ -68,7 +68,8 @@ def leave(error: JobStopped, paths: MlPaths) -> NoReturn:
     deadline = threading.Timer(LEAVE_WITHIN_S, os._exit, (error.exit_code,))
     deadline.daemon = True
     deadline.start()
-    log.warning("the main thread does not go on from here:\n%s", main_stack())
+    for line in ("the main thread does not go on from here:", *main_stack().splitlines()):
+        log.warning("%s", line)
     log.warning("%s", error.message)
     log.info("hint: %s", error.hint)
     write_failure(paths.failure, error)

@@ -63,7 +63,9 @@ def configure_logging(level: int = logging.INFO) -> None:
 
 class _Formatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # the base class's name
-        record.message = visible(record.message, keep="\n\t")
+        if record.name == "py.warnings":  # comes with a line of source below it
+            record.message = " ".join(record.message.split())
+        record.message = visible(record.message)  # one line: a name in it makes no second one
         text = super().formatMessage(record)
         if record.levelno < logging.WARNING:
             return text

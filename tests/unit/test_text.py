@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tests.report_folders import make_job
 
 from image_classifier.cli import render
 from image_classifier.cli.main import main
 from image_classifier.contract.text import as_text, json_visible, visible
 from image_classifier.launch.runs import Record, Status, create_run
+from image_classifier.report import write_report
 from image_classifier.training.script import configure_logging
 
 HOSTILE = "a\x1b[2J\x07b\x85\u2028\u202e\r\n\x9b31mc"
@@ -78,6 +80,12 @@ def test_a_name_with_a_line_end_makes_no_line_of_its_own(capsys: pytest.CaptureF
     printed = "".join(capsys.readouterr()).splitlines()
     assert len(printed) == 4
     assert not [line for line in printed if line.startswith("metrics")]
+
+
+def test_a_report_shows_escapes(tmp_path: Path) -> None:
+    page = write_report(make_job(tmp_path / "job", classes=(HOSTILE, "other"), epochs=1, test_per_class=2)).read_text()
+    assert obeyed(page) == []
+    assert "\\x1b" in page
 
 
 def test_commands_show_hostile_class_file_and_log_as_escapes(

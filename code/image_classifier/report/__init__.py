@@ -18,6 +18,7 @@ from typing import Any
 
 from image_classifier.contract.files import write_text
 from image_classifier.contract.outputs import REPORT, REPORT_HTML, TUNING_PICTURE
+from image_classifier.contract.text import visible
 from image_classifier.report.facts import gather, to_text
 from image_classifier.report.job_page import render_job
 from image_classifier.report.search_facts import gather_tuning, is_tuning
@@ -29,8 +30,12 @@ __all__ = ["gather", "gather_tuning", "render", "write_report"]
 
 
 def render(facts: Mapping[str, Any]) -> str:
-    """The facts of a training job or a tuning run as one self-contained HTML document."""
-    return render_tuning(facts) if facts["kind"] == "tune" else render_job(facts)
+    """The facts of a training job or a tuning run as one self-contained HTML document.
+
+    What HTML has no character for, or what would turn the direction of reading, is shown as an escape.
+    """
+    page = render_tuning(facts) if facts["kind"] == "tune" else render_job(facts)
+    return visible(page, keep="\n\t")
 
 
 def write_report(folder: Path, *, name: str = "") -> Path:
@@ -54,5 +59,5 @@ def write_report(folder: Path, *, name: str = "") -> Path:
     write_text(target / REPORT_HTML, render(facts))
     write_text(target / REPORT.name, to_text(facts))
     if tuning:
-        write_text(target / TUNING_PICTURE, draw_tuning(facts))
+        write_text(target / TUNING_PICTURE, visible(draw_tuning(facts), keep="\n\t"))  # XML knows no control
     return target / REPORT_HTML

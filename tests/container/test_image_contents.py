@@ -35,6 +35,15 @@ from image_classifier.serving.quiet_openvino import openvino
 openvino.Core().get_property('CPU', 'FULL_DEVICE_NAME')
 """,
 }
+# Straight, not through quiet_openvino: what is not there cannot be loaded by anybody.
+OPENVINO_ALONE = """
+import importlib.util, os, pathlib, time
+os.environ.pop('CI', None)
+import openvino
+openvino.Core().available_devices
+time.sleep(2)
+print(importlib.util.find_spec('openvino_telemetry'), [path.name for path in pathlib.Path.home().rglob('*')])
+"""
 LIST_PACKAGES = """
 import image_classifier, pathlib
 print(*sorted(path.name for path in pathlib.Path(image_classifier.__file__).parent.iterdir()))
@@ -55,6 +64,14 @@ def python(image: str, code: str) -> str:
 @IMAGES
 def test_image_imports_and_predicts_after_trimming(image: str) -> None:
     python(image, IMPORTS[image] + PREDICT)
+
+
+def test_serve_image_has_nothing_that_could_report_its_use() -> None:
+    flags = ["--rm", "--network", "none", "--tmpfs", "/home:mode=1777", "--env", "HOME=/home"]
+    done = docker("run", *flags, SERVE, "python", "-W", "ignore", "-c", OPENVINO_ALONE)
+    assert done.stdout == "None []\n"
+    bill = json.loads(docker("run", "--rm", SERVE, "cat", "/opt/app/share/sbom.cdx.json").stdout)
+    assert not [each["purl"] for each in bill["components"] if "telemetry" in each["purl"]]
 
 
 @IMAGES

@@ -28,6 +28,7 @@ import requests
 from PIL import Image
 from safetensors.numpy import load_file
 from tests.conftest import MODEL_CLASSES, jpeg
+from tests.proxy import Proxy
 
 from image_classifier.contract.endpoint import MAX_PORT, parse_ready_line
 from image_classifier.contract.image_formats import FORMATS
@@ -158,8 +159,21 @@ def base(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    program = start(base, tmp_path_factory.mktemp("server") / "tmp")
+def proxy() -> Iterator[Proxy]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield Proxy(listener)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def server(base: Path, home: Path, proxy: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """Overheard: what it would send elsewhere comes to `proxy`."""
+    overheard = proxy.settings | {"HOME": str(home), "CLASSIFIER_ENGINE": "openvino"}
+    program = start(base, tmp_path_factory.mktemp("server") / "tmp", **overheard)
     try:
         wait_until_ready(program)
         yield program
@@ -308,6 +322,13 @@ def test_nothing_is_run_or_installed_from_the_model_folder(server: Program, base
     assert server.post(jpeg(0)).status_code == 200
     assert not (base / "executed").exists()
     assert "be-found" not in server.output
+
+
+def test_the_server_and_its_workers_call_nobody_and_leave_nothing_at_home(server: Program, proxy: Proxy, home: Path):
+    assert server.post(jpeg(1)).status_code == 200
+    assert "engine=openvino" in server.output
+    assert proxy.heard == []
+    assert list(home.rglob("*")) == []
 
 
 def test_a_killed_worker_is_replaced(server: Program):

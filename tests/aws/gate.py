@@ -23,6 +23,7 @@ from typing import Any
 
 import botocore.session
 from botocore.validate import ParamValidator
+from tests.aws.policy import Need, needs
 
 from image_classifier.sagemaker.validation import validate
 
@@ -51,7 +52,7 @@ class Gate:
     def __init__(self, moto_port: int) -> None:
         self.moto_port = moto_port
         self.calls: list[tuple[str, Body]] = []
-        self.used: set[str] = set()  # operations that deploy.py used, in the whole session
+        self.needed: set[Need] = set()  # what deploy.py asked IAM for, in the whole session
         self.refused: list[str] = []  # requests the real API would not have taken
         self.answers: dict[str, Answer] = {}
         self.xml: dict[str, Callable[[Body], str]] = {}  # as `answers`, for services that speak XML
@@ -111,7 +112,7 @@ class Gate:
                 operation, document = gate._understand(self, body)
                 gate.calls.append((operation, document))
                 if OURS.search(self.headers.get("User-Agent", "")):
-                    gate.used.add(operation)
+                    gate.needed.update(needs(operation, document))
                 try:
                     status, headers, reply = gate._reply(self, operation, document, body)
                 except Cut:
@@ -156,10 +157,12 @@ class Gate:
         scope = re.search(r"Credential=[^/]+/\d+/[^/]+/([^/]+)/", handler.headers.get("Authorization", ""))
         service = scope.group(1) if scope else "unknown"
         if found := INVOKE.search(handler.path):
-            return found.group(2), dict(handler.headers)
+            return found.group(2), {**handler.headers, "EndpointName": found.group(1)}
         if service == "s3":
-            copied = "copy" if "x-amz-copy-source" in handler.headers else ""
-            return f"s3:{copied or handler.command}", {"path": urllib.parse.unquote(handler.path)}
+            source = handler.headers.get("x-amz-copy-source", "")
+            keys = re.findall(r"<Key>(.*?)</Key>", body.decode("utf-8", "replace")) if handler.command == "POST" else []
+            path = urllib.parse.unquote(handler.path)
+            return f"s3:{'copy' if source else handler.command}", {"path": path, "source": source, "keys": keys}
         form = dict(urllib.parse.parse_qsl(body.decode("utf-8", "replace")))
         operation = form.get("Action") or handler.path.rpartition("/")[2]
         return f"{service}:{operation}", dict(form)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.aws.conftest import BUCKET, ROLE, client, set_settings
+from tests.aws.conftest import BUCKET, FOREIGN_BUCKET, ROLE, client, set_settings
 from tests.aws.gate import Fault, Gate
 from tests.aws.policy import allowed, policy
 
@@ -80,7 +80,7 @@ def test_doctor_finds_each_fault_and_what_to_do(gate: Gate, deploy: Deploy, proj
     simulated(gate, "implicitDeny")
     limits = [{"QuotaName": "ml.g5.xlarge for training job usage", "Value": 0.0}]
     gate.answer(QUOTAS, lambda body: {"Quotas": limits})
-    text = (project / "deploy.toml").read_text() + 'bucket = "somebody-elses"\n'
+    text = (project / "deploy.toml").read_text() + f'bucket = "{FOREIGN_BUCKET}"\n'
     (project / "deploy.toml").write_text(text)
     code, out, _ = deploy("doctor", "--json")
     assert code == 1

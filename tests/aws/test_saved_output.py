@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.aws.conftest import BUCKET, client
+from tests.aws.conftest import BUCKET, FOREIGN_BUCKET, client
 from tests.aws.gate import Fault, Gate
 from tests.report_folders import make_job
 from tests.unit.test_training_hook import hook_for, network, train
@@ -19,7 +19,7 @@ from image_classifier.contract.paths import MlPaths
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # smdebug and what it imports are of 2023
 Deploy = Callable[..., tuple[int, str, str]]
-ROOT = f"s3://{BUCKET}/jobs/flowers-1"
+ROOT = f"s3://{BUCKET}/image-classifier/jobs/flowers-1"
 
 
 def upload(folder: Path, below: str) -> None:
@@ -60,9 +60,11 @@ def pack(folder: Path, archive: Path) -> Path:
 
 @pytest.mark.parametrize("part", ["", "/attempt-2"])
 def test_a_trial_in_s3_is_judged_as_on_this_machine(part: str, bucket: None, tensors: Path, deploy: Deploy) -> None:
-    upload(tensors, "jobs/flowers-1/tensors")
+    upload(tensors, "image-classifier/jobs/flowers-1/tensors")
     if part:
-        upload(tensors / "attempt-1", "jobs/flowers-1/tensors/attempt-20")  # a name that begins like attempt-2
+        upload(
+            tensors / "attempt-1", "image-classifier/jobs/flowers-1/tensors/attempt-20"
+        )  # a name that begins like attempt-2
     local = deploy("rules", f"{tensors}{part}", "--json")
     remote = deploy("rules", f"{ROOT}/tensors{part}", "--json")
     assert remote[0] == local[0] == 0
@@ -76,8 +78,10 @@ def test_rules_and_report_read_the_archive_that_sagemaker_makes(
     bucket: None, finished: Path, tmp_path: Path, project: Path, deploy: Deploy
 ) -> None:
     archive = pack(finished / "output" / "data", tmp_path / "output.tar.gz")
-    client("s3").upload_file(str(archive), BUCKET, "jobs/flowers-1/output/output.tar.gz")
-    client("s3").put_object(Bucket=BUCKET, Key="jobs/flowers-1/output/model.tar.gz", Body=b"not fetched")
+    client("s3").upload_file(str(archive), BUCKET, "image-classifier/jobs/flowers-1/output/output.tar.gz")
+    client("s3").put_object(
+        Bucket=BUCKET, Key="image-classifier/jobs/flowers-1/output/model.tar.gz", Body=b"not fetched"
+    )
     local, remote = deploy("rules", str(finished / "output" / "data"), "--json"), deploy("rules", ROOT, "--json")
     assert remote[0] == 0
     assert json.loads(remote[1]) == json.loads(local[1])
@@ -96,7 +100,7 @@ def test_rules_and_report_read_the_archive_that_sagemaker_makes(
 
 
 def test_an_output_folder_in_s3_is_reported_with_its_machine(bucket: None, finished: Path, deploy: Deploy) -> None:
-    upload(finished / "output", "jobs/flowers-1/output")
+    upload(finished / "output", "image-classifier/jobs/flowers-1/output")
     code, out, _ = deploy("report", f"{ROOT}/output/", "--json")
     assert code == 0
     facts = json.loads(out[out.index("{") :])
@@ -117,22 +121,22 @@ def test_what_cannot_be_read_from_s3_is_one_sentence_and_a_hint(
         assert "Traceback" not in err
         return " ".join(message.split())
 
-    assert "specified bucket does not exist" in refused("s3://nobody-has-this-bucket/jobs/1")
+    assert "specified bucket does not exist" in refused(f"s3://{FOREIGN_BUCKET}/jobs/1")
     assert f"{ROOT} holds neither the output nor the tensors of a training job" in refused(ROOT)
     gate.fail("s3:GET", Fault("AccessDenied", "Access Denied", 403))
     assert "not allowed to list objects v2: Access Denied" in refused(ROOT)
-    upload(tensors / "attempt-1", "jobs/flowers-1")
-    client("s3").put_object(Bucket=BUCKET, Key="jobs/both/1/output.tar.gz", Body=b"not an archive")
-    assert "cannot be unpacked" in refused(f"s3://{BUCKET}/jobs/both")
-    client("s3").put_object(Bucket=BUCKET, Key="jobs/both/2/output.tar.gz", Body=b"not an archive")
-    assert "holds the output of 2 jobs" in refused(f"s3://{BUCKET}/jobs/both")
+    upload(tensors / "attempt-1", "image-classifier/jobs/flowers-1")
+    client("s3").put_object(Bucket=BUCKET, Key="image-classifier/jobs/both/1/output.tar.gz", Body=b"not an archive")
+    assert "cannot be unpacked" in refused(f"s3://{BUCKET}/image-classifier/jobs/both")
+    client("s3").put_object(Bucket=BUCKET, Key="image-classifier/jobs/both/2/output.tar.gz", Body=b"not an archive")
+    assert "holds the output of 2 jobs" in refused(f"s3://{BUCKET}/image-classifier/jobs/both")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     assert "there are no AWS credentials" in refused(ROOT)
 
 
 def test_tensors_alone_make_no_report(bucket: None, tensors: Path, project: Path, deploy: Deploy) -> None:
-    upload(tensors / "attempt-1", "jobs/flowers-1/tensors/attempt-1")
+    upload(tensors / "attempt-1", "image-classifier/jobs/flowers-1/tensors/attempt-1")
     code, _, err = deploy("report", f"{ROOT}/tensors")
     assert code == 1
     assert f"{ROOT}/tensors holds no output of a training job" in " ".join(err.split())

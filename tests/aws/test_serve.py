@@ -277,9 +277,10 @@ def test_async_endpoint_answers_through_s3_and_wakes_up_by_an_alarm(
         assert found["ServerSideEncryption"] == "aws:kms"
         image = found["Body"].read()
         status, content = answers(image, headers)
-        folder = "good" if status == 200 else "failed"
-        s3.put_object(Bucket=bucket, Key=f"async/{folder}/{key}", Body=content)
-        return f"s3://{bucket}/async/good/{key}", f"s3://{bucket}/async/failed/{key}"
+        output = gate.bodies("CreateEndpointConfig")[-1]["AsyncInferenceConfig"]["OutputConfig"]
+        where = [f"{output[member]}/{key}" for member in ("S3OutputPath", "S3FailurePath")]
+        s3.put_object(Bucket=bucket, Key=where[status != 200].removeprefix(f"s3://{bucket}/"), Body=content)
+        return where[0], where[1]
 
     gate.invoke_async = invoke
     set_settings(project, variant="async", min_instances=0, max_instances=2, kms_key="alias/k")

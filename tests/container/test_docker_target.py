@@ -9,13 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+import requests
 from safetensors.numpy import load_file
 from tests.container.conftest import ROOT, docker
+
+from image_classifier.contract.machine import free_port
 
 TINY = ["--weights", "none", "--image-size", "32", "--workers", "0"]
 
@@ -42,8 +46,9 @@ def containers() -> set[str]:
 
 @pytest.fixture(scope="module")
 def folder(images: None, tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    """A working folder with the sample images and a finished search in the train image."""
-    root = tmp_path_factory.mktemp("work")
+    """A working folder, of a name that is hard to mount, with the sample images and a finished search in the image."""
+    root = tmp_path_factory.mktemp("work") / 'a:b, "c"=d'
+    root.mkdir()
     (root / "data").symlink_to(data)
     (root / "deploy.toml").write_text("[tune.search]\nbatch_size = [4, 8]\n")
     deploy(root, "docker", "tune", "--trials", "2", "--epochs", "1", "--name", "t", *TINY)
@@ -78,7 +83,8 @@ def test_nothing_is_left_running_when_the_launcher_is_killed(folder: Path) -> No
         ) as launcher,
     ):
         wait_until(lambda: "epoch 1/500" in log.read_text() or launcher.poll() is not None)
-        assert len(containers()) == 1, log.read_text()
+        (job,) = containers()
+        assert confinement(job) == ("none", True, ["ALL"], ["no-new-privileges"], f"{os.getuid()}:{os.getgid()}")
         psutil.Process(launcher.pid).send_signal(signal.SIGKILL)
     wait_until(lambda: not containers())
     (run,) = (folder / "runs").glob("train-*-killed")
@@ -107,6 +113,42 @@ def test_a_container_that_outlived_its_supervisor_is_removed_before_the_run_goes
     assert not containers()
     assert (run / "model.tar.gz").is_file()
     assert docker("inspect", left, check=False).returncode != 0
+
+
+def test_a_served_model_is_confined_and_answers(folder: Path) -> None:
+    """In a container of its own: the published port is the only way in, and nothing but /tmp can be written."""
+    port = str(free_port("127.0.0.1", 20_000))
+    with subprocess.Popen(
+        command("docker", "serve", "--port", port), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as server:
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_until(lambda: answers(url) or server.poll() is not None)
+            (job,) = containers()
+            _, *rest = confinement(job)
+            assert rest == [True, ["ALL"], ["no-new-privileges"], f"{os.getuid()}:{os.getgid()}"]
+            written = docker(
+                "exec", job, "sh", "-c", "echo x > /tmp/x && ! echo x > /opt/x && ! echo x > /opt/ml/model/x"
+            )
+            assert written.stderr.count("Read-only file system") == 2
+            deploy(folder, "docker", "predict", "--url", url, "data/test")
+        finally:
+            server.terminate()
+    wait_until(lambda: not containers())
+
+
+def answers(url: str) -> bool:
+    with suppress(requests.RequestException):
+        return requests.get(f"{url}/ping", timeout=5).status_code == 200
+    return False
+
+
+def confinement(job: str) -> tuple[object, ...]:
+    """Network, read-only root, dropped capabilities, security options and user of a container."""
+    found = json.loads(docker("inspect", job).stdout)[0]
+    host = found["HostConfig"]
+    user = found["Config"]["User"]
+    return host["NetworkMode"], host["ReadonlyRootfs"], host["CapDrop"], host["SecurityOpt"], user
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:

@@ -3,11 +3,14 @@
 The Docker client runs under the same supervisor as a local job and passes SIGTERM on to the container, so stopping,
 logs and exit codes are those of `local`. A container does not end with its client: the supervisor removes it. Should
 that be killed too, the container is found by its label before the run is started again. It runs as this user, so that
-the run folder stays ours.
+the run folder stays ours, and with no more rights than that: no capabilities, none to be gained, nothing to write to
+but its mounts and a /tmp of its own, and no network for a training that has nothing to fetch.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import secrets
@@ -30,6 +33,8 @@ IMAGES_FILE = Path(__file__).resolve().parents[3] / "build" / "images.json"  # w
 SHARED_MEMORY = "1g"  # for the data loading processes; Docker's default of 64 MB holds three batches
 RUN_LABEL = "image-classifier.run"  # the run's folder
 REMOVE = ("rm", "--force", "--volumes")
+CONFINED = ("--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+UNCHANGED = ("--read-only", "--tmpfs", "/tmp")  # noqa: S108  # the image is as it was built; Docker's tmpfs runs no programs
 Kind = Literal["train", "serve"]
 
 
@@ -74,15 +79,18 @@ def start_training(run: Run, *, share: int = 1, view: View = SILENT) -> Job:
     weights = run.record().config.get("weights", "")
     if weights and weights not in NAMED_WEIGHTS:
         mounts.append(_mount(Path(weights), Path(weights), "ro"))
+    # ImageNet's weights are downloaded into the image's folder for them, unless they were built in
+    closed = () if weights == "imagenet" else (*UNCHANGED, "--network", "none")
     threads_flag = f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS') or threads}"
-    return _start(run, "train", [*mounts, "--env", threads_flag, "--shm-size", SHARED_MEMORY], view)
+    return _start(run, "train", [*mounts, *closed, "--env", threads_flag, "--shm-size", SHARED_MEMORY], view)
 
 
 def start_server(run: Run, *, host: str, port: int, view: View = SILENT) -> Job:
     """`docker run IMAGE serve` on `<run>/model`. Raises PlatformError when the port is taken."""
     require_free_port(host, port)
     mount = _mount(run.paths.model, MlPaths(base=DEFAULT_BASE_DIR).model, "ro")
-    return _start(run, "serve", [mount, "--publish", f"{host}:{port}:{port}", "--env", f"{PORT_VARIABLE}={port}"], view)
+    published = ["--publish", f"{host}:{port}:{port}", "--env", f"{PORT_VARIABLE}={port}"]
+    return _start(run, "serve", [mount, *UNCHANGED, *published], view)
 
 
 def _start(run: Run, kind: Kind, flags: list[str], view: View) -> Job:
@@ -92,7 +100,7 @@ def _start(run: Run, kind: Kind, flags: list[str], view: View) -> Job:
         view.warn(f"an earlier start of {run.name} had left its container running: it is removed")
         _docker(*REMOVE, *left)
     user = f"{os.getuid()}:{os.getgid()}"
-    own = ["--rm", "--name", name, "--label", label, "--user", user]
+    own = ["--rm", "--name", name, "--label", label, "--user", user, *CONFINED]
     command = ["docker", "run", *own, *_gpu_flags(), *flags, image(kind), kind]
     job = Job.start(command, env=os.environ, cwd=run.path, log=run.log, after=["docker", *REMOVE, name])
     run.begin(job.pid)
@@ -105,8 +113,12 @@ def _gpu_flags() -> list[str]:
     return ["--gpus", "all"] if '"nvidia"' in runtimes and shutil.which("nvidia-smi") else []
 
 
-def _mount(source: Path, target: Path, mode: str = "rw") -> str:
-    return f"--volume={source.resolve()}:{target}:{mode}"
+def _mount(source: Path, target: Path, mode: Literal["ro", "rw"] = "rw") -> str:
+    """`--mount`, whose fields are a line of CSV: unlike `--volume` it takes any name, with colons and commas too."""
+    fields = ["type=bind", f"source={source.resolve()}", f"target={target}", *(["readonly"] if mode == "ro" else [])]
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(fields)
+    return f"--mount={line.getvalue()}"
 
 
 def _docker(*arguments: str) -> subprocess.CompletedProcess[str]:

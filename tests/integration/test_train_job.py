@@ -25,6 +25,10 @@ from image_classifier.contract.image_formats import FORMATS, JPEG
 from image_classifier.contract.metrics import parse_metric_line
 from image_classifier.contract.paths import MlPaths
 from image_classifier.contract.text import as_text
+from image_classifier.contract.wire import JSON_TYPE
+from image_classifier.serving.classifier import Classifier
+from image_classifier.serving.codec import encode
+from image_classifier.serving.engines import OpenVinoEngine
 from image_classifier.vision.artifact import load_model
 from image_classifier.vision.model import build_model, load_safetensors
 from image_classifier.vision.preprocess import load
@@ -211,6 +215,52 @@ def test_interrupted_and_killed_job_ends_as_the_uninterrupted_one(
     expected, got = finished[0].weights, job.weights
     assert all(np.array_equal(expected[name], got[name]) for name in expected)
     assert sorted(folder.name for folder in job.paths.tensors.iterdir()) == ["attempt-1", "attempt-2", "attempt-3"]
+
+
+LATIN = os.fsdecode(b"caf\xe9")
+
+
+def with_latin_names(data: Path, target: Path) -> Path:
+    """The data with a valid folder, a class and an image of it in each split whose names are not UTF-8."""
+    shutil.copytree(data, target)
+    shutil.copytree(target / "test", target / "valid")
+    for split in ("train", "valid", "test"):
+        first = min((target / split).iterdir())
+        image = min(first.glob("*.jpg"))
+        image.rename(image.with_name(f"a{LATIN}.jpg"))
+        first.rename(first.with_name(LATIN))
+    return target
+
+
+def test_names_that_are_not_utf_8_cost_nothing_not_even_when_they_are_changed_in_between(
+    tmp_path: Path, data: Path
+) -> None:
+    images = with_latin_names(data, tmp_path / "latin")
+    straight, broken = Job(tmp_path / "one", images, workers="0"), Job(tmp_path / "two", images, workers="0")
+    code, log = straight.run()
+    assert code == 0, log
+    code, log = broken.run_until("epoch=2/3 step=2/", signal.SIGTERM, to="train")
+    assert code == 143, log
+    renamed = [path for path in broken.paths.data.rglob("*.*") if path.is_file()]
+    for number, path in enumerate(renamed):  # to names that sort in another order
+        path.rename(path.with_name(f"{number * 7919 % 1009:04}é{path.suffix}"))
+    code, log = broken.run()
+    assert code == 0, log
+    assert "epoch=1/3" not in log
+    assert all(np.array_equal(straight.weights[name], array) for name, array in broken.weights.items())
+    artifact = load_model(straight.paths.model)
+    assert "caf\\xe9" in artifact.classes
+    assert artifact.fingerprint != load_model(broken.paths.model).fingerprint  # the golden samples have other names
+    assert artifact.manifest.data_fingerprint == load_model(broken.paths.model).manifest.data_fingerprint
+    assert "caf\\xe9/acaf\\xe9.jpg" in [sample.name for sample in artifact.golden]
+    for table in ("per_class.csv", "confusion.csv", "test_predictions.csv", "bad_images.json", "report.json"):
+        assert "caf\\xe9" in straight.paths.output_data.joinpath(table).read_text(encoding="utf-8").replace(
+            "\\\\", "\\"
+        )
+    classifier = Classifier(artifact, OpenVinoEngine(artifact))
+    classifier.check_golden()
+    reply = encode(classifier.rank(artifact.golden[0].image, 2), model="m", response_type=JSON_TYPE)
+    assert {each["label"] for each in json.loads(reply.body)["predictions"]} == set(artifact.classes)
 
 
 def test_settings_said_to_change_no_result_change_no_weight(

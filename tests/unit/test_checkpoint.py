@@ -183,3 +183,24 @@ def test_short_epochs_do_not_all_write_a_checkpoint(tmp_path: Path, model: nn.Mo
     assert checkpoints.due
     checkpoints.save(Progress(), model, make_optimizer(model, CONFIG), {})
     assert not checkpoints.due
+
+
+def test_a_checkpoint_from_before_contents_were_read_goes_on(tmp_path: Path, model: nn.Module) -> None:
+    save(tmp_path, model, epoch=2, data="by name")
+    path = files(tmp_path)[0]
+    content = torch.load(path, weights_only=True)
+    del content["contents"]
+    torch.save(content, path)
+    checkpoint = Checkpoints(tmp_path, identity(CONFIG, "by content"), data_before="by name").load()
+    assert checkpoint is not None
+    assert (checkpoint.progress.epoch, checkpoint.contents) == (2, {})
+    with pytest.raises(JobError, match="other images"):
+        Checkpoints(tmp_path, identity(CONFIG, "by content"), data_before="another").load()
+
+
+def test_the_order_of_the_samples_comes_back(tmp_path: Path, model: nn.Module) -> None:
+    checkpoints = Checkpoints(tmp_path, {}, contents={"train": ["a", "b"]})
+    checkpoints.save(Progress(), model, make_optimizer(model, CONFIG), {})
+    found = Checkpoints(tmp_path, {}).load()
+    assert found is not None
+    assert found.contents == {"train": ["a", "b"]}

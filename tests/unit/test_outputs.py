@@ -125,5 +125,6 @@ def test_names_that_are_not_utf_8_are_written_as_escapes(tmp_path: Path) -> None
     assert RESULT.read(tmp_path) == {name: 1}
     TEST_PREDICTIONS.write(tmp_path, [[name, "a", "b", "0.5"]])
     (tmp_path / TEST_PREDICTIONS.name).read_text(encoding="utf-8")
+    assert TEST_PREDICTIONS.read(tmp_path) == [["caf\\xe9.jpg", "a", "b", "0.5"]]
     assert as_text(Path("d") / name) == "d/caf\\xe9.jpg"
     assert as_text(Path("Löwenzahn/日本.jpg")) == "Löwenzahn/日本.jpg"

@@ -107,3 +107,8 @@ def test_commands_show_hostile_class_file_and_log_as_escapes(
         main(command)
         out, err = capsys.readouterr()
         assert obeyed(out + err) == [], command
+
+
+def test_text_that_holds_a_name_is_shown_with_its_escapes_and_any_other_stays() -> None:
+    assert as_text(f"no {os.fsdecode(b'caf' + bytes([0xE9]))}: \ud800") == "no caf\\xe9: \\ud800"
+    assert as_text("L\u00f6wenzahn \u65e5\u672c \U0001f33c \\x41") == "L\u00f6wenzahn \u65e5\u672c \U0001f33c \\x41"

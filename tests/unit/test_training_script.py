@@ -55,6 +55,14 @@ def test_failure_file_is_cut_to_what_sagemaker_shows(tmp_path: Path) -> None:
     assert (tmp_path / "failure").read_text(encoding="utf-8") == "ü" * 1024
 
 
+def test_a_name_that_is_not_utf_8_is_text_in_every_error(tmp_path: Path) -> None:
+    name = os.fsdecode(b"/d/caf\xe9.jpg")
+    for error in (DataError(f"cannot list {name}", f"rename {name}"), OSError(13, "Permission denied", name),
+                  ValueError(f"no {name}")):  # fmt: skip
+        write_failure(tmp_path / "failure", explain(error))
+        assert "/d/caf\\xe9.jpg" in (tmp_path / "failure").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [

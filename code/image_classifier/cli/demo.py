@@ -17,6 +17,7 @@ from image_classifier.contract.errors import JobError, JobStopped
 from image_classifier.contract.files import write_text
 from image_classifier.contract.machine import free_port, require_free_port
 from image_classifier.contract.outputs import TEST_PREDICTIONS, TUNING_PICTURE
+from image_classifier.contract.text import as_text
 from image_classifier.launch import serving_run as serving
 from image_classifier.launch import training_run as training
 from image_classifier.launch.client import Answer, Client, find_images
@@ -150,7 +151,7 @@ def ask(run: Run, folder: Path, runs_dir: Path, port: int) -> list[Answer]:
 def read_expected(run: Run, folder: Path) -> dict[str, Expected]:
     """File -> what training answered, from the run's test_predictions.csv; `folder` is the test folder."""
     return {
-        str(folder / path): Expected(label=predicted, probability=float(probability))
+        as_text(folder / path): Expected(label=predicted, probability=float(probability))
         for path, _, predicted, probability in TEST_PREDICTIONS.read(run.paths.output_data)
     }
 

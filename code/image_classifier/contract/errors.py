@@ -21,6 +21,8 @@ message into its failure file; the endpoint answers `http_status` with both as J
 
 from __future__ import annotations
 
+from image_classifier.contract.text import as_text
+
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_RULE_FIRED = 3
@@ -33,14 +35,16 @@ class ClassifierError(Exception):
     Args:
         message: one sentence, without a trailing full stop, that names the thing at fault.
         hint: what to do about it; may be empty.
+
+    Both are kept as text that every file and answer can hold, whatever bytes the names in them have.
     """
 
     exit_code = EXIT_FAILURE
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        super().__init__(as_text(message))
+        self.message = as_text(message)
+        self.hint = as_text(hint)
 
 
 class ConfigError(ClassifierError):
@@ -115,6 +119,6 @@ def describe(error: BaseException) -> str:
         return error.message
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror}{where}"
+        return as_text(f"{error.strerror}{where}")
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return as_text(f"{type(error).__name__}: {lines[0]}") if lines else type(error).__name__

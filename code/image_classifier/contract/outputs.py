@@ -35,6 +35,7 @@ from image_classifier.contract.errors import ClassifierError
 from image_classifier.contract.files import write_text
 from image_classifier.contract.metrics import DEFAULT_OBJECTIVE, METRIC_BY_NAME
 from image_classifier.contract.paths import FAILURE_MAX_CHARS
+from image_classifier.contract.text import as_text
 
 VALIDATION_LOSS = "validation:loss"
 _HINT = "\nhint: "
@@ -132,11 +133,15 @@ class Table:
         return rows[0], rows[1:]
 
     def write(self, folder: Path, rows: Iterable[Sequence[object]], *, further: Sequence[str] = ()) -> None:
-        """Replaces the file; `further` are columns to the right of `columns`. Raises PlatformError."""
+        """Replaces the file; `further` are columns to the right of `columns`. Names in cells become text (`as_text`).
+
+        Raises:
+            PlatformError: a full disk, a missing permission; the file that was there stays.
+        """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([*self.columns, *further])
-        writer.writerows(rows)
+        writer.writerows([as_text(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
         write_text(folder / self.name, text.getvalue())
 
 

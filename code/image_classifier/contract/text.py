@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from pathlib import Path
 
 # What a terminal obeys instead of showing it: controls (Cc), the ends of lines and paragraphs (Zl, Zp), marks that turn
 # the direction of writing; and what no encoding can carry: lone surrogates (Cs).
 _OBEYED = frozenset({"Cc", "Zl", "Zp", "Cs"})
+_NO_TEXT = re.compile("[\ud800-\udfff]")  # lone surrogates
+_FOREIGN = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # those that stand for no byte of a name
 _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
 
 
-def as_text(path: Path) -> str:
-    """A path as text that every file, log and answer can hold: a byte that is not UTF-8 becomes `\\xe9`."""
-    return os.fsencode(path).decode("utf-8", errors="backslashreplace")
+def as_text(name: Path | str) -> str:
+    """A path, or text that names one, as every file, log and answer can hold it: a byte that is not UTF-8 becomes
+    `\\xe9`. What is text already stays as it is."""
+    if isinstance(name, Path):
+        return os.fsencode(name).decode("utf-8", errors="backslashreplace")
+    if _NO_TEXT.search(name) is None:
+        return name
+    foreign = _FOREIGN.sub(lambda found: _escape(found[0]), name)
+    return foreign.encode("utf-8", errors="surrogateescape").decode("utf-8", errors="backslashreplace")
 
 
 def visible(text: str, keep: str = "") -> str:

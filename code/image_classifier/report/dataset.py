@@ -17,7 +17,8 @@ from image_classifier.contract.image_formats import PILLOW_NAMES
 from image_classifier.contract.outputs import BAD_IMAGES
 from image_classifier.contract.paths import MlPaths
 from image_classifier.report.sources import Sources
-from image_classifier.vision.folders import SPLIT_FOLDERS, ImageFolders, fingerprint, scan
+from image_classifier.vision.fingerprint import fingerprint
+from image_classifier.vision.folders import SPLIT_FOLDERS, ImageFolders, scan
 
 MAX_HEADERS = 200  # pictures whose size is looked at: the median of so many is good to a few percent
 

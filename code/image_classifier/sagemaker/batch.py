@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from image_classifier.contract.errors import ConfigError, ImageError, JobError, RequestError
+from image_classifier.contract.text import as_text
 from image_classifier.launch.client import Answer, find_images, read_answer, read_image
 from image_classifier.launch.process import Interrupts
 from image_classifier.launch.runs import Run, Status
@@ -86,7 +87,7 @@ def predict(
         remote.remember(
             run, job=name, source=str(made[1].body["TransformInput"]["DataSource"]["S3DataSource"]["S3Uri"])
         )
-        remote.remember(run, files={_key(i, file): str(file) for i, file in enumerate(files)}, bad=bad)
+        remote.remember(run, files={_key(i, file): as_text(file) for i, file in enumerate(files)}, bad=bad)
         publish(session, archive)
         remote.note(run, remote.MODEL, name)
         when_ready(lambda: session.send(made[0]), view.note)
@@ -172,7 +173,7 @@ def _upload(session: Session, files: Sequence[Path], place: Place) -> dict[str, 
 
     with ThreadPoolExecutor(THREADS) as threads:
         results = list(threads.map(send, enumerate(files)))
-    bad = {str(file): message for file, message in zip(files, results, strict=True) if message}
+    bad = {as_text(file): message for file, message in zip(files, results, strict=True) if message}
     session.view.note(f"{len(files) - len(bad)} of {len(files)} images uploaded")
     if len(bad) == len(files):
         raise ImageError("none of the images can be read")

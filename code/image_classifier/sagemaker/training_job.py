@@ -15,6 +15,7 @@ from typing import Any
 from image_classifier.contract.config import NAMED_WEIGHTS, TrainConfig
 from image_classifier.contract.errors import ConfigError, JobError, JobStopped, PlatformError
 from image_classifier.contract.files import write_text
+from image_classifier.contract.text import as_text
 from image_classifier.launch.process import Interrupts
 from image_classifier.launch.progress import ProgressView
 from image_classifier.launch.runs import ACTIVE, Run, Status
@@ -107,7 +108,7 @@ def read_inputs(config: TrainConfig, aws: SageMakerSettings, data: Path, view: V
         weights = Path(config.weights)
         if not weights.is_file():
             raise ConfigError(f"the weights {weights} are no file", "name one .pth or .safetensors file")
-        config = config.replace(weights=weights.name)
+        config = config.replace(weights=as_text(weights.name))
     return Inputs(
         session=session,
         image=image,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Any
 
 from image_classifier.contract.errors import DataError, describe
 from image_classifier.contract.files import replacing
+from image_classifier.contract.text import as_text
 from image_classifier.sagemaker.aws_settings import AUTO, NONE
 from image_classifier.sagemaker.failures import MISSING, AwsError, describe_call, translated
 from image_classifier.sagemaker.session import Session
@@ -80,13 +82,19 @@ class Sent:
 
 
 def read_data_set(folders: ImageFolders) -> DataSet:
-    """Hashes all images. Raises DataError for a file that cannot be read, or whose name is too long for S3."""
+    """Hashes all images.
+
+    Raises:
+        DataError: a file cannot be read, its name is too long for S3, or two names are the same there.
+    """
     pairs = []
     for split in folders.splits:
         channel = "train" if split.name == "valid" and folders.valid_split_off else split.name
-        pairs += [(f"{channel}/{path.relative_to(split.root).as_posix()}", path) for path in split.paths]
+        pairs += [(f"{channel}/{as_text(path.relative_to(split.root))}", path) for path in split.paths]
     with ThreadPoolExecutor(THREADS) as threads:
         files = tuple(sorted(threads.map(lambda pair: _read(*pair), pairs), key=lambda file: file.key))
+    if twice := [key for key, count in Counter(file.key for file in files).items() if count > 1]:
+        raise DataError(f"two files have the same name in S3: {twice[0]}", "rename one of them")
     listing = "".join(f"{file.key}\0{file.sha256}\n" for file in files)
     return DataSet(
         fingerprint=hashlib.sha256(listing.encode()).hexdigest()[:16],
@@ -162,7 +170,8 @@ def copy_file(session: Session, source: str, target: str) -> None:
 
 def file_uri(session: Session, path: Path, folder: str) -> str:
     """Where `upload_file` puts a file."""
-    return f"{session.root}/{folder}/{_read(path.name, path).sha256[:16]}/{path.name}"
+    name = as_text(path.name)
+    return f"{session.root}/{folder}/{_read(name, path).sha256[:16]}/{name}"
 
 
 def ensure_bucket(session: Session) -> None:

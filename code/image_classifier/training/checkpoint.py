@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch import nn
 from image_classifier.contract.config import TrainConfig, format_value, parameters
 from image_classifier.contract.errors import JobError, describe
 from image_classifier.contract.files import replacing
+from image_classifier.vision.fingerprint import Digests
 
 log = logging.getLogger(__name__)
 
@@ -69,12 +71,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds; `model` and `optimizer` are empty once the job has finished."""
+    """What a file holds; `model` and `optimizer` are empty once the job has finished.
+
+    `contents` are the digests of the images by split, in the order of the samples; empty in one of an earlier version.
+    """
 
     progress: Progress
     model: Weights
     optimizer: dict[str, Any]
     best: Weights
+    contents: Digests = field(default_factory=dict)
 
 
 def identity(config: TrainConfig, data_fingerprint: str) -> dict[str, str]:
@@ -113,11 +119,26 @@ def difference(ours: Mapping[str, str], found: Mapping[str, str], found_at_defau
 
 
 class Checkpoints:
-    """The checkpoint folder of one job. One that does not write leaves that to the main process."""
+    """The checkpoint folder of one job. One that does not write leaves that to the main process.
 
-    def __init__(self, folder: Path, identity: Mapping[str, str], *, writes: bool = True) -> None:
+    Args:
+        data_before: what an earlier version would have taken for the identity's data.
+        contents: digests of the images, in the order of the samples: kept with every checkpoint.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: Mapping[str, str],
+        *,
+        data_before: str = "",
+        contents: Digests = MappingProxyType({}),
+        writes: bool = True,
+    ) -> None:
+        self.contents = contents
         self._folder = folder
         self._identity = dict(identity)
+        self._data_before = data_before
         self._writes = writes
         self._due = -math.inf  # of time.monotonic()
 
@@ -154,7 +175,11 @@ class Checkpoints:
                 check_sums(path)
                 content = torch.load(path, map_location="cpu", weights_only=True)
                 checkpoint = Checkpoint(
-                    Progress(**content["progress"]), content["model"], content["optimizer"], content["best"]
+                    Progress(**content["progress"]),
+                    content["model"],
+                    content["optimizer"],
+                    content["best"],
+                    dict(content.get("contents", {})),
                 )
                 found, defaults = dict(content["identity"]), list(content.get("at_default", ()))
             except Exception as error:  # torch raises many types on damaged bytes
@@ -176,6 +201,7 @@ class Checkpoints:
             "model": checkpoint.model,
             "optimizer": checkpoint.optimizer,
             "best": checkpoint.best,
+            "contents": dict(self.contents),
         }
         path = self._folder / f"epoch-{progress.epoch:05d}-step-{progress.step:07d}.ckpt"
         with replacing(path) as file:
@@ -187,6 +213,8 @@ class Checkpoints:
                 raise
 
     def _check_identity(self, found: Mapping[str, str], found_at_default: Collection[str]) -> None:
+        if self._data_before and found.get(DATA) == self._data_before:
+            found = {**found, DATA: self._identity[DATA]}
         if what := difference(self._identity, found, found_at_default):
             raise JobError(
                 f"the checkpoints in {self._folder} are of a job with {what}",

@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,7 @@ from image_classifier.contract.errors import ConfigError, DataError, JobStopped,
 from image_classifier.contract.metrics import metric_line
 from image_classifier.contract.outputs import BAD_IMAGES, HISTORY, RESULT
 from image_classifier.contract.paths import MlPaths
+from image_classifier.contract.text import as_text
 from image_classifier.debugging.observer import Observer
 from image_classifier.debugging.schema import RuleResult
 from image_classifier.training.checkpoint import Checkpoint, Checkpoints, Progress, identity
@@ -36,7 +38,8 @@ from image_classifier.training.steps import min_images
 from image_classifier.training.stop import StopFlag
 from image_classifier.training.tables import write_test_results
 from image_classifier.vision.artifact import write_model
-from image_classifier.vision.folders import SPLIT_FOLDERS, ImageFolders, Split, fingerprint, scan
+from image_classifier.vision.fingerprint import digests, fingerprint, fingerprint_by_name, in_order, order_fingerprint
+from image_classifier.vision.folders import SPLIT_FOLDERS, ImageFolders, Split, scan
 from image_classifier.vision.model import build_model, head, load_starting_weights, state_arrays
 from image_classifier.vision.preprocess import Preprocessing
 
@@ -65,11 +68,21 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag) ->
     channels = {name: paths.channel(name) for name in SPLIT_FOLDERS if paths.channel(name).is_dir()}
     folders = scan(channels, valid_fraction=config.valid_fraction, seed=config.seed)
     describe_data(folders)
-    data_fingerprint = fingerprint(folders)
-    if len(set(group.exchange(data_fingerprint))) > 1:
+    contents = digests(folders, lambda: end_if_asked(stop))
+    data_fingerprint = fingerprint(folders, contents)
+    if len(set(group.exchange((data_fingerprint, order_fingerprint(contents))))) > 1:
         raise DataError("the hosts see different images", "use S3DataDistributionType FullyReplicated")
-    checkpoints = Checkpoints(paths.checkpoints, identity(config, data_fingerprint), writes=group.is_main)
+    checkpoints = Checkpoints(
+        paths.checkpoints,
+        identity(config, data_fingerprint),
+        data_before=fingerprint_by_name(folders),
+        contents=contents,
+        writes=group.is_main,
+    )
     checkpoint = group.from_main(checkpoints.load)
+    if checkpoint is not None and checkpoint.contents:
+        folders = in_order(folders, contents, checkpoint.contents)
+        checkpoints.contents = checkpoint.contents
     device = choose_device(group.local_rank)
     model = make_model(config, len(folders.classes), paths.channel("weights"), checkpoint, device)
     training = make_training(
@@ -96,6 +109,12 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag) ->
         hook.close()
         if group.is_main:
             BAD_IMAGES.write(paths.output_data, training.bad.found)
+
+
+def end_if_asked(stop: StopFlag) -> None:
+    """Raises JobStopped when a stop is asked for before there is anything to save."""
+    if stop:
+        raise stop.error("while reading the images", "start again")
 
 
 def end_hung(training: Training, fired: RuleResult, paths: MlPaths) -> NoReturn:
@@ -218,13 +237,19 @@ def make_training(
             size=group.size,
         ),
         valid=evaluation_loader(folders.valid, config, setup),
-        bad=BadImages(config.max_bad_images, progress.unreadable),
+        bad=BadImages(config.max_bad_images, still_there(progress.unreadable, folders)),
         checkpoints=checkpoints,
         stop=stop,
         progress=progress,
         best={} if checkpoint is None else checkpoint.best,
         on_epoch=lambda progress: HISTORY.write(paths.output_data, progress.history) if group.is_main else None,
     )
+
+
+def still_there(unreadable: Mapping[str, str], folders: ImageFolders) -> dict[str, str]:
+    """Those of the files named that there are: one that was renamed, and is met again, counts once."""
+    names = {as_text(path) for split in folders.splits for path in split.paths}
+    return {name: reason for name, reason in unreadable.items() if name in names}
 
 
 def evaluation_loader(split: Split, config: TrainConfig, setup: Setup) -> Loader:
@@ -254,7 +279,7 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
         classes=folders.classes,
         preprocessing=preprocessing,
         golden=golden,
-        config=config.to_hyperparameters(),
+        config={name: as_text(value) for name, value in config.to_hyperparameters().items()},
         metrics=metrics,
         data_fingerprint=data_fingerprint,
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},

@@ -37,7 +37,8 @@ from image_classifier.contract.image_formats import OTHER_SUFFIXES
 from image_classifier.contract.machine import usable_cores
 from image_classifier.contract.text import as_text
 from image_classifier.vision.decode import decode
-from image_classifier.vision.folders import ImageFolders, find_channels, fingerprint, listing, loose_images, scan
+from image_classifier.vision.fingerprint import fingerprint
+from image_classifier.vision.folders import ImageFolders, find_channels, listing, loose_images, scan
 
 IMBALANCE_RATIO = 5
 FEW_IMAGES = 10
@@ -76,7 +77,7 @@ class CheckReport:
         counts: split -> class -> number of images, unreadable ones included.
         valid_split_off: there is no valid folder, so valid is a share of train.
         smallest, largest: (width, height) of the images with the fewest and the most pixels; None without any.
-        fingerprint: names the data (`folders.fingerprint`).
+        fingerprint: names the data (`vision.fingerprint`).
     """
 
     root: str
@@ -144,7 +145,7 @@ def check_dataset(
         for split in folders.splits
     }
     return CheckReport(
-        root=str(root),
+        root=as_text(root),
         classes=folders.classes,
         counts=counts,
         valid_split_off=folders.valid_split_off,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from image_classifier.contract.errors import DataError, describe
 from image_classifier.contract.image_formats import SUFFIXES
+from image_classifier.contract.text import as_text
 
 SPLIT_FOLDERS: Mapping[str, tuple[str, ...]] = {
     "train": ("train",),
@@ -113,17 +114,6 @@ def scan(channels: Mapping[str, Path], *, valid_fraction: float, seed: int) -> I
     return ImageFolders(classes, splits["train"], splits["valid"], splits.get("test"), split_off)
 
 
-def fingerprint(folders: ImageFolders) -> str:
-    """sha256 (hex) over split, class, name and size of every file: changes when the data changes, reads no image."""
-    lines = []
-    for split in folders.splits:
-        for path, label in zip(split.paths, split.labels, strict=True):
-            size = path.stat().st_size if path.exists() else -1
-            name = path.relative_to(split.root).as_posix()
-            lines.append(os.fsencode(f"{split.name}\0{folders.classes[label]}\0{name}\0{size}\n"))
-    return hashlib.sha256(b"".join(sorted(lines))).hexdigest()
-
-
 def image_files(folder: Path) -> list[Path]:
     """The images anywhere below `folder`, sorted by path; links are followed, hidden files and folders are not.
 
@@ -156,17 +146,13 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _class_images(root: Path, name: str) -> dict[str, list[Path]]:
-    """Class name -> sorted images; a class without images has an empty list."""
+    """Class name -> sorted images; a class without images has an empty list. A name that is not UTF-8 has escapes."""
     _require_folder(root, name)
     entries = _entries(root)
     images: dict[str, list[Path]] = {}
     for folder in sorted(entry for entry in entries if entry.is_dir() and entry.name not in _NOT_CLASSES):
-        try:
-            folder.name.encode()
-        except UnicodeEncodeError:
-            raise DataError(f"the class folder {folder!a} has a name that is not UTF-8", "rename it") from None
         # macOS writes é as two code points, Linux as one: the same class in train and test must stay the same class
-        images.setdefault(unicodedata.normalize("NFC", folder.name), []).extend(image_files(folder))
+        images.setdefault(unicodedata.normalize("NFC", as_text(folder.name)), []).extend(image_files(folder))
     if not any(images.values()):
         if loose := loose_images(root):
             message = f"the {name} folder {root} has {len(loose)} images of its own but none in class folders"

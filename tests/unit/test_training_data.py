@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import multiprocessing
+import os
+import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +15,10 @@ import torch
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
-from image_classifier.contract.errors import DataError
+from image_classifier.contract.errors import DataError, JobError
+from image_classifier.training import data
 from image_classifier.training.data import BadImages, Batch, ImageDataset, Loader, random_view
+from image_classifier.training.stop import Interrupted, StopFlag, end_workers
 from image_classifier.vision.decode import decode
 from image_classifier.vision.folders import Split
 from image_classifier.vision.preprocess import Preprocessing, load
@@ -127,3 +134,65 @@ def test_bad_images_are_counted_once_and_end_the_job_beyond_the_limit(split: Spl
     with pytest.raises(DataError, match=r"3 images cannot be read, .*4\.png is damaged"):
         bad.add(split, {4: "4.png is damaged"})
     assert len(bad.found) == 3
+
+
+@pytest.fixture
+def hanging(split: Split, tmp_path: Path) -> Split:
+    """A picture in the last of five batches that cannot be read to its end: storage that does not answer."""
+    os.mkfifo(tmp_path / "9.png")
+    return dataclasses.replace(split, paths=(*split.paths[:9], tmp_path / "9.png"))
+
+
+def unshuffled(split: Split, workers: int) -> Loader:
+    return Loader(ImageDataset(split, PREPROCESSING), 2, workers=workers)
+
+
+def test_waiting_for_a_batch_notices_a_stop(hanging: Split) -> None:
+    stop = StopFlag()
+    batches = unshuffled(hanging, 1).epoch(stop=stop)
+    for _ in range(4):
+        next(batches)
+    threading.Timer(0.2, lambda: setattr(stop, "reason", "SIGTERM")).start()
+    with pytest.raises(Interrupted):
+        next(batches)
+    end_workers()
+
+
+def test_waiting_for_a_batch_has_an_end(hanging: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "BATCH_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(data, "TURN_S", 0.1)
+    loader = unshuffled(hanging, 2)
+    with pytest.raises(JobError, match="no batch of images has come for"):
+        list(loader.epoch())
+    end_workers()
+
+
+def test_waiting_for_a_batch_notices_a_process_that_was_killed(hanging: Split) -> None:
+    batches = unshuffled(hanging, 1).epoch()
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    threading.Timer(0.2, worker.kill).start()
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        list(batches)
+
+
+def test_a_second_epoch_of_the_same_processes_is_watched_too(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "TURN_S", 0.1)
+    loader, stop = unshuffled(split, 1), StopFlag()
+    assert len(list(loader.epoch(0, stop=stop))) == 5
+    (worker,) = multiprocessing.active_children()
+    batches = loader.epoch(1, stop=stop)
+    os.kill(worker.pid or 0, signal.SIGSTOP)
+    stop.reason = "SIGTERM"
+    with pytest.raises(Interrupted):
+        list(batches)
+    end_workers()
+
+
+def test_loading_without_processes_notices_a_stop_between_two_pictures(split: Split) -> None:
+    stop = StopFlag()
+    batches = unshuffled(split, 0).epoch(stop=stop)
+    next(batches)
+    stop.reason = "SIGTERM"
+    with pytest.raises(Interrupted):
+        next(batches)

@@ -19,18 +19,18 @@ import subprocess
 from pathlib import Path
 from typing import Literal
 
-from image_classifier.contract.config import NAMED_WEIGHTS
+from image_classifier.contract.config import NAMED_WEIGHTS, TrainConfig
 from image_classifier.contract.endpoint import PORT_VARIABLE
 from image_classifier.contract.errors import PlatformError
 from image_classifier.contract.machine import require_free_port, usable_cores
 from image_classifier.contract.paths import DEFAULT_BASE_DIR, MlPaths
+from image_classifier.contract.shared_memory import container_bytes
 from image_classifier.launch import local
 from image_classifier.launch.process import Job
 from image_classifier.launch.runs import Run
 from image_classifier.launch.view import SILENT, View
 
 IMAGES_FILE = Path(__file__).resolve().parents[3] / "build" / "images.json"  # what build_and_push.sh built last
-SHARED_MEMORY = "1g"  # for the data loading processes; Docker's default of 64 MB holds three batches
 RUN_LABEL = "image-classifier.run"  # the run's folder
 REMOVE = ("rm", "--force", "--volumes")
 CONFINED = ("--cap-drop", "ALL", "--security-opt", "no-new-privileges")
@@ -79,10 +79,12 @@ def start_training(run: Run, *, share: int = 1, view: View = SILENT) -> Job:
     weights = run.record().config.get("weights", "")
     if weights and weights not in NAMED_WEIGHTS:
         mounts.append(_mount(Path(weights), Path(weights), "ro"))
+    config = TrainConfig.from_hyperparameters(run.record().config)
+    shared = container_bytes(config.batch_size, config.image_size, config.workers)
     # ImageNet's weights are downloaded into the image's folder for them, unless they were built in
     closed = () if weights == "imagenet" else (*UNCHANGED, "--network", "none")
     threads_flag = f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS') or threads}"
-    return _start(run, "train", [*mounts, *closed, "--env", threads_flag, "--shm-size", SHARED_MEMORY], view)
+    return _start(run, "train", [*mounts, *closed, "--env", threads_flag, "--shm-size", str(shared)], view)
 
 
 def start_server(run: Run, *, host: str, port: int, view: View = SILENT) -> Job:

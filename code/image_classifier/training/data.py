@@ -6,21 +6,24 @@ Knows nothing of the network. A file that cannot be read leaves its batch one im
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  # everybody's name for it
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from torchvision.transforms import RandomResizedCrop
 
-from image_classifier.contract.errors import DataError, RequestError
+from image_classifier.contract.errors import DataError, JobError, RequestError
+from image_classifier.contract.shared_memory import AHEAD
 from image_classifier.contract.text import as_text
 from image_classifier.training.cache import PixelCache
-from image_classifier.training.stop import ignore_stop_signals
+from image_classifier.training.stop import Interrupted, StopFlag, ignore_stop_signals
 from image_classifier.vision.decode import decode
 from image_classifier.vision.folders import Split
 from image_classifier.vision.preprocess import Preprocessing, load_pixels, scale_and_shift
@@ -29,6 +32,9 @@ from image_classifier.vision.preprocess import Preprocessing, load_pixels, scale
 # a class, most crops should still show the thing itself.
 CROP_SCALE: Mapping[str, float] = {"standard": 0.35, "light": 0.8}
 CROP_RATIO = (3 / 4, 4 / 3)  # torchvision's default
+
+BATCH_TIMEOUT_S = 900.0  # without a single batch: half of what the rule StalledTraining grants a step
+TURN_S = 1.0  # between two looks while a batch does not come
 
 Key = tuple[int, int]  # (epoch, index into the split)
 
@@ -77,11 +83,14 @@ class ImageDataset(Dataset[_Sample]):
         self._augment = augment
         self._seed = seed
         self._cache = cache
+        self.between: Callable[[], None] | None = None  # called before each picture that this process reads itself
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, key: Key) -> _Sample:
+        if self.between is not None:
+            self.between()
         epoch, index = key
         label = self.split.labels[index]
         try:
@@ -156,6 +165,44 @@ class EpochBatches(Sampler[list[Key]]):
             yield [(self.epoch, int(index)) for index in share]
 
 
+class Waiting:
+    """What is looked at while a batch does not come.
+
+    torch waits for its loading processes in turns of some seconds, each a call of the iterator's `_try_get_data`, and
+    sees in each whether one of them died. It looks for nothing else: here each turn does.
+    """
+
+    stop: StopFlag | None = None
+    _idle_since: float | None = None  # of time.monotonic()
+
+    def watch(self, iterator: Any) -> None:
+        """Lets a DataLoader's iterator with loading processes wait in our turns, from now on."""
+        if getattr(iterator, "watched", False):  # loading processes stay for the next epoch, and so does their iterator
+            return
+        iterator.watched = True
+        iterator._try_get_data = partial(self._turn, iterator._try_get_data)
+
+    def _turn(self, turn: Callable[..., tuple[bool, Any]], timeout: float = 0.0) -> tuple[bool, Any]:
+        found, data = turn(timeout=TURN_S)
+        if found:
+            self._idle_since = None
+            return found, data
+        self.check_stop()
+        if self._idle_since is None:
+            self._idle_since = time.monotonic()
+        if time.monotonic() - self._idle_since > BATCH_TIMEOUT_S:
+            raise JobError(
+                f"no batch of images has come for {BATCH_TIMEOUT_S:.0f} s",
+                "is the storage there? workers=0 loads without processes of their own",
+            )
+        return found, data
+
+    def check_stop(self) -> None:
+        """Raises Interrupted when a stop is asked for."""
+        if self.stop:
+            raise Interrupted
+
+
 class Loader:
     """A split as batches, epoch by epoch; with `size` processes, one process's share of each batch."""
 
@@ -171,6 +218,8 @@ class Loader:
         size: int = 1,
     ) -> None:
         self.split = dataset.split
+        self._dataset = dataset
+        self._waiting = Waiting()
         self._constants = [torch.from_numpy(array) for array in scale_and_shift(dataset.preprocessing)]
         self._batches = EpochBatches(len(dataset), batch_size, shuffle_seed=shuffle_seed, rank=rank, size=size)
         self._loader: DataLoader[Batch] = DataLoader(
@@ -182,6 +231,7 @@ class Loader:
             worker_init_fn=_start_worker if workers else None,
             persistent_workers=workers > 0,
             multiprocessing_context="fork" if workers else None,  # what PixelCache needs
+            prefetch_factor=AHEAD if workers else None,
         )
 
     @property
@@ -189,10 +239,21 @@ class Loader:
         """Batches an epoch; the last one may be smaller."""
         return len(self._batches)
 
-    def epoch(self, epoch: int = 0, *, first_step: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, without opening the images of the steps before `first_step`."""
+    def epoch(self, epoch: int = 0, *, first_step: int = 0, stop: StopFlag | None = None) -> Iterator[Batch]:
+        """The batches of one epoch, without opening the images of the steps before `first_step`.
+
+        Raises, also in the iterator:
+            Interrupted: a stop is asked for while a batch does not come.
+            JobError: none came for BATCH_TIMEOUT_S.
+            RuntimeError: a loading process died or failed, as torch says it.
+        """
         self._batches.epoch, self._batches.first_step = epoch, first_step
-        return iter(self._loader)
+        self._waiting.stop = stop
+        self._dataset.between = None if self._loader.num_workers else self._waiting.check_stop
+        iterator: Any = iter(self._loader)
+        if self._loader.num_workers:
+            self._waiting.watch(iterator)
+        return iterator  # type: ignore[no-any-return]
 
     def on_device(self, batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """The images as the network sees them, bit for bit those of `vision.preprocess.normalise`, and the labels.
@@ -207,15 +268,23 @@ class Loader:
 
 
 def collate(samples: Sequence[_Sample]) -> Batch:
-    """Stacks the readable samples and names the others."""
+    """Stacks the readable samples and names the others.
+
+    In a loading process the tensors move to shared memory here. torch would do it in a thread whose errors, such as no
+    space left, nobody hears of: the batch would never come.
+    """
     good = [sample for sample in samples if sample.image is not None]
     images = [sample.image for sample in samples if sample.image is not None]
-    return Batch(
+    batch = Batch(
         images=(torch.stack(images) if images else torch.empty((0, 1, 1, 3), dtype=torch.uint8)).permute(0, 3, 1, 2),
         labels=torch.tensor([sample.label for sample in good], dtype=torch.int64),
         indices=torch.tensor([sample.index for sample in good], dtype=torch.int64),
         unreadable={sample.index: sample.reason for sample in samples if sample.image is None},
     )
+    if get_worker_info() is not None:
+        for tensor in (batch.images, batch.labels, batch.indices):
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
+    return batch
 
 
 def _start_worker(_worker: int) -> None:

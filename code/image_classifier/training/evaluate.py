@@ -15,14 +15,10 @@ from image_classifier.contract.errors import DataError
 from image_classifier.debugging.observer import Observer
 from image_classifier.training.data import BadImages, Loader
 from image_classifier.training.setup import Setup
-from image_classifier.training.stop import StopFlag
+from image_classifier.training.stop import Interrupted, StopFlag
 
 log = logging.getLogger(__name__)
 TOP_K = 5
-
-
-class Interrupted(Exception):
-    """The stop flag was set in the middle; nothing of the split counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +70,7 @@ def evaluate(
     """
     model.eval()
     columns: list[list[torch.Tensor]] = [[], [], [], [], [], []]
-    for batch in loader.epoch():
+    for batch in loader.epoch(stop=stop):
         hook.mark("data_wait_s")
         if stop:
             raise Interrupted

@@ -27,7 +27,7 @@ from image_classifier.training.checkpoint import Checkpoint, Checkpoints, Progre
 from image_classifier.training.data import BadImages, ImageDataset, Loader
 from image_classifier.training.distributed import Group, joined
 from image_classifier.training.ending import leave
-from image_classifier.training.evaluate import Evaluation, Interrupted, evaluate
+from image_classifier.training.evaluate import Evaluation, evaluate
 from image_classifier.training.golden import golden_samples
 from image_classifier.training.loop import fit
 from image_classifier.training.observe import Watched, make_hook
@@ -35,7 +35,7 @@ from image_classifier.training.optim import make_optimizer
 from image_classifier.training.setup import Setup, choose_device, make_setup
 from image_classifier.training.state import Training
 from image_classifier.training.steps import min_images
-from image_classifier.training.stop import StopFlag
+from image_classifier.training.stop import Interrupted, StopFlag
 from image_classifier.training.tables import write_test_results
 from image_classifier.vision.artifact import write_model
 from image_classifier.vision.fingerprint import digests, fingerprint, fingerprint_by_name, in_order, order_fingerprint

@@ -15,9 +15,10 @@ from image_classifier.contract.metrics import metric_line, with_best
 from image_classifier.contract.outputs import best_epoch
 from image_classifier.debugging.observer import Observer
 from image_classifier.training.checkpoint import Progress
-from image_classifier.training.evaluate import Evaluation, Interrupted, evaluate
+from image_classifier.training.evaluate import Evaluation, evaluate
 from image_classifier.training.state import Training
 from image_classifier.training.steps import Step, not_finite, steps
+from image_classifier.training.stop import Interrupted
 
 log = logging.getLogger(__name__)
 

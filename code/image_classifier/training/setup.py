@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -9,11 +10,12 @@ import torch
 
 from image_classifier.contract.config import AUTO_WORKERS, TrainConfig
 from image_classifier.contract.machine import usable_cores
+from image_classifier.contract.shared_memory import MAX_WORKERS, fitting_workers, free_bytes, needed_bytes
 from image_classifier.training.cache import PixelCache, make_cache
 from image_classifier.vision.folders import ImageFolders
 
+log = logging.getLogger(__name__)
 AMPERE = (8, 0)  # the first CUDA compute capability with bf16 tensor cores
-MAX_WORKERS = 8
 CORES_PER_WORKER = 4  # without a GPU: the network is busy on every core, decoding needs a fraction of one
 
 
@@ -69,7 +71,7 @@ def make_setup(config: TrainConfig, device: torch.device, folders: ImageFolders)
         bf16=use_bf16(config.amp, device),
         cores=usable_cores(),
         gpus=tuple(map(torch.cuda.get_device_name, range(torch.cuda.device_count()))) if on_gpu else (),
-        workers=num_workers(config.workers, device),
+        workers=workers_with_room(config, num_workers(config.workers, device)),
         kept=kept,
     )
 
@@ -105,6 +107,23 @@ def num_workers(wanted: int, device: torch.device) -> int:
         return wanted
     cores = usable_cores()
     return min(MAX_WORKERS, cores if device.type == "cuda" else cores // CORES_PER_WORKER)
+
+
+def workers_with_room(config: TrainConfig, wanted: int) -> int:
+    """`wanted` data loading processes, or as many as the shared memory has room for, with a line in the log."""
+    free = free_bytes()
+    fitting = fitting_workers(wanted, config.batch_size, config.image_size, free)
+    if fitting < wanted:
+        log.warning(
+            "workers=%d instead of %d: %d need %.0f MB of shared memory, half of the %.0f MB free in /dev/shm is less",
+            fitting,
+            wanted,
+            wanted,
+            needed_bytes(config.batch_size, config.image_size, wanted) / 1e6,
+            free / 1e6,
+        )
+        log.info("hint: a container is given more with --shm-size; a lower batch_size needs less")
+    return fitting
 
 
 def wants_cache(wanted: str, device: torch.device, epochs: int) -> bool:

@@ -20,9 +20,9 @@ from image_classifier.contract.errors import JobError
 from image_classifier.debugging.observer import Observer
 from image_classifier.training.checkpoint import Progress
 from image_classifier.training.data import Batch
-from image_classifier.training.evaluate import Interrupted
 from image_classifier.training.optim import learning_rate, set_learning_rate
 from image_classifier.training.state import Training
+from image_classifier.training.stop import Interrupted
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def steps(training: Training, hook: Observer) -> Iterator[Step]:
     A batch that is too small in any process is left out. `progress` ends with `step` at the epoch's last step.
 
     Raises:
-        Interrupted: between two steps, when a stop is asked for.
+        Interrupted: between two steps, when a stop is asked for, also while a batch does not come.
         JobError: the loss is not finite.
         DataError: too many images cannot be read.
     """
@@ -58,22 +58,25 @@ def steps(training: Training, hook: Observer) -> Iterator[Step]:
     # (loss sum, correct answers) stay on the device: reading them every step would make the GPU wait for Python
     sums = torch.tensor([progress.loss_sum, progress.correct], dtype=torch.float64, device=training.setup.device)
     sums *= group.is_main  # what is known already counts once
-    batches = training.train.epoch(progress.epoch, first_step=progress.step)
+    batches = training.train.epoch(progress.epoch, first_step=progress.step, stop=training.stop)
     window = Window()
     clock = time.perf_counter()
     while progress.step < num_steps and not stop_agreed(training):
         if several:
             hook.mark("sync_s")
         with hook.phase("data_wait"):
-            batch = next(batches)
+            batch = next_batch(batches)
         waited = time.perf_counter() - clock
-        shares = group.exchange((len(batch.labels), batch.unreadable))
+        shares = group.exchange(None if batch is None else (len(batch.labels), batch.unreadable))
+        counted = [share for share in shares if share is not None]
+        if batch is None or len(counted) < group.size:  # all processes give up the same step
+            break
         if several:
             hook.mark("sync_s")
-        for reason in training.bad.add(training.train.split, dict(ChainMap(*(bad for _, bad in shares)))):
+        for reason in training.bad.add(training.train.split, dict(ChainMap(*(bad for _, bad in counted)))):
             log.warning("skipped: %s", reason)
-        num_images = sum(count for count, _ in shares)
-        if min(count for count, _ in shares) >= min_images(config.fine_tune):
+        num_images = sum(count for count, _ in counted)
+        if min(count for count, _ in counted) >= min_images(config.fine_tune):
             rate = learning_rate(config, (progress.epoch - 1) * num_steps + progress.step, num_steps)
             set_learning_rate(training.optimizer, rate)
             step = Step(batch, len(batch.labels) * group.size / num_images)
@@ -93,8 +96,16 @@ def steps(training: Training, hook: Observer) -> Iterator[Step]:
         if report:
             log_step(progress, config, num_steps, training.optimizer.param_groups[0]["lr"], window)
     read_sums(training, sums)
-    if stop_agreed(training):
+    if progress.step < num_steps or stop_agreed(training):
         raise Interrupted
+
+
+def next_batch(batches: Iterator[Batch]) -> Batch | None:
+    """The next batch; None when a stop is asked for while it does not come."""
+    try:
+        return next(batches)
+    except Interrupted:
+        return None
 
 
 def stop_agreed(training: Training) -> bool:

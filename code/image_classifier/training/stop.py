@@ -11,6 +11,10 @@ from image_classifier.contract.outputs import stop_message
 from image_classifier.debugging.schema import RuleResult
 
 
+class Interrupted(Exception):
+    """The stop flag was set in the middle; nothing of what was begun counts."""
+
+
 class StopFlag:
     """Remembers the first stop signal, or the rule that asks for a stop.
 

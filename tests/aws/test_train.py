@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from tests.aws.conftest import ACCOUNT, BUCKET, client, describe_as, only_run, set_settings, trained
 from tests.aws.gate import Body, Fault, Gate
 
@@ -159,17 +161,19 @@ def test_resume_starts_another_job_from_the_same_checkpoints(
     assert second["TrainingJobName"] == f"{first['TrainingJobName']}-r2"
 
 
-def test_weights_file_becomes_a_channel(gate: Gate, deploy: Deploy, project: Path, archive: Path) -> None:
+@pytest.mark.parametrize("name", ["mine.safetensors", "model.tar.gz"])
+def test_weights_file_becomes_a_channel(gate: Gate, deploy: Deploy, project: Path, archive: Path, name: str) -> None:
     gate.after["CreateTrainingJob"] = trained(archive)
-    (project / "mine.safetensors").write_bytes(b"weights")
-    code, _, err = deploy("train", "--yes", "--weights", "mine.safetensors")
+    save_file({"conv1.weight": np.zeros(1, np.float32)}, project / "mine.safetensors")
+    shutil.copy(archive, project / "model.tar.gz")
+    code, _, err = deploy("train", "--yes", "--weights", name)
     assert code == 0, err
     (sent,) = gate.bodies("CreateTrainingJob")
-    assert sent["HyperParameters"]["weights"] == "mine.safetensors"
+    assert sent["HyperParameters"]["weights"] == name
     (channel,) = [each for each in sent["InputDataConfig"] if each["ChannelName"] == "weights"]
     folder = channel["DataSource"]["S3DataSource"]["S3Uri"]
     keys = [item["Key"] for item in client("s3").list_objects_v2(Bucket=BUCKET)["Contents"]]
-    assert f"{folder}mine.safetensors".removeprefix(f"s3://{BUCKET}/") in keys
+    assert f"{folder}{name}".removeprefix(f"s3://{BUCKET}/") in keys
 
 
 @pytest.mark.parametrize(

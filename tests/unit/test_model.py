@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import pickle
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
-from image_classifier.contract.errors import WeightsError
+from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.errors import ConfigError, WeightsError
+from image_classifier.launch.training_run import resolve_weights
+from image_classifier.vision.artifact import load_model, pack
+from image_classifier.vision.foreign_weights import check_file
 from image_classifier.vision.model import IMAGENET, build_model, load_safetensors, load_starting_weights, state_arrays
 
 
@@ -127,3 +132,104 @@ def test_unusable_weights_are_named(weights_file: Path, tmp_path: Path) -> None:
             load_starting_weights(model, name, channel=tmp_path)
     with pytest.raises(WeightsError, match="holds 4 weight files"):
         load_starting_weights(model, "imagenet", channel=tmp_path)
+
+
+def prefixed(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + name: value for name, value in state.items()}
+
+
+def with_head(state: dict[str, torch.Tensor], **head: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in state.items() if not name.startswith("fc.")} | head
+
+
+AS_PEOPLE_HAVE_THEM = {
+    "data parallel": lambda s: prefixed(s, "module."),
+    "compiled": lambda s: prefixed(s, "_orig_mod."),
+    "compiled in parallel": lambda s: {"model": prefixed(s, "module._orig_mod.")},
+    "Lightning": lambda s: {"state_dict": prefixed(s, "model."), "hyper_parameters": {"lr": 0.1}},
+    "Lightning with a loss": lambda s: {"state_dict": prefixed(s, "net.") | {"criterion.weight": torch.ones(5)}},
+    "a backbone and a head": lambda s: prefixed(s, "backbone.") | {"head.weight": torch.ones(7, 2048)},
+    "under model": lambda s: {"model": s, "args": Namespace(lr=0.1), "epoch": 3},
+    "under model_state_dict": lambda s: {"model_state_dict": s, "loss": 0.5},
+    "an average": lambda s: {"state_dict_ema": s},
+    "no counters": lambda s: {name: value for name, value in s.items() if "num_batches_tracked" not in name},
+    "no head": with_head,
+    "a head in a sequence": lambda s: with_head(s, **{"fc.1.weight": torch.ones(9, 2048), "fc.1.bias": torch.ones(9)}),
+    "a head of another name": lambda s: with_head(s, **{"classifier.weight": torch.ones(9, 2048)}),
+    "a head of another width": lambda s: with_head(s, **{"fc.weight": torch.ones(5, 9), "fc.bias": torch.ones(5)}),
+}
+
+
+@pytest.mark.parametrize("kind", AS_PEOPLE_HAVE_THEM)
+def test_weights_are_taken_as_training_scripts_save_them(
+    kind: str, state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    torch.save(AS_PEOPLE_HAVE_THEM[kind](state), tmp_path / "w.pth")
+    model = build_model(5)
+    head = model.fc.weight.detach().clone()
+    load_starting_weights(model, str(tmp_path / "w.pth"))
+    assert same_body(model, state)
+    has_head = "head" not in kind or kind == "a backbone and a head"
+    assert torch.equal(model.fc.weight, state["fc.weight"] if has_head else head)
+
+
+def test_an_archive_of_ours_is_gone_on_from_and_a_foreign_one_refused(model_dir: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "model.tar.gz"
+    pack(model_dir, archive)
+    model = build_model(2)
+    load_starting_weights(model, archive.name, channel=tmp_path)
+    kept = load_file(load_model(model_dir).weights_path)
+    np.testing.assert_array_equal(model.state_dict()["conv1.weight"].numpy(), kept["conv1.weight"])
+    archive.write_bytes(archive.read_bytes()[:100_000])
+    with pytest.raises(WeightsError, match=r"model\.tar\.gz"):
+        load_starting_weights(model, str(archive))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(number: float, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    torch.save(state | {"layer4.2.bn3.running_var": torch.full((2048,), number)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"not finite in layer4\.2\.bn3\.running_var"):
+        load_starting_weights(build_model(5), str(tmp_path / "w.pth"))
+
+
+def test_weights_without_numbers_and_of_another_network_are_refused(
+    state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    torch.save({name: value.to("meta") for name, value in state.items()}, tmp_path / "meta.pth")
+    torch.save(state | {"layer3.6.conv1.weight": torch.ones(1)}, tmp_path / "deeper.pth")
+    torch.save(prefixed(state, "")["conv1.weight"], tmp_path / "tensor.pth")
+    for name in ("meta.pth", "deeper.pth", "tensor.pth"):
+        with pytest.raises(WeightsError, match=name):
+            load_starting_weights(build_model(5), str(tmp_path / name))
+
+
+def test_what_cannot_hold_weights_is_told_without_torch(weights_file: Path, tmp_path: Path) -> None:
+    whole = weights_file.read_bytes()
+    save_file({"a": np.zeros(1000, np.float32)}, tmp_path / "good.safetensors")
+    for name, content, sentence in (
+        ("empty.pth", b"", "an empty file"),
+        ("page.pth", b"\n<!doctype html><html>404", "a web page"),
+        ("lfs.pth", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        ("cut.pth", whole[:1_000_000], "cut off"),
+        ("photo.pth", b"\xff\xd8\xff\xe0", "no file of weights"),
+        ("cut.safetensors", (tmp_path / "good.safetensors").read_bytes()[:-1], "cut off"),
+        ("none.safetensors", b"\x02\0\0\0\0\0\0\0[]", "no safetensors file"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(WeightsError, match=sentence):
+            check_file(tmp_path / name)
+    check_file(weights_file)
+    check_file(tmp_path / "good.safetensors")
+
+
+def test_a_runs_name_means_its_model(model_dir: Path, weights_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "train-1"
+    run.mkdir()
+    with pytest.raises(ConfigError, match=r"holds no model\.tar\.gz"):
+        resolve_weights(TrainConfig(weights="train-1"), tmp_path)
+    pack(model_dir, run / "model.tar.gz")
+    for given in ("train-1", str(run), str(run / "model.tar.gz")):
+        assert resolve_weights(TrainConfig(weights=given), tmp_path).weights == str(run / "model.tar.gz")
+    assert resolve_weights(TrainConfig(weights=str(weights_file)), tmp_path).weights == str(weights_file)
+    with pytest.raises(ConfigError, match="there are no weights train-2"):
+        resolve_weights(TrainConfig(weights="train-2"), tmp_path)

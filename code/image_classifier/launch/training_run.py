@@ -10,6 +10,7 @@ from typing import Any
 
 from image_classifier.contract.config import NAMED_WEIGHTS, TrainConfig
 from image_classifier.contract.errors import ConfigError, DataError, JobError, JobStopped, RuleFired
+from image_classifier.contract.outputs import ARCHIVE
 from image_classifier.contract.paths import path_here
 from image_classifier.debugging.rules import parse_rules
 from image_classifier.launch import local
@@ -19,6 +20,7 @@ from image_classifier.launch.runs import ACTIVE, Run, Status, create_run, still_
 from image_classifier.launch.view import SILENT, View
 from image_classifier.vision import artifact
 from image_classifier.vision.folders import ImageFolders, find_channels, scan
+from image_classifier.vision.foreign_weights import check_file
 
 KIND = "train"
 EXIT_KILLED = 137  # 128 + SIGKILL
@@ -61,16 +63,31 @@ def check_data(data: Path, config: TrainConfig, view: View = SILENT) -> ImageFol
     return folders
 
 
-def resolve_weights(config: TrainConfig) -> TrainConfig:
-    """The configuration with weights that can be found from any working directory. Raises ConfigError."""
+def resolve_weights(config: TrainConfig, runs_dir: Path) -> TrainConfig:
+    """The configuration with weights that can be found from any working directory: a run stands for its model.
+
+    Raises:
+        ConfigError: there is no such file or run, or the run left no model.
+        WeightsError: the file cannot hold weights.
+    """
     if config.weights in NAMED_WEIGHTS:
         return config
-    path = path_here(config.weights).expanduser().resolve()
+    path = path_here(config.weights).expanduser()
+    if not path.exists() and len(path.parts) == 1:
+        path = runs_dir / path
     if not path.exists():
         raise ConfigError(
-            f"there are no weights {config.weights}", "weights is imagenet, none, or the path of a file that exists"
+            f"there are no weights {config.weights}",
+            "weights is imagenet, none, a finished training's name, or the path of a file that exists",
         )
-    return config.replace(weights=str(path))
+    if path.is_dir():
+        path /= ARCHIVE
+        if not path.is_file():
+            raise ConfigError(f"{path.parent} holds no {ARCHIVE} to start from", "name a training that has finished")
+    if not path.is_file():
+        raise ConfigError(f"the weights {config.weights} are no file", "name one .pth or .safetensors file")
+    check_file(path)
+    return config.replace(weights=str(path.resolve()))
 
 
 def train(
@@ -85,11 +102,11 @@ def train(
     """Runs a new training job.
 
     Raises:
-        ConfigError, DataError, PlatformError: it cannot be started.
+        ConfigError, DataError, WeightsError, PlatformError: it cannot be started.
         JobStopped: it was interrupted, and can be resumed.
         JobError: it failed; the message is the first cause.
     """
-    config = resolve_weights(config)
+    config = resolve_weights(config, runs_dir)
     check_data(data, config, view)
     local.require_free_disk(runs_dir)
     run = create_run(runs_dir, KIND, name, data=str(data.resolve()), config=config.to_hyperparameters())

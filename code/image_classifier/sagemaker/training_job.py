@@ -95,19 +95,17 @@ class Inputs:
                 upload_file(self.session, self.weights, WEIGHTS_CHANNEL)
 
 
-def read_inputs(config: TrainConfig, aws: SageMakerSettings, data: Path, view: View) -> Inputs:
-    """Checks data and settings, and hashes the data. Raises ConfigError, DataError, AwsError."""
+def read_inputs(config: TrainConfig, aws: SageMakerSettings, data: Path, view: View, *, runs_dir: Path) -> Inputs:
+    """Checks data and settings, and hashes the data. Raises ConfigError, DataError, WeightsError, AwsError."""
     session = Session(aws, view)
     session.require_role()
     image = find_image("train", aws)
     session.require_region(image)
-    config = resolve_weights(config)
+    config = resolve_weights(config, runs_dir)
     folders = check_data(data, config, view)
     weights = None
     if config.weights not in NAMED_WEIGHTS:
         weights = Path(config.weights)
-        if not weights.is_file():
-            raise ConfigError(f"the weights {weights} are no file", "name one .pth or .safetensors file")
         config = config.replace(weights=as_text(weights.name))
     return Inputs(
         session=session,
@@ -138,7 +136,7 @@ def train(
         JobStopped: the user stopped following it (the job goes on), or it was stopped.
         JobError: it failed; the message is the first cause.
     """
-    inputs = read_inputs(config, aws, data, view)
+    inputs = read_inputs(config, aws, data, view, runs_dir=runs_dir)
     if dry_run:
         place = dry_place(inputs.session, KIND, name)
         show_requests([inputs.request(place)], view)

@@ -65,7 +65,7 @@ def tune(
         JobStopped: the user stopped following it; it goes on.
         JobError: it failed, or no trial gave a result.
     """
-    inputs = read_inputs(config, aws, data, view)
+    inputs = read_inputs(config, aws, data, view, runs_dir=runs_dir)
     plan = make_plan(inputs.config, space, settings, inputs.folders, given=given, view=view)
     if dry_run:
         show_requests([_request(inputs, plan, aws, dry_place(inputs.session, KIND, name))], view)

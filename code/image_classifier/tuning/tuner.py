@@ -75,7 +75,7 @@ def create(
     Raises:
         ConfigError, DataError, PlatformError: it cannot be run.
     """
-    base = resolve_weights(config)
+    base = resolve_weights(config, runs_dir)
     plan = make_plan(base, space, tune, check_data(data, base, view), given=given, view=view)
     local.require_free_disk(runs_dir, plan.tune.parallel)
     values = plan.base.to_hyperparameters()

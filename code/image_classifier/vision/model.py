@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import pickle
 import socket
-from collections.abc import Mapping
+import tempfile
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from torch import nn
 from torchvision.models import ResNet50_Weights
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from image_classifier.contract.errors import WeightsError
+from image_classifier.contract.errors import ArtifactError, WeightsError
+from image_classifier.vision.artifact import unpack
+from image_classifier.vision.foreign_weights import GZIP, HINT, check_file, is_counter, own_names, unwrapped
 from image_classifier.vision.network import BLOCKS, HEAD, NAME, TITLE
 
 IMAGENET = ResNet50_Weights.IMAGENET1K_V2
@@ -49,21 +52,20 @@ def load_starting_weights(model: ResNet, weights: str, *, channel: Path | None =
 
     Args:
         weights: `none` keeps the random initialisation; `imagenet` is torchvision's IMAGENET1K_V2: from the `weights`
-            channel, else from torch hub's cache ($TORCH_HOME), else downloaded; anything else is the path of a state
-            dict, absolute or relative to the channel.
+            channel, else from torch hub's cache ($TORCH_HOME), else downloaded; anything else is the path of a
+            state dict, as training scripts save it, or of a model.tar.gz, absolute or relative to the channel.
         channel: the folder of the `weights` channel, None where the job has none.
 
     Returns:
         Where the weights came from, for the log.
 
     Raises:
-        WeightsError: they cannot be had, cannot be read without executing code, or are not a ResNet50's.
+        WeightsError: they cannot be had, cannot be read without executing code, are not a ResNet50's, or not finite.
     """
     if weights == "none":
         return "random initialisation"
     source = _imagenet_file(channel) if weights == "imagenet" else _given_file(weights, channel)
-    state = _read_state(source)
-    model.load_state_dict(_fit_head(model, state, source))
+    model.load_state_dict(_fit(model, _read_starting_state(source), source))
     return str(source)
 
 
@@ -135,32 +137,52 @@ def _given_file(weights: str, channel: Path | None) -> Path:
 
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors by name; the keys of a data-parallel or wrapped checkpoint are unwrapped."""
-    hint = f"weights are a .safetensors file, or a .pth file holding a torchvision {TITLE} state dict"
+    """Tensors by name, of a safetensors file or a pickle of torch, out of what a training script put around them."""
+    check_file(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state: object = load_file(path)
+            content: object = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([Namespace]):  # {"model": ..., "args": Namespace}: it runs nothing
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise WeightsError(f"{path} holds more than plain tensors, or is damaged, and is not loaded", hint) from None
+        raise WeightsError(
+            f"{path} holds more than plain tensors, or is damaged, and is not loaded",
+            f"save its weights alone: torch.save(model.state_dict(), file); {HINT}",
+        ) from None
     except Exception as error:  # safetensors and torch raise many types on damaged bytes
-        raise WeightsError(f"{path} cannot be read as weights: {_first_line(error)}", hint) from None
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise WeightsError(f"{path} is not a state dict", hint)
-    return {str(name).removeprefix("module."): value for name, value in state.items()}
+        raise WeightsError(f"{path} cannot be read as weights: {_first_line(error)}", HINT) from None
+    state = unwrapped(content)
+    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise WeightsError(f"{path} is not a state dict", HINT)
+    return {str(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
 
 
-def _fit_head(model: ResNet, state: dict[str, torch.Tensor], source: Path) -> dict[str, torch.Tensor]:
-    """`state` with the model's own head where the number of classes differs; everything else must fit exactly."""
+def _read_starting_state(path: Path) -> dict[str, torch.Tensor]:
+    """As `_read_state`, and of an archive of ours, its checksums verified."""
+    with path.open("rb") as file:
+        archived = file.read(len(GZIP)) == GZIP
+    if not archived:
+        return _read_state(path)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return _read_state(unpack(path, Path(folder) / "model").weights_path)
+        except ArtifactError as error:
+            raise WeightsError(f"{path}: {error.message}", error.hint or HINT) from None
+
+
+def _fit(model: ResNet, state: dict[str, torch.Tensor], source: Path) -> dict[str, torch.Tensor]:
+    """`state` by the model's names, with the model's own head where the number of classes differs or the head is
+    another. Everything else must fit exactly and be finite."""
     wanted = model.state_dict()
-    fitted = dict(state)
+    fitted = own_names(state)
     if any(name not in fitted or fitted[name].shape != wanted[name].shape for name in _HEAD):
         fitted.update({name: wanted[name] for name in _HEAD})
+    for name in filter(is_counter, wanted):  # a number; one that went through numpy is an array of one
+        counted = fitted.get(name, wanted[name])
+        fitted[name] = counted.reshape(()) if counted.numel() == 1 else counted
     wrong = [name for name in wanted if name not in fitted or fitted[name].shape != wanted[name].shape]
     wrong += [name for name in fitted if name not in wanted]
     if wrong:
@@ -168,6 +190,13 @@ def _fit_head(model: ResNet, state: dict[str, torch.Tensor], source: Path) -> di
             f"{source} is not a {TITLE}'s: {len(wrong)} tensors do not fit, first {wrong[0]}",
             f"start from torchvision's {NAME} weights",
         )
+    for name, value in fitted.items():
+        if value.is_meta:
+            raise WeightsError(f"{source} holds no numbers for {name}: it was saved from the device meta", HINT)
+        if not bool(torch.isfinite(value).all()):
+            raise WeightsError(
+                f"{source} holds a number that is not finite in {name}", "its training diverged: start from others"
+            )
     return fitted
 
 

@@ -196,3 +196,13 @@ def test_loading_without_processes_notices_a_stop_between_two_pictures(split: Sp
     stop.reason = "SIGTERM"
     with pytest.raises(Interrupted):
         next(batches)
+
+
+def test_a_class_of_which_no_image_can_be_read_is_an_error(tmp_path: Path) -> None:
+    paths = tuple(tmp_path / name / f"{number}.jpg" for name in ("cat", "dog", "owl") for number in range(2))
+    classes = Split("train", tmp_path, paths, (0, 0, 1, 1, 2, 2))
+    bad = BadImages(limit=10)
+    bad.require_classes(classes)
+    bad.add(classes, {0: "damaged", 2: "damaged", 3: "damaged"})
+    with pytest.raises(DataError, match="no image of dog in train can be read"):
+        bad.require_classes(classes)

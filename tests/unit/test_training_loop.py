@@ -225,3 +225,15 @@ def test_split_without_a_readable_image_is_an_error(tmp_path: Path) -> None:
     split = Split("train", tmp_path, (tmp_path / "a.jpg",) * 3, (0, 1, 0))
     with pytest.raises(DataError, match="no image of the train split can be read"):
         fit(training(split, tmp_path / "checkpoints"), Observer())
+
+
+def test_a_class_without_a_readable_image_ends_the_training_after_its_first_epoch(split: Split, tmp_path: Path) -> None:
+    paths = [tmp_path / class_name / path.name for class_name in ("cat", "dog") for path in split.paths[:4]]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(split.paths[0].read_bytes() if path.parent.name == "cat" else b"")
+    half = Split("train", tmp_path, tuple(paths), (0,) * 4 + (1,) * 4)
+    job = training(half, tmp_path / "checkpoints")
+    with pytest.raises(DataError, match="no image of dog in train can be read"):
+        fit(job, Observer())
+    assert job.progress.epoch == 1

@@ -25,7 +25,7 @@ from image_classifier.contract.text import as_text
 from image_classifier.training.cache import PixelCache
 from image_classifier.training.stop import Interrupted, StopFlag, ignore_stop_signals
 from image_classifier.vision.decode import decode
-from image_classifier.vision.folders import Split
+from image_classifier.vision.folders import Split, listing
 from image_classifier.vision.preprocess import Preprocessing, load_pixels, scale_and_shift
 
 # Smallest share of the picture's area a training crop covers. 0.35 rather than ImageNet's usual 0.08: with few images
@@ -314,3 +314,19 @@ class BadImages:
                 "repair or remove the files named in bad_images.json, or raise max_bad_images",
             )
         return list(new.values())
+
+    def require_classes(self, split: Split) -> None:
+        """Raises DataError when a class of a split whose files were all opened has no image that can be read."""
+        if not self.found:
+            return
+        read = {label for path, label in zip(split.paths, split.labels, strict=True) if as_text(path) not in self.found}
+        lost = {
+            as_text(path.relative_to(split.root).parts[0])
+            for path, label in zip(split.paths, split.labels, strict=True)
+            if label not in read
+        }
+        if lost:
+            raise DataError(
+                f"no image of {listing(sorted(lost))} in {split.name} can be read",
+                "bad_images.json names the reasons; repair the files, or remove the class in every split",
+            )

@@ -29,7 +29,7 @@ def fit(training: Training, hook: Observer) -> None:
     Raises:
         JobStopped: a stop was asked for; the state is in the checkpoint folder.
         JobError: the loss is not finite.
-        DataError: too many images cannot be read.
+        DataError: too many images cannot be read, or none of a class.
     """
     progress = training.progress
     try:
@@ -104,6 +104,7 @@ def end_epoch(training: Training, evaluation: Evaluation) -> None:
     config, progress = training.config, training.progress
     if progress.images == 0:
         raise DataError("no image of the train split can be read", "bad_images.json names the reasons")
+    training.bad.require_classes(training.train.split)
     values = epoch_metrics(progress) | evaluation.metrics("validation")
     if not math.isfinite(evaluation.loss):
         raise not_finite("validation loss", evaluation.loss, progress, config)

@@ -60,9 +60,24 @@ def test_best_of_a_search_in_docker_trains_the_same_model_in_docker_and_locally(
     best = json.loads((tuning / "best.json").read_text())
     assert set(best["hyperparameters"]) >= {"batch_size"}
     weights = {}
-    for target in ("docker", "local"):
-        deploy(folder, target, "train", "--best", tuning.name, "--name", target, "--epochs", "2", *TINY)
-        (run,) = (folder / "runs").glob(f"train-*-{target}")
+    plain = folder.parent / "plain"  # where a process can find its modules: PYTHONPATH is split at colons
+    for target, runs in (("docker", folder / "runs"), ("local", plain)):
+        best_file = str(tuning / "best.json")
+        deploy(
+            folder,
+            target,
+            "--runs-dir",
+            str(runs),
+            "train",
+            "--best",
+            best_file,
+            "--name",
+            target,
+            "--epochs",
+            "2",
+            *TINY,
+        )
+        (run,) = runs.glob(f"train-*-{target}")
         weights[target] = load_file(run / "model" / "model.safetensors")
         assert (run / "model.tar.gz").is_file()
         assert all(path.stat().st_uid == os.getuid() for path in run.rglob("*"))

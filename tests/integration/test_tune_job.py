@@ -137,12 +137,15 @@ def test_killed_search_goes_on_and_its_best_is_trained(folder: Path) -> None:
 
 
 def test_failing_job_ends_with_its_first_cause(folder: Path) -> None:
-    (folder / "broken.pth").write_bytes(b"no weights")
-    done = deploy(folder, "--debug", "train", "--weights", "broken.pth", "--name", "broken")
+    make_sample_data(folder / "broken", num_classes=2, train_per_class=4, valid_per_class=1, test_per_class=1, size=40)
+    unreadable = sorted(folder.glob("broken/train/*"))[0]
+    for image in unreadable.iterdir():
+        image.write_bytes(b"no image")
+    done = deploy(folder, "--debug", "train", "--data", "broken", "--name", "broken")
     run = find_run(folder / "runs", kind="train")
     cause = run.failure().message
     assert done.returncode == 1
-    assert cause
+    assert unreadable.name in cause
     assert f"error: {cause}" in done.stderr
     assert str(run.log) in done.stderr
     assert run.log.read_text().splitlines()[-1] in done.stderr  # --debug shows the end of the log

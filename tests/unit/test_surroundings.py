@@ -152,3 +152,7 @@ def test_runs_below_a_colon_are_refused_before_one_is_made(
     assert main(["--runs-dir", "a:b", "train", "--data", "data"]) in (1, 2)
     assert "holds a colon" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+    (tmp_path / "a:b").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "a:b", target_is_directory=True)  # which hides it from nobody
+    assert main(["--runs-dir", "link", "train", "--data", "data"]) in (1, 2)
+    assert "holds a colon" in capsys.readouterr().err

@@ -111,9 +111,10 @@ def start_server(run: Run, *, host: str, port: int, view: View = SILENT) -> Job:
 
 def require_importable(runs_dir: Path) -> None:
     """Raises ConfigError when jobs in `runs_dir` would not find their source: PYTHONPATH is split at colons."""
-    if os.pathsep in str(runs_dir.absolute()):
+    place = runs_dir.resolve()  # a job sees its folder by the name that no link has
+    if os.pathsep in str(place):
         raise ConfigError(
-            f"the path of the runs, {runs_dir.absolute()}, holds a colon: no program can be run from there",
+            f"the path of the runs, {place}, holds a colon: no program can be run from there",
             "choose another place with --runs-dir",
         )
 

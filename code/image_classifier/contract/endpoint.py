@@ -11,14 +11,19 @@ import re
 
 PORT_VARIABLE = "SAGEMAKER_BIND_TO_PORT"
 DEFAULT_PORT = 8080
-MAX_PORT = 32_766  # multi-model-server 1.1.11 refuses higher ones
+MAX_PORT = 65_535
 WORKERS_VARIABLE = "SAGEMAKER_MODEL_SERVER_WORKERS"  # processes that answer requests; default: one a usable core
 STARTUP_TIMEOUT_VARIABLE = "SAGEMAKER_STARTUP_TIMEOUT"  # seconds
 DEFAULT_STARTUP_TIMEOUT_S = 230  # SageMaker gives a container 4 minutes to pass its first health check
+ANSWER_TIMEOUT_VARIABLE = "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS"  # from a whole request to its answer
+DEFAULT_ANSWER_TIMEOUT_S = 50  # SageMaker gives up after 60 s
+MAX_ANSWER_TIMEOUT_S = 3600  # what batch transform waits at most
 VM_ARGS_VARIABLE = "SAGEMAKER_MODEL_SERVER_VMARGS"
 
 HOST_VARIABLE = "CLASSIFIER_BIND_TO_HOST"
 DEFAULT_HOST = "0.0.0.0"  # noqa: S104  # inside a container; the launcher on this machine passes 127.0.0.1
+ACCESS_LOG_VARIABLE = "CLASSIFIER_ACCESS_LOG"  # a file for the line that each request gets; without it, standard output
+METRICS_PORT_VARIABLE = "CLASSIFIER_METRICS_PORT"  # GET /metrics on 127.0.0.1, for Prometheus; without it, nowhere
 ENGINE_VARIABLE = "CLASSIFIER_ENGINE"
 ENGINES = ("auto", "openvino", "torch")  # auto: torch where there is a usable GPU, OpenVINO on the CPU elsewhere
 

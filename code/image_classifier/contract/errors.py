@@ -9,11 +9,19 @@ ClassifierError                  a sentence for a person, and a hint what to do
 │   └── JobStopped               a job was asked to stop and saved its state
 │       └── RuleFired            a rule of the debugger stopped it
 ├── PlatformError                the machine refuses: port in use, disk full, no permission
-└── RequestError                 one request to the endpoint is wrong; carries the HTTP status
-    ├── ImageError          400  the bytes are not an image that can be read
-    ├── NotAcceptable       406  no response type the client accepts
-    ├── TooLarge            413  the body or the picture exceeds a limit
-    └── UnsupportedMedia    415  the content type is not an image type
+├── RequestError                 one request to the endpoint is wrong; carries the HTTP status
+│   ├── ImageError          400  the bytes are not an image that can be read
+│   ├── NoSuchPath          404  the endpoint has nothing there
+│   ├── MethodNotAllowed    405  it is asked for in another way
+│   ├── NotAcceptable       406  no response type the client accepts
+│   ├── RequestTimeout      408  the client did not send its request in time
+│   ├── TooLarge            413  the body or the picture exceeds a limit
+│   ├── UnsupportedMedia    415  the content type is not an image type
+│   ├── ExpectationFailed   417  the client expects what HTTP does not know
+│   └── HeadersTooLarge     431  the first line or the headers exceed a limit
+└── Unanswered                   the endpoint cannot answer a request, right as it may be; carries the HTTP status
+    ├── Overloaded          503  not now: ask again later
+    └── AnswerTimeout       504  the model took too long
 
 The command line prints `error: MESSAGE` and `hint: HINT` and exits with `exit_code`; a training job writes the
 message into its failure file; the endpoint answers `http_status` with both as JSON.
@@ -111,6 +119,58 @@ class UnsupportedMedia(RequestError):
     """The content type is not an image type."""
 
     http_status = 415
+
+
+class NoSuchPath(RequestError):
+    """The endpoint has nothing under this path."""
+
+    http_status = 404
+
+
+class MethodNotAllowed(RequestError):
+    """What lies under this path is asked for in another way. `allowed` are the methods that it knows."""
+
+    http_status = 405
+
+    def __init__(self, message: str, hint: str = "", *, allowed: str) -> None:
+        super().__init__(message, hint)
+        self.allowed = allowed
+
+
+class RequestTimeout(RequestError):
+    """The client did not send its whole request in time."""
+
+    http_status = 408
+
+
+class ExpectationFailed(RequestError):
+    """The client expects something of the server that HTTP does not know."""
+
+    http_status = 417
+
+
+class HeadersTooLarge(RequestError):
+    """The request's first line or its headers exceed a limit."""
+
+    http_status = 431
+
+
+class Unanswered(ClassifierError):
+    """The endpoint cannot answer a request, right as it may be."""
+
+    http_status = 500
+
+
+class Overloaded(Unanswered):
+    """The endpoint cannot answer now; asking again later may help."""
+
+    http_status = 503
+
+
+class AnswerTimeout(Unanswered):
+    """The model did not answer in time."""
+
+    http_status = 504
 
 
 def describe(error: BaseException) -> str:

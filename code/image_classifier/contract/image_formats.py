@@ -19,12 +19,14 @@ class ImageFormat:
         pillow: Pillow's name, as `Image.open(formats=...)` takes it.
         suffixes: of its files, in lower case with the dot; they are compared in lower case. The first is the usual one.
         media_types: of a request's body, in lower case. The first is the one a client sends.
+        signature: (offset, bytes there) of the first bytes of its files.
     """
 
     name: str
     pillow: str
     suffixes: tuple[str, ...]
     media_types: tuple[str, ...]
+    signature: tuple[int, bytes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +45,20 @@ class OtherKind:
 
 
 # Pillow's "JPEG" includes MPO, the multi-picture JPEG of phones and cameras. JPEG is also what we write ourselves.
-JPEG = ImageFormat(name="JPEG", pillow="JPEG", suffixes=(".jpg", ".jpeg"), media_types=("image/jpeg",))
+JPEG = ImageFormat(
+    name="JPEG",
+    pillow="JPEG",
+    suffixes=(".jpg", ".jpeg"),
+    media_types=("image/jpeg",),
+    signature=(0, b"\xff\xd8\xff"),
+)
 FORMATS: tuple[ImageFormat, ...] = (
     JPEG,
-    ImageFormat(name="PNG", pillow="PNG", suffixes=(".png",), media_types=("image/png",)),
-    ImageFormat(name="WebP", pillow="WEBP", suffixes=(".webp",), media_types=("image/webp",)),
-    ImageFormat(name="BMP", pillow="BMP", suffixes=(".bmp",), media_types=("image/bmp",)),
+    ImageFormat(
+        name="PNG", pillow="PNG", suffixes=(".png",), media_types=("image/png",), signature=(0, b"\x89PNG\r\n\x1a\n")
+    ),
+    ImageFormat(name="WebP", pillow="WEBP", suffixes=(".webp",), media_types=("image/webp",), signature=(8, b"WEBP")),
+    ImageFormat(name="BMP", pillow="BMP", suffixes=(".bmp",), media_types=("image/bmp",), signature=(0, b"BM")),
 )
 
 # In the order in which their signatures are compared. What has an accepted suffix is passed over below.
@@ -91,6 +101,11 @@ _KNOWN_KINDS = (
 def one_of(words: Sequence[str]) -> str:
     """`("a", "b", "c")` -> `a, b or c`."""
     return f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def begins_as_image(data: bytes) -> bool:
+    """Whether the first bytes are those of a format that is accepted. What follows may still be damaged."""
+    return any(data[offset : offset + len(magic)] == magic for offset, magic in (each.signature for each in FORMATS))
 
 
 PILLOW_NAMES: tuple[str, ...] = tuple(each.pillow for each in FORMATS)

@@ -6,7 +6,8 @@ import errno
 import math
 import os
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from image_classifier.contract.endpoint import MAX_PORT
@@ -46,12 +47,29 @@ def require_free_port(host: str, port: int, *, hint: str = "") -> None:
     Args:
         hint: how another port is chosen where the caller stands; without it, by `--port`.
     """
-    try:
+    with bind(host, port, hint=hint) as probe, port_errors(host, port, hint=hint):
+        probe.listen()
+
+
+def bind(host: str, port: int, *, hint: str = "") -> socket.socket:
+    """A TCP socket bound to `host`:`port`, for one to listen on later. Raises as `require_free_port`."""
+    with port_errors(host, port, hint=hint):
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a closed one's port is free
-            probe.bind(address)
-            probe.listen()
+        bound = socket.socket(family, kind)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a closed one's port is free
+            bound.bind(address)
+        except BaseException:
+            bound.close()
+            raise
+        return bound
+
+
+@contextmanager
+def port_errors(host: str, port: int, *, hint: str = "") -> Iterator[None]:
+    """Turns what the system says of binding and listening into PlatformError."""
+    try:
+        yield
     except socket.gaierror:
         raise PlatformError(f"{host} is no address of this machine", hint or "use --host 127.0.0.1") from None
     except PermissionError:

@@ -7,9 +7,13 @@ POST /invocations with the bytes of one image. The body of a good answer, as JSO
 and as CSV the lines `label,probability` without a header. Anything else answers with
 
     {"error": "the file is truncated", "hint": "replace the file with an intact copy"}
+
+Every answer carries the request's id, the client's own or a new one, which the server's log has, too.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from image_classifier.contract.image_formats import MEDIA_TYPES
 
@@ -18,11 +22,30 @@ CSV_TYPE = "text/csv"
 RESPONSE_TYPES: tuple[str, ...] = (JSON_TYPE, CSV_TYPE)  # the first is the default
 
 GENERIC_TYPES: tuple[str, ...] = ("application/x-image", "application/octet-stream")
-REQUEST_TYPES: tuple[str, ...] = (*MEDIA_TYPES, *GENERIC_TYPES)
+REQUEST_TYPES: tuple[str, ...] = (*MEDIA_TYPES, *GENERIC_TYPES)  # those to name; the bytes decide for any image/*
+FORM_TYPE = "application/x-www-form-urlencoded"  # what curl says of any bytes when it is told nothing
 
+ENGINE_HEADER = "X-Engine"  # of an answer: what computed it
+REQUEST_ID_HEADER = "X-Request-Id"
 TOP_K_HEADER = "X-Top-K"
 CUSTOM_ATTRIBUTES_HEADER = "X-Amzn-SageMaker-Custom-Attributes"  # `top_k=3`, comma-separated pairs
 TOP_K_ATTRIBUTE = "top_k"
 DEFAULT_TOP_K = 5
 
 MAX_BODY_BYTES = 6 * 1024 * 1024  # InvokeEndpoint's limit; a local server could take more, but must behave the same
+
+STATUSES: Mapping[int, str] = {
+    400: "The request has no body, its body is no image that can be read, top_k is no number, or it is not HTTP.",
+    404: "There is nothing at this path.",
+    405: "The path has other methods: the header Allow names them.",
+    406: "The client accepts neither JSON nor CSV.",
+    408: "The client did not send its whole request in time.",
+    413: "The body, or the picture inside it, is too large.",
+    415: "The content type is not an image's, or the body is compressed.",
+    417: "The client expects something other than 100-continue.",
+    431: "The request line or a header is too long, or there are too many headers.",
+    500: "The fault is the endpoint's; its log says more under the request's id.",
+    503: "Not now: too many requests, no worker alive, or the endpoint is stopping. The header Retry-After says when.",
+    504: "The model did not answer in time.",
+}
+"""Every status but 200 that the endpoint answers with, and what it means. All of them carry `error` and `hint`."""

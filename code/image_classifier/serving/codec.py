@@ -13,12 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from image_classifier.contract.errors import NotAcceptable, RequestError, TooLarge, UnsupportedMedia
-from image_classifier.contract.image_formats import one_of
+from image_classifier.contract.errors import NotAcceptable, RequestError, TooLarge, Unanswered, UnsupportedMedia
+from image_classifier.contract.image_formats import begins_as_image, one_of
 from image_classifier.contract.wire import (
     CSV_TYPE,
     CUSTOM_ATTRIBUTES_HEADER,
     DEFAULT_TOP_K,
+    FORM_TYPE,
+    GENERIC_TYPES,
     JSON_TYPE,
     MAX_BODY_BYTES,
     REQUEST_TYPES,
@@ -60,24 +62,38 @@ def parse_request(headers: Mapping[str, str], body: object) -> Request:
     """Reads one request; header names in any case.
 
     Args:
-        body: the bytes; None when the model server found no plain body, e.g. in a form.
+        body: the bytes; None when the model server found no plain body.
 
     Raises:
-        UnsupportedMedia: the content type is not an image's. A missing one is taken for bytes of any kind.
+        UnsupportedMedia: the content type is not an image's. A missing one is taken for bytes of any kind, and what
+            curl says when it is told nothing for an image if the bytes begin as one.
         NotAcceptable: the client accepts neither JSON nor CSV.
         TooLarge: more than MAX_BODY_BYTES.
         RequestError: no body, or a top_k that is not a whole number of 1 or more.
     """
-    headers = {name.lower(): value for name, value in headers.items()}
-    _check_content_type(headers.get("content-type", ""))
-    response_type = _negotiate(headers.get("accept", ""))
-    top_k = _top_k(headers)
+    media_type, response_type, top_k = parse_headers(headers)
     if not isinstance(body, (bytes, bytearray)) or not body:
         raise RequestError("the request has no body", "send the bytes of one image")
-    if len(body) > MAX_BODY_BYTES:
-        limit = MAX_BODY_BYTES // 1024**2
-        raise TooLarge(f"the body has {len(body)} bytes", f"at most {limit} MiB are accepted: send a smaller image")
+    check_length(len(body))
+    if media_type == FORM_TYPE and not begins_as_image(bytes(body[:16])):
+        raise _unsupported(media_type)
     return Request(image=bytes(body), top_k=top_k, response_type=response_type)
+
+
+def parse_headers(headers: Mapping[str, str]) -> tuple[str, str, int]:
+    """(media type, response type, top_k): all that can be said before the body is there. Raises as `parse_request`."""
+    headers = {name.lower(): value for name, value in headers.items()}
+    media_type = headers.get("content-type", "").split(";", 1)[0].strip().lower()
+    if not _may_be_image(media_type):
+        raise _unsupported(media_type)
+    return media_type, _negotiate(headers.get("accept", "")), _top_k(headers)
+
+
+def check_length(num_bytes: int) -> None:
+    """Raises TooLarge when a body of so many bytes is not accepted."""
+    if num_bytes > MAX_BODY_BYTES:
+        limit = MAX_BODY_BYTES // 1024**2
+        raise TooLarge(f"the body has {num_bytes} bytes", f"at most {limit} MiB are accepted: send a smaller image")
 
 
 def encode(ranking: Ranking, *, model: str, response_type: str) -> Response:
@@ -96,8 +112,8 @@ def encode(ranking: Ranking, *, model: str, response_type: str) -> Response:
     return Response(status=200, content_type=JSON_TYPE, body=_json_bytes({"predictions": predictions, "model": model}))
 
 
-def encode_error(error: RequestError) -> Response:
-    """The answer to a request that is wrong; always JSON."""
+def encode_error(error: RequestError | Unanswered) -> Response:
+    """The answer to a request that is wrong, or cannot be answered; always JSON."""
     return _error(error.http_status, error.message, error.hint)
 
 
@@ -114,12 +130,15 @@ def _json_bytes(value: object) -> bytes:
     return (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", errors="replace")
 
 
-def _check_content_type(text: str) -> None:
-    media_type = text.split(";", 1)[0].strip().lower()
-    if media_type and media_type not in REQUEST_TYPES:
-        raise UnsupportedMedia(
-            f"the content type {media_type[:80]!r} is not supported", f"send {one_of(REQUEST_TYPES)}"
-        )
+def _may_be_image(media_type: str) -> bool:
+    kind, _, subtype = media_type.partition("/")
+    if kind == "image":
+        return bool(subtype) and subtype.isascii()
+    return not media_type or media_type in (*GENERIC_TYPES, FORM_TYPE)
+
+
+def _unsupported(media_type: str) -> UnsupportedMedia:
+    return UnsupportedMedia(f"the content type {media_type[:80]!r} is not supported", f"send {one_of(REQUEST_TYPES)}")
 
 
 def _negotiate(accept: str) -> str:

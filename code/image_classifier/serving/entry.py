@@ -1,8 +1,8 @@
 """The server program: what `IMAGE serve` and `deploy.py serve` run. `python -m image_classifier.serving.entry`.
 
-    artifact verified -> port free -> model server started -> every worker reproduced the golden samples ->
-    the port opens (/ping is 200 from here on) -> the golden samples through HTTP -> `ready ...` -> SIGTERM or Ctrl-C ->
-    requests in flight answered -> nothing left
+    artifact verified -> port ours -> model server started -> every worker reproduced the golden samples ->
+    the golden samples through the front -> the port opens (/ping is 200 from here on) -> `ready ...` -> SIGTERM or
+    Ctrl-C -> whatever was accepted answered -> nothing left
 
 Exit codes: 0 after SIGTERM or SIGINT, also while starting; 1 with an `error:` line when the model or the machine is at
 fault, or when the model server dies; 2 for a wrong setting. The settings are in `contract.endpoint`, the model folder
@@ -13,35 +13,41 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import os
 import re
 import signal
+import socket
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from image_classifier.contract import endpoint
-from image_classifier.contract.errors import ArtifactError, ClassifierError, ConfigError, PlatformError, describe
-from image_classifier.contract.machine import usable_cores
+from image_classifier.contract.errors import ClassifierError, ConfigError, PlatformError, describe
+from image_classifier.contract.machine import bind, usable_cores
 from image_classifier.contract.paths import MlPaths
 from image_classifier.contract.text import visible
 from image_classifier.contract.wire import JSON_TYPE, TOP_K_HEADER
+from image_classifier.serving.access_log import AccessLog
 from image_classifier.serving.engines import has_gpu, requested_engine
-from image_classifier.serving.scratch import Report, Scratch
+from image_classifier.serving.front import Behind, Front
+from image_classifier.serving.scratch import Scratch
 from image_classifier.serving.server import Address, ServerProcess
+from image_classifier.serving.workers import MIN_REPLACEMENT_S, Workers
 from image_classifier.vision.artifact import Artifact, check_answer, load_model
 from image_classifier.vision.manifest import GoldenSample
 
 _STARTUP_POLL_S = 0.05
-_WATCH_POLL_S = 0.5
+_WATCH_POLL_S = 0.1
+DRAIN_LIMIT_S = 25.0  # SageMaker sends SIGKILL 30 s after SIGTERM
 _MAX_TEMPORARY_BYTES = 70  # of the 107 that a socket's path has at most; ours add 30
 _PLAIN = re.compile(r"[A-Za-z0-9._/-]+")
 _SEE_ABOVE = "its own messages stand above"
 _GPU_WORKERS = 4  # a worker decodes one image at a time; more of them only fill the GPU's memory
-_INVOCATION_TIMEOUT_S = 60
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,77 +82,114 @@ def _serve(stop: threading.Event) -> None:
     )
     deadline = started + _number(endpoint.STARTUP_TIMEOUT_VARIABLE, endpoint.DEFAULT_STARTUP_TIMEOUT_S, high=86_400)
     num_workers = _number(endpoint.WORKERS_VARIABLE, _default_workers(), high=1024)
-    address.check_free()
-    artifact = load_model(MlPaths.from_environment().model)
-    with tempfile.TemporaryDirectory(prefix="ic-", dir=_temporary(), ignore_cleanup_errors=True) as folder:
-        scratch = Scratch(Path(folder))
+    answer_s = _number(
+        endpoint.ANSWER_TIMEOUT_VARIABLE, endpoint.DEFAULT_ANSWER_TIMEOUT_S, high=endpoint.MAX_ANSWER_TIMEOUT_S
+    )
+    with ExitStack() as stack:
+        listener = stack.enter_context(address.bind())
+        metrics_listener = _bind_metrics(stack)
+        artifact = load_model(MlPaths.from_environment().model)
+        folder = tempfile.TemporaryDirectory(prefix="ic-", dir=_temporary(), ignore_cleanup_errors=True)
+        scratch = Scratch(Path(stack.enter_context(folder)))
         scratch.create()
-        with ServerProcess(scratch, address, num_workers=num_workers) as server:
-            engine = _wait_for_workers(server, scratch, num_workers, deadline, stop)
-            if engine is None:
-                return
-            server.open_port(deadline)
-            for sample in artifact.golden:
-                check_answer(sample, artifact.classes, _invoke(address, artifact, sample))
-            line = endpoint.ready_line(
-                url=address.url,
-                model=artifact.fingerprint,
-                engine=engine,
-                workers=num_workers,
-                startup_s=time.monotonic() - started,
-            )
-            print(line, flush=True)
-            _watch(server, scratch, stop)
-            server.drain()
+        server = stack.enter_context(ServerProcess(scratch, num_workers=num_workers))
+        workers = Workers(scratch, num_wanted=num_workers, answer_s=answer_s)
+        engine = _wait_for_workers(server, workers, scratch, deadline, stop)
+        if engine is None:
+            return
+        behind = Behind(
+            socket=scratch.model_socket,
+            num_workers=num_workers,
+            num_alive=lambda: workers.num_alive,
+            about={"model": artifact.fingerprint, "engine": engine, "workers": num_workers},
+            answer_s=answer_s,
+        )
+        front = stack.enter_context(Front(behind, AccessLog(_access_log_file())))
+        front.listen_privately(scratch.front_socket)
+        for sample in artifact.golden:
+            check_answer(sample, artifact.classes, _invoke(scratch.front_socket, artifact, sample))
+        with address.errors():
+            front.listen(listener)
+        if metrics_listener is not None:
+            front.show_meters(metrics_listener)
+        startup_s = time.monotonic() - started
+        workers.replacement_s = max(workers.replacement_s, 2 * startup_s)
+        line = endpoint.ready_line(
+            url=address.url, model=artifact.fingerprint, engine=engine, workers=num_workers, startup_s=startup_s
+        )
+        print(line, flush=True)
+        _watch(server, workers, stop)
+        front.drain(DRAIN_LIMIT_S)
 
 
 def _wait_for_workers(
-    server: ServerProcess, scratch: Scratch, num_workers: int, deadline: float, stop: threading.Event
+    server: ServerProcess, workers: Workers, scratch: Scratch, deadline: float, stop: threading.Event
 ) -> str | None:
-    """The name of the engine once all workers have loaded; None when told to stop. Raises what a worker reported."""
+    """The name of the engine once all workers have loaded and the model server listens; None when told to stop.
+
+    Raises what a worker reported.
+    """
+    workers.replacement_s = math.inf  # there is nothing to replace yet
     while not stop.wait(_STARTUP_POLL_S):
-        reports = _good_reports(scratch)
-        if len(reports) >= num_workers:
+        reports = workers.look()
+        if len(reports) >= workers.num_wanted and scratch.model_socket.exists():
+            workers.replacement_s = MIN_REPLACEMENT_S
             return reports[0].engine
         if server.ended():
             raise PlatformError("the model server ended while starting", _SEE_ABOVE)
         if time.monotonic() > deadline:
             raise PlatformError(
-                f"only {len(reports)} of {num_workers} workers loaded the model in time",
+                f"only {len(reports)} of {workers.num_wanted} workers loaded the model in time",
                 f"raise {endpoint.STARTUP_TIMEOUT_VARIABLE} or lower {endpoint.WORKERS_VARIABLE}",
             )
     return None
 
 
-def _watch(server: ServerProcess, scratch: Scratch, stop: threading.Event) -> None:
-    """Returns when told to stop. Raises when the server is gone, or a replaced worker cannot load the model again."""
+def _watch(server: ServerProcess, workers: Workers, stop: threading.Event) -> None:
+    """Returns when told to stop. Raises when the server is gone, or workers are and stay away."""
     while not stop.wait(_WATCH_POLL_S):
-        _good_reports(scratch)
         if server.ended():
             raise PlatformError("the model server ended by itself", _SEE_ABOVE)
+        workers.look()
 
 
-def _good_reports(scratch: Scratch) -> list[Report]:
-    reports = scratch.reports()
-    for report in reports:
-        if report.error:
-            raise ArtifactError(report.error, report.hint)
-    return reports
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=endpoint.MAX_ANSWER_TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
 
 
-def _invoke(address: Address, artifact: Artifact, sample: GoldenSample) -> dict[str, float]:
+def _invoke(path: Path, artifact: Artifact, sample: GoldenSample) -> dict[str, float]:
     """Asks the running server about one golden sample, as any client would: label -> probability for all classes."""
     headers = {"Accept": JSON_TYPE, "Content-Type": "application/x-image", TOP_K_HEADER: str(len(artifact.classes))}
-    connection = http.client.HTTPConnection(address.reachable_host, address.port, timeout=_INVOCATION_TIMEOUT_S)
-    try:
-        connection.request("POST", "/invocations", body=sample.image, headers=headers)
-        response = connection.getresponse()
-        answer = json.loads(response.read())
-        return {item["label"]: item["probability"] for item in answer["predictions"]}
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
-        raise PlatformError(f"the server does not answer the golden sample {sample.name}", _SEE_ABOVE) from error
-    finally:
-        connection.close()
+    with closing(_UnixConnection(path)) as connection:
+        try:
+            connection.request("POST", "/invocations", body=sample.image, headers=headers)
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+            return {item["label"]: item["probability"] for item in answer["predictions"]}
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+            raise PlatformError(f"the server does not answer the golden sample {sample.name}", _SEE_ABOVE) from error
+
+
+def _bind_metrics(stack: ExitStack) -> socket.socket | None:
+    if not os.environ.get(endpoint.METRICS_PORT_VARIABLE):
+        return None
+    port = _number(endpoint.METRICS_PORT_VARIABLE, 0, high=endpoint.MAX_PORT)
+    hint = f"choose another port with {endpoint.METRICS_PORT_VARIABLE}"
+    return stack.enter_context(bind("127.0.0.1", port, hint=hint))
+
+
+def _access_log_file() -> Path | None:
+    name = os.environ.get(endpoint.ACCESS_LOG_VARIABLE)
+    return Path(name) if name else None
 
 
 def _temporary() -> str:

@@ -6,24 +6,24 @@ answers without a sentence.
 
 from __future__ import annotations
 
-import hmac
 import logging
 import os
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from image_classifier.contract.errors import RequestError
 from image_classifier.contract.paths import MlPaths
+from image_classifier.contract.wire import ENGINE_HEADER, REQUEST_ID_HEADER
 from image_classifier.serving.classifier import Classifier
 from image_classifier.serving.codec import Response, encode, encode_error, encode_internal_error, parse_request
 from image_classifier.serving.engines import load_engine
-from image_classifier.serving.scratch import DRAIN_HEADER, DRAIN_TOKEN_VARIABLE, Scratch
+from image_classifier.serving.scratch import BusyMark, Scratch
 from image_classifier.vision.artifact import load_model
 
 _log = logging.getLogger("image_classifier.serving")
 _worker: dict[str, Classifier] = {}  # filled at load: a worker is a process with one model
+_marks: dict[int, BusyMark] = {}  # by process id
 
 
 def handle(data: Sequence[Mapping[str, object]] | None, context: Any) -> list[bytes] | None:
@@ -58,11 +58,23 @@ def _load(context: Any) -> None:
 
 def _answer(request: Mapping[str, object], index: int, context: Any) -> bytes:
     headers: Mapping[str, str] = context.get_all_request_header(index)
-    _stop_if_told(headers)
-    response = _respond(_worker["classifier"], headers, request.get("body"), context.get_request_id(index))
+    classifier = _worker["classifier"]
+    request_id = headers.get(REQUEST_ID_HEADER) or context.get_request_id(index)
+    with _mark().busy():
+        response = _respond(classifier, headers, request.get("body"), request_id)
     context.set_response_status(response.status, response.phrase, index)
     context.set_response_content_type(index, response.content_type)
+    context.set_response_header(index, ENGINE_HEADER, classifier.engine.name)
     return response.body
+
+
+def _mark() -> BusyMark:
+    """This process's mark: made with its first request, for a worker may be forked after the model was loaded."""
+    process = os.getpid()
+    if process not in _marks:
+        _marks.clear()
+        _marks[process] = Scratch.from_environment().busy_mark()
+    return _marks[process]
 
 
 def _respond(classifier: Classifier, headers: Mapping[str, str], body: object, request_id: str) -> Response:
@@ -75,20 +87,6 @@ def _respond(classifier: Classifier, headers: Mapping[str, str], body: object, r
     except Exception:
         _log.exception("request %s failed", request_id)
         return encode_internal_error(request_id)
-
-
-def _stop_if_told(headers: Mapping[str, str]) -> None:
-    """Ends this worker's life at the request of the server program, and of nobody else.
-
-    Requests are queued in order: the worker that meets this one has answered everything given to it before, and by
-    never answering takes no further one.
-    """
-    given = next((value for name, value in headers.items() if name.lower() == DRAIN_HEADER), None)
-    token = os.environ.get(DRAIN_TOKEN_VARIABLE)
-    if given is not None and token and hmac.compare_digest(given.encode(), token.encode()):
-        Scratch.from_environment().report_drained()
-        while True:
-            signal.pause()
 
 
 def _log_to_stderr() -> None:

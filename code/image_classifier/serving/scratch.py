@@ -2,7 +2,8 @@
 
     SCRATCH/model/            the empty folder the model server takes for the model; nothing is imported from it
     SCRATCH/workers/PID       what became of a worker's start: the engine's name, or the first cause of its failure
-    SCRATCH/drained/PID       the worker answered its last request
+    SCRATCH/busy/PID          since when a worker has been answering a request, or that it does not
+    SCRATCH/front.sock        our front, for this program only; SCRATCH/model.sock the model server behind it
     SCRATCH/...               sockets, pid file, configuration of the model server
 
 The program makes it, workers find it through the environment, and it is gone when the program is.
@@ -11,22 +12,26 @@ The program makes it, workers find it through the environment, and it is gone wh
 from __future__ import annotations
 
 import json
+import mmap
 import os
-from contextlib import suppress
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from image_classifier.contract.errors import ClassifierError, PlatformError, describe
 
 SCRATCH_VARIABLE = "CLASSIFIER_SCRATCH"
-DRAIN_TOKEN_VARIABLE = "CLASSIFIER_DRAIN_TOKEN"  # noqa: S105  # the name of a variable
-DRAIN_HEADER = "x-classifier-drain"
+_SINCE = struct.Struct("d")  # seconds of time.monotonic(), which all processes of a machine share; 0 for not busy
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """How the start of one worker ended: `engine` when well, else `error` and `hint`."""
+    """How the start of one worker ended: `engine` when well, else `error` and `hint`. `parent` has forked it."""
 
+    parent: int = 0
     engine: str = ""
     error: str = ""
     hint: str = ""
@@ -50,7 +55,7 @@ class Scratch:
 
     def create(self) -> None:
         """Makes the folders below `root`."""
-        for folder in (self.model, self._workers, self._drained):
+        for folder in (self.model, self._workers, self._busy):
             folder.mkdir()
 
     @property
@@ -70,8 +75,16 @@ class Scratch:
         return self.root / "workers"
 
     @property
-    def _drained(self) -> Path:
-        return self.root / "drained"
+    def _busy(self) -> Path:
+        return self.root / "busy"
+
+    @property
+    def front_socket(self) -> Path:
+        return self.root / "front.sock"
+
+    @property
+    def model_socket(self) -> Path:
+        return self.root / "model.sock"
 
     def report_loaded(self, engine: str) -> None:
         """Called by a worker that reproduced the golden samples."""
@@ -81,23 +94,48 @@ class Scratch:
         """Called by a worker that could not load the model."""
         self._report({"error": describe(error), "hint": error.hint if isinstance(error, ClassifierError) else ""})
 
-    def _report(self, values: dict[str, str]) -> None:
+    def _report(self, values: dict[str, str | int]) -> None:
         partial = self.root / f"worker-{os.getpid()}.partial"
-        partial.write_text(json.dumps(values))
+        partial.write_text(json.dumps(values | {"parent": os.getppid()}))
         partial.replace(self._workers / str(os.getpid()))
 
-    def reports(self) -> list[Report]:
-        """What the workers reported so far; nothing once the server has ended, because then the folder is removed."""
+    def reports(self) -> dict[int, Report]:
+        """What the workers reported so far, by process id; nothing once the server has ended, because then the folder
+        is removed."""
         with suppress(FileNotFoundError):
-            return [Report(**json.loads(path.read_text())) for path in self._workers.iterdir()]
-        return []
+            return {int(path.name): Report(**json.loads(path.read_text())) for path in self._workers.iterdir()}
+        return {}
 
-    def report_drained(self) -> None:
-        """Called by a worker that will answer nothing more."""
-        (self._drained / str(os.getpid())).touch()
+    def forget(self, process: int) -> None:
+        """Removes what a worker that has ended left here."""
+        for folder in (self._workers, self._busy):
+            (folder / str(process)).unlink(missing_ok=True)
 
-    def num_drained(self) -> int:
-        """How many workers reported that; none once the server has ended."""
-        with suppress(FileNotFoundError):
-            return len(list(self._drained.iterdir()))
-        return 0
+    def busy_since(self, process: int) -> float | None:
+        """Since when, in seconds of time.monotonic(), a worker has been answering one request; None when it is free."""
+        with suppress(OSError, struct.error):
+            (since,) = _SINCE.unpack((self._busy / str(process)).read_bytes())
+            return since or None
+        return None
+
+    def busy_mark(self) -> BusyMark:
+        """This process's own."""
+        return BusyMark(self._busy / str(os.getpid()))
+
+
+class BusyMark:
+    """A word of memory, shared through a file, in which a worker says since when it has been busy: no system call."""
+
+    def __init__(self, path: Path) -> None:
+        path.write_bytes(_SINCE.pack(0.0))
+        with path.open("r+b") as file:
+            self._word = mmap.mmap(file.fileno(), _SINCE.size)
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Says so while the block runs."""
+        self._word[:] = _SINCE.pack(time.monotonic())
+        try:
+            yield
+        finally:
+            self._word[:] = _SINCE.pack(0.0)

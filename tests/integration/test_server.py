@@ -32,6 +32,7 @@ from tests.proxy import Proxy
 
 from image_classifier.contract.endpoint import MAX_PORT, parse_ready_line
 from image_classifier.contract.image_formats import FORMATS
+from image_classifier.serving.front import MAX_CONNECTIONS
 from image_classifier.vision.artifact import Artifact, load_model, write_model
 
 WORKERS = 2
@@ -234,10 +235,14 @@ def test_every_kind_of_picture_is_answered(server: Program, content_type: str, b
     assert {label for label, _ in rows} < set(MODEL_CLASSES)
 
 
+def connect(url: str) -> socket.socket:
+    host, port = url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=PATIENCE_S)
+
+
 def raw(url: str, head: bytes, body: bytes = b"") -> tuple[int, bytes]:
     """A request written byte by byte: (status, body of the answer)."""
-    host, port = url.removeprefix("http://").split(":")
-    with closing(socket.create_connection((host, int(port)), timeout=PATIENCE_S)) as connection:
+    with closing(connect(url)) as connection:
         connection.sendall(head.replace(b"\n", b"\r\n") + b"Host: x\r\n\r\n" + body)
         response = http.client.HTTPResponse(connection)
         with closing(response):
@@ -278,7 +283,26 @@ BAD_REQUESTS = [
     (415, bad_post(b"Content-Type: application/json\n", b"{not json")),
     (415, bad_post(b"Content-Type: text/plain\n", b"\xff\xfe")),
     (415, bad_post(b"Content-Type: multipart/form-data\n")),
+    (415, bad_post(b"Content-Type: multipart/form-data; boundary=\n")),
     (415, bad_post(b"Content-Type: application/x-www-form-urlencoded\n", b"body=1&body=2")),
+    (415, bad_post(b"Content-Type: application/x-www-form-urlencoded\n", b"body=%zz&body=1")),
+    (415, bad_post(b"Content-Encoding: gzip\n", jpeg(0))),
+    (413, bad_post(JPEG, bytes(17 * 1024 * 1024))),
+    (417, bad_post(JPEG + b"Expect: magic\n", jpeg(0))),
+    (404, (b"GET /% HTTP/1.1\n", b"")),
+    (404, (b"DELETE /models/model HTTP/1.1\n", b"")),
+    (404, (b"PUT /models/model?min_worker=0 HTTP/1.1\n", b"")),
+    (404, (b"POST /models?url=http://127.0.0.1:1/x HTTP/1.1\nContent-Length: 0\n", b"")),
+    (404, (b"POST /models/model/invoke HTTP/1.1\nContent-Length: 0\n", b"")),
+    (404, (b"GET /metrics HTTP/1.1\n", b"")),
+    (405, (b"GET /invocations HTTP/1.1\n", b"")),
+    (405, (b"POST /ping HTTP/1.1\nContent-Length: 0\n", b"")),
+    (431, (b"GET /ping HTTP/1.1\nX: " + bytes(20_000).replace(b"\0", b"x") + b"\n", b"")),
+    (431, (b"GET /ping HTTP/1.1\n" + b"".join(b"X-%d: 1\n" % number for number in range(500)), b"")),
+    (400, (b"PRI * HTTP/2.0\n", b"")),
+    (400, (b"POST /invocations HTTP/1.1\nContent-Length: 1\nContent-Length: 2\n", b"ab")),
+    (400, (b"POST /invocations HTTP/1.1\nContent-Length: 4\nTransfer-Encoding: chunked\n", b"0\r\n\r\n")),
+    (400, (b"POST /invocations HTTP/1.1\nTransfer-Encoding: chunked\n", b"ZZ\r\nabc\r\n")),
 ]
 
 
@@ -289,12 +313,7 @@ def test_bad_requests_get_a_sentence_and_cost_no_worker(server: Program):
         assert (answered, head) == (status, head)
         answer = json.loads(text)
         assert set(answer) == {"error", "hint"}
-        assert "Traceback" not in answer["error"]
-    assert raw(server.url, *bad_post(JPEG, bytes(17 * 1024 * 1024)))[0] == 413  # beyond the frontend's own limit
-    form, body = bad_post(b"Content-Type: application/x-www-form-urlencoded\n", b"body=%zz&body=1")
-    answered, text = raw(server.url, form, body)  # the frontend fails to parse it, and no handler is ever asked
-    assert (answered, json.loads(text)["code"]) == (500, 500)
-    assert b".java" not in text
+        assert answer["error"]
     assert {p.pid for p in server.workers()} == before
     assert "Traceback" not in server.output
 
@@ -308,14 +327,31 @@ def test_a_client_goes_on_in_its_session_after_errors(server: Program):
     assert statuses == [200, 400, 200, 400, 200]
 
 
-def test_the_management_api_is_on_no_port(server: Program):
-    assert raw(server.url, b"DELETE /models/model HTTP/1.1\n")[0] == 404
-    assert raw(server.url, b"PUT /models/model?min_worker=0 HTTP/1.1\n")[0] == 404
-    assert raw(server.url, b"POST /models?url=http://127.0.0.1:1/x HTTP/1.1\nContent-Length: 0\n")[0] == 404
+def test_there_is_one_port_and_the_management_api_is_on_none(server: Program):
     ports = {c.laddr.port for p in server.tree() for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-    gate = {c.laddr.port for c in psutil.Process(server.process.pid).net_connections("tcp")}
-    assert ports - gate == {int(server.url.rsplit(":", 1)[1])}
-    assert server.post(jpeg(0)).status_code == 200
+    assert ports == {int(server.url.rsplit(":", 1)[1])}
+
+
+def test_what_curl_sends_when_it_is_told_nothing_is_answered_if_it_is_an_image(server: Program):
+    response = server.post(jpeg(0), Content_Type="application/x-www-form-urlencoded")
+    assert response.status_code == 200
+    assert response.headers["X-Engine"] == "openvino"
+
+
+def test_a_request_keeps_its_name_in_the_answer_and_in_the_log(server: Program):
+    response = server.post(b"no image", X_Request_Id="photo-17")
+    assert response.headers["X-Request-Id"] == "photo-17"
+    strange = server.post(jpeg(0), X_Request_Id="\x1b[31m")
+    assert len(strange.headers["X-Request-Id"]) == 32
+    wait_until(lambda: any('"id": "photo-17"' in line for line in server.lines), server)
+    (line,) = [json.loads(line) for line in server.lines if '"id": "photo-17"' in line]
+    assert (line["method"], line["path"], line["status"], line["bytes_in"]) == ("POST", "/invocations", 400, 8)
+
+
+def test_a_path_full_of_control_characters_is_one_line_of_json_in_the_log(server: Program):
+    assert raw(server.url, "GET /\x1b[31m%0Aready\u009b HTTP/1.1\n".encode())[0] in {400, 404}
+    wait_until(lambda: server.lines[-1].startswith('{"time"'), server)
+    assert "\x1b" not in server.output
 
 
 def test_nothing_is_run_or_installed_from_the_model_folder(server: Program, base: Path):
@@ -337,6 +373,63 @@ def test_a_killed_worker_is_replaced(server: Program):
     wait_until(lambda: len(server.workers()) == WORKERS and victim.pid not in {p.pid for p in server.workers()}, server)
     for seed in range(4):
         assert server.post(jpeg(seed)).status_code == 200
+
+
+def test_a_worker_that_dies_over_a_request_costs_the_client_nothing(server: Program):
+    victim = server.workers()[0]
+    victim.suspend()  # so that one of the two requests is certainly with it when it dies
+    with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
+        answers = [pool.submit(server.post, jpeg(seed)) for seed in range(WORKERS)]
+        time.sleep(0.3)
+        victim.kill()
+        assert [answer.result(PATIENCE_S).status_code for answer in answers] == [200] * WORKERS
+    wait_until(lambda: len(server.workers()) == WORKERS, server)
+
+
+def test_a_worker_that_is_stopped_is_replaced_and_its_request_answered(server: Program):
+    victim = server.workers()[0]
+    victim.suspend()
+    with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
+        answers = list(pool.map(server.post, [jpeg(seed) for seed in range(WORKERS)]))
+    assert [answer.status_code for answer in answers] == [200] * WORKERS
+    wait_until(lambda: gone([victim]) and len(server.workers()) == WORKERS, server)
+
+
+def test_a_client_that_closes_its_side_after_asking_is_answered(server: Program):
+    body = jpeg(0)
+    with closing(connect(server.url)) as connection:
+        connection.sendall(b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(64).startswith(b"HTTP/1.1 200 OK\r\n")
+    with closing(connect(server.url)) as connection:
+        connection.sendall(b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nonly this")
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(64).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+
+
+def test_more_idle_connections_than_there_may_be_keep_nobody_out(server: Program):
+    idle = [connect(server.url) for _ in range(MAX_CONNECTIONS + 100)]
+    try:
+        assert server.post(jpeg(0)).status_code == 200
+        assert requests.get(f"{server.url}/ping", timeout=PATIENCE_S).status_code == 200
+        assert idle[0].recv(1) == b""  # the one that had been idle for longest
+    finally:
+        for connection in idle:
+            connection.close()
+
+
+def test_two_thousand_bad_requests_cost_no_memory_and_leave_no_traceback(server: Program):
+    def ask_all() -> int:
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            asked = [(status, head, body) for status, (head, body) in BAD_REQUESTS if len(body) < 100_000]
+            jobs = [pool.submit(raw, server.url, head, body) for _ in range(20) for _, head, body in asked]
+            answers = [job.result(PATIENCE_S)[0] for job in jobs]
+        assert answers == [status for status, _, _ in asked] * 20
+        return psutil.Process(server.process.pid).memory_info().rss
+
+    first = ask_all()
+    assert ask_all() - first < 8 * 1024**2
+    assert "Traceback" not in server.output
 
 
 def test_sigterm_answers_what_is_in_flight_and_leaves_nothing(server: Program):
@@ -372,6 +465,18 @@ def test_two_servers_run_side_by_side_and_each_end_is_clean(base: Path, tmp_path
     wait_until(lambda: not list(first.temporary.iterdir()), first)
     wait_until(lambda: "error: the model server ended by itself" in second.output, second)
     assert list(second.temporary.iterdir()) == []
+
+
+def test_a_server_that_has_nothing_to_fork_workers_from_ends_with_a_sentence(base: Path, tmp_path: Path):
+    program = start(base, tmp_path / "tmp")
+    wait_until_ready(program)
+    workers = program.workers()
+    (parent,) = {worker.ppid() for worker in workers}
+    for process in (psutil.Process(parent), *workers):
+        process.kill()
+    assert program.process.wait(PATIENCE_S) == 1
+    wait_until(lambda: "error: the process that workers are forked from has died" in program.lines, program)
+    assert list(program.temporary.iterdir()) == []
 
 
 @pytest.mark.parametrize("victim", ["supervisor", "toolkit"])

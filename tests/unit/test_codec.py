@@ -13,7 +13,16 @@ RANKING = [('a, "b"', 0.75), ("Löwenzahn", 0.2), ("日本", 0.05)]
 
 @pytest.mark.parametrize(
     "content_type",
-    [*REQUEST_TYPES, "", "IMAGE/JPEG", "image/jpeg; charset=utf-8", " image/png ;x=é", "application/x-image;"],
+    [
+        *REQUEST_TYPES,
+        "",
+        "image/svg+xml",
+        "image/heic",
+        "IMAGE/JPEG",
+        "image/jpeg; charset=utf-8",
+        " image/png ;x=é",
+        "application/x-image;",
+    ],
 )
 def test_image_types_are_accepted_in_any_case_and_with_parameters(content_type):
     assert parse_request({"content-type": content_type}, b"x").image == b"x"
@@ -26,13 +35,20 @@ def test_a_request_without_headers_is_bytes_answered_with_json_and_five_classes(
 
 @pytest.mark.parametrize(
     "content_type",
-    ["text/plain", "application/json", "application/x-npy", "image/svg+xml", "image", "jpé", "multipart/form-data"],
+    ["text/plain", "application/json", "application/x-npy", "image", "image/", "jpé", "multipart/form-data"],
 )
 def test_other_content_types_are_415_with_the_ones_that_are_taken(content_type):
     with pytest.raises(UnsupportedMedia) as caught:
         parse_request({"Content-Type": content_type}, b"x")
     assert caught.value.http_status == 415
     assert "image/jpeg" in caught.value.hint
+
+
+def test_what_curl_calls_a_form_is_an_image_if_it_begins_as_one():
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert parse_request(form, b"\xff\xd8\xff\xe0rest").image == b"\xff\xd8\xff\xe0rest"
+    with pytest.raises(UnsupportedMedia):
+        parse_request(form, b"a=1&b=2")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -56,10 +58,15 @@ def artifact(tmp_path):
 
 
 @pytest.fixture
-def service(artifact, monkeypatch):
+def service(artifact, monkeypatch, tmp_path):
     """The model server's wrapper around our handler, as a worker has it after loading."""
     from mms.service import Service
 
+    scratch = Scratch(tmp_path / "ic-service")
+    scratch.root.mkdir()
+    scratch.create()
+    monkeypatch.setenv(SCRATCH_VARIABLE, str(scratch.root))
+    monkeypatch.setattr(handler, "_marks", {})
     monkeypatch.setitem(handler._worker, "classifier", Classifier(artifact, MeanEngine()))
     return Service("model", "", None, handler.handle, None, 1)
 
@@ -155,17 +162,33 @@ def test_a_worker_that_cannot_load_reports_the_first_cause(tmp_path, monkeypatch
     monkeypatch.setenv("SAGEMAKER_BASE_DIR", str(tmp_path / "nowhere"))
     with pytest.raises(ArtifactError):
         handler.handle(None, Context("model", "", None, 1, None, ""))
-    (report,) = scratch.reports()
+    (report,) = scratch.reports().values()
     assert "there is no model in" in report.error
     assert report.engine == ""
     assert Path(report.error.rsplit(" ", 1)[-1]).name == "model"
 
 
-def test_a_drain_header_without_the_right_token_is_an_ordinary_request(service, monkeypatch):
-    monkeypatch.setenv("CLASSIFIER_DRAIN_TOKEN", "right")
-    assert invoke(service, jpeg(1), [("X-Classifier-Drain", "wröng")])[0] == 200
-    monkeypatch.delenv("CLASSIFIER_DRAIN_TOKEN")
-    assert invoke(service, jpeg(1), [("X-Classifier-Drain", "")])[0] == 200
+def test_a_worker_says_since_when_it_is_busy_while_it_answers_and_never_else(service, monkeypatch):
+    scratch, seen = Scratch.from_environment(), []
+    engine = handler._worker["classifier"].engine
+    monkeypatch.setattr(engine, "logits", lambda image: seen.append(scratch.busy_since(os.getpid())) or np.zeros(6))
+    before = time.monotonic()
+    assert invoke(service, jpeg(1))[0] == 200
+    assert before <= seen[0] <= time.monotonic()
+    assert scratch.busy_since(os.getpid()) is None
+    monkeypatch.setattr(engine, "logits", lambda image: seen.append(scratch.busy_since(os.getpid())) or 1 / 0)
+    assert invoke(service, jpeg(1))[0] == 500
+    assert seen[1] > seen[0]
+    assert scratch.busy_since(os.getpid()) is None
+
+
+def test_an_answer_names_the_engine_and_the_log_the_request_as_the_client_did(service, monkeypatch, caplog):
+    monkeypatch.setattr(handler._worker["classifier"].engine, "logits", lambda image: 1 / 0)
+    with caplog.at_level(logging.ERROR, "image_classifier.serving"):
+        status, _, written = invoke(service, jpeg(1), [("X-Request-Id", "photo-17")])
+    assert (status, service.context.get_response_headers(0)["X-Engine"]) == (500, "mean")
+    assert b"look for photo-17" in written
+    assert "request photo-17 failed" in caplog.text
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf], ids=str)

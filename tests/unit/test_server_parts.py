@@ -23,13 +23,13 @@ def test_an_address_in_use_is_named():
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = Address(host="127.0.0.1", port=other.getsockname()[1])
         with pytest.raises(PlatformError, match=f"port {address.port} on 127.0.0.1 is in use"):
-            address.check_free()
-    address.check_free()
+            address.bind().close()
+    address.bind().close()
 
 
 def test_a_host_that_is_not_ours_is_refused():
     with pytest.raises(PlatformError, match=r"cannot listen on 192\.0\.2\.1"):
-        Address(host="192.0.2.1", port=8080).check_free()
+        Address(host="192.0.2.1", port=8080).bind()
 
 
 def test_clients_on_this_machine_are_given_an_address_they_can_use():
@@ -54,9 +54,11 @@ def test_java_comes_from_java_home_or_from_the_package(tmp_path, monkeypatch):
     [
         ("SAGEMAKER_BIND_TO_PORT", "http"),
         ("SAGEMAKER_BIND_TO_PORT", "0"),
-        ("SAGEMAKER_BIND_TO_PORT", "40000"),
+        ("SAGEMAKER_BIND_TO_PORT", "65536"),
         ("SAGEMAKER_MODEL_SERVER_WORKERS", "-1"),
         ("SAGEMAKER_STARTUP_TIMEOUT", "soon"),
+        ("SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS", "0"),
+        ("CLASSIFIER_METRICS_PORT", "-1"),
         ("CLASSIFIER_ENGINE", "tensorrt"),
     ],
 )

@@ -61,6 +61,9 @@ class AccessLog:
         with suppress(queue.Full):
             self._waiting.put(None, timeout=_PATIENCE_S)
         self._writer.join(_PATIENCE_S)
+        if not self._writer.is_alive() and isinstance(self._handler, logging.FileHandler):
+            with suppress(OSError):
+                self._handler.close()
 
     def _write_waiting(self) -> None:
         while (line := self._waiting.get()) is not None:

@@ -268,6 +268,8 @@ class Api:
             if reply.status == _UNAVAILABLE:
                 raise Overloaded("no worker takes a request just now", "ask again in a second")
             _log.warning("the model server answered %d itself: %.200r", reply.status, reply.body)
+        if self.is_draining or not self._num_alive():
+            raise Overloaded("no worker is alive", "ask again in a second")
         raise Unanswered("the processes that answer died over this image", "the server's log tells more")
 
     async def _wait_for_a_worker(self) -> None:

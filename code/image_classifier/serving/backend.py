@@ -88,7 +88,7 @@ class Backend:
         except OSError:
             self._close(line)
             raise _Stale from None
-        except (ValueError, KeyError, asyncio.LimitOverrunError):
+        except (ValueError, KeyError, IndexError, asyncio.LimitOverrunError):
             self._close(line)
             raise BackendBroken("the model server's answer cannot be read") from None
         except BaseException:

@@ -83,8 +83,9 @@ LOCK_FLAGS := --universal --python-version 3.11 --generate-hashes --no-emit-inde
 bench: $(STAMP) ## measure every claim again and rewrite benchmarks/results
 	@for script in benchmarks/bench_*.py; do PYTHONPATH=code:. $(BIN)/python $$script; done
 
-docs: $(STAMP) ## write again what stands in documents and in the code: the table of rules, deploy.example.toml
+docs: $(STAMP) ## write again what stands in documents and in the code: tables of rules and statuses, deploy.example.toml
 	@$(BIN)/python -m image_classifier.debugging.rules.table docs/debugger.md
+	@WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/unit/test_endpoint_statuses.py
 	@mkdir -p build && $(BIN)/python deploy.py config --example > build/example.toml && mv build/example.toml deploy.example.toml
 
 clean: ## remove the environment and what the tools cached (runs/ stays)

@@ -25,18 +25,32 @@ import numpy as np
 import psutil
 import pytest
 import requests
+import schemathesis
+from hypothesis import HealthCheck, given, settings
 from PIL import Image
 from safetensors.numpy import load_file
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi import checks as conformance
 from tests.conftest import MODEL_CLASSES, jpeg
 from tests.proxy import Proxy
 
 from image_classifier.contract.endpoint import MAX_PORT, parse_ready_line
 from image_classifier.contract.image_formats import FORMATS
 from image_classifier.serving.front import MAX_CONNECTIONS
+from image_classifier.serving.openapi import PATHS
 from image_classifier.vision.artifact import Artifact, load_model, write_model
 
 WORKERS = 2
 PATIENCE_S = 60.0
+CONFORMING = [
+    not_a_server_error,
+    conformance.status_code_conformance,
+    conformance.content_type_conformance,
+    conformance.response_headers_conformance,
+    conformance.response_schema_conformance,
+    conformance.allow_header_conformance,
+]
 EVIL = "import pathlib\npathlib.Path({marker!r}).touch()\n"
 
 
@@ -314,6 +328,35 @@ def test_bad_requests_get_a_sentence_and_cost_no_worker(server: Program):
         answer = json.loads(text)
         assert set(answer) == {"error", "hint"}
         assert answer["error"]
+    assert {p.pid for p in server.workers()} == before
+    assert "Traceback" not in server.output
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
+@pytest.mark.parametrize("is_image", [True, False], ids=["an image", "any bytes"])
+def test_whatever_is_made_of_its_description_is_answered_as_described(
+    server: Program, mode: GenerationMode, is_image: bool
+):
+    before, statuses = {p.pid for p in server.workers()}, set()
+    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    operations = [result.ok() for result in schema.get_all_operations()]
+    assert {operation.path for operation in operations} == set(PATHS) - {"/openapi.json"}
+    for operation in operations:
+        if mode is GenerationMode.NEGATIVE and operation.path != "/invocations":
+            continue  # which take nothing that could be wrong
+        given_body = (
+            {"body": jpeg(0), "media_type": "image/jpeg"} if is_image and operation.path == "/invocations" else {}
+        )
+
+        @settings(max_examples=30, deadline=None, derandomize=True, database=None, suppress_health_check=[*HealthCheck])
+        @given(case=operation.as_strategy(generation_mode=mode, **given_body))
+        def ask(case: schemathesis.Case) -> None:
+            response = case.call(timeout=PATIENCE_S)
+            statuses.add((case.path, response.status_code))
+            case.validate_response(response, checks=CONFORMING)
+
+        ask()
+    assert ("/invocations", 200) in statuses or not is_image or mode is GenerationMode.NEGATIVE
     assert {p.pid for p in server.workers()} == before
     assert "Traceback" not in server.output
 

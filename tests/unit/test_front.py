@@ -84,7 +84,7 @@ def test_an_answer_that_takes_too_long_is_504(start):
     endpoint = start(lambda number: answer(GOOD) if released.wait(PATIENCE_S) else None, answer_s=0.3)
     status, _, document = endpoint.ask()
     assert status == 504
-    assert "did not answer within" in document["error"]
+    assert "did not answer in time" in document["error"]
     released.set()
     assert endpoint.ask()[0] == 200
 

@@ -3,6 +3,7 @@
     RUN/job.json                what runs, since when, how it ended (launch)
     RUN/model.tar.gz            the artifact (vision/artifact is its only writer and reader)
     RUN/logs/job.log            all the job printed
+    RUN/logs/access.log         a line of JSON for each request (serving), begun anew when it is long
     RUN/output/failure          the first cause of a failure, and a hint (training)
     RUN/output/data/
         history.jsonl           one JSON object an epoch: its number, metric name -> value (training, as all below)
@@ -149,6 +150,7 @@ class Table:
 JOB = Document("job.json")
 ARCHIVE = "model.tar.gz"
 LOG = "logs/job.log"
+ACCESS_LOG = "logs/access.log"
 TRIALS_FOLDER = "trials"
 TRIALS = Table("trials.csv", ("trial", "status"))  # then each hyperparameter, the objective, and TRIALS_END
 TRIALS_END = ("best_epoch", "epochs", "seconds", "failure", "folder")

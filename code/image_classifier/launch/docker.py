@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Literal
 
 from image_classifier.contract.config import NAMED_WEIGHTS, TrainConfig
-from image_classifier.contract.endpoint import PORT_VARIABLE
+from image_classifier.contract.endpoint import ACCESS_LOG_VARIABLE, PORT_VARIABLE
 from image_classifier.contract.errors import PlatformError
 from image_classifier.contract.machine import require_free_port, usable_cores
+from image_classifier.contract.outputs import ACCESS_LOG
 from image_classifier.contract.paths import DEFAULT_BASE_DIR, MlPaths
 from image_classifier.contract.shared_memory import container_bytes
 from image_classifier.launch import local
@@ -31,6 +32,7 @@ from image_classifier.launch.runs import Run
 from image_classifier.launch.view import SILENT, View
 
 IMAGES_FILE = Path(__file__).resolve().parents[3] / "build" / "images.json"  # what build_and_push.sh built last
+_LOGS_INSIDE = Path(DEFAULT_BASE_DIR) / "logs"
 RUN_LABEL = "image-classifier.run"  # the run's folder
 REMOVE = ("rm", "--force", "--volumes")
 CONFINED = ("--cap-drop", "ALL", "--security-opt", "no-new-privileges")
@@ -90,9 +92,13 @@ def start_training(run: Run, *, share: int = 1, view: View = SILENT) -> Job:
 def start_server(run: Run, *, host: str, port: int, view: View = SILENT) -> Job:
     """`docker run IMAGE serve` on `<run>/model`. Raises PlatformError when the port is taken."""
     require_free_port(host, port)
-    mount = _mount(run.paths.model, MlPaths(base=DEFAULT_BASE_DIR).model, "ro")
-    published = ["--publish", f"{host}:{port}:{port}", "--env", f"{PORT_VARIABLE}={port}"]
-    return _start(run, "serve", [mount, *UNCHANGED, *published], view)
+    mounts = [
+        _mount(run.paths.model, MlPaths(base=DEFAULT_BASE_DIR).model, "ro"),
+        _mount((run.path / ACCESS_LOG).parent, _LOGS_INSIDE),
+    ]
+    settings = {PORT_VARIABLE: port, ACCESS_LOG_VARIABLE: _LOGS_INSIDE / Path(ACCESS_LOG).name}
+    given = [f"--env={name}={value}" for name, value in settings.items()]
+    return _start(run, "serve", [*mounts, *UNCHANGED, "--publish", f"{host}:{port}:{port}", *given], view)
 
 
 def _start(run: Run, kind: Kind, flags: list[str], view: View) -> Job:

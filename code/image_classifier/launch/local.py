@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Protocol
 
 from image_classifier.contract.config import TrainConfig
-from image_classifier.contract.endpoint import HOST_VARIABLE, PORT_VARIABLE
+from image_classifier.contract.endpoint import ACCESS_LOG_VARIABLE, HOST_VARIABLE, PORT_VARIABLE
 from image_classifier.contract.errors import ConfigError, PlatformError
 from image_classifier.contract.files import write_text
 from image_classifier.contract.machine import require_free_port, usable_cores
+from image_classifier.contract.outputs import ACCESS_LOG
 from image_classifier.contract.paths import BASE_DIR_VARIABLE
 from image_classifier.launch.process import Job
 from image_classifier.launch.runs import Run
@@ -104,6 +105,7 @@ def start_server(run: Run, *, host: str, port: int, view: View = SILENT) -> Job:
     require_free_port(host, port)
     _snapshot(run, SERVE_PACKAGES)
     env = _environment(run) | {PORT_VARIABLE: str(port), HOST_VARIABLE: host}
+    env.setdefault(ACCESS_LOG_VARIABLE, str(run.path / ACCESS_LOG))
     job = Job.start([sys.executable, "-m", "image_classifier.serving.entry"], env=env, cwd=run.path, log=run.log)
     run.begin(job.pid)
     return job

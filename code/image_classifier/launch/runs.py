@@ -7,7 +7,7 @@
         checkpoints/    kept across restarts
         model/          the model; packed into model.tar.gz at the end
         output/         metrics, predictions, failure
-        logs/job.log    all the job printed
+        logs/job.log    all the job printed; beside it an endpoint's access.log
 
 The layout below the folder is MlPaths'. A job whose processes are gone without having reported an end is seen as
 failed: the truth is in the files and the process table, not in job.json alone.

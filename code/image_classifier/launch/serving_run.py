@@ -11,6 +11,7 @@ from pathlib import Path
 from image_classifier.contract.endpoint import parse_ready_line
 from image_classifier.contract.errors import ConfigError, JobError, JobStopped
 from image_classifier.contract.machine import require_free_port
+from image_classifier.contract.outputs import ACCESS_LOG
 from image_classifier.launch import local
 from image_classifier.launch.process import Interrupts, Job, follow, follow_until
 from image_classifier.launch.runs import Run, Status, create_run, find_run
@@ -105,6 +106,7 @@ def serve(
             archive, runs_dir, interrupts, host=host, port=port, on_line=on_line, starter=starter, view=view
         ) as endpoint,
     ):
+        view.note(f"requests are logged in {endpoint.run.path / ACCESS_LOG}")
         status = follow(endpoint.job, on_line, interrupts)
         if status != 0 and interrupts.count == 0:
             raise JobError(_reason(endpoint.run, status), f"the log is {endpoint.run.log}")

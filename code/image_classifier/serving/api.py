@@ -247,9 +247,10 @@ class Api:
                 return reply
         except TimeoutError:
             if asked.worked_from is None:
-                raise Overloaded(f"no worker was free for {self._answer_s:.0f} s", "ask again in a second") from None
+                raise Overloaded("no worker was free in time", "ask again in a second") from None
             raise AnswerTimeout(
-                f"the model did not answer within {self._answer_s:.0f} s", "send a smaller image, or ask again"
+                "the model did not answer in time",
+                f"an answer may take {self._answer_s:g} s: send a smaller image, or ask again",
             ) from None
 
     async def _ask_workers(self, headers: dict[str, str], image: bytes) -> Reply:

@@ -169,7 +169,7 @@ class ClientConnection(web.RequestHandler):
         self._head_timer = None
         if self._request_count == 0:
             self._refuse_unasked(
-                RequestTimeout(f"no whole request came within {HEAD_LIMIT_S:.0f} s", "send the headers in one piece")
+                RequestTimeout("no whole request came in time", f"the headers may take {HEAD_LIMIT_S:g} s")
             )
 
     def _refuse_unasked(self, error: RequestError | Unanswered) -> None:

@@ -12,7 +12,7 @@
 #   CUDA                13, or 12 for drivers older than 580                      (13)
 #   IMAGENET_WEIGHTS    none; download; or file: weights/resnet50-11ad3fa6.pth    (none)
 #   BASE_IMAGE          a Debian with Python 3.11 in its packages                 (debian:bookworm-slim)
-#   TRIM                --no-stubs keeps every CUDA library (see docker/trim.py)
+#   TRIM                --stubs leaves out CUDA libraries that a ResNet50 does not call (see docker/trim.py)
 #   TAG                 instead of the git revision
 #   PIP_CONF, CA_BUNDLE files given to the build as secrets, to reach a package index of your own
 #   BUILD_NETWORK       the network of the build, e.g. host

@@ -10,7 +10,8 @@ FROM ${BASE_IMAGE} AS base
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3.11 tini \
-    && rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log /var/log/alternatives.log /var/cache/debconf/*-old
+    && rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log /var/log/alternatives.log /var/cache/debconf/*-old \
+    && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 
 # The compiler and pip live in this stage and the ones built on it; no image is made from them.
 FROM base AS build

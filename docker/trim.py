@@ -1,16 +1,20 @@
 """Take out of the shared package layer what a ResNet50 never calls. Runs in a build stage only.
 
-    python trim.py SITE_PACKAGES TRAIN_ONLY_DIR LEFT_OUT_DIR [--no-stubs]
+    python trim.py SITE_PACKAGES TRAIN_ONLY_DIR LEFT_OUT_DIR [--stubs]
 
 * LEFT_OUT: whole packages. Their metadata moves below LEFT_OUT_DIR: pip must see them, or it would install them again.
 * REMOVED: files nothing in the images loads.
-* UNUSED: libraries that torch opens when a function of linear algebra on the GPU is called, and what those call. Then
-  torch raises an error that names the missing file.
+* OPENED_LATE: libraries that torch opens when a function of linear algebra on the GPU is called, and what those alone
+  need. Then torch raises an error that names the missing file.
+
+Every library that torch names as needed stays, whole. With --stubs, which no GPU has run yet, also:
+
 * STUBBED: CUDA libraries that libtorch names as needed, so the loader insists on them, but whose functions no
   ResNet50 reaches. Each is replaced by a library of a few kilobytes with the same soname and those of its symbols
   that something left in SITE_PACKAGES imports. A call into one says so and aborts: never a wrong result.
 * SERVE_STUBBED: the same in the serve image, while the train image gets the real ones: moved, under the same relative
   path, below TRAIN_ONLY_DIR.
+* ONLY_FOR_STUBBED: what only the real ones of those need.
 
 That nothing reaches them was examined with docker/stub_callers.py, for the releases in EXAMINED. Another release of
 torch, a pattern that matches nothing, or a library that calls a stub and has not been looked at is an error.
@@ -40,11 +44,11 @@ REMOVED = (
     "torch/include",  # for compiling extensions: there is no compiler here
     "torch/share",
 )
-UNUSED = (
+OPENED_LATE = (
     "torch/lib/libtorch_cuda_linalg.so",  # opened by torch.linalg's functions for GPUs; the only caller of cuSOLVER
     "nvidia/**/libcusolver.so.*",
-    "nvidia/**/libnvJitLink.so.*",  # called by the real cuSPARSE, cuSOLVER and cuFFT alone
 )
+ONLY_FOR_STUBBED = ("nvidia/**/libnvJitLink.so.*",)  # called by the real cuSPARSE, cuSOLVER and cuFFT alone
 # Library -> the libraries that import from it and were examined.
 STUBBED = {
     "libcufft": {"libtorch_cuda.so"},  # torch.fft
@@ -59,14 +63,14 @@ STUB_HEAD = """
 #include <stdio.h>
 #include <stdlib.h>
 static void absent(const char *name) {
-    fprintf(stderr, "%s of {soname} was called, which this image leaves out: build it with TRIM=--no-stubs\\n", name);
+    fprintf(stderr, "%s of {soname} was called, which this image leaves out: build it without TRIM=--stubs\\n", name);
     abort();
 }
 """
 
 
 def main(site: Path, train_only: Path, left_out: Path, *, stubs: bool) -> None:
-    """Apply the lists to `site`; without `stubs` LEFT_OUT and REMOVED alone.
+    """Apply the lists to `site`; without `stubs` LEFT_OUT, REMOVED and OPENED_LATE alone.
 
     Raises:
         SystemExit: a pattern matches nothing, or something calls a stub that was not examined.
@@ -77,7 +81,7 @@ def main(site: Path, train_only: Path, left_out: Path, *, stubs: bool) -> None:
         (metadata,) = matches(site, f"{package}-*.dist-info")
         shutil.move(metadata, left_out)
         shutil.rmtree(site / package)
-    for pattern in REMOVED if not stubs else (*REMOVED, *UNUSED):
+    for pattern in (*REMOVED, *OPENED_LATE, *(ONLY_FOR_STUBBED if stubs else ())):
         for path in matches(site, pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     if not stubs:
@@ -158,4 +162,4 @@ def build_stub(library: Path, imported: Mapping[str, set[str]], examined: set[st
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]), stubs="--no-stubs" not in sys.argv[4:])
+    main(*map(Path, sys.argv[1:4]), stubs="--stubs" in sys.argv[4:])

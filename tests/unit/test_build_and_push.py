@@ -189,10 +189,10 @@ def test_a_setting_that_changes_an_image_changes_its_tag(checkout: Checkout) -> 
     """A tag is never overwritten in ECR: with one tag for both, the image of the first setting would be used."""
     (checkout.root / "weights").mkdir()
     (checkout.root / "weights" / "resnet50-11ad3fa6.pth").touch()
-    settings = ({}, {"IMAGENET_WEIGHTS": "file"}, {"IMAGENET_WEIGHTS": "file", "TRIM": "--no-stubs", "CUDA": "12"})
+    settings = ({}, {"IMAGENET_WEIGHTS": "file"}, {"IMAGENET_WEIGHTS": "file", "TRIM": "--stubs", "CUDA": "12"})
     revision = checkout.git("rev-parse", "--short=12", "HEAD")
     tags = [checkout.run("build", "train", **setting).stdout.strip().rpartition(":")[2] for setting in settings]
-    assert tags == [revision, f"{revision}-imagenet", f"{revision}-imagenet--no-stubs-cu12"]
+    assert tags == [revision, f"{revision}-imagenet", f"{revision}-imagenet--stubs-cu12"]
 
 
 @pytest.mark.parametrize(

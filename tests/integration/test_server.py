@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import concurrent.futures
 import csv
 import dataclasses
@@ -294,10 +295,13 @@ BAD_REQUESTS = [
     (415, bad_post("Content-Type: image/jpég\n".encode())),
     (415, bad_post(b"Content-Type: \xff\xfe\n")),
     (415, bad_post(b"Content-Type: application/x-npy\n", b"\x93NUMPY")),
-    (415, bad_post(b"Content-Type: application/json\n", b"{not json")),
+    (400, bad_post(b"Content-Type: application/json\n", b"{not json")),
+    (400, bad_post(b"Content-Type: application/json\n", b'{"image": "no base64"}')),
+    (413, bad_post(b"Content-Type: application/json\n", b'{"images": [' + b'"eA==",' * 99 + b'""]}')),
     (415, bad_post(b"Content-Type: text/plain\n", b"\xff\xfe")),
-    (415, bad_post(b"Content-Type: multipart/form-data\n")),
-    (415, bad_post(b"Content-Type: multipart/form-data; boundary=\n")),
+    (400, bad_post(b"Content-Type: multipart/form-data\n")),
+    (400, bad_post(b"Content-Type: multipart/form-data; boundary=\n")),
+    (400, bad_post(b"Content-Type: multipart/form-data; boundary=b\n", b"--b\r\nno end")),
     (415, bad_post(b"Content-Type: application/x-www-form-urlencoded\n", b"body=1&body=2")),
     (415, bad_post(b"Content-Type: application/x-www-form-urlencoded\n", b"body=%zz&body=1")),
     (415, bad_post(b"Content-Encoding: gzip\n", jpeg(0))),
@@ -379,6 +383,30 @@ def test_what_curl_sends_when_it_is_told_nothing_is_answered_if_it_is_an_image(s
     response = server.post(jpeg(0), Content_Type="application/x-www-form-urlencoded")
     assert response.status_code == 200
     assert response.headers["X-Engine"] == "openvino"
+
+
+def test_a_form_and_base64_are_answered_as_the_image_alone_is(server: Program):
+    alone = server.post(jpeg(0)).json()
+    files = {"image": ("photo.jpg", jpeg(0), "image/jpeg")}
+    form = requests.post(f"{server.url}/invocations", files=files, timeout=PATIENCE_S)
+    text = base64.b64encode(jpeg(0)).decode()
+    document = requests.post(f"{server.url}/invocations", json={"image": text}, timeout=PATIENCE_S)
+    assert form.json() == document.json() == alone
+
+
+def test_several_images_are_answered_in_their_order_and_a_wrong_one_costs_the_others_nothing(server: Program):
+    alone = [server.post(jpeg(seed)).json() for seed in range(3)]
+    texts = [base64.b64encode(jpeg(seed)).decode() for seed in range(3)]
+    asked = {"images": [texts[0], "?", texts[1], base64.b64encode(b"no image").decode(), texts[2]]}
+    response = requests.post(f"{server.url}/invocations", json=asked, timeout=PATIENCE_S)
+    answers = response.json()["answers"]
+    assert [answers[0], answers[2], answers[4]] == [{"predictions": each["predictions"]} for each in alone]
+    assert set(answers[1]) == set(answers[3]) == {"error", "hint"}
+    assert response.json()["model"] == alone[0]["model"]
+    lines = "".join(json.dumps({"image": text}) + "\n" for text in texts)
+    headers = {"Content-Type": "application/jsonlines", "Accept": "application/jsonlines"}
+    response = requests.post(f"{server.url}/invocations", data=lines, headers=headers, timeout=PATIENCE_S)
+    assert [json.loads(line) for line in response.text.splitlines()] == alone
 
 
 def test_a_request_keeps_its_name_in_the_answer_and_in_the_log(server: Program):

@@ -8,7 +8,9 @@ and as CSV the lines `label,probability` without a header. Anything else answers
 
     {"error": "the file is truncated", "hint": "replace the file with an intact copy"}
 
-Every answer carries the request's id, the client's own or a new one, which the server's log has, too.
+Several images in one body (`serving/envelopes.py`) are answered with `{"answers": [...], "model": "3f2a..."}`, lines of
+JSON with lines of JSON; each of these answers is one of the two objects above. Every answer carries the request's id,
+the client's own or a new one, which the server's log has, too.
 """
 
 from __future__ import annotations
@@ -23,6 +25,10 @@ RESPONSE_TYPES: tuple[str, ...] = (JSON_TYPE, CSV_TYPE)  # the first is the defa
 
 GENERIC_TYPES: tuple[str, ...] = ("application/x-image", "application/octet-stream")
 REQUEST_TYPES: tuple[str, ...] = (*MEDIA_TYPES, *GENERIC_TYPES)  # those to name; the bytes decide for any image/*
+FORM_DATA_TYPE = "multipart/form-data"
+JSON_LINES_TYPES: tuple[str, ...] = ("application/jsonlines", "application/x-jsonlines", "application/jsonl")
+ENVELOPE_TYPES: tuple[str, ...] = (JSON_TYPE, FORM_DATA_TYPE, *JSON_LINES_TYPES)  # bodies that hold images
+MAX_IMAGES = 32  # in one body
 FORM_TYPE = "application/x-www-form-urlencoded"  # what curl says of any bytes when it is told nothing
 
 ENGINE_HEADER = "X-Engine"  # of an answer: what computed it

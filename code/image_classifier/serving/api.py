@@ -10,6 +10,7 @@ first one dies with it.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
 import re
@@ -26,6 +27,7 @@ from image_classifier.contract.errors import (
     ExpectationFailed,
     MethodNotAllowed,
     NoSuchPath,
+    NotAcceptable,
     Overloaded,
     RequestError,
     RequestTimeout,
@@ -35,7 +37,15 @@ from image_classifier.contract.errors import (
 from image_classifier.serving.access_log import AccessLog
 from image_classifier.serving.backend import Backend, BackendBroken, Reply
 from image_classifier.serving.client_connections import SERVER_NAME, ClientConnection
-from image_classifier.serving.codec import Request, check_length, encode_error, parse_headers, parse_request
+from image_classifier.serving.codec import (
+    Request,
+    check_length,
+    encode_error,
+    is_top_k_given,
+    parse_headers,
+    parse_request,
+)
+from image_classifier.serving.envelopes import Opened, compose, open_envelope
 from image_classifier.serving.meters import Meters
 from image_classifier.serving.openapi import PATHS, description
 
@@ -184,22 +194,44 @@ class Api:
         headers = request.headers
         if headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
             raise UnsupportedMedia("the body is compressed", "send the image's bytes as they are")
-        parse_headers(headers)
+        media_type, response_type, top_k = parse_headers(headers, wire.ENVELOPE_TYPES)
         if self.num_under_way >= MAX_UNDER_WAY:
             raise Overloaded(f"{self.num_under_way} requests wait already", "ask again in a second")
         try:
             body = await self._received(request, asked)
             self.num_under_way += 1
             try:
-                reply = await self._ask(parse_request(headers, body), asked)
+                if media_type not in wire.ENVELOPE_TYPES:
+                    return _passed_on(await self._ask(parse_request(headers, body), asked))
+                opened = await open_envelope(media_type, request, body)
+                if opened.top_k is not None and not is_top_k_given(headers):
+                    top_k = opened.top_k
+                return await self._answer_opened(opened, response_type, top_k, asked)
             finally:
                 self.num_under_way -= 1
         finally:
             self._bodies_bytes -= asked.bytes_in
-        engine = {wire.ENGINE_HEADER: reply.headers[wire.ENGINE_HEADER.lower()]}
-        return web.Response(
-            status=reply.status, body=reply.body, headers=engine | {"Content-Type": reply.headers["content-type"]}
-        )
+
+    async def _answer_opened(self, opened: Opened, response_type: str, top_k: int, asked: _Asked) -> web.Response:
+        """The answers to all images of an envelope. Raises Unanswered when one of them is not answered at all."""
+        questions = [
+            each if isinstance(each, RequestError) else Request(image=each, top_k=top_k, response_type=wire.JSON_TYPE)
+            for each in opened.images
+        ]
+        if not (opened.is_list or opened.is_lines or len(questions) > 1):
+            (question,) = questions
+            if isinstance(question, RequestError):
+                raise question
+            return _passed_on(await self._ask(dataclasses.replace(question, response_type=response_type), asked))
+        if response_type == wire.CSV_TYPE:
+            raise NotAcceptable("several images are answered with JSON", f"accept {wire.JSON_TYPE}")
+        replies = await asyncio.gather(*(self._ask_or_tell(each, asked) for each in questions))
+        body, engine = compose(opened, replies)
+        headers = {"Content-Type": response_type} | ({wire.ENGINE_HEADER: engine} if engine else {})
+        return web.Response(status=200, body=body, headers=headers)
+
+    async def _ask_or_tell(self, question: Request | RequestError, asked: _Asked) -> Reply | RequestError:
+        return question if isinstance(question, RequestError) else await self._ask(question, asked)
 
     async def _received(self, request: web.BaseRequest, asked: _Asked) -> bytes:
         """The whole body. Its bytes count among all that are held, as far as they came, also when this raises.
@@ -239,14 +271,16 @@ class Api:
             wire.TOP_K_HEADER: str(question.top_k),
             wire.REQUEST_ID_HEADER: asked.id,
         }
+        is_worked_on = False
         try:
             async with asyncio.timeout(self._answer_s), self._slots:
-                asked.worked_from = time.perf_counter()
+                is_worked_on = True
+                asked.worked_from = asked.worked_from or time.perf_counter()
                 reply = await self._ask_workers(headers, question.image)
                 asked.worked_until = time.perf_counter()
                 return reply
         except TimeoutError:
-            if asked.worked_from is None:
+            if not is_worked_on:
                 raise Overloaded("no worker was free in time", "ask again in a second") from None
             raise AnswerTimeout(
                 "the model did not answer in time",
@@ -291,6 +325,15 @@ async def _expect(request: web.BaseRequest) -> None:
         raise ExpectationFailed(f"{expected[:80]!r} cannot be expected", "100-continue can")
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     request.writer.output_size = 0  # which says whether an answer was begun
+
+
+def _passed_on(reply: Reply) -> web.Response:
+    """A worker's answer, as it is."""
+    headers = {
+        wire.ENGINE_HEADER: reply.headers[wire.ENGINE_HEADER.lower()],
+        "Content-Type": reply.headers["content-type"],
+    }
+    return web.Response(status=reply.status, body=reply.body, headers=headers)
 
 
 def _refusal(error: RequestError | Unanswered) -> web.Response:

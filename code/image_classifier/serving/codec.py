@@ -21,6 +21,7 @@ from image_classifier.contract.wire import (
     DEFAULT_TOP_K,
     FORM_TYPE,
     GENERIC_TYPES,
+    JSON_LINES_TYPES,
     JSON_TYPE,
     MAX_BODY_BYTES,
     REQUEST_TYPES,
@@ -80,13 +81,30 @@ def parse_request(headers: Mapping[str, str], body: object) -> Request:
     return Request(image=bytes(body), top_k=top_k, response_type=response_type)
 
 
-def parse_headers(headers: Mapping[str, str]) -> tuple[str, str, int]:
-    """(media type, response type, top_k): all that can be said before the body is there. Raises as `parse_request`."""
+def media_type_of(headers: Mapping[str, str]) -> str:
+    """The content type without its parameters, in lower case; empty when there is none. Header names in any case."""
+    given = next((value for name, value in headers.items() if name.lower() == "content-type"), "")
+    return given.split(";", 1)[0].strip().lower()
+
+
+def parse_headers(headers: Mapping[str, str], envelopes: Sequence[str] = ()) -> tuple[str, str, int]:
+    """(media type, response type, top_k): all that can be said before the body is there. Raises as `parse_request`.
+
+    Args:
+        envelopes: media types that are accepted besides those of images.
+    """
     headers = {name.lower(): value for name, value in headers.items()}
-    media_type = headers.get("content-type", "").split(";", 1)[0].strip().lower()
-    if not _may_be_image(media_type):
+    media_type = media_type_of(headers)
+    if media_type not in envelopes and not _may_be_image(media_type):
         raise _unsupported(media_type)
-    return media_type, _negotiate(headers.get("accept", "")), _top_k(headers)
+    lines = media_type in envelopes and media_type in JSON_LINES_TYPES  # which are answered as they came
+    return media_type, media_type if lines else _negotiate(headers.get("accept", "")), _top_k(headers)
+
+
+def is_top_k_given(headers: Mapping[str, str]) -> bool:
+    """Whether the headers say how many classes are wanted."""
+    given = {name.lower(): value for name, value in headers.items()}
+    return TOP_K_HEADER.lower() in given or TOP_K_ATTRIBUTE in given.get(CUSTOM_ATTRIBUTES_HEADER.lower(), "").lower()
 
 
 def check_length(num_bytes: int) -> None:
@@ -180,6 +198,11 @@ def _top_k(headers: Mapping[str, str]) -> int:
         text = next((value for name, _, value in pairs if name.strip().lower() == TOP_K_ATTRIBUTE), None)
     if text is None:
         return DEFAULT_TOP_K
+    return parse_top_k(text)
+
+
+def parse_top_k(text: str) -> int:
+    """`"3"` -> 3. Raises RequestError for anything but a whole number of 1 or more."""
     digits = text.strip()
     if not (digits.isascii() and digits.isdigit() and len(digits) <= _MAX_TOP_K_DIGITS and int(digits) > 0):
         raise RequestError(f"top_k must be a whole number of 1 or more, not {text[:40]!r}")

@@ -43,6 +43,7 @@ from image_classifier.vision.manifest import GoldenSample
 
 _STARTUP_POLL_S = 0.05
 _WATCH_POLL_S = 0.1
+_ENDING_S = 0.5
 DRAIN_LIMIT_S = 25.0  # SageMaker sends SIGKILL 30 s after SIGTERM
 _MAX_TEMPORARY_BYTES = 70  # of the 107 that a socket's path has at most; ours add 30
 _PLAIN = re.compile(r"[A-Za-z0-9._/-]+")
@@ -148,9 +149,14 @@ def _wait_for_workers(
 def _watch(server: ServerProcess, workers: Workers, stop: threading.Event) -> None:
     """Returns when told to stop. Raises when the server is gone, or workers are and stay away."""
     while not stop.wait(_WATCH_POLL_S):
+        try:
+            workers.look()
+        except PlatformError:
+            stop.wait(_ENDING_S)  # so that the cause is told and not its consequence: workers end with their server
+            if not server.ended():
+                raise
         if server.ended():
             raise PlatformError("the model server ended by itself", _SEE_ABOVE)
-        workers.look()
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from image_classifier.contract import wire
 
@@ -60,8 +61,10 @@ def _invocations() -> dict[str, object]:
         ],
         "requestBody": {
             "required": True,
-            "description": "The bytes of one image.",
-            "content": dict.fromkeys(wire.REQUEST_TYPES, body),
+            "description": "The bytes of one image, a form of files, or images as base64 in JSON.",
+            "content": dict.fromkeys(wire.REQUEST_TYPES, body)
+            | {wire.JSON_TYPE: {"schema": _ASKED}, wire.FORM_DATA_TYPE: {"schema": _FORM}}
+            | _LINES,
         },
         "responses": {"200": _answer()} | {str(status): _error(wire.STATUSES[status]) for status in statuses},
     }
@@ -69,10 +72,11 @@ def _invocations() -> dict[str, object]:
 
 def _answer() -> dict[str, object]:
     return {
-        "description": "The most probable classes, the best first.",
+        "description": "The most probable classes, the best first; for several images, in their order.",
         "headers": _HEADERS,
         "content": {
-            wire.JSON_TYPE: {"schema": _ANSWER},
+            wire.JSON_TYPE: {"schema": {"anyOf": [_ANSWER, _ANSWERS]}},
+            **_LINES,
             wire.CSV_TYPE: {"schema": {"type": "string", "description": "Lines of label,probability."}},
         },
     }
@@ -99,6 +103,7 @@ def _error(meaning: str) -> dict[str, object]:
     return {"description": meaning, "headers": _HEADERS, "content": {wire.JSON_TYPE: {"schema": _ERROR}}}
 
 
+_LINES = {name: {"schema": {"type": "string"}} for name in wire.JSON_LINES_TYPES}
 _HEADERS = {wire.REQUEST_ID_HEADER: {"description": "The request's name.", "schema": {"type": "string"}}}
 _ERROR = {
     "type": "object",
@@ -106,7 +111,7 @@ _ERROR = {
     "required": ["error", "hint"],
     "additionalProperties": False,
 }
-_ANSWER = {
+_ANSWER: Any = {
     "type": "object",
     "properties": {
         "predictions": {
@@ -126,6 +131,57 @@ _ANSWER = {
     },
     "required": ["predictions", "model"],
     "additionalProperties": False,
+}
+_ANSWERS = {
+    "type": "object",
+    "properties": {
+        "answers": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": wire.MAX_IMAGES,
+            "items": {
+                "anyOf": [
+                    {
+                        "type": "object",
+                        "properties": {"predictions": _ANSWER["properties"]["predictions"]},
+                        "required": ["predictions"],
+                        "additionalProperties": False,
+                    },
+                    _ERROR,
+                ]
+            },
+        },
+        "model": {"type": "string"},
+    },
+    "required": ["answers", "model"],
+    "additionalProperties": False,
+}
+_BASE64 = {"type": "string", "contentEncoding": "base64"}
+_TOP_K = {"type": "integer", "minimum": 1, "maximum": 999_999_999}
+_SEVERAL = {"type": "array", "minItems": 1, "maxItems": wire.MAX_IMAGES}
+_ASKED = {
+    "anyOf": [
+        {"type": "object", "properties": {"image": _BASE64, "top_k": _TOP_K}, "required": ["image"]},
+        {
+            "type": "object",
+            "properties": {"images": _SEVERAL | {"items": _BASE64}, "top_k": _TOP_K},
+            "required": ["images"],
+        },
+        {
+            "type": "object",
+            "properties": {
+                "instances": _SEVERAL
+                | {"items": {"type": "object", "properties": {"b64": _BASE64}, "required": ["b64"]}},
+                "top_k": _TOP_K,
+            },
+            "required": ["instances"],
+        },
+    ]
+}
+_FORM = {
+    "type": "object",
+    "properties": {"image": {"type": "string", "format": "binary"}},
+    "required": ["image"],
 }
 _LIMITS = {
     "type": "object",

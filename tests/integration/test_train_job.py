@@ -30,6 +30,8 @@ from image_classifier.serving.classifier import Classifier
 from image_classifier.serving.codec import encode
 from image_classifier.serving.engines import OpenVinoEngine
 from image_classifier.vision.artifact import load_model
+from image_classifier.vision.check import check_dataset
+from image_classifier.vision.findings import parse_levels
 from image_classifier.vision.model import build_model, load_safetensors
 from image_classifier.vision.preprocess import load
 from image_classifier.vision.sample_data import make_sample_data
@@ -45,7 +47,8 @@ HYPERPARAMETERS = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes without a valid split, in every accepted format; one train image is a text, one is empty."""
+    """Two classes without a valid split, in every accepted format; one train image is a text, one is empty, one is
+    black; and beside them what is no image at all."""
     root = tmp_path_factory.mktemp("data") / "images"
     make_sample_data(root, num_classes=2, train_per_class=13, valid_per_class=0, test_per_class=3, size=48)
     for number, path in enumerate(sorted(root.rglob("*.jpg"))):
@@ -57,6 +60,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first, second = sorted((root / "train").iterdir())
     (first / "empty.jpg").touch()
     (second / os.fsdecode(b"br\xe8ve.jpg")).write_text("not an image")  # names from a time before UTF-8
+    black = sorted(first.glob("*.png"))[0]
+    Image.new("RGB", (48, 48)).save(black)
+    black.rename(first / "black.png")
+    (root / "train" / "@eaDir").mkdir()
+    (root / "train" / "owl").symlink_to("/nowhere")
+    (first / "a.heic").touch()
     tested = min((root / "test" / first.name).iterdir())
     tested.rename(tested.with_name(os.fsdecode(b"caf\xe9") + tested.suffix))
     return root
@@ -68,7 +77,7 @@ class Job:
     def __init__(self, base: Path, data: Path, **hyperparameters: str) -> None:
         self.paths = MlPaths(base=base)
         shutil.copytree(CODE, self.paths.code, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copytree(data, self.paths.data)
+        shutil.copytree(data, self.paths.data, symlinks=True)
         self.paths.config.mkdir()
         self._write(self.paths.hyperparameters, HYPERPARAMETERS | hyperparameters)
         self._write(self.paths.input_data_config, {folder.name: {} for folder in self.paths.data.iterdir()})
@@ -156,6 +165,27 @@ def test_train_writes_model_metrics_and_tables(finished: tuple[Job, str], data: 
     ][1:]
     assert result["metrics"]["test:accuracy"] * 6 == sum(int(confusion[i][i]) for i in (1, 2))
     assert "Traceback" not in log
+
+
+def test_what_is_no_image_or_shows_nothing_is_said_in_the_log_the_files_and_the_report(
+    finished: tuple[Job, str], data: Path
+) -> None:
+    job, log = finished
+    output = job.paths.output_data
+    lines = [
+        "files passed over: 1 .heic (train/bricks/a.heic)",
+        "class folders that are links to nowhere: 1 (train/owl)",
+        "pictures that are one colour all over: 1 (train/bricks/black.png)",
+    ]
+    note = "left there by systems and programs, passed over: 1 @eaDir (train/@eaDir)"
+    assert all(log.count(f"warning: {line}") == 1 for line in lines)
+    assert log.count(note) == 1
+    found = parse_levels(json.loads((output / "findings.json").read_text()))
+    assert {finding.line for finding in found} == {*lines, note}
+    report = check_dataset(data, valid_fraction=0.25, seed=7)
+    assert {*lines, note} <= {finding.line for finding in (*report.warnings, *report.notes)}
+    page = (output / "report.html").read_text()
+    assert all(name in page for name in ("train/bricks/black.png", "train/owl", "train/bricks/a.heic", "@eaDir"))
 
 
 def test_artifact_reproduces_golden_samples_and_test_predictions(finished: tuple[Job, str]) -> None:

@@ -128,3 +128,13 @@ def test_processes_find_the_same(data: Path) -> None:
 def test_folders_that_cannot_be_used_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no train folder"):
         check_dataset(tmp_path)
+
+
+def test_a_class_of_which_no_image_can_be_read_is_an_error_of_its_own(data: Path) -> None:
+    for path in (data / "train" / "leaves").iterdir():
+        path.write_bytes(b"no image")
+    (data / "test" / "bricks" / "bricks_0000.jpg").write_bytes(b"")
+    report = check_dataset(data)
+    finding = found(report, "lost")
+    assert finding in report.errors
+    assert finding.message == "no image of leaves in train can be read"

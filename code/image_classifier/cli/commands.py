@@ -220,12 +220,12 @@ python deploy.py predict data/test --top-k 1 --json > predictions.json
 @click.pass_obj
 def predict(call: Call, /, images: tuple[Path, ...], as_json: bool, **given: Any) -> int:
     """Ask the endpoint about images."""
-    from image_classifier.cli import show_data
+    from image_classifier.cli import render, show_data
     from image_classifier.launch.client import find_images
 
     settings = call.settings(flags.given(given, "predict"))
     connection = target_of(settings).connection()
-    answers = connection.predict_all(find_images(images), top_k=settings.predict.top_k)
+    answers = connection.predict_all(find_images(images, render.Console()), top_k=settings.predict.top_k)
     return show_data.predictions(connection.url, answers, as_json=as_json)
 
 

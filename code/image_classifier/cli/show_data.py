@@ -13,7 +13,8 @@ from image_classifier.cli.settings import Settings
 from image_classifier.contract.config import TrainConfig
 from image_classifier.launch.client import Answer
 from image_classifier.launch.view import one_line
-from image_classifier.vision.check import CheckReport, DataFinding, check_dataset
+from image_classifier.vision.check import CheckReport, check_dataset
+from image_classifier.vision.findings import DataFinding
 
 FILES_SHOWN = 20
 FINDINGS_SHOWN = 10  # of one kind
@@ -45,6 +46,8 @@ def _check_tables(report: CheckReport) -> None:
     for label, findings in (("error", report.errors), ("warning", report.warnings)):
         for _, alike in itertools.groupby(findings, key=lambda finding: (finding.kind, finding.hint)):
             _findings(label, list(alike))
+    for finding in report.notes:
+        render.note(f"note: {finding.line}")
     worst = _counted(len(report.errors), "error") if report.errors else "fit for training"
     render.note(f"{report.num_images} images: {worst}, {_counted(len(report.warnings), 'warning')}")
 

@@ -9,6 +9,7 @@
         history.jsonl           one JSON object an epoch: its number, metric name -> value (training, as all below)
         metrics.json            the result: outcome, best epoch, metrics, images, seconds
         bad_images.json         path -> why it could not be read
+        findings.json           what else is to be said of the images: warnings and notes, as `check --json` has them
         per_class.csv           class, images, precision, recall, f1, of the test images
         confusion.csv           a row for each true class, a column for each predicted one: number of test images
         test_predictions.csv    path below the test folder, true and predicted class, probability of the latter
@@ -162,6 +163,7 @@ TUNING_PICTURE = "tuning.svg"
 HISTORY = Lines("history.jsonl", number="epoch")
 RESULT = Document("metrics.json")
 BAD_IMAGES = Document("bad_images.json")
+FINDINGS = Document("findings.json")
 PER_CLASS = Table("per_class.csv", ("class", "images", "precision", "recall", "f1"))
 CONFUSION = Table("confusion.csv", ("true \\ predicted",))
 TEST_PREDICTIONS = Table("test_predictions.csv", ("path", "label", "predicted", "probability"))

@@ -26,8 +26,11 @@ from image_classifier.contract.errors import (
 from image_classifier.contract.image_formats import JPEG, MEDIA_TYPE_BY_SUFFIX, SUFFIXES
 from image_classifier.contract.paths import path_here
 from image_classifier.contract.text import as_text
+from image_classifier.launch.view import SILENT, View, tell_findings
+from image_classifier.vision.contrast import contrast_note, contrast_of, contrast_of_file
 from image_classifier.vision.decode import decode
 from image_classifier.vision.folders import image_files
+from image_classifier.vision.passed_over import PassedOver
 
 CONNECTIONS = 4  # requests under way at a time: enough to keep a small endpoint busy
 TIMEOUT = urllib3.Timeout(connect=5.0, read=90.0)  # SageMaker gives an invocation 60 s
@@ -37,6 +40,7 @@ RETRIES = urllib3.Retry(
 )
 SHRINK_SIDES = (4096, 3072, 2048, 1024)  # longer sides tried, in pixels, until a picture fits into a request
 JPEG_QUALITY = 92
+REMARK_SIDE = 64  # pixels: enough of a JPEG, which is decoded sooner the smaller, to see that it shows something
 Ranking = tuple[tuple[str, float], ...]  # label and probability, best first
 START_HINT = "start one in another terminal: deploy.py serve"
 
@@ -161,7 +165,8 @@ def refused(status: int, message: str, hint: str) -> ClassifierError:
 
 
 def read_image(file: Path) -> tuple[bytes, str, str]:
-    """The bytes to send, their media type, and a note when the picture was made smaller to fit into a request.
+    """The bytes to send, their media type, and a note when the picture shows next to nothing, or was made smaller to
+    fit into a request.
 
     Raises:
         ImageError, TooLarge: it cannot be read, or is too large and cannot be made smaller.
@@ -173,7 +178,7 @@ def read_image(file: Path) -> tuple[bytes, str, str]:
     if not data:
         raise ImageError("the file is empty (zero bytes)")
     if len(data) <= wire.MAX_BODY_BYTES:
-        return data, MEDIA_TYPE_BY_SUFFIX.get(file.suffix.lower(), wire.GENERIC_TYPES[0]), ""
+        return data, MEDIA_TYPE_BY_SUFFIX.get(file.suffix.lower(), wire.GENERIC_TYPES[0]), _remark(data)
     for side in SHRINK_SIDES:
         picture = decode(data, min_side=side)
         picture.thumbnail((side, side))
@@ -182,16 +187,35 @@ def read_image(file: Path) -> tuple[bytes, str, str]:
         if buffer.tell() <= wire.MAX_BODY_BYTES:
             width, height = picture.size
             note = f"sent as {width}x{height}, the file has {len(data) / 1e6:.1f} MB"
+            if remark := contrast_note(contrast_of(picture)):
+                note = f"{remark}; {note}"
             return buffer.getvalue(), JPEG.media_types[0], note
     raise ImageError("the picture cannot be made to fit into a request")
 
 
-def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The files to ask about: those named, and all images below the folders named. Raises ConfigError on none."""
+def _remark(data: bytes) -> str:
+    """A remark on a picture that shows next to nothing; empty for others, and for what the endpoint will refuse."""
+    try:
+        return contrast_note(contrast_of_file(data, decode(data, min_side=REMARK_SIDE)))
+    except ClassifierError:
+        return ""
+
+
+def find_images(paths: Sequence[Path], view: View = SILENT) -> list[Path]:
+    """The files to ask about: those named, and all images below the folders named.
+
+    Args:
+        view: is told what lies in the folders and is no image.
+
+    Raises:
+        ConfigError: there is no image in a folder.
+    """
     found: list[Path] = []
     for path in map(path_here, paths):
         if path.is_dir():
-            below = sorted(image_files(path))
+            over = PassedOver(as_text(path))
+            below = sorted(image_files(path, over))
+            tell_findings(over.findings(), view)
             if not below:
                 raise ConfigError(f"there are no images in {path}", f"looked for {', '.join(SUFFIXES)}")
             found += below

@@ -17,9 +17,9 @@ from image_classifier.launch import local
 from image_classifier.launch.process import Interrupts, follow
 from image_classifier.launch.progress import ProgressView
 from image_classifier.launch.runs import ACTIVE, Run, Status, create_run, still_running
-from image_classifier.launch.view import SILENT, View
+from image_classifier.launch.view import SILENT, View, tell_findings
 from image_classifier.vision import artifact
-from image_classifier.vision.folders import ImageFolders, find_channels, scan
+from image_classifier.vision.folders import ImageFolders, beside_channels, find_channels, scan
 from image_classifier.vision.foreign_weights import check_file
 
 KIND = "train"
@@ -60,6 +60,7 @@ def check_data(data: Path, config: TrainConfig, view: View = SILENT) -> ImageFol
     view.note(f"data {data}: {len(folders.classes)} classes, {counts} images")
     if folders.valid_split_off:
         view.note(f"there is no valid folder: {len(folders.valid)} of the train images are kept aside for it")
+    tell_findings((*beside_channels(data), *folders.findings), view)
     return folders
 
 

@@ -3,10 +3,12 @@ program that calls it from Python gets SILENT, or writes its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+from image_classifier.vision.findings import LEFTOVER, DataFinding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,12 @@ class View:
 
 
 SILENT = View()
+
+
+def tell_findings(findings: Iterable[DataFinding], view: View) -> None:
+    """Tells what is to be said of image folders, in the words of a training's log."""
+    for finding in findings:
+        (view.note if finding.kind == LEFTOVER else view.warn)(finding.line)
 
 
 def one_line(text: str) -> Drawing:

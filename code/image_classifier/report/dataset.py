@@ -14,12 +14,14 @@ from PIL import Image
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ClassifierError
 from image_classifier.contract.image_formats import PILLOW_NAMES
-from image_classifier.contract.outputs import BAD_IMAGES
+from image_classifier.contract.outputs import BAD_IMAGES, FINDINGS
 from image_classifier.contract.paths import MlPaths
 from image_classifier.report.sources import Sources
+from image_classifier.vision.findings import parse_levels
 from image_classifier.vision.fingerprint import fingerprint
 from image_classifier.vision.folders import SPLIT_FOLDERS, ImageFolders, scan
 
+MAX_FILES = 20  # named of one finding
 MAX_HEADERS = 200  # pictures whose size is looked at: the median of so many is good to a few percent
 
 
@@ -44,6 +46,13 @@ def unreadable(sources: Sources) -> dict[str, str]:
     return {
         "/".join(Path(path).parts[-3:]): str(reason).replace(str(path), "the file") for path, reason in found.items()
     }
+
+
+def findings(sources: Sources) -> list[dict[str, Any]]:
+    """What else is to be said of the images: message, hint and the first of the files; empty when nothing was written,
+    as by earlier versions."""
+    found = parse_levels(FINDINGS.read_object(sources.data))
+    return [{"message": each.message, "hint": each.hint, "files": list(each.files[:MAX_FILES])} for each in found]
 
 
 def _scan(paths: MlPaths, config: Mapping[str, Any]) -> ImageFolders | None:

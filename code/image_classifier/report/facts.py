@@ -33,7 +33,7 @@ from image_classifier.debugging.saved import PEERS, SYSTEM, Saved, read_parts
 from image_classifier.debugging.schema import JobFacts, parse_rule_results
 from image_classifier.report import advice, answers, curves
 from image_classifier.report.confidence import wilson
-from image_classifier.report.dataset import describe_data, unreadable
+from image_classifier.report.dataset import describe_data, findings, unreadable
 from image_classifier.report.layers import layer_statistics
 from image_classifier.report.processes import processes
 from image_classifier.report.sources import Sources, jsonable, locate
@@ -94,6 +94,7 @@ def gather(folder: Path, *, name: str = "") -> dict[str, Any]:
         "thumbnails": answers.thumbnails(sources, pictures, earlier.get("thumbnails") or {}),
         "dataset": describe_data(sources, config) or earlier.get("dataset"),
         "unreadable": unreadable(sources),
+        "findings": findings(sources),
         "config": config,
         "environment": _environment(sources, run.job, metrics) or earlier.get("environment") or {},
         "missing": sources.missing,

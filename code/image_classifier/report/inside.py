@@ -132,7 +132,7 @@ def _maybe(value: Any) -> float | None:
 
 
 def data(facts: Facts) -> Markup:
-    """Images by class and split, their sizes, and those that could not be read."""
+    """Images by class and split, their sizes, those that could not be read, and what else was found in the folders."""
     found, parts = facts["dataset"], []
     if found is None:
         parts.append(note("The image folders are not here, so their contents are not listed."))
@@ -142,7 +142,14 @@ def data(facts: Facts) -> Markup:
     if bad:
         listed = tag("ul", *(tag("li", tag("code", path), f": {reason}") for path, reason in list(bad.items())[:100]))
         parts += [tag("h3", f"{count(len(bad), 'unreadable image')}"), listed]
+    if facts["findings"]:
+        parts += [tag("h3", "Not used, or of no use"), tag("ul", *map(_finding_item, facts["findings"]))]
     return joined(parts)
+
+
+def _finding_item(found: dict[str, Any]) -> Markup:
+    names = tag("ul", *(tag("li", tag("code", name)) for name in found["files"])) if found["files"] else None
+    return tag("li", sentence(found["message"]), f" {sentence(found['hint'])}" if found["hint"] else None, names)
 
 
 def _data_summary(found: dict[str, Any]) -> Markup:

@@ -60,7 +60,7 @@ def predict(
     in_s3 = [source for source in sources if source.startswith("s3://")]
     if in_s3 and len(sources) > 1:
         raise ConfigError("one S3 prefix, or files and folders, but not both")
-    files = [] if in_s3 else find_images([Path(source) for source in sources])
+    files = [] if in_s3 else find_images([Path(source) for source in sources], view)
     with tempfile.TemporaryDirectory() as folder:
         artifact.unpack(archive, Path(folder) / "model")  # before anything costs money
 

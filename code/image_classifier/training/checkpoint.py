@@ -47,6 +47,7 @@ class Progress:
         epochs_without_gain: since `lowest_loss`.
         total_seconds: in training and validation, over all attempts.
         unreadable: path -> reason, of images that were skipped.
+        contrast: name -> `contrast_of`, of images that show next to nothing.
         finished: nothing is left to train.
     """
 
@@ -62,6 +63,7 @@ class Progress:
     epochs_without_gain: int = 0
     total_seconds: float = 0.0
     unreadable: dict[str, str] = field(default_factory=dict)
+    contrast: dict[str, str] = field(default_factory=dict)
     finished: bool = False
 
     def start_epoch(self, epoch: int) -> None:

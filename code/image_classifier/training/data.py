@@ -24,8 +24,10 @@ from image_classifier.contract.shared_memory import AHEAD
 from image_classifier.contract.text import as_text
 from image_classifier.training.cache import PixelCache
 from image_classifier.training.stop import Interrupted, StopFlag, ignore_stop_signals
+from image_classifier.vision.contrast import contrast_findings, contrast_of_file
 from image_classifier.vision.decode import decode
-from image_classifier.vision.folders import Split, listing
+from image_classifier.vision.findings import DataFinding, listing
+from image_classifier.vision.folders import Split, name_in
 from image_classifier.vision.preprocess import Preprocessing, load_pixels, scale_and_shift
 
 # Smallest share of the picture's area a training crop covers. 0.35 rather than ImageNet's usual 0.08: with few images
@@ -47,12 +49,14 @@ class Batch(NamedTuple):
         labels: (n,) int64.
         indices: (n,) int64, into the split.
         unreadable: index into the split -> why; these images are not in the batch. n may be 0.
+        contrast: index into the split -> `contrast_of` it, of images that show next to nothing and were read just now.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     indices: torch.Tensor
     unreadable: dict[int, str]
+    contrast: dict[int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,7 @@ class _Sample:
     image: torch.Tensor | None  # (image_size, image_size, 3) uint8; None when it cannot be read
     label: int
     reason: str
+    contrast: str = ""
 
 
 class ImageDataset(Dataset[_Sample]):
@@ -94,19 +99,22 @@ class ImageDataset(Dataset[_Sample]):
         epoch, index = key
         label = self.split.labels[index]
         try:
-            pixels = self._pixels(index)
+            pixels, contrast = self._pixels(index)
         except RequestError as error:
             return _Sample(index, None, label, error.message)
         image = torch.from_numpy(pixels)
         if self._augment != "none":
             seed = (self._seed, epoch, index)
             image = random_view(image, self.preprocessing.image_size, self._augment, seed)
-        return _Sample(index, image, label, "")
+        return _Sample(index, image, label, "", contrast)
 
-    def _pixels(self, index: int) -> NDArray[np.uint8]:
-        """(H, W, 3): what of a sample is the same in every epoch. Raises what `decode` raises."""
+    def _pixels(self, index: int) -> tuple[NDArray[np.uint8], str]:
+        """(H, W, 3): what of a sample is the same in every epoch; and `contrast_of` it, when it is not kept.
+
+        Raises what `decode` raises.
+        """
         if self._cache is not None and (kept := self._cache.get(index)) is not None:
-            return kept
+            return kept, ""
         path = self.split.paths[index]
         if self._augment == "none":
             pixels = load_pixels(path, self.preprocessing)
@@ -115,7 +123,7 @@ class ImageDataset(Dataset[_Sample]):
             pixels = np.array(decode(path, min_side=math.ceil(self.preprocessing.image_size / shortest_crop)))
         if self._cache is not None:
             self._cache.put(index, pixels)
-        return pixels
+        return pixels, contrast_of_file(path, pixels)
 
 
 def random_view(image: torch.Tensor, size: int, augment: str, seed: Sequence[int]) -> torch.Tensor:
@@ -280,6 +288,7 @@ def collate(samples: Sequence[_Sample]) -> Batch:
         labels=torch.tensor([sample.label for sample in good], dtype=torch.int64),
         indices=torch.tensor([sample.index for sample in good], dtype=torch.int64),
         unreadable={sample.index: sample.reason for sample in samples if sample.image is None},
+        contrast={sample.index: sample.contrast for sample in samples if sample.contrast},
     )
     if get_worker_info() is not None:
         for tensor in (batch.images, batch.labels, batch.indices):
@@ -292,11 +301,16 @@ def _start_worker(_worker: int) -> None:
 
 
 class BadImages:
-    """The unreadable files met so far: each is named once in the log; too many end the job."""
+    """The images met so far that cannot be read, or show next to nothing: each is named once in the log; too many of
+    the former end the job."""
 
-    def __init__(self, limit: int, found: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, limit: int, found: Mapping[str, str] | None = None, contrast: Mapping[str, str] | None = None
+    ) -> None:
         self.found = dict(found or {})  # path -> reason
+        self.contrast = dict(contrast or {})  # as `name_in` -> `contrast_of`
         self._limit = limit
+        self._said = 0
 
     def add(self, split: Split, unreadable: Mapping[int, str]) -> list[str]:
         """Takes down the unreadable images of one batch and returns the reasons not heard before.
@@ -314,6 +328,19 @@ class BadImages:
                 "repair or remove the files named in bad_images.json, or raise max_bad_images",
             )
         return list(new.values())
+
+    def note(self, split: Split, contrast: Mapping[int, str]) -> None:
+        """Takes down the images of one batch that show next to nothing."""
+        self.contrast.update((name_in(split, split.paths[index]), kind) for index, kind in contrast.items())
+
+    def findings(self) -> list[DataFinding]:
+        """What is to be said of the images that show next to nothing."""
+        return list(contrast_findings(self.contrast))
+
+    def new_findings(self) -> list[DataFinding]:
+        """The same, if there are more than at the last call."""
+        said, self._said = self._said, len(self.contrast)
+        return self.findings() if self._said > said else []
 
     def require_classes(self, split: Split) -> None:
         """Raises DataError when a class of a split whose files were all opened has no image that can be read."""

@@ -76,6 +76,7 @@ def evaluate(
             raise Interrupted
         for reason in bad.add(loader.split, batch.unreadable):
             log.warning("skipped: %s", reason)
+        bad.note(loader.split, batch.contrast)
         if len(batch.labels) == 0:
             hook.skip_step()
             continue

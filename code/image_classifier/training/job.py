@@ -18,7 +18,7 @@ from torchvision.models.resnet import ResNet
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ConfigError, DataError, JobStopped, RuleFired
 from image_classifier.contract.metrics import metric_line
-from image_classifier.contract.outputs import BAD_IMAGES, HISTORY, RESULT
+from image_classifier.contract.outputs import BAD_IMAGES, FINDINGS, HISTORY, RESULT
 from image_classifier.contract.paths import MlPaths
 from image_classifier.contract.text import as_text
 from image_classifier.debugging.observer import Observer
@@ -38,8 +38,9 @@ from image_classifier.training.steps import min_images
 from image_classifier.training.stop import Interrupted, StopFlag
 from image_classifier.training.tables import write_test_results
 from image_classifier.vision.artifact import write_model
+from image_classifier.vision.findings import LEFTOVER, by_level
 from image_classifier.vision.fingerprint import digests, fingerprint, fingerprint_by_name, in_order, order_fingerprint
-from image_classifier.vision.folders import SPLIT_FOLDERS, ImageFolders, Split, scan
+from image_classifier.vision.folders import SPLIT_FOLDERS, ImageFolders, Split, name_in, scan
 from image_classifier.vision.model import build_model, head, load_starting_weights, state_arrays
 from image_classifier.vision.preprocess import Preprocessing
 
@@ -108,7 +109,15 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag) ->
     finally:
         hook.close()
         if group.is_main:
-            BAD_IMAGES.write(paths.output_data, training.bad.found)
+            write_findings(training.bad, folders, paths)
+
+
+def write_findings(bad: BadImages, folders: ImageFolders, paths: MlPaths) -> None:
+    """Writes what could not be read and what else is to be said of the images, and logs what was not said yet."""
+    for finding in bad.new_findings():
+        log.warning("%s", finding.line)
+    BAD_IMAGES.write(paths.output_data, bad.found)
+    FINDINGS.write(paths.output_data, by_level((*folders.findings, *bad.findings())))
 
 
 def end_if_asked(stop: StopFlag) -> None:
@@ -174,6 +183,8 @@ def describe_data(folders: ImageFolders) -> None:
         log.info("there is no valid channel: %d of the train images were split off for it", len(folders.valid))
     if folders.test is None:
         log.info("there is no test channel: no test metrics, golden samples come from valid")
+    for finding in folders.findings:
+        log.log(logging.INFO if finding.kind == LEFTOVER else logging.WARNING, "%s", finding.line)
 
 
 def make_model(
@@ -237,7 +248,11 @@ def make_training(
             size=group.size,
         ),
         valid=evaluation_loader(folders.valid, config, setup),
-        bad=BadImages(config.max_bad_images, still_there(progress.unreadable, folders)),
+        bad=BadImages(
+            config.max_bad_images,
+            still_there(progress.unreadable, folders),
+            still_shown(progress.contrast, folders),
+        ),
         checkpoints=checkpoints,
         stop=stop,
         progress=progress,
@@ -250,6 +265,12 @@ def still_there(unreadable: Mapping[str, str], folders: ImageFolders) -> dict[st
     """Those of the files named that there are: one that was renamed, and is met again, counts once."""
     names = {as_text(path) for split in folders.splits for path in split.paths}
     return {name: reason for name, reason in unreadable.items() if name in names}
+
+
+def still_shown(contrast: Mapping[str, str], folders: ImageFolders) -> dict[str, str]:
+    """The same for images that show next to nothing, which findings name in their own way."""
+    names = {name_in(split, path) for split in folders.splits for path in split.paths} if contrast else set()
+    return {name: kind for name, kind in contrast.items() if name in names}
 
 
 def evaluation_loader(split: Split, config: TrainConfig, setup: Setup) -> Loader:

@@ -90,7 +90,7 @@ def saved_and_stopped(training: Training) -> JobStopped:
     progress = training.progress
     reasons = training.group.exchange(training.stop.reason)
     training.stop.reason = next(filter(None, reasons), None)
-    progress.unreadable = training.bad.found
+    progress.unreadable, progress.contrast = training.bad.found, training.bad.contrast
     training.checkpoints.save(progress, training.model, training.optimizer, training.best)
     return training.stop.error(
         f"in epoch {progress.epoch} of {training.config.epochs}, step {progress.step} of "
@@ -105,6 +105,8 @@ def end_epoch(training: Training, evaluation: Evaluation) -> None:
     if progress.images == 0:
         raise DataError("no image of the train split can be read", "bad_images.json names the reasons")
     training.bad.require_classes(training.train.split)
+    for finding in training.bad.new_findings():
+        log.warning("%s", finding.line)
     values = epoch_metrics(progress) | evaluation.metrics("validation")
     if not math.isfinite(evaluation.loss):
         raise not_finite("validation loss", evaluation.loss, progress, config)
@@ -117,7 +119,7 @@ def end_epoch(training: Training, evaluation: Evaluation) -> None:
         progress.lowest_loss, progress.epochs_without_gain = evaluation.loss, 0
     else:
         progress.epochs_without_gain += 1
-    progress.unreadable = training.bad.found
+    progress.unreadable, progress.contrast = training.bad.found, training.bad.contrast
     out_of_patience = 0 < config.patience <= progress.epochs_without_gain
     if out_of_patience and progress.epoch < config.epochs:
         log.info("no better validation loss in %d epochs: stopping early", config.patience)

@@ -67,16 +67,17 @@ def steps(training: Training, hook: Observer) -> Iterator[Step]:
         with hook.phase("data_wait"):
             batch = next_batch(batches)
         waited = time.perf_counter() - clock
-        shares = group.exchange(None if batch is None else (len(batch.labels), batch.unreadable))
+        shares = group.exchange(None if batch is None else (len(batch.labels), batch.unreadable, batch.contrast))
         counted = [share for share in shares if share is not None]
         if batch is None or len(counted) < group.size:  # all processes give up the same step
             break
         if several:
             hook.mark("sync_s")
-        for reason in training.bad.add(training.train.split, dict(ChainMap(*(bad for _, bad in counted)))):
+        for reason in training.bad.add(training.train.split, dict(ChainMap(*(bad for _, bad, _ in counted)))):
             log.warning("skipped: %s", reason)
-        num_images = sum(count for count, _ in counted)
-        if min(count for count, _ in counted) >= min_images(config.fine_tune):
+        training.bad.note(training.train.split, dict(ChainMap(*(contrast for _, _, contrast in counted))))
+        num_images = sum(count for count, _, _ in counted)
+        if min(count for count, _, _ in counted) >= min_images(config.fine_tune):
             rate = learning_rate(config, (progress.epoch - 1) * num_steps + progress.step, num_steps)
             set_learning_rate(training.optimizer, rate)
             step = Step(batch, len(batch.labels) * group.size / num_images)

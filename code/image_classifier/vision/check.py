@@ -4,6 +4,7 @@ Errors, which training would fail on or which make its numbers wrong:
     unreadable      an image that cannot be decoded: truncated, damaged, empty, another format, too large
     leakage         the same bytes in two splits: the test would ask for what was learned by heart
     contradiction   the same bytes in two classes of one split: one label must be wrong
+    lost            a class of which no image of a split can be decoded
 
 Warnings, which a person should know:
     duplicate       the same bytes twice in one class of one split
@@ -11,7 +12,11 @@ Warnings, which a person should know:
     few             a class of train with fewer than FEW_IMAGES images
     missing         a class without images in valid or test: its accuracy cannot be known
     small           images with a side shorter than SMALL_SIDE
-    ignored         images outside the class folders, and files that look like images in formats that are not accepted
+    flat, faint     pictures of one colour, and pictures that use few of their 256 levels (`vision/contrast.py`)
+    ignored         whatever is passed over, by reason (`vision/passed_over.py`)
+
+Notes, which are no reason to do anything:
+    leftover        what systems and programs leave in folders: no class and no image
 
 Folders that cannot be used at all (no train folder, one class, ...) are a DataError, as in training.
 """
@@ -21,7 +26,6 @@ from __future__ import annotations
 import hashlib
 import math
 import multiprocessing
-import os
 import signal
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,12 +37,13 @@ from typing import Any
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ClassifierError, PlatformError, describe
-from image_classifier.contract.image_formats import OTHER_SUFFIXES
 from image_classifier.contract.machine import usable_cores
 from image_classifier.contract.text import as_text
+from image_classifier.vision.contrast import contrast_findings, contrast_of
 from image_classifier.vision.decode import decode
+from image_classifier.vision.findings import LEFTOVER, DataFinding, listing
 from image_classifier.vision.fingerprint import fingerprint
-from image_classifier.vision.folders import ImageFolders, find_channels, listing, loose_images, scan
+from image_classifier.vision.folders import ImageFolders, beside_channels, find_channels, scan
 
 IMBALANCE_RATIO = 5
 FEW_IMAGES = 10
@@ -48,23 +53,7 @@ _IMAGES_A_WORKER = 1000  # fewer are decoded sooner than another process has sta
 _MIN_IMAGES_A_CALL = 8
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataFinding:
-    """One thing that is wrong with a data set.
-
-    Args:
-        kind: one of the words in this module's docstring.
-        message: a sentence with the numbers.
-        hint: what to do about it.
-        files: the images concerned, relative to the data set, all of them.
-    """
-
-    kind: str
-    message: str
-    hint: str = ""
-    files: tuple[str, ...] = ()
+_Inspected = tuple[str, tuple[int, int] | None, str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +78,7 @@ class CheckReport:
     fingerprint: str
     errors: tuple[DataFinding, ...]
     warnings: tuple[DataFinding, ...]
+    notes: tuple[DataFinding, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -106,7 +96,8 @@ class CheckReport:
 
 @dataclass(frozen=True)
 class _Image:
-    """One inspected file; `size` is None and `fault` says why when it cannot be decoded."""
+    """One inspected file; `size` is None and `fault` says why when it cannot be decoded. `contrast` as of
+    `contrast_of`."""
 
     split: str
     label: int
@@ -114,6 +105,7 @@ class _Image:
     digest: str
     size: tuple[int, int] | None
     fault: str
+    contrast: str
 
 
 def check_dataset(
@@ -144,6 +136,7 @@ def check_dataset(
         split.name: {name: Counter(split.labels)[label] for label, name in enumerate(folders.classes)}
         for split in folders.splits
     }
+    passed_over = (*beside_channels(root), *folders.findings)
     return CheckReport(
         root=as_text(root),
         classes=folders.classes,
@@ -152,13 +145,19 @@ def check_dataset(
         smallest=sizes[0] if sizes else None,
         largest=sizes[-1] if sizes else None,
         fingerprint=fingerprint(folders),
-        errors=(*_unreadable(images), *_same_bytes(readable, folders, errors=True)),
+        errors=(
+            *_unreadable(images),
+            *_lost(images, folders),
+            *_same_bytes(readable, folders, errors=True),
+        ),
         warnings=(
             *_same_bytes(readable, folders, errors=False),
             *_uneven(counts),
             *_small(readable),
-            *_ignored(root, list(channels.values())),
+            *contrast_findings({image.name: image.contrast for image in readable}),
+            *(finding for finding in passed_over if finding.kind != LEFTOVER),
         ),
+        notes=tuple(finding for finding in passed_over if finding.kind == LEFTOVER),
     )
 
 
@@ -175,7 +174,7 @@ def _inspect_all(root: Path, folders: ImageFolders, workers: int | None, progres
             progress(done, len(todo))
 
 
-def _map_inspect(paths: Sequence[Path], workers: int | None) -> Iterator[tuple[str, tuple[int, int] | None, str]]:
+def _map_inspect(paths: Sequence[Path], workers: int | None) -> Iterator[_Inspected]:
     if workers is None:
         workers = min(usable_cores(), len(paths) // _IMAGES_A_WORKER)
     if workers <= 1:
@@ -194,17 +193,18 @@ def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _inspect(path: Path) -> tuple[str, tuple[int, int] | None, str]:
-    """(sha256 of the bytes, size in pixels or None, why it cannot be decoded)."""
+def _inspect(path: Path) -> _Inspected:
+    """(sha256 of the bytes, size in pixels or None, why it cannot be decoded, its contrast)."""
     try:
         data = path.read_bytes()
     except OSError as error:
-        return "", None, error.strerror or describe(error)
+        return "", None, error.strerror or describe(error), ""
     digest = hashlib.sha256(data).hexdigest()
     try:
-        return digest, decode(data).size, ""
+        picture = decode(data)
     except ClassifierError as error:
-        return digest, None, error.message
+        return digest, None, error.message, ""
+    return digest, picture.size, "", contrast_of(picture)
 
 
 def _unreadable(images: Iterable[_Image]) -> Iterator[DataFinding]:
@@ -216,6 +216,21 @@ def _unreadable(images: Iterable[_Image]) -> Iterator[DataFinding]:
                 hint="replace the file with an intact copy, or remove it",
                 files=(image.name,),
             )
+
+
+def _lost(images: Iterable[_Image], folders: ImageFolders) -> Iterator[DataFinding]:
+    there: dict[str, set[int]] = defaultdict(set)
+    read: dict[str, set[int]] = defaultdict(set)
+    for image in images:
+        there[image.split].add(image.label)
+        if image.size is not None:
+            read[image.split].add(image.label)
+    for split, labels in there.items():
+        lost = [folders.classes[label] for label in sorted(labels - read[split])]
+        if lost:
+            message = f"no image of {listing(lost)} in {split} can be read"
+            hint = "repair the files, or remove the class in every split"
+            yield DataFinding(kind="lost", message=message, hint=hint)
 
 
 def _same_bytes(images: Iterable[_Image], folders: ImageFolders, *, errors: bool) -> Iterator[DataFinding]:
@@ -265,20 +280,6 @@ def _small(images: Iterable[_Image]) -> Iterator[DataFinding]:
     if files:
         message = f"images with a side shorter than {SMALL_SIDE} pixels: {len(files)}"
         yield DataFinding(kind="small", message=message, hint="use larger originals", files=files)
-
-
-def _ignored(root: Path, channels: Iterable[Path]) -> Iterator[DataFinding]:
-    loose = tuple(_shown(path, root) for channel in channels for path in loose_images(channel))
-    if loose:
-        message = f"images passed over because they lie in no class folder: {len(loose)}"
-        yield DataFinding(kind="ignored", message=message, hint="put them into the folder of their class", files=loose)
-    found: Counter[str] = Counter()
-    for channel in channels:
-        for _, _, names in os.walk(channel):
-            found.update(suffix for suffix in (Path(name).suffix.lower() for name in names) if suffix in OTHER_SUFFIXES)
-    if found:
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(found.items()))
-        yield DataFinding(kind="ignored", message=f"files passed over: {kinds}", hint="convert them to JPEG or PNG")
 
 
 def _shown(path: Path, root: Path) -> str:

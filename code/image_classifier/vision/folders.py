@@ -1,7 +1,7 @@
 """Image folders: which files there are, what class each has, and which split it belongs to.
 
 The layout is torchvision's ImageFolder, `train|valid|test/CLASS/**/*.jpg`; the folder's name is the class. Nothing
-here opens an image.
+here opens an image. What is passed over is in the findings, with the reason.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ from __future__ import annotations
 import hashlib
 import os
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from image_classifier.contract.errors import DataError, describe
+from image_classifier.contract.errors import DataError
 from image_classifier.contract.image_formats import SUFFIXES
 from image_classifier.contract.text import as_text
+from image_classifier.vision.findings import LEFTOVER, DataFinding, listing
+from image_classifier.vision.passed_over import PassedOver, Why
+from image_classifier.vision.walk import Entry, Kind, Walk, entries_of
 
 SPLIT_FOLDERS: Mapping[str, tuple[str, ...]] = {
     "train": ("train",),
@@ -23,7 +26,6 @@ SPLIT_FOLDERS: Mapping[str, tuple[str, ...]] = {
     "test": ("test",),
 }
 LAYOUT_HINT = "the layout is train/CLASS/*.jpg, and optionally valid/CLASS/*.jpg and test/CLASS/*.jpg"
-_NOT_CLASSES = frozenset({"__MACOSX"})  # what unpacking a zip made on macOS leaves behind
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,19 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageFolders:
-    """A data set: class names sorted by code point, and its splits. `valid_split_off`: valid was taken off train."""
+    """A data set: class names sorted by code point, and its splits.
+
+    Args:
+        valid_split_off: valid was taken off train.
+        findings: what lies in the folders and is no image of any class.
+    """
 
     classes: tuple[str, ...]
     train: Split
     valid: Split
     test: Split | None
     valid_split_off: bool
+    findings: tuple[DataFinding, ...] = ()
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -71,7 +79,7 @@ def find_channels(root: Path) -> dict[str, Path]:
         DataError: no such folder, no train folder in it, or two folders for one split.
     """
     _require_folder(root, "data set")
-    folders = sorted(entry for entry in _entries(root) if entry.is_dir())
+    folders = [entry.path for entry in entries_of(root) if entry.kind is Kind.FOLDER and not entry.is_hidden]
     channels = {}
     for split, names in SPLIT_FOLDERS.items():
         found = [folder for folder in folders if folder.name.lower() in names]
@@ -82,14 +90,35 @@ def find_channels(root: Path) -> dict[str, Path]:
     if "train" not in channels:
         loose = [folder for folder in folders if loose_images(folder)]
         hint = f"if {loose[0].name} is a class, move the class folders into {root / 'train'}" if loose else LAYOUT_HINT
+        broken = [entry.path for entry in entries_of(root) if _split_of(entry) == "train"]
+        if broken:
+            hint = f"{broken[0]} is no folder: restore it, or remove it and make one; {LAYOUT_HINT}"
         raise DataError(f"there is no train folder in {root}", hint)
     return channels
+
+
+def beside_channels(root: Path) -> tuple[DataFinding, ...]:
+    """What lies in a data set beside the folders of `find_channels`, and so is used for nothing."""
+    over = PassedOver()
+    for entry in entries_of(root):
+        if _split_of(entry):
+            if entry.kind is not Kind.FOLDER:
+                over.add(Why.UNUSED_SPLIT, entry.name)
+        elif not entry.take_down_hidden(over, entry.name):
+            over.add(Why.UNUSED, entry.name, is_folder=entry.kind is Kind.FOLDER)
+    return over.findings()
+
+
+def _split_of(entry: Entry) -> str:
+    """The split that an entry of a data set is named for; empty for none."""
+    return next((split for split, names in SPLIT_FOLDERS.items() if entry.name.lower() in names), "")
 
 
 def scan(channels: Mapping[str, Path], *, valid_fraction: float, seed: int) -> ImageFolders:
     """Lists the images below the channels. The result depends on names only, never on the file system's order.
 
-    Hidden files and files that are not images by their suffix are passed over. Without a `valid` channel the share
+    Hidden files, what systems leave behind, and files that are not images by their suffix are passed over, and said in
+    the findings. Without a `valid` channel the share
     `valid_fraction` of each class of train (rounded, at least one image of a class that has two) becomes valid, chosen
     by a hash of seed and name: adding images later does not reshuffle the others.
 
@@ -104,55 +133,81 @@ def scan(channels: Mapping[str, Path], *, valid_fraction: float, seed: int) -> I
     """
     if "train" not in channels:
         raise DataError("there is no train channel", LAYOUT_HINT)
-    images = {name: _class_images(channels[name], name) for name in SPLIT_FOLDERS if name in channels}
-    classes = _check_classes(channels["train"], images)
+    over = {name: PassedOver(as_text(channels[name].name)) for name in SPLIT_FOLDERS if name in channels}
+    try:
+        images = {name: _class_images(channels[name], name, found) for name, found in over.items()}
+        classes = _check_classes(channels["train"], images)
+    except DataError as error:
+        raise DataError(error.message, "; ".join([error.hint, *_reasons(over.values())])) from None
+    for name, found in over.items():
+        for unknown in sorted(set(images[name]) - set(classes)):  # without images, or it would be an error
+            found.add(Why.EMPTY_CLASS, unknown, is_folder=True)
     split_off = "valid" not in images
     if split_off:
         images["train"], images["valid"] = _split_off(images["train"], channels["train"], valid_fraction, seed)
     roots = {"valid": channels["train"], **channels}
     splits = {name: _split(name, roots[name], classes, found) for name, found in images.items()}
-    return ImageFolders(classes, splits["train"], splits["valid"], splits.get("test"), split_off)
+    test = splits.get("test")
+    return ImageFolders(classes, splits["train"], splits["valid"], test, split_off, _together(over.values()).findings())
 
 
-def image_files(folder: Path) -> list[Path]:
+def _together(over: Iterable[PassedOver]) -> PassedOver:
+    found = PassedOver()
+    for each in over:
+        found.include(each)
+    return found
+
+
+def _reasons(over: Iterable[PassedOver]) -> list[str]:
+    """What may be why images are missing."""
+    return [finding.line for finding in _together(over).findings() if finding.kind != LEFTOVER]
+
+
+def name_in(split: Split, path: Path) -> str:
+    """One of the split's files as a finding names it: below the channel that it comes from."""
+    return as_text(Path(split.root.name) / path.relative_to(split.root))
+
+
+def image_files(folder: Path, over: PassedOver | None = None) -> list[Path]:
     """The images anywhere below `folder`, sorted by path; links are followed, hidden files and folders are not.
 
     A dangling link counts as an image, so that reading it names it. Raises DataError when a folder cannot be listed.
+
+    Args:
+        over: takes down what is no image.
     """
-    return sorted(_walk(folder, frozenset()), key=lambda path: path.relative_to(folder).as_posix())
+    found = Walk(folder, PassedOver() if over is None else over).images(folder)
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def loose_images(folder: Path) -> list[Path]:
     """The images in `folder` itself, sorted, and none of those below. Raises DataError when it cannot be listed."""
-    return sorted(path for path in _entries(folder) if path.suffix.lower() in SUFFIXES and not path.is_dir())
+    return [entry.path for entry in entries_of(folder) if _is_loose(entry)]
 
 
-def _walk(folder: Path, parents: frozenset[str]) -> Iterator[Path]:
-    real = os.path.realpath(folder)
-    if real in parents:  # a link back to a folder above
-        return
-    for path in _entries(folder):
-        if path.is_dir():
-            yield from _walk(path, parents | {real})
-        elif path.suffix.lower() in SUFFIXES and (path.is_file() or not path.exists()):  # no pipes, no devices
-            yield path
+def _is_loose(entry: Entry) -> bool:
+    return entry.has_image_name and entry.kind is not Kind.FOLDER and not entry.is_hidden
 
 
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return [path for path in folder.iterdir() if not path.name.startswith(".")]
-    except OSError as error:
-        raise DataError(f"cannot list {folder}: {error.strerror or describe(error)}") from error
-
-
-def _class_images(root: Path, name: str) -> dict[str, list[Path]]:
+def _class_images(root: Path, name: str, over: PassedOver) -> dict[str, list[Path]]:
     """Class name -> sorted images; a class without images has an empty list. A name that is not UTF-8 has escapes."""
     _require_folder(root, name)
-    entries = _entries(root)
     images: dict[str, list[Path]] = {}
-    for folder in sorted(entry for entry in entries if entry.is_dir() and entry.name not in _NOT_CLASSES):
-        # macOS writes é as two code points, Linux as one: the same class in train and test must stay the same class
-        images.setdefault(unicodedata.normalize("NFC", as_text(folder.name)), []).extend(image_files(folder))
+    for entry in entries_of(root):
+        if entry.take_down_hidden(over, entry.name):
+            continue
+        if entry.kind is Kind.FOLDER:
+            # macOS writes é as two code points, Linux as one: the same class in train and test must stay the same class
+            of_class = images.setdefault(unicodedata.normalize("NFC", entry.name), [])
+            found = Walk(root, over).images(entry.path)
+            of_class += sorted(found, key=lambda path: path.relative_to(root).as_posix())
+        elif _is_loose(entry):
+            over.add(Why.LOOSE, entry.name)
+        elif entry.kind in (Kind.NOWHERE, Kind.CIRCLE):
+            over.add(Why.BROKEN_CLASS, entry.name)
+        else:
+            entry.require_open()
+            over.add(Why.SPECIAL if entry.kind is Kind.SPECIAL else Why.BESIDE, entry.name)
     if not any(images.values()):
         if loose := loose_images(root):
             message = f"the {name} folder {root} has {len(loose)} images of its own but none in class folders"
@@ -211,9 +266,3 @@ def _require_folder(path: Path, what: str) -> None:
         raise DataError(f"the {what} folder {path} does not exist", LAYOUT_HINT)
     if not path.is_dir():
         raise DataError(f"{path} is a file, not a {what} folder", LAYOUT_HINT)
-
-
-def listing(names: Sequence[str], limit: int = 5) -> str:
-    """The first names with commas between, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

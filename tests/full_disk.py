@@ -1,10 +1,12 @@
-"""A disk that is full, as far as one process can tell."""
+"""A disk that is full, as far as one process, or a family of them, can tell."""
 
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+
+import psutil
 
 
 @contextmanager
@@ -16,3 +18,11 @@ def no_file_larger_than(num_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def fill_disk_of(processes: Iterable[psutil.Process], num_bytes: int) -> None:
+    """From now on no file of these running processes, and of those that they start, grows beyond so many bytes."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess, ProcessLookupError, PermissionError):
+            _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (num_bytes, hard))

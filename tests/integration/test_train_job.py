@@ -252,7 +252,7 @@ LATIN = os.fsdecode(b"caf\xe9")
 
 def with_latin_names(data: Path, target: Path) -> Path:
     """The data with a valid folder, a class and an image of it in each split whose names are not UTF-8."""
-    shutil.copytree(data, target)
+    shutil.copytree(data, target, symlinks=True)
     shutil.copytree(target / "test", target / "valid")
     for split in ("train", "valid", "test"):
         first = min((target / split).iterdir())

@@ -34,6 +34,7 @@ from image_classifier.contract.text import as_text
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_RULE_FIRED = 3
+EXIT_PLATFORM = 4  # of a job, not of the command line: the machine refused, and the same job may go on another time
 EXIT_STOPPED = 143  # 128 + SIGTERM, what a shell reports for a process ended by SIGTERM
 
 

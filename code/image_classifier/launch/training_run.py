@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from image_classifier.contract.config import NAMED_WEIGHTS, TrainConfig
-from image_classifier.contract.errors import ConfigError, DataError, JobError, JobStopped, RuleFired
+from image_classifier.contract.errors import (
+    EXIT_PLATFORM,
+    ConfigError,
+    DataError,
+    JobError,
+    JobStopped,
+    PlatformError,
+    RuleFired,
+)
 from image_classifier.contract.outputs import ARCHIVE
 from image_classifier.contract.paths import path_here
 from image_classifier.debugging.rules import parse_rules
@@ -161,7 +170,8 @@ def ending(run: Run, status: int, interrupts: Interrupts, how_to_resume: str) ->
         run.end(Status.STOPPED, exit_code=status, failure=message)
         return RuleFired(message, hint)
     message = message or silent_end(status)
-    run.end(Status.FAILED, exit_code=status, failure=message)
+    with suppress(PlatformError):  # of a full disk: the first cause is what is told
+        run.end(Status.FAILED, exit_code=status, failure=message)
     error = JobError(message, f"{hint}; the log is {run.log}" if hint else f"the log is {run.log}")
     error.add_note(last_lines(run.log))  # shown by --debug, with the traceback
     return error
@@ -169,6 +179,8 @@ def ending(run: Run, status: int, interrupts: Interrupts, how_to_resume: str) ->
 
 def silent_end(status: int) -> str:
     """The cause of an end that the job could not explain itself."""
+    if status == EXIT_PLATFORM:
+        return "the job could not write its files, not even why: the disk is full"
     if status == EXIT_KILLED:
         return "the job was killed: memory ran out, or somebody killed it"
     return f"the job ended with exit status {status} and gave no reason"

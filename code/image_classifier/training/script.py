@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from image_classifier.contract.config import TrainConfig
-from image_classifier.contract.errors import ClassifierError, JobStopped
+from image_classifier.contract.errors import EXIT_PLATFORM, ClassifierError, JobStopped, PlatformError
 from image_classifier.contract.paths import MlPaths
 from image_classifier.contract.text import visible
 from image_classifier.training.ending import PROCESS_LOST, explain, report, write_failure
@@ -22,7 +22,8 @@ def main(argv: Sequence[str]) -> int:
 
     Returns:
         0 when the model was written, 143 when the job was stopped and can be resumed, 2 for a hyperparameter that
-        is unknown or out of range, 1 for any other failure. Unless it is 0, the failure file holds the cause.
+        is unknown or out of range, 3 when a rule stopped it, 4 when the machine refused (a full disk), 1 for any other
+        failure. Unless it is 0, the failure file holds the cause.
     """
     is_main = os.environ.get("RANK", "0") == "0"
     configure_logging(logging.INFO if is_main else logging.ERROR)
@@ -45,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
             log.info("hint: %s", error.hint)
         if error.message != PROCESS_LOST or not paths.failure.exists():  # the one that ended first wrote the cause
             write_failure(paths.failure, error)
-        return error.exit_code
+        return EXIT_PLATFORM if isinstance(error, PlatformError) else error.exit_code
     finally:
         end_workers()
         if is_main:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, Any
 
 from image_classifier.contract.errors import ConfigError, PlatformError
@@ -59,7 +60,7 @@ def _open(run: Run, plan: Plan) -> optuna.Study:
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
     names = optuna.get_all_study_names(storage)
     trials, epochs = plan.tune.trials, plan.base.epochs
-    study = optuna.create_study(
+    return optuna.create_study(
         storage=storage,
         study_name=names[0] if names else run.name,  # the run's folder may have been renamed since
         direction="maximize" if METRIC_BY_NAME[plan.tune.objective].maximize else "minimize",
@@ -67,10 +68,17 @@ def _open(run: Run, plan: Plan) -> optuna.Study:
         # a third of the trials, 3 to 10, are drawn at random before the sampler and the pruner use what they learned
         pruner=optuna.pruners.MedianPruner(n_startup_trials=_start_up(trials), n_warmup_steps=1 + epochs // 3),
     )
-    # a search that goes on must not draw the same values again
-    seed = plan.tune.seed + len(study.get_trials(deepcopy=False))
-    study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=_start_up(trials))
-    return study
+
+
+def sampler_of(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
+    """What proposes the values of a search's trial of that number, from 1.
+
+    A seed for each trial: a search that was killed and goes on draws what it would have drawn.
+    """
+    import optuna
+
+    seed = random.Random(f"{plan.tune.seed} {number}").getrandbits(32)
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=_start_up(plan.tune.trials))
 
 
 def _damaged(run: Run) -> PlatformError:

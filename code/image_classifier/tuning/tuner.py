@@ -11,13 +11,14 @@ import random
 import shutil
 import time
 from collections.abc import Collection, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from image_classifier.contract.config import TrainConfig, Value, check, parameters_of
-from image_classifier.contract.errors import ConfigError, JobError, JobStopped, RuleFired
+from image_classifier.contract.errors import EXIT_PLATFORM, ConfigError, JobError, JobStopped, PlatformError, RuleFired
+from image_classifier.contract.metrics import metric_line, parse_metric_line
 from image_classifier.contract.outputs import BEST, JOB, TRIALS_FOLDER, best_epoch
 from image_classifier.contract.search import Range, parse_search_space, with_values
 from image_classifier.launch import local
@@ -28,7 +29,7 @@ from image_classifier.launch.training_run import check_data, resolve_weights, si
 from image_classifier.launch.view import SILENT, View
 from image_classifier.tuning.plan import Plan, combinations, fit_trials, make_plan
 from image_classifier.tuning.search_view import SearchView
-from image_classifier.tuning.study import distribution, open_study
+from image_classifier.tuning.study import distribution, open_study, sampler_of
 from image_classifier.tuning.trials import Found, TrialRow, pick_best, write_results
 from image_classifier.tuning.tune_settings import TuneSettings
 from image_classifier.vision.folders import find_channels
@@ -89,6 +90,9 @@ def resume(run: Run, changes: Mapping[str, Value], view: View = SILENT) -> Searc
     if record.status in ACTIVE:
         raise still_running(run)
     changed: dict[str, Any] = {key.removeprefix("tune."): value for key, value in changes.items()}
+    for folder in sorted((run.path / TRIALS_FOLDER).glob("*")):  # a killed search's trials save their state first
+        if (folder / JOB.name).is_file() and Run(path=folder).record().status in ACTIVE:
+            raise still_running(run)
     with run.intact():
         space = parse_search_space(record.details["space"])
         carried = {str(name): str(value) for name, value in record.details["carried"].items()}
@@ -127,7 +131,8 @@ def run(search: Search, *, starter: local.Starter = local, view: View = SILENT) 
             search.run.end(Status.STOPPED, failure=stopped.message)
             raise
         except BaseException as error:
-            search.run.end(Status.FAILED, failure=str(error))
+            with suppress(PlatformError):  # of a full disk: the first cause is what is told
+                search.run.end(Status.FAILED, failure=str(error))
             raise
         best = {"objective": found.objective, "value": found.best_value, "trial": found.best_trial}
         search.run.update(details={**search.run.record().details, "best": best})
@@ -145,6 +150,7 @@ class Active:
     job: Job
     config: TrainConfig
     progress: JobProgress
+    reported: set[int]
     pruned_at: int = 0
 
 
@@ -178,7 +184,14 @@ class Tuner:
         self._jobs.close()
 
     def work(self) -> None:
-        """Runs trials until there are enough. Raises JobStopped when interrupted, JobError when all fail."""
+        """Runs trials until there are enough.
+
+        Raises:
+            JobStopped: interrupted.
+            PlatformError: the machine refuses a trial's job, which no other trial would mend.
+            JobError: all fail.
+        """
+        self._make_room(self.rows())  # what a killed search did not get to
         self._shown.finished(self.rows())
         while True:
             self._obey()
@@ -230,12 +243,16 @@ class Tuner:
         else:
             record = Record(kind="train", data=str(self._search.data), config=config.to_hyperparameters())
             run, again = open_run(folder, record), False
+        reported = set(self._catch_up(trial, run)) if again else set()
+        if epoch := self._pruned_at(trial, max(reported, default=config.epochs), config.epochs):
+            self._prune(trial, number, run, epoch)
+            return True
         local.prepare_training(run, config, find_channels(self._search.data))
         job = self._jobs.enter_context(
             self._starter.start_training(run, share=self._search.tune.parallel, view=self._view)
         )
         progress = JobProgress(epochs=config.epochs)
-        self._running[number] = Active(trial, number, run, job, config, progress)
+        self._running[number] = Active(trial, number, run, job, config, progress, reported)
         self._shown.started(number, self._values(trial), again=again)
         return True
 
@@ -263,6 +280,7 @@ class Tuner:
             return None
         self._give_up_early()
         tried = {tuple(self._values(trial).values()) for trial in known}
+        self._study.sampler = sampler_of(self._search, len(known) + 1)
         trial = self._study.ask(self._distributions)
         if tuple(self._values(trial).values()) in tried:
             self._study.tell(trial, state=TrialState.FAIL)
@@ -291,13 +309,40 @@ class Tuner:
     def _epoch_done(self, active: Active) -> None:
         self._shown.epoch(active.number, active.progress)
         value, epoch = active.progress.metrics.get(self._search.tune.objective), active.progress.epoch
-        if value is None or active.pruned_at:
+        if value is None or active.pruned_at or epoch in active.reported:
             return
         active.trial.report(value, epoch)
-        last = epoch >= active.config.epochs
-        if self._search.tune.prune and not self._obeyed and not last and active.trial.should_prune():
-            active.pruned_at = epoch
+        active.reported.add(epoch)
+        active.pruned_at = self._pruned_at(active.trial, epoch, active.config.epochs)
+        if active.pruned_at:
             active.job.stop()
+
+    def _catch_up(self, trial: optuna.Trial, run: Run) -> list[int]:
+        """Reports what a killed search did not hear of an interrupted trial; returns the epochs that are known now."""
+        objective = self._search.tune.objective
+        known = next(each for each in self._trials() if each.number == trial.number).intermediate_values
+        missing = {
+            row["epoch"]: row[objective]
+            for row in run.history()
+            if row["epoch"] not in known and isinstance(row.get(objective), (int, float))
+        }
+        for epoch, value in missing.items():
+            line = parse_metric_line(metric_line(epoch, {objective: value}))  # with the digits that a log has
+            trial.report(line[1][objective] if line else value, epoch)
+        return sorted({*known, *missing})
+
+    def _pruned_at(self, trial: optuna.Trial, epoch: int, epochs: int) -> int:
+        """`epoch` when a trial of so many epochs is to end after it, else 0."""
+        prune = self._search.tune.prune and not self._obeyed and epoch < epochs and trial.should_prune()
+        return epoch if prune else 0
+
+    def _prune(self, trial: optuna.Trial, number: int, run: Run, epoch: int) -> None:
+        """Ends a trial that a killed search had found hopeless, or would have."""
+        from optuna.trial import TrialState
+
+        run.end(Status.STOPPED, failure=f"pruned after epoch {epoch}")
+        self._study.tell(trial, state=TrialState.PRUNED)
+        self._over(number)
 
     def _finish(self, active: Active, status: int) -> None:
         from optuna.trial import TrialState
@@ -315,6 +360,12 @@ class Tuner:
             active.run.end(Status.STOPPED, exit_code=status, failure=message)
             trial.set_user_attr("failure", message)
             self._study.tell(trial, state=TrialState.PRUNED)
+        elif status == EXIT_PLATFORM:  # a full disk: the trial goes on when the search does
+            message = message or silent_end(status)
+            active.run.end(Status.FAILED, exit_code=status, failure=message)
+            raise PlatformError(
+                message, f"mend that, then go on with: deploy.py tune --resume {self._search.run.typed}"
+            )
         elif self._obeyed:
             active.run.end(Status.STOPPED, exit_code=status, failure=message or "killed before it saved its state")
             return
@@ -323,16 +374,18 @@ class Tuner:
             active.run.end(Status.FAILED, exit_code=status, failure=message)
             trial.set_user_attr("failure", message)
             self._study.tell(trial, state=TrialState.FAIL)
-        rows = self.rows()
-        self._make_room(active, rows)
-        self._shown.finished(rows, active.number)
+        self._over(active.number)
 
-    def _make_room(self, active: Active, rows: list[TrialRow]) -> None:
+    def _over(self, number: int) -> None:
+        rows = self.rows()
+        self._make_room(rows)
+        self._shown.finished(rows, number)
+
+    def _make_room(self, rows: list[TrialRow]) -> None:
         """A finished trial needs no checkpoints, and only the best one so far needs its weights."""
-        shutil.rmtree(active.run.paths.checkpoints, ignore_errors=True)
-        if self._search.tune.keep_models:
-            return
         best = pick_best(rows, self._search.tune.objective)
         for row in rows:
-            if row.finished and row is not best:
-                shutil.rmtree(Run(path=row.path).paths.model, ignore_errors=True)
+            if row.finished:
+                shutil.rmtree(Run(path=row.path).paths.checkpoints, ignore_errors=True)
+                if row is not best and not self._search.tune.keep_models:
+                    shutil.rmtree(Run(path=row.path).paths.model, ignore_errors=True)

@@ -1,0 +1,149 @@
+"""`deploy.py train` and `tune` here, killed and starved of disk at random moments, and what they end with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+from tests.full_disk import fill_disk_of
+
+from image_classifier.launch.runs import Run, Status, list_runs
+from image_classifier.vision.artifact import load_model, unpack
+
+DEPLOY = Path(__file__).parents[1] / "deploy.py"
+DEADLINE_S = 240.0
+LARGEST_FILE = 300e6  # bytes: a checkpoint of the network here has 190 MB
+VARIES = ("seconds", "train:images_per_second")  # from one undisturbed run to the next
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """Starts deploy.py in `folder`; what it prints is in `out.txt`."""
+    with (folder / "out.txt").open("ab") as out:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(DEPLOY), *arguments]
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+
+
+def finish(process: subprocess.Popen[bytes]) -> int:
+    """Waits for the end, its own and that of all it started."""
+    family = _family(process)
+    status = process.wait(timeout=DEADLINE_S)
+    _, alive = psutil.wait_procs(family, timeout=DEADLINE_S)
+    assert not alive, "a process outlived its launcher"
+    return status
+
+
+def disturb(process: subprocess.Popen[bytes], chance: random.Random, within_s: float) -> str:
+    """Waits for a random moment and kills the launcher or everything, or fills the disk. Returns what was done."""
+    moment = chance.uniform(0.0, within_s)
+    what = chance.choice(("launcher", "everything", "disk"))
+    room = int(math.exp(chance.uniform(0.0, math.log(LARGEST_FILE)))) if chance.random() < 0.7 else 0
+    try:
+        process.wait(timeout=moment)
+    except subprocess.TimeoutExpired:
+        family = _family(process)
+        if what == "disk":
+            fill_disk_of([psutil.Process(process.pid), *family], room)
+        else:
+            for victim in [psutil.Process(process.pid), *(family if what == "everything" else ())]:
+                try:
+                    victim.kill()
+                except psutil.NoSuchProcess:
+                    continue
+        finish(process)
+        return f"{what} after {moment:.1f} s" + (f", {room} bytes left" if what == "disk" else "")
+    return "nothing: it had ended"
+
+
+def run_disturbed(folder: Path, command: str, chance: random.Random, times: int, within_s: float) -> tuple[Run, str]:
+    """The command, disturbed so many times and resumed after each, to its end. Returns the run, and what was done."""
+    done = []
+    for left in range(times, -1, -1):
+        runs = list_runs(folder / "runs")
+        arguments = ("--resume", runs[-1].name) if runs and _is_begun(runs[-1]) else ()
+        process = start(folder, command, *arguments)
+        if left == 0:
+            assert finish(process) == 0, f"{'; '.join(done)}\n{(folder / 'out.txt').read_text()[-3000:]}"
+            break
+        done.append(disturb(process, chance, within_s))
+        if list_runs(folder / "runs") and list_runs(folder / "runs")[-1].record().status == Status.COMPLETED:
+            break
+    said = (folder / "out.txt").read_text(errors="replace")
+    assert "Traceback" not in said, f"{'; '.join(done)}\n{said}"
+    assert "defect" not in said, f"{'; '.join(done)}\n{said}"
+    return list_runs(folder / "runs")[-1], "; ".join(done)
+
+
+def _is_begun(run: Run) -> bool:
+    """Whether the run can be gone on with: one that was killed while it was made has no job.json, or none that says
+    of which data."""
+    return (run.path / "job.json").is_file()
+
+
+def trained(run: Run) -> dict[str, Any]:
+    """What a finished training says and is, without what differs between two undisturbed ones."""
+    assert run.record().status == Status.COMPLETED
+    data = run.paths.output_data
+    artifact = load_model(run.paths.model)
+    unpacked = unpack(run.archive, run.path / "unpacked")
+    assert unpacked.fingerprint == artifact.fingerprint
+    tables = {name: (data / name).read_text() for name in ("per_class.csv", "confusion.csv", "test_predictions.csv")}
+    assert (data / "report.html").is_file()
+    return {
+        "weights": hashlib.sha256(artifact.weights_path.read_bytes()).hexdigest(),
+        "classes": artifact.classes,
+        "golden": [(sample.name, sample.probabilities) for sample in artifact.golden],
+        "history": [_stable(row) for row in run.history()],
+        "result": _stable(json.loads((data / "metrics.json").read_text())),
+        "bad": sorted(Path(name).name for name in json.loads((data / "bad_images.json").read_text())),
+        "findings": json.loads((data / "findings.json").read_text()),
+        **tables,
+    }
+
+
+def searched(run: Run) -> dict[str, Any]:
+    """The same of a finished search: every trial, and the model of the best one."""
+    assert run.record().status == Status.COMPLETED
+    best = json.loads((run.path / "best.json").read_text())
+    trial = Run(path=run.path / "trials" / f"{best['trial']:03}")
+    rows = [line.split(",") for line in (run.path / "trials.csv").read_text().splitlines()]
+    seconds = rows[0].index("seconds")
+    assert (run.path / "report.html").is_file()
+    return {
+        "best": {name: value for name, value in best.items() if name not in ("run", "data")},
+        "trials": [[*row[:seconds], *row[seconds + 1 :]] for row in rows],
+        "weights": hashlib.sha256(load_model(trial.paths.model).weights_path.read_bytes()).hexdigest(),
+        "models": [path.parent.parent.name for path in sorted(run.path.glob("trials/*/model/model.safetensors"))],
+        "checkpoints": [path.name for path in run.path.glob("trials/*/checkpoints")],
+    }
+
+
+def timed(folder: Path, *arguments: str) -> float:
+    """Seconds of an undisturbed command, which succeeds."""
+    started = time.monotonic()
+    assert finish(start(folder, *arguments)) == 0, (folder / "out.txt").read_text()
+    return time.monotonic() - started
+
+
+def _family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _stable(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without what varies, at any depth."""
+    return {
+        name: _stable(value) if isinstance(value, dict) else value for name, value in row.items() if name not in VARIES
+    }

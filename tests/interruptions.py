@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,31 @@ from image_classifier.vision.artifact import load_model, unpack
 
 DEPLOY = Path(__file__).parents[1] / "deploy.py"
 DEADLINE_S = 240.0
-LARGEST_FILE = 300e6  # bytes: a checkpoint of the network here has 190 MB
 VARIES = ("seconds", "train:images_per_second")  # from one undisturbed run to the next
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    """Starts deploy.py in `folder`; what it prints is in `out.txt`."""
+@dataclass(frozen=True, kw_only=True)
+class Disturbed:
+    """A command to be disturbed.
+
+    Args:
+        program: deploy.py, or what stands in for it.
+        command: `train` or `tune`.
+        largest_file: bytes; on a full disk files up to some random size below can still be written.
+        seconds: that it takes undisturbed.
+    """
+
+    program: Path
+    command: str
+    largest_file: float
+    seconds: float = 0.0
+
+
+def start(folder: Path, what: Disturbed, *arguments: str) -> subprocess.Popen[bytes]:
+    """Starts the command in `folder`; what it prints is in `out.txt`."""
     with (folder / "out.txt").open("ab") as out:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(DEPLOY), *arguments]
+        command = [sys.executable, str(what.program), what.command, *arguments]
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
 
 
@@ -43,11 +60,14 @@ def finish(process: subprocess.Popen[bytes]) -> int:
     return status
 
 
-def disturb(process: subprocess.Popen[bytes], chance: random.Random, within_s: float) -> str:
-    """Waits for a random moment and kills the launcher or everything, or fills the disk. Returns what was done."""
-    moment = chance.uniform(0.0, within_s)
+def disturb(process: subprocess.Popen[bytes], chance: random.Random, what_of: Disturbed) -> str:
+    """Waits for a random moment and kills the launcher or everything, or fills the disk.
+
+    Returns what was done; nothing, when it had ended before.
+    """
+    moment = chance.uniform(0.0, what_of.seconds)
     what = chance.choice(("launcher", "everything", "disk"))
-    room = int(math.exp(chance.uniform(0.0, math.log(LARGEST_FILE)))) if chance.random() < 0.7 else 0
+    room = int(math.exp(chance.uniform(0.0, math.log(what_of.largest_file)))) if chance.random() < 0.5 else 0
     try:
         process.wait(timeout=moment)
     except subprocess.TimeoutExpired:
@@ -62,32 +82,28 @@ def disturb(process: subprocess.Popen[bytes], chance: random.Random, within_s: f
                     continue
         finish(process)
         return f"{what} after {moment:.1f} s" + (f", {room} bytes left" if what == "disk" else "")
-    return "nothing: it had ended"
+    return ""
 
 
-def run_disturbed(folder: Path, command: str, chance: random.Random, times: int, within_s: float) -> tuple[Run, str]:
-    """The command, disturbed so many times and resumed after each, to its end. Returns the run, and what was done."""
-    done = []
-    for left in range(times, -1, -1):
+def run_disturbed(folder: Path, what: Disturbed, chance: random.Random, times: int) -> tuple[Run, list[str]]:
+    """Disturbs the command so many times, if it takes as long, resumes it after each, and lets it end.
+
+    Returns the run, and what was done to it.
+    """
+    done: list[str] = []
+    while True:
         runs = list_runs(folder / "runs")
-        arguments = ("--resume", runs[-1].name) if runs and _is_begun(runs[-1]) else ()
-        process = start(folder, command, *arguments)
-        if left == 0:
-            assert finish(process) == 0, f"{'; '.join(done)}\n{(folder / 'out.txt').read_text()[-3000:]}"
+        if runs and runs[-1].record().status == Status.COMPLETED:
             break
-        done.append(disturb(process, chance, within_s))
-        if list_runs(folder / "runs") and list_runs(folder / "runs")[-1].record().status == Status.COMPLETED:
-            break
+        process = start(folder, what, *(("--resume", runs[-1].name) if runs else ()))
+        if len(done) < times:
+            done += filter(None, [disturb(process, chance, what)])
+        else:
+            assert finish(process) == 0, f"{done}\n{(folder / 'out.txt').read_text()[-3000:]}"
     said = (folder / "out.txt").read_text(errors="replace")
-    assert "Traceback" not in said, f"{'; '.join(done)}\n{said}"
-    assert "defect" not in said, f"{'; '.join(done)}\n{said}"
-    return list_runs(folder / "runs")[-1], "; ".join(done)
-
-
-def _is_begun(run: Run) -> bool:
-    """Whether the run can be gone on with: one that was killed while it was made has no job.json, or none that says
-    of which data."""
-    return (run.path / "job.json").is_file()
+    assert "Traceback" not in said, f"{done}\n{said}"
+    assert "defect" not in said, f"{done}\n{said}"
+    return list_runs(folder / "runs")[-1], done
 
 
 def trained(run: Run) -> dict[str, Any]:
@@ -122,17 +138,17 @@ def searched(run: Run) -> dict[str, Any]:
     return {
         "best": {name: value for name, value in best.items() if name not in ("run", "data")},
         "trials": [[*row[:seconds], *row[seconds + 1 :]] for row in rows],
-        "weights": hashlib.sha256(load_model(trial.paths.model).weights_path.read_bytes()).hexdigest(),
+        "weights": hashlib.sha256((trial.paths.model / "model.safetensors").read_bytes()).hexdigest(),
         "models": [path.parent.parent.name for path in sorted(run.path.glob("trials/*/model/model.safetensors"))],
         "checkpoints": [path.name for path in run.path.glob("trials/*/checkpoints")],
     }
 
 
-def timed(folder: Path, *arguments: str) -> float:
-    """Seconds of an undisturbed command, which succeeds."""
+def timed(folder: Path, what: Disturbed) -> Disturbed:
+    """Lets it end undisturbed, which succeeds, and takes the time."""
     started = time.monotonic()
-    assert finish(start(folder, *arguments)) == 0, (folder / "out.txt").read_text()
-    return time.monotonic() - started
+    assert finish(start(folder, what)) == 0, (folder / "out.txt").read_text()
+    return replace(what, seconds=time.monotonic() - started)
 
 
 def _family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.interruptions import run_disturbed, searched, timed, trained
+from tests import search_program
+from tests.interruptions import DEPLOY, Disturbed, run_disturbed, searched, timed, trained
 
-from image_classifier.launch.runs import list_runs
+from image_classifier.launch.runs import Run, list_runs
 from image_classifier.vision.sample_data import make_sample_data
 
-TIMES = int(os.environ.get("INTERRUPTIONS", "0"))  # of each command, in runs of a few; 0: the sample
+TIMES = int(os.environ.get("INTERRUPTIONS", "0"))  # of each command, a few in each run; 0: the sample
 SEED = os.environ.get("INTERRUPTIONS_SEED", "1")
-IN_A_RUN = 3
+IN_A_RUN = 4
+LARGEST_CHECKPOINT = 300e6  # bytes
 SETTINGS = """
 data = "{data}"
 
@@ -33,7 +37,7 @@ workers = 1
 golden_samples = 2
 
 [tune]
-trials = 3
+trials = 2
 epochs = 2
 
 [tune.search]
@@ -59,20 +63,36 @@ def folder_with(settings: str, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("command", "result_of", "sample"), [("train", trained, 3), ("tune", searched, 2)])
-def test_interruptions_at_random_moments_change_no_result(
-    tmp_path: Path, settings: str, command: str, result_of: object, sample: int
+def disturbed_as_straight(
+    folder: Path, settings: str, what: Disturbed, result_of: Callable[[Run], object], times: int
 ) -> None:
-    assert callable(result_of)
-    straight = folder_with(settings, tmp_path / "straight")
-    seconds = timed(straight, command)
+    straight = folder_with(settings, folder / "straight")
+    what = timed(straight, what)
     expected = result_of(list_runs(straight / "runs")[-1])
-    left, number = TIMES or sample, 0
-    while left > 0:
-        folder = folder_with(settings, tmp_path / f"disturbed{number}")
-        run, done = run_disturbed(
-            folder, command, random.Random(f"{SEED} {command} {number}"), min(left, IN_A_RUN), seconds
-        )
-        print(f"{command} {number}: {done}")
-        assert result_of(run) == expected, f"{command} {number}: {done}"
-        left, number = left - IN_A_RUN, number + 1
+    shutil.rmtree(straight)
+    number = 0
+    while times > 0:
+        place = folder_with(settings, folder / f"disturbed{number}")
+        chance = random.Random(f"{SEED} {what.program.stem} {what.command} {number}")
+        run, done = run_disturbed(place, what, chance, min(times, IN_A_RUN))
+        print(f"{what.program.stem} {what.command} {number}: {done}")
+        assert result_of(run) == expected, done
+        shutil.rmtree(place)
+        number, times = number + 1, times - len(done)
+
+
+def test_a_training_ends_the_same_whatever_came_between(tmp_path: Path, settings: str) -> None:
+    what = Disturbed(program=DEPLOY, command="train", largest_file=LARGEST_CHECKPOINT)
+    disturbed_as_straight(tmp_path, settings, what, trained, TIMES or 2)
+
+
+def test_a_search_proposes_judges_and_keeps_the_same_whatever_came_between(tmp_path: Path, settings: str) -> None:
+    search = settings.replace("trials = 2", "trials = 7").replace("epochs = 2", "epochs = 3")
+    what = Disturbed(program=Path(search_program.__file__), command="tune", largest_file=100_000)
+    disturbed_as_straight(tmp_path, search, what, searched, TIMES or 4)
+
+
+@pytest.mark.skipif(not TIMES, reason="takes long: make endure")
+def test_a_search_of_real_trainings_ends_the_same_whatever_came_between(tmp_path: Path, settings: str) -> None:
+    what = Disturbed(program=DEPLOY, command="tune", largest_file=LARGEST_CHECKPOINT)
+    disturbed_as_straight(tmp_path, settings, what, searched, TIMES)

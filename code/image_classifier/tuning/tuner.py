@@ -362,10 +362,9 @@ class Tuner:
             self._study.tell(trial, state=TrialState.PRUNED)
         elif status == EXIT_PLATFORM:  # a full disk: the trial goes on when the search does
             message = message or silent_end(status)
-            active.run.end(Status.FAILED, exit_code=status, failure=message)
-            raise PlatformError(
-                message, f"mend that, then go on with: deploy.py tune --resume {self._search.run.typed}"
-            )
+            with suppress(PlatformError):
+                active.run.end(Status.FAILED, exit_code=status, failure=message)
+            raise PlatformError(message, f"then go on with: deploy.py tune --resume {self._search.run.typed}")
         elif self._obeyed:
             active.run.end(Status.STOPPED, exit_code=status, failure=message or "killed before it saved its state")
             return

@@ -68,6 +68,8 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "folder": folder_instead,
     "link to nowhere": link_to("/nowhere/at/all"),
     "link to itself": lambda path: link_to(path.name)(path),
+    "pipe": pipe_instead,
+    "link to a device without end": link_to("/dev/zero"),
 }
 LIGHT = [
     ["status"],

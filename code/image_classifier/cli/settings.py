@@ -28,6 +28,7 @@ from image_classifier.contract.config import (
 )
 from image_classifier.contract.endpoint import DEFAULT_PORT, MAX_PORT
 from image_classifier.contract.errors import ConfigError
+from image_classifier.contract.files import open_plain
 from image_classifier.contract.outputs import parse_json
 from image_classifier.contract.paths import path_here
 from image_classifier.contract.search import DEFAULT_SEARCH_SPACE, SearchSpace, parse_search_space
@@ -173,7 +174,8 @@ def load(
 def read_best(path: Path) -> dict[str, Value]:
     """The hyperparameters of a best.json as dotted keys. Raises ConfigError when the file is not one."""
     try:
-        document = parse_json(path.read_text(encoding="utf-8", errors="replace"))
+        with open_plain(path, "r", encoding="utf-8", errors="replace") as file:
+            document = parse_json(file.read())
         texts = {str(name): str(value) for name, value in document["hyperparameters"].items()}
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", "give the best.json of a tuning run") from None

@@ -13,6 +13,7 @@ from image_classifier.cli.settings import Settings
 from image_classifier.contract.config import parameters
 from image_classifier.contract.endpoint import parse_ready_line
 from image_classifier.contract.errors import PlatformError
+from image_classifier.contract.files import open_plain
 from image_classifier.contract.outputs import BEST, REPORT_HTML, TRIALS, TUNING_PICTURE
 from image_classifier.contract.text import visible
 from image_classifier.launch.process import POLL_S
@@ -147,7 +148,7 @@ def log(run: Run, *, follow: bool) -> None:
     if not run.log.is_file():
         render.note(f"{run.name} has logged nothing yet")
         return
-    with run.log.open(encoding="utf-8", errors="replace") as file:
+    with open_plain(run.log, "r", encoding="utf-8", errors="replace") as file:
         while True:
             active = follow and run.record().status in ACTIVE
             for line in file:

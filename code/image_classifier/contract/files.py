@@ -1,14 +1,49 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and that are files."""
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Literal, overload
 
 from image_classifier.contract.errors import PlatformError, describe
+
+
+@overload
+def open_plain(path: Path, mode: Literal["rb"] = "rb") -> io.BufferedReader: ...
+@overload
+def open_plain(path: Path, mode: Literal["ab"]) -> io.BufferedWriter: ...
+@overload
+def open_plain(path: Path, mode: Literal["r", "a"], *, encoding: str, errors: str = "strict") -> io.TextIOWrapper: ...
+def open_plain(path: Path, mode: str = "rb", **text: Any) -> Any:
+    """Opens a file as `open` does, if it is one.
+
+    Raises:
+        OSError: as `open`; and for a pipe, a socket or a device, which `open` may wait for for ever, and for a folder.
+    """
+    return open(path, mode, opener=_open_plain, **text)  # pathlib's knows no opener
+
+
+def _open_plain(path: str, flags: int) -> int:
+    with suppress(FileNotFoundError):
+        _require_plain(Path(path).stat().st_mode, path)  # before: to open a device may do something
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY, 0o666)
+    try:
+        _require_plain(os.fstat(descriptor).st_mode, path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _require_plain(mode: int, path: str) -> None:
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "a folder, a pipe or a device in the place of a file", path)
 
 
 @contextmanager

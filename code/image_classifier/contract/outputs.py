@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from image_classifier.contract.errors import ClassifierError
-from image_classifier.contract.files import write_text
+from image_classifier.contract.files import open_plain, write_text
 from image_classifier.contract.metrics import DEFAULT_OBJECTIVE, METRIC_BY_NAME
 from image_classifier.contract.paths import FAILURE_MAX_CHARS
 from image_classifier.contract.text import as_text
@@ -297,7 +297,8 @@ def _text(path: Path) -> str:
     Nothing is read from what is no file: a pipe would make the reader wait for ever.
     """
     try:
-        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        with open_plain(path, "r", encoding="utf-8", errors="replace") as file:
+            return str(file.read())
     except (OSError, ValueError):  # ValueError: a name that no file can have
         return ""
 

@@ -14,6 +14,7 @@ from typing import IO, Any
 import psutil
 
 from image_classifier.contract.errors import describe
+from image_classifier.contract.files import open_plain
 from image_classifier.contract.machine import allowed_cores
 from image_classifier.contract.outputs import SYSTEM_FOLDER
 from image_classifier.debugging.observer import Observer
@@ -103,7 +104,7 @@ class SystemSampler(Observer):
             if self._file is not None:
                 self._file.close()
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file, self._path = path.open("a", encoding="utf-8"), path
+            self._file, self._path = open_plain(path, "a", encoding="utf-8"), path
         return self._file
 
 

@@ -30,6 +30,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
+from image_classifier.contract.files import open_plain
 from image_classifier.contract.outputs import CLASSES, SETUP, STATISTICS, STEPS, SYSTEM_FOLDER
 
 Mode = Literal["train", "eval", "test"]
@@ -326,7 +327,7 @@ def each_sample(folder: Path) -> Iterator[SystemSample]:
     """
     roots = (folder / SYSTEM_FOLDER, folder / "data" / SYSTEM_FOLDER)
     for path in sorted(path for root in roots for path in root.glob("*/*.json") if path.is_file()):
-        with path.open(encoding="utf-8", errors="replace") as file:
+        with open_plain(path, "r", encoding="utf-8", errors="replace") as file:
             for line in file:
                 try:
                     sample = SystemSample.from_line(line)
@@ -368,7 +369,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     """The objects in a file of JSON lines, but for a line that was cut off when a process was killed."""
     if not path.is_file():
         return
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with open_plain(path, "r", encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
                 row, end = _DECODER.raw_decode(line)

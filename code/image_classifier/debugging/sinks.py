@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from image_classifier.contract.files import open_plain
 from image_classifier.contract.outputs import CLASSES, STATISTICS, STEPS
 from image_classifier.debugging.schema import ClassCounts, StatisticsRecord, StepRecord, of_rank, to_json
 
@@ -69,7 +70,7 @@ class JsonLines:
 
 
 def _append(path: Path) -> IO[str]:
-    return path.open("a", encoding="utf-8")
+    return open_plain(path, "a", encoding="utf-8")
 
 
 def _write(file: IO[str] | None, record: Any) -> None:

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Self
 
 from image_classifier.contract.errors import PlatformError
+from image_classifier.contract.files import open_plain
 from image_classifier.contract.supervised import Supervised
 
 POLL_S = 0.1
@@ -20,7 +21,7 @@ class Job:
 
     def __init__(self, program: Supervised, log: Path, offset: int) -> None:
         self._program = program
-        self._log = log.open("rb")
+        self._log = open_plain(log)
         self._log.seek(offset)
         self._rest = b""
 
@@ -38,7 +39,7 @@ class Job:
         """
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("ab") as output:
+            with open_plain(log, "ab") as output:
                 offset = output.tell()
                 program = Supervised.start(command, env=env, cwd=cwd, output=output, after=after)
         except OSError as error:

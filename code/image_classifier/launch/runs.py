@@ -34,6 +34,7 @@ import psutil
 
 import image_classifier
 from image_classifier.contract.errors import ConfigError, PlatformError
+from image_classifier.contract.files import open_plain
 from image_classifier.contract.outputs import ARCHIVE, HISTORY, JOB, LOG, Failure, read_failure, read_result
 from image_classifier.contract.paths import MlPaths, path_here
 from image_classifier.launch.revision import git_revision
@@ -229,7 +230,7 @@ class Run:
         Raises:
             ConfigError: another command has it.
         """
-        with (self.path / LOCK_NAME).open("ab") as file:  # the lock ends with this process, however that ends
+        with open_plain(self.path / LOCK_NAME, "ab") as file:  # the lock ends with this process, however that ends
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

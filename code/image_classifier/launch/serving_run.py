@@ -10,6 +10,7 @@ from pathlib import Path
 
 from image_classifier.contract.endpoint import parse_ready_line
 from image_classifier.contract.errors import ConfigError, JobError, JobStopped
+from image_classifier.contract.files import open_plain
 from image_classifier.contract.machine import require_free_port
 from image_classifier.contract.outputs import ACCESS_LOG
 from image_classifier.launch import local
@@ -138,6 +139,7 @@ def _wait_until_ready(run: Run, job: Job, interrupts: Interrupts, on_line: Calla
 
 
 def _reason(run: Run, status: int) -> str:
-    lines = run.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    with open_plain(run.log, "r", encoding="utf-8", errors="replace") as file:
+        lines = file.read().splitlines()
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return errors[0] if errors else f"the server ended with exit status {status} and gave no reason"

@@ -19,6 +19,7 @@ from image_classifier.contract.errors import (
     PlatformError,
     RuleFired,
 )
+from image_classifier.contract.files import open_plain
 from image_classifier.contract.outputs import ARCHIVE
 from image_classifier.contract.paths import path_here
 from image_classifier.debugging.rules import parse_rules
@@ -189,6 +190,7 @@ def silent_end(status: int) -> str:
 def last_lines(log: Path) -> str:
     """The end of a log."""
     try:
-        return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:])
+        with open_plain(log, "r", encoding="utf-8", errors="replace") as file:
+            return "\n".join(file.read().splitlines()[-LAST_LINES:])
     except OSError:
         return ""

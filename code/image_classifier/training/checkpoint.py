@@ -15,14 +15,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import nn
 
 from image_classifier.contract.config import TrainConfig, format_value, parameters
 from image_classifier.contract.errors import JobError, describe
-from image_classifier.contract.files import replacing
+from image_classifier.contract.files import open_plain, replacing
 from image_classifier.vision.fingerprint import Digests
 
 log = logging.getLogger(__name__)
@@ -174,8 +174,10 @@ class Checkpoints:
         """
         for path in self._files():
             try:
-                check_sums(path)
-                content = torch.load(path, map_location="cpu", weights_only=True)
+                with open_plain(path) as file:
+                    check_sums(file)
+                    file.seek(0)
+                    content = torch.load(file, map_location="cpu", weights_only=True)
                 checkpoint = Checkpoint(
                     Progress(**content["progress"]),
                     content["model"],
@@ -236,12 +238,12 @@ class Checkpoints:
         return sorted(self._folder.glob("epoch-*.ckpt"), reverse=True)
 
 
-def check_sums(path: Path) -> None:
+def check_sums(file: IO[bytes]) -> None:
     """Compares the checksums in the file, a zip archive, with its content: torch's reader does not.
 
     Raises:
         zipfile.BadZipFile: a byte is different, or the file is cut off.
     """
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(file) as archive:
         if (member := archive.testzip()) is not None:
             raise zipfile.BadZipFile(f"wrong checksum of {member}")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from image_classifier.contract.config import Value
+from image_classifier.contract.files import open_plain
 from image_classifier.launch.progress import JobProgress, duration
 from image_classifier.launch.view import Bar, Drawing, Live
 from image_classifier.tuning.trials import TrialRow, pick_best
@@ -26,7 +27,7 @@ class SearchView:
 
     def say(self, text: str) -> None:
         """A line that stays, in the view and in the log."""
-        with self._log.open("a", encoding="utf-8") as file:
+        with open_plain(self._log, "a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
         self._live.show(text)
 

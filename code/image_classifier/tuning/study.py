@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -53,10 +54,12 @@ def _open(run: Run, plan: Plan) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     journal = run.path / STUDY
     journal.with_name(f"{STUDY}.lock").unlink(missing_ok=True)  # the run is ours alone: its last owner is gone
-    if journal.exists():
-        whole, _, rest = journal.read_bytes().rpartition(b"\n")
+    if os.path.lexists(journal):
+        if not journal.is_file():
+            raise ValueError("no file")
+        whole, newline, rest = journal.read_bytes().rpartition(b"\n")
         if rest:
-            journal.write_bytes(whole + b"\n" if whole else b"")
+            os.truncate(journal, len(whole + newline))
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
     names = optuna.get_all_study_names(storage)
     trials, epochs = plan.tune.trials, plan.base.epochs

@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
 from image_classifier.contract.errors import ArtifactError, ClassifierError, PlatformError, describe
-from image_classifier.contract.files import replacing
+from image_classifier.contract.files import open_plain, replacing
 from image_classifier.contract.image_formats import JPEG, SUFFIXES
 from image_classifier.vision.manifest import (
     MANIFEST,
@@ -268,7 +268,8 @@ def _extract(archive: Path, directory: Path) -> None:
     seen: set[str] = set()
     try:
         with (
-            gzip.open(archive) as zipped,
+            open_plain(archive) as file,
+            gzip.open(file) as zipped,
             tarfile.open(fileobj=zipped, mode="r|", tarinfo=_CheckedTarInfo, errorlevel=2) as tar,
         ):
             for info in tar:
@@ -292,7 +293,7 @@ def _extract(archive: Path, directory: Path) -> None:
 
 def _verify(path: Path, member: Member, name: str) -> None:
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             same = os.fstat(file.fileno()).st_size == member.size
             same = same and hashlib.file_digest(file, "sha256").hexdigest() == member.sha256
     except FileNotFoundError:
@@ -304,7 +305,7 @@ def _verify(path: Path, member: Member, name: str) -> None:
 
 
 def _read(path: Path, limit: int) -> bytes:
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         data = file.read(limit + 1)
     check_member(path.name, len(data))
     return data

@@ -37,6 +37,7 @@ from typing import Any
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ClassifierError, PlatformError, describe
+from image_classifier.contract.files import open_plain
 from image_classifier.contract.machine import usable_cores
 from image_classifier.contract.text import as_text
 from image_classifier.vision.contrast import contrast_findings, contrast_of
@@ -196,7 +197,8 @@ def _ignore_interrupts() -> None:
 def _inspect(path: Path) -> _Inspected:
     """(sha256 of the bytes, size in pixels or None, why it cannot be decoded, its contrast)."""
     try:
-        data = path.read_bytes()
+        with open_plain(path) as file:
+            data = file.read()
     except OSError as error:
         return "", None, error.strerror or describe(error), ""
     digest = hashlib.sha256(data).hexdigest()

@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+from image_classifier.contract.files import open_plain
 from image_classifier.vision.folders import ImageFolders, Split
 
 THREADS = 8  # hashing lets other threads run, and storage answers several at a time
@@ -118,5 +119,5 @@ def _digest(path: Path) -> str:
 
 @lru_cache(maxsize=REMEMBERED)
 def _content(path: Path, *_state: int) -> str:
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from image_classifier.contract.errors import WeightsError, describe
+from image_classifier.contract.files import open_plain
 from image_classifier.vision.network import HEAD, TITLE
 
 # What a training script puts around a state dict, the plain name first: keys of the checkpoint's dictionary
@@ -27,7 +28,7 @@ Value = TypeVar("Value")
 def check_file(path: Path) -> None:
     """Raises WeightsError when the file cannot hold weights, whatever torch would say of it. Needs no torch."""
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             start = file.read(512)
         size = path.stat().st_size
     except OSError as error:
@@ -79,7 +80,7 @@ def is_counter(name: str) -> bool:
 
 def _check_header(path: Path, size: int) -> None:
     """Raises WeightsError when a safetensors file is cut off or something else."""
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(_MAX_HEADER, size - 8):
             raise WeightsError(f"the weights {path} are cut off, or no safetensors file", HINT)

@@ -22,6 +22,7 @@ from torchvision.models import ResNet50_Weights
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from image_classifier.contract.errors import ArtifactError, WeightsError
+from image_classifier.contract.files import open_plain
 from image_classifier.vision.artifact import unpack
 from image_classifier.vision.foreign_weights import GZIP, HINT, check_file, is_counter, own_names, unwrapped
 from image_classifier.vision.network import BLOCKS, HEAD, NAME, TITLE
@@ -162,7 +163,7 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
 
 def _read_starting_state(path: Path) -> dict[str, torch.Tensor]:
     """As `_read_state`, and of an archive of ours, its checksums verified."""
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         archived = file.read(len(GZIP)) == GZIP
     if not archived:
         return _read_state(path)

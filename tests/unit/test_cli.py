@@ -294,3 +294,20 @@ def test_two_commands_cannot_go_on_with_one_run(command: str, capsys: pytest.Cap
     assert (run.path / "job.json").read_bytes() == before
     with run.held():  # the end of the block gives it back
         pass
+
+
+@pytest.mark.parametrize("errors_too", [False, True])
+@pytest.mark.parametrize("words", [["config"], ["--help"], ["status"], ["status", "nobody"]], ids=" ".join)
+def test_a_reader_who_leaves_ends_a_command_quietly(tmp_path: Path, words: list[str], errors_too: bool) -> None:
+    for number in range(3):
+        create_run(tmp_path / "runs", "train", f"n{number}")
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, str(DEPLOY), *words]
+    ended = subprocess.run(
+        command, cwd=tmp_path, stdout=write, stderr=write if errors_too else subprocess.PIPE, text=True, check=False
+    )
+    os.close(write)
+    on_errors = words == ["status", "nobody"]
+    assert ended.returncode == (2 if on_errors and not errors_too else 141)
+    assert on_errors or not ended.stderr

@@ -199,6 +199,23 @@ def test_size_is_refused_from_the_header(tmp_path: Path) -> None:
         decode(png(side, side, 1, 0, b""))  # allowed, but without pixels
 
 
+def test_a_format_whose_decoder_cannot_be_stopped_is_granted_fewer_pixels() -> None:
+    too_large = encoded(Image.new("RGB", (5001, 5000)), "WEBP", lossless=True, quality=0, method=0)
+    with pytest.raises(TooLarge, match="5001 x 5000") as caught:
+        decode(too_large)
+    assert caught.value.hint == "at most 100 megapixels, as WebP 25, and 65535 pixels a side are accepted"
+    largest = encoded(Image.new("RGB", (5000, 5000)), "WEBP", lossless=True, quality=0, method=0)
+    assert decode(largest).size == (5000, 5000)
+    with pytest.raises(TooLarge) as caught:
+        decode(png(20_000, 5001, 8, 2, b""))
+    assert caught.value.hint == "at most 100 megapixels and 65535 pixels a side are accepted"
+
+
+def test_sixteen_bits_of_any_height_keep_their_upper_byte() -> None:
+    rows = np.random.default_rng(0).integers(0, 65536, (150, 7), dtype=np.uint16)
+    assert (np.asarray(decode(encoded(Image.fromarray(rows), "PNG")))[..., 0] == rows >> 8).all()
+
+
 def test_hostile_bytes_never_raise_anything_else() -> None:
     sources = [
         encoded(photo(), "JPEG", exif=with_exif(6)),

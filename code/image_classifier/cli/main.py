@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -17,15 +18,32 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
-def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911  # one for each way to end
-    """Runs one command and returns the exit code: 0, 1 failed, 2 wrong usage, 130 or 143 stopped."""
-    call = Call()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code: 0, 1 failed, 2 wrong usage, 130 or 143 stopped, 141 when who read
+    what it printed has left."""
     _open_closed_streams()
     _print_any_name()
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:
+        _let_go_of_broken_pipes()
+        return EXIT_BROKEN_PIPE
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:  # noqa: PLR0911  # one for each way to end
+    call, printing = Call(), (sys.stdout, sys.stderr)
     try:
         code = app.main(args=arguments, prog_name="deploy.py", standalone_mode=False, obj=call)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
+    except SystemExit:
+        if (sys.stdout, sys.stderr) == printing:
+            raise
+        sys.stdout, sys.stderr = printing  # click's way to take a broken pipe: it puts others there, and ends with 1
+        raise BrokenPipeError from None
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message())
         return EXIT_USAGE
@@ -34,8 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911  # one
     except (KeyboardInterrupt, click.Abort):
         return _fail(ClassifierError("interrupted"), call, EXIT_INTERRUPTED)
     except BrokenPipeError:
-        sys.stdout = None  # the reader is gone: nothing is left to flush
-        return EXIT_BROKEN_PIPE
+        raise
     except ClassifierError as error:
         return _fail(error, call, error.exit_code)
     except OSError as error:
@@ -43,6 +60,17 @@ def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911  # one
     except Exception as error:
         hint = "this is a defect of deploy.py: report it with the output of --debug"
         return _fail(ClassifierError(describe(error), hint), call, EXIT_FAILURE)
+
+
+def _let_go_of_broken_pipes() -> None:
+    """What is still in a buffer for a reader who has left goes nowhere: Python would complain of it at its exit."""
+    for number in (1, 2):
+        with contextlib.suppress(OSError):
+            (sys.stdout, sys.stderr)[number - 1].flush()
+            continue
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
+        os.close(nowhere)
 
 
 def _open_closed_streams() -> None:

@@ -20,6 +20,8 @@ class ImageFormat:
         suffixes: of its files, in lower case with the dot; they are compared in lower case. The first is the usual one.
         media_types: of a request's body, in lower case. The first is the one a client sends.
         signature: (offset, bytes there) of the first bytes of its files.
+        max_megapixels: larger pictures are refused. 100 are above any camera in common use, at most 0.4 GB once
+            decoded, and the decoder can be stopped on the way.
     """
 
     name: str
@@ -27,6 +29,7 @@ class ImageFormat:
     suffixes: tuple[str, ...]
     media_types: tuple[str, ...]
     signature: tuple[int, bytes]
+    max_megapixels: int = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,15 @@ FORMATS: tuple[ImageFormat, ...] = (
     ImageFormat(
         name="PNG", pillow="PNG", suffixes=(".png",), media_types=("image/png",), signature=(0, b"\x89PNG\r\n\x1a\n")
     ),
-    ImageFormat(name="WebP", pillow="WEBP", suffixes=(".webp",), media_types=("image/webp",), signature=(8, b"WEBP")),
+    # WebP's decoder takes 16 bytes a pixel and reads the file in one go: nothing stops it. 25 megapixels are 0.4 GB.
+    ImageFormat(
+        name="WebP",
+        pillow="WEBP",
+        suffixes=(".webp",),
+        media_types=("image/webp",),
+        signature=(8, b"WEBP"),
+        max_megapixels=25,
+    ),
     ImageFormat(name="BMP", pillow="BMP", suffixes=(".bmp",), media_types=("image/bmp",), signature=(0, b"BM")),
 )
 

@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from image_classifier.contract.errors import ClassifierError, ImageError, TooLarge, describe
-from image_classifier.contract.image_formats import OTHER_KINDS, PILLOW_NAMES, SEND_HINT
+from image_classifier.contract.image_formats import FORMATS, JPEG, OTHER_KINDS, PILLOW_NAMES, SEND_HINT
 from image_classifier.contract.text import as_text
 from image_classifier.vision.containers import bare, num_scans
 
-MAX_PIXELS = 100_000_000  # 100 megapixels: above any camera in common use, at most 0.4 GB once decoded
+MAX_PIXELS = 1_000_000 * JPEG.max_megapixels
 MAX_SIDE = 65_535  # the longest side a JPEG can have; also keeps crop boxes exact in Pillow's 32-bit floats
 # A JPEG goes over all its pixels as often as its bytes say, and an empty pass takes a dozen of them: 6 MB could keep a
 # core busy for minutes. Cameras and programs write up to 14 passes. An empty one costs 0.6 ns a pixel, one that refines
@@ -32,6 +33,8 @@ MAX_SCANS = 256
 MAX_SCANNED = 1_500_000_000  # passes times pixels
 MAX_DECODE_S = 10.0  # of this thread's own time on a core; the largest accepted pictures take 2 to 4
 MAX_HEADER_READS = 4096  # of a decoder before the pixels; three a segment or chunk: a file has dozens, not thousands
+
+_ROWS = 64  # taken at a time
 
 _UPRIGHT: dict[
     object, Image.Transpose
@@ -65,7 +68,8 @@ def decode(source: bytes | Path, *, min_side: int | None = None) -> Image.Image:
 
     Raises:
         ImageError: not an image of an accepted format, damaged, truncated, or not a readable file.
-        TooLarge: more than MAX_PIXELS, a side longer than MAX_SIDE, or more work than any honest picture makes.
+        TooLarge: more pixels than the format is granted, a side longer than MAX_SIDE, or more work than any honest
+            picture makes.
     """
     what = as_text(source) if isinstance(source, Path) else "the file"
     until = time.thread_time() + MAX_DECODE_S
@@ -143,17 +147,26 @@ def _decode(stream: Any, what: str, min_side: int | None) -> Image.Image:
         raise _not_an_image(stream.read(64), what) from error
     stream.reads_left = sys.maxsize
     width, height = image.size
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        raise TooLarge(
-            f"{what} is too large: {width} x {height} pixels",
-            f"at most {MAX_PIXELS // 1_000_000} megapixels and {MAX_SIDE} pixels a side are accepted",
-        )
+    _check_size(image.format, width, height, what)
     if isinstance(image, JpegImageFile):  # an MPO is one too
         _check_scans(stream, width * height, what)
     if min_side is not None:
         image.draft(None, (min_side, min_side))
     image.load()
     return _upright(image, _to_rgb(image))
+
+
+def _check_size(pillow_name: str | None, width: int, height: int, what: str) -> None:
+    """Raises TooLarge when a picture has more pixels than its format is granted."""
+    known = next((each for each in FORMATS if each.pillow == pillow_name), JPEG)  # an MPO is a JPEG
+    if width * height > 1_000_000 * known.max_megapixels or max(width, height) > MAX_SIDE:
+        most = f"{JPEG.max_megapixels} megapixels"
+        if known.max_megapixels < JPEG.max_megapixels:
+            most += f", as {known.name} {known.max_megapixels},"
+        raise TooLarge(
+            f"{what} is too large: {width} x {height} pixels",
+            f"at most {most} and {MAX_SIDE} pixels a side are accepted",
+        )
 
 
 def _check_scans(stream: Any, pixels: int, what: str) -> None:
@@ -180,13 +193,21 @@ def _not_an_image(head: bytes, what: str) -> ImageError:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow's convert would clip: keep the upper byte
-        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(_upper_byte(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:
         rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         rgb = Image.new("RGB", image.size, "white")
         rgb.paste(rgba, mask=rgba.getchannel("A"))
         return rgb
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _upper_byte(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """(H, W) of 16 bits -> 8, some rows at a time: numpy would take eight bytes a pixel on the way."""
+    made = np.empty(pixels.shape, np.uint8)
+    for top in range(0, len(pixels), _ROWS):
+        made[top : top + _ROWS] = (pixels[top : top + _ROWS].astype(np.uint32) >> 8).astype(np.uint8)
+    return made
 
 
 def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:

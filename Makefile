@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 LOCKS := torch train serve deploy dev
 export PYTHONPATH := code
 
-.PHONY: help setup demo test unit cover lint format types check build push smoke lock lock-check bench docs clean
+.PHONY: help setup demo test unit endure cover lint format types check build push smoke lock lock-check bench docs clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ endif
 
 unit: $(STAMP) ## the fast tests only
 	@$(BIN)/python -m pytest tests/unit
+
+endure: $(STAMP) ## kill trainings and searches, and fill their disk, INTERRUPTIONS (20) times each at random moments
+	@INTERRUPTIONS=$${INTERRUPTIONS:-20} $(BIN)/python -m pytest -s tests/integration/test_interruptions.py
 
 cover: ## make test COVER=1
 	@$(MAKE) --no-print-directory test COVER=1

@@ -31,6 +31,7 @@ from image_classifier.launch.view import SILENT, View, tell_findings
 from image_classifier.vision import artifact
 from image_classifier.vision.folders import ImageFolders, beside_channels, find_channels, scan
 from image_classifier.vision.foreign_weights import check_file
+from image_classifier.vision.weights_preview import check_contents
 
 KIND = "train"
 EXIT_KILLED = 137  # 128 + SIGKILL
@@ -101,6 +102,13 @@ def resolve_weights(config: TrainConfig, runs_dir: Path) -> TrainConfig:
     return config.replace(weights=str(path.resolve()))
 
 
+def check_weights(config: TrainConfig, folders: ImageFolders) -> None:
+    """Raises WeightsError when the job would refuse the weights that `resolve_weights` found, as far as can be told
+    without torch."""
+    if config.weights not in NAMED_WEIGHTS:
+        check_contents(Path(config.weights), len(folders.classes))
+
+
 def train(
     config: TrainConfig,
     data: Path,
@@ -118,7 +126,7 @@ def train(
         JobError: it failed; the message is the first cause.
     """
     config = resolve_weights(config, runs_dir)
-    check_data(data, config, view)
+    check_weights(config, check_data(data, config, view))
     local.require_free_disk(runs_dir)
     run = create_run(runs_dir, KIND, name, data=str(data.resolve()), config=config.to_hyperparameters())
     view.note(f"run {run.path}")

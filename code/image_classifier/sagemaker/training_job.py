@@ -19,7 +19,7 @@ from image_classifier.contract.text import as_text
 from image_classifier.launch.process import Interrupts
 from image_classifier.launch.progress import ProgressView
 from image_classifier.launch.runs import ACTIVE, Run, Status
-from image_classifier.launch.training_run import KIND, Outcome, check_data, last_lines, resolve_weights
+from image_classifier.launch.training_run import KIND, Outcome, check_data, check_weights, last_lines, resolve_weights
 from image_classifier.launch.view import SILENT, View, one_line
 from image_classifier.sagemaker import cost, jobs, remote
 from image_classifier.sagemaker.aws_settings import SageMakerSettings
@@ -103,6 +103,7 @@ def read_inputs(config: TrainConfig, aws: SageMakerSettings, data: Path, view: V
     session.require_region(image)
     config = resolve_weights(config, runs_dir)
     folders = check_data(data, config, view)
+    check_weights(config, folders)
     weights = None
     if config.weights not in NAMED_WEIGHTS:
         weights = Path(config.weights)

@@ -25,7 +25,7 @@ from image_classifier.launch import local
 from image_classifier.launch.process import POLL_S, Interrupts, Job
 from image_classifier.launch.progress import JobProgress
 from image_classifier.launch.runs import ACTIVE, Record, Run, Status, create_run, find_run, open_run, still_running
-from image_classifier.launch.training_run import check_data, resolve_weights, silent_end
+from image_classifier.launch.training_run import check_data, check_weights, resolve_weights, silent_end
 from image_classifier.launch.view import SILENT, View
 from image_classifier.tuning.plan import Plan, combinations, fit_trials, make_plan
 from image_classifier.tuning.search_view import SearchView
@@ -77,7 +77,9 @@ def create(
         ConfigError, DataError, PlatformError: it cannot be run.
     """
     base = resolve_weights(config, runs_dir)
-    plan = make_plan(base, space, tune, check_data(data, base, view), given=given, view=view)
+    folders = check_data(data, base, view)
+    check_weights(base, folders)
+    plan = make_plan(base, space, tune, folders, given=given, view=view)
     local.require_free_disk(runs_dir, plan.tune.parallel)
     values = plan.base.to_hyperparameters()
     run = create_run(runs_dir, KIND, name, data=str(data.resolve()), config=values, details=plan.to_json())

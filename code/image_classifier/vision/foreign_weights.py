@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from image_classifier.contract.errors import WeightsError, describe
 from image_classifier.contract.files import open_plain
-from image_classifier.vision.network import HEAD, TITLE
+from image_classifier.vision.network import HEAD, NAME, TITLE
 
 # What a training script puts around a state dict, the plain name first: keys of the checkpoint's dictionary
 WRAPPERS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "net", "weights")
@@ -51,6 +51,39 @@ def check_file(path: Path) -> None:
                 raise WeightsError(f"the weights {path} are an archive that torch did not write", HINT)
     elif not start.startswith((GZIP, b"\x80")):  # \x80: a pickle, which torch wrote until 1.6
         raise WeightsError(f"the weights {path} are no file of weights", HINT)
+
+
+def more_than_tensors(source: Path) -> WeightsError:
+    """What is raised for a pickle that would run code, or of which something is missing."""
+    return WeightsError(
+        f"{source} holds more than plain tensors, or is damaged, and is not loaded",
+        f"save its weights alone: torch.save(model.state_dict(), file); {HINT}",
+    )
+
+
+def no_state_dict(source: Path) -> WeightsError:
+    """What is raised for a file of something else than tensors by name."""
+    return WeightsError(f"{source} is not a state dict", HINT)
+
+
+def other_network(source: Path, wrong: Sequence[str]) -> WeightsError:
+    """What is raised where tensors, some of which are named, are missing, of another shape, or too many."""
+    return WeightsError(
+        f"{source} is not a {TITLE}'s: {len(wrong)} tensors do not fit, first {wrong[0]}",
+        f"start from torchvision's {NAME} weights",
+    )
+
+
+def no_numbers(source: Path, name: str) -> WeightsError:
+    """What is raised for a tensor that was saved without its numbers."""
+    return WeightsError(f"{source} holds no numbers for {name}: it was saved from the device meta", HINT)
+
+
+def not_finite(source: Path, name: str) -> WeightsError:
+    """What is raised for a tensor with a number that is not finite."""
+    return WeightsError(
+        f"{source} holds a number that is not finite in {name}", "its training diverged: start from others"
+    )
 
 
 def unwrapped(content: object) -> Mapping[object, object] | None:

@@ -24,8 +24,20 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from image_classifier.contract.errors import ArtifactError, WeightsError
 from image_classifier.contract.files import open_plain
 from image_classifier.vision.artifact import unpack
-from image_classifier.vision.foreign_weights import GZIP, HINT, check_file, is_counter, own_names, unwrapped
-from image_classifier.vision.network import BLOCKS, HEAD, NAME, TITLE
+from image_classifier.vision.foreign_weights import (
+    GZIP,
+    HINT,
+    check_file,
+    is_counter,
+    more_than_tensors,
+    no_numbers,
+    no_state_dict,
+    not_finite,
+    other_network,
+    own_names,
+    unwrapped,
+)
+from image_classifier.vision.network import BLOCKS, HEAD
 
 IMAGENET = ResNet50_Weights.IMAGENET1K_V2
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt")
@@ -149,15 +161,12 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
             with torch.serialization.safe_globals([Namespace]):  # {"model": ..., "args": Namespace}: it runs nothing
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise WeightsError(
-            f"{path} holds more than plain tensors, or is damaged, and is not loaded",
-            f"save its weights alone: torch.save(model.state_dict(), file); {HINT}",
-        ) from None
+        raise more_than_tensors(path) from None
     except Exception as error:  # safetensors and torch raise many types on damaged bytes
         raise WeightsError(f"{path} cannot be read as weights: {_first_line(error)}", HINT) from None
     state = unwrapped(content)
     if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise WeightsError(f"{path} is not a state dict", HINT)
+        raise no_state_dict(path)
     return {str(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
 
 
@@ -187,17 +196,12 @@ def _fit(model: ResNet, state: dict[str, torch.Tensor], source: Path) -> dict[st
     wrong = [name for name in wanted if name not in fitted or fitted[name].shape != wanted[name].shape]
     wrong += [name for name in fitted if name not in wanted]
     if wrong:
-        raise WeightsError(
-            f"{source} is not a {TITLE}'s: {len(wrong)} tensors do not fit, first {wrong[0]}",
-            f"start from torchvision's {NAME} weights",
-        )
+        raise other_network(source, wrong)
     for name, value in fitted.items():
         if value.is_meta:
-            raise WeightsError(f"{source} holds no numbers for {name}: it was saved from the device meta", HINT)
-        if not bool(torch.isfinite(value).all()):
-            raise WeightsError(
-                f"{source} holds a number that is not finite in {name}", "its training diverged: start from others"
-            )
+            raise no_numbers(source, name)
+        if not bool(torch.isfinite(value.float()).all()):  # as the network will have it
+            raise not_finite(source, name)
     return fitted
 
 

@@ -24,6 +24,7 @@ class MeanEngine:
     """Logits that are the channel means twice: a real function of the whole preprocessed picture."""
 
     name = "mean"
+    precision = "float32"
 
     def __init__(self):
         self.seen = []

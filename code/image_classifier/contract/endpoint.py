@@ -1,6 +1,6 @@
 """How the server program is configured and how it says that it is ready.
 
-    ready url=http://127.0.0.1:8080 model=3f2a... engine=openvino workers=2 startup_s=4.1
+    ready url=http://127.0.0.1:8080 model=3f2a... engine=openvino/int8 workers=2 startup_s=4.1
 
 The SAGEMAKER_ names are the ones SageMaker and its inference toolkit define; the others are ours.
 """
@@ -27,7 +27,12 @@ METRICS_PORT_VARIABLE = "CLASSIFIER_METRICS_PORT"  # GET /metrics on 127.0.0.1, 
 ENGINE_VARIABLE = "CLASSIFIER_ENGINE"
 ENGINES = ("auto", "openvino", "torch")  # auto: torch where there is a usable GPU, OpenVINO on the CPU elsewhere
 
-_READY = re.compile(r"ready url=(?P<url>\S+) model=(?P<model>\S+) engine=\S+ workers=\d+ startup_s=[\d.]+\s*")
+PRECISION_VARIABLE = "CLASSIFIER_SERVE_PRECISION"  # also the variable of the setting `precision` under [serve]
+PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")  # auto: the fastest here that is good enough
+
+_READY = re.compile(
+    r"ready url=(?P<url>\S+) model=(?P<model>\S+) engine=(?P<engine>\S+) workers=\d+ startup_s=[\d.]+\s*"
+)
 
 
 def ready_line(*, url: str, model: str, engine: str, workers: int, startup_s: float) -> str:
@@ -39,3 +44,14 @@ def parse_ready_line(line: str) -> tuple[str, str] | None:
     """(URL, model fingerprint) of a ready line, None for any other line."""
     match = _READY.fullmatch(line)
     return None if match is None else (match["url"], match["model"])
+
+
+def ready_engine(line: str) -> str:
+    """The engine that a ready line names, e.g. `openvino/int8`; empty for any other line."""
+    match = _READY.fullmatch(line)
+    return "" if match is None else match["engine"]
+
+
+def precision_of(engine: str) -> str:
+    """The number format of an engine as a ready line names it: `openvino/int8` -> `int8`."""
+    return engine.partition("/")[2]

@@ -38,6 +38,8 @@ CUSTOM_ATTRIBUTES_HEADER = "X-Amzn-SageMaker-Custom-Attributes"  # `top_k=3`, co
 TOP_K_ATTRIBUTE = "top_k"
 DEFAULT_TOP_K = 5
 
+ENGINE_HEADER = "X-Engine"  # of every answer: what computed it, e.g. `openvino/int8; forward_ms=7.1`
+
 MAX_BODY_BYTES = 6 * 1024 * 1024  # InvokeEndpoint's limit; a local server could take more, but must behave the same
 
 STATUSES: Mapping[int, str] = {

@@ -104,7 +104,7 @@ class RemoteClient(Connection):
 def check_golden(client: Connection, artifact: Artifact) -> None:
     """Asks for every golden sample of the model. Raises ArtifactError when an answer is not training's."""
     for sample, answer in _answers(client, artifact):
-        check_answer(sample, artifact.classes, answer)
+        check_answer(sample, artifact.classes, answer, tolerance=artifact.manifest.widest_tolerance)
 
 
 def _answers(client: Connection, artifact: Artifact) -> Iterable[tuple[GoldenSample, dict[str, float]]]:

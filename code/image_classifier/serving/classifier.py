@@ -40,7 +40,9 @@ class Classifier:
         return [(self.artifact.classes[i], float(probabilities[i])) for i in best]
 
     def check_golden(self) -> None:
-        """Raises ArtifactError when this engine does not answer the golden samples as training did."""
+        """Raises ArtifactError when this engine does not answer the golden samples as training did, but for what its
+        number format costs."""
+        tolerance = self.artifact.manifest.tolerance(self.engine.precision)
         for sample in self.artifact.golden:
             answer = dict(zip(self.artifact.classes, self.probabilities(sample.image), strict=True))
-            check_answer(sample, self.artifact.classes, answer)
+            check_answer(sample, self.artifact.classes, answer, tolerance=tolerance)

@@ -1,4 +1,4 @@
-"""What turns a tensor into logits: OpenVINO on the CPU, torch on a GPU. Both compute at the artifact's precision."""
+"""What turns a tensor into logits: OpenVINO on the CPU, torch on a GPU, each in several number formats."""
 
 from __future__ import annotations
 
@@ -11,19 +11,25 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.contract.endpoint import ENGINE_VARIABLE, ENGINES
+from image_classifier.contract.endpoint import ENGINE_VARIABLE, ENGINES, PRECISION_VARIABLE, PRECISIONS
 from image_classifier.contract.errors import ArtifactError, ConfigError, PlatformError
 from image_classifier.vision.artifact import Artifact
+from image_classifier.vision.gate import BFLOAT16, FLOAT16, FLOAT32, INT8
 
-PRECISIONS = ("float32", "bfloat16")
+FORMATS = {"openvino": (INT8, BFLOAT16, FLOAT32), "torch": (FLOAT16, BFLOAT16, FLOAT32)}
+"""Engine -> number formats it can compute in, those first that usually are faster."""
+
+# what OpenVINO is told, named in full because its default is bf16 on processors that have it
+_HINTS = {INT8: "f32", BFLOAT16: "bf16", FLOAT32: "f32"}  # int8 is in the graph, f32 what is around it
 
 _log = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
-    """A loaded network."""
+    """A loaded network. `precision` is the number format it computes in."""
 
     name: str
+    precision: str
 
     def logits(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """(3, H, W) float32 -> (num_classes,) float32. Raises ValueError on another shape."""
@@ -34,22 +40,25 @@ class OpenVinoEngine:
 
     name = "openvino"
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, precision: str = "") -> None:
+        """Without a `precision`, that of the weights. Raises ArtifactError when the artifact has no ranges for int8."""
         from safetensors.numpy import load_file
 
         from image_classifier.serving.openvino_resnet import resnet50
         from image_classifier.serving.quiet_openvino import openvino
 
-        size = artifact.preprocessing.image_size
+        self.precision = _precision(artifact, precision, self.name)
+        size, ranges = artifact.preprocessing.image_size, artifact.manifest.ranges
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": 1,
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # every worker would be pinned to the same core
-            # named in full because the default is bf16 on processors that have it
-            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[_precision(artifact)],
+            "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
         }
-        model = resnet50(load_file(artifact.weights_path), image_size=size)
+        model = resnet50(
+            load_file(artifact.weights_path), image_size=size, ranges=ranges if self.precision == INT8 else None
+        )
         self._shape = (3, size, size)
         self._request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
 
@@ -65,7 +74,8 @@ class TorchEngine:
 
     name = "torch"
 
-    def __init__(self, artifact: Artifact, device: str = "cuda") -> None:
+    def __init__(self, artifact: Artifact, device: str = "cuda", precision: str = "") -> None:
+        """Without a `precision`, that of the weights."""
         import torch
 
         from image_classifier.vision.model import build_model, load_safetensors
@@ -73,13 +83,16 @@ class TorchEngine:
         # TF32 has a mantissa of 10 bits: not the precision the golden samples were recorded at
         torch.backends.cudnn.allow_tf32 = False
         torch.set_num_threads(1)
+        self.precision = _precision(artifact, precision, self.name)
         size = artifact.preprocessing.image_size
         model = build_model(len(artifact.classes))
         load_safetensors(model, artifact.weights_path)
         self._torch = torch
         self._model = model.eval().to(device, memory_format=torch.channels_last)
         self._autocast = torch.autocast(
-            torch.device(device).type, dtype=torch.bfloat16, enabled=_precision(artifact) == "bfloat16"
+            torch.device(device).type,
+            dtype=torch.float16 if self.precision == FLOAT16 else torch.bfloat16,
+            enabled=self.precision != FLOAT32,
         )
         self._device = device
         self._shape = (3, size, size)
@@ -93,35 +106,50 @@ class TorchEngine:
         return output
 
 
-def load_engine(artifact: Artifact, *, gpu_id: int | None = None) -> Engine:
-    """The engine that $CLASSIFIER_ENGINE names, or with `auto` the best one this machine can run.
+def load_engine(artifact: Artifact, *, gpu_id: int | None = None, precision: str = "") -> Engine:
+    """The engine that $CLASSIFIER_ENGINE names, or with `auto` the one for this machine: torch on a usable GPU.
 
     Args:
         gpu_id: the GPU this worker was given by the model server; None for the first.
+        precision: the number format to compute in; that of the weights without it.
 
     Raises:
         ConfigError: an unknown name in $CLASSIFIER_ENGINE.
         PlatformError: torch was asked for and there is no usable GPU.
-        ArtifactError: the weights are not a ResNet50's.
+        ArtifactError: the weights are not a ResNet50's, or the engine cannot compute them in this format.
     """
+    if engine_here() == TorchEngine.name:
+        return TorchEngine(artifact, f"cuda:{gpu_id or 0}", precision)
+    return OpenVinoEngine(artifact, precision)
+
+
+def engine_here() -> str:
+    """The name of the engine that `load_engine` takes. Raises its ConfigError and PlatformError."""
     wanted = requested_engine()
-    if wanted == "torch" or (wanted == "auto" and has_gpu()):
+    if wanted == TorchEngine.name or (wanted == "auto" and has_gpu()):
         import torch
 
         if torch.cuda.is_available():
-            return TorchEngine(artifact, f"cuda:{gpu_id or 0}")
-        if wanted == "torch":
+            return TorchEngine.name
+        if wanted == TorchEngine.name:
             raise PlatformError("torch finds no usable GPU", "compare the driver's CUDA version with torch's")
         _log.warning("there is a GPU that torch cannot use; the CPU answers instead")
-    return OpenVinoEngine(artifact)
+    return OpenVinoEngine.name
 
 
 def requested_engine() -> str:
     """The value of $CLASSIFIER_ENGINE, `auto` without it. Raises ConfigError when it is not one of ENGINES."""
-    name = os.environ.get(ENGINE_VARIABLE) or ENGINES[0]
-    if name not in ENGINES:
-        raise ConfigError(f"{ENGINE_VARIABLE} must be one of {', '.join(ENGINES)}, not {name!r}")
-    return name
+    return _one_of(ENGINES, ENGINE_VARIABLE)
+
+
+def requested_precision() -> str:
+    """The number format that the environment asks for, `auto` without it. Raises ConfigError for an unknown one."""
+    return _one_of(PRECISIONS, PRECISION_VARIABLE)
+
+
+def may_fork() -> bool:
+    """Whether a model that was loaded can be used by processes forked afterwards: OpenVINO's can, CUDA's cannot."""
+    return requested_engine() == OpenVinoEngine.name or (requested_engine() == "auto" and not has_gpu())
 
 
 def has_gpu() -> bool:
@@ -129,8 +157,18 @@ def has_gpu() -> bool:
     return any(Path("/dev").glob("nvidia[0-9]*")) and importlib.util.find_spec("torch") is not None
 
 
-def _precision(artifact: Artifact) -> str:
-    precision = artifact.manifest.precision
-    if precision not in PRECISIONS:
-        raise ArtifactError(f"the model's precision is {precision!r}", f"this program knows {', '.join(PRECISIONS)}")
+def _one_of(known: tuple[str, ...], variable: str) -> str:
+    name = os.environ.get(variable) or known[0]
+    if name not in known:
+        raise ConfigError(f"{variable} must be one of {', '.join(known)}, not {name!r}")
+    return name
+
+
+def _precision(artifact: Artifact, wanted: str, engine: str) -> str:
+    precision = wanted or artifact.manifest.precision
+    if precision not in FORMATS[engine]:
+        known = ", ".join(FORMATS[engine])
+        raise ArtifactError(f"the model's precision is {precision!r}", f"on {engine} this program knows {known}")
+    if precision == INT8 and not artifact.manifest.ranges:
+        raise ArtifactError("the model has no ranges for int8", "train it again with this program, or serve float32")
     return precision

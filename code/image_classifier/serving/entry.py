@@ -33,7 +33,7 @@ from image_classifier.contract.paths import MlPaths
 from image_classifier.contract.text import visible
 from image_classifier.contract.wire import JSON_TYPE, TOP_K_HEADER
 from image_classifier.serving.access_log import AccessLog
-from image_classifier.serving.engines import has_gpu, requested_engine
+from image_classifier.serving.engines import has_gpu, requested_engine, requested_precision
 from image_classifier.serving.front import Behind, Front
 from image_classifier.serving.scratch import Scratch
 from image_classifier.serving.server import Address, ServerProcess
@@ -86,6 +86,7 @@ def _serve(stop: threading.Event) -> None:
     answer_s = _number(
         endpoint.ANSWER_TIMEOUT_VARIABLE, endpoint.DEFAULT_ANSWER_TIMEOUT_S, high=endpoint.MAX_ANSWER_TIMEOUT_S
     )
+    requested_precision()  # a wrong one is an error before anything is loaded
     with ExitStack() as stack:
         listener = stack.enter_context(address.bind())
         metrics_listener = _bind_metrics(stack)
@@ -102,13 +103,15 @@ def _serve(stop: threading.Event) -> None:
             socket=scratch.model_socket,
             num_workers=num_workers,
             num_alive=lambda: workers.num_alive,
-            about={"model": artifact.fingerprint, "engine": engine, "workers": num_workers},
+            about={"model": artifact.fingerprint, "workers": num_workers, "engine": scratch.choice() or engine},
             answer_s=answer_s,
         )
         front = stack.enter_context(Front(behind, AccessLog(_access_log_file())))
         front.listen_privately(scratch.front_socket)
+        tolerance = artifact.manifest.tolerance(endpoint.precision_of(engine))
         for sample in artifact.golden:
-            check_answer(sample, artifact.classes, _invoke(scratch.front_socket, artifact, sample))
+            answer = _invoke(scratch.front_socket, artifact, sample)
+            check_answer(sample, artifact.classes, answer, tolerance=tolerance)
         with address.errors():
             front.listen(listener)
         if metrics_listener is not None:

@@ -6,6 +6,7 @@ answers without a sentence.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -15,14 +16,15 @@ from typing import Any
 from image_classifier.contract.errors import RequestError
 from image_classifier.contract.paths import MlPaths
 from image_classifier.contract.wire import ENGINE_HEADER, REQUEST_ID_HEADER
+from image_classifier.serving.choice import choose
 from image_classifier.serving.classifier import Classifier
 from image_classifier.serving.codec import Response, encode, encode_error, encode_internal_error, parse_request
-from image_classifier.serving.engines import load_engine
-from image_classifier.serving.scratch import BusyMark, Scratch
+from image_classifier.serving.scratch import PRELOAD_VARIABLE, BusyMark, Scratch
 from image_classifier.vision.artifact import load_model
 
 _log = logging.getLogger("image_classifier.serving")
 _worker: dict[str, Classifier] = {}  # filled at load: a worker is a process with one model
+_headers: dict[str, str] = {}  # of every answer, filled at load
 _marks: dict[int, BusyMark] = {}  # by process id
 
 
@@ -41,19 +43,28 @@ def handle(data: Sequence[Mapping[str, object]] | None, context: Any) -> list[by
 
 
 def _load(context: Any) -> None:
-    """Loads the model and proves it on the golden samples; the server program learns the outcome from the scratch."""
+    """Loads the model and proves it on the golden samples; the server program learns the outcome from the scratch.
+
+    Where the server forks its workers from this process, it is they that report: each has the model from birth, and
+    shares its memory with the others.
+    """
     _log_to_stderr()
     scratch = Scratch.from_environment()
     try:
         artifact = load_model(MlPaths.from_environment().model)
-        engine = load_engine(artifact, gpu_id=context.system_properties.get("gpu_id"))
-        classifier = Classifier(artifact, engine)
-        classifier.check_golden()
+        classifier, choice = choose(artifact, gpu_id=context.system_properties.get("gpu_id"))
     except Exception as error:
         scratch.report_failure(error)
         raise
     _worker["classifier"] = classifier
-    scratch.report_loaded(engine.name)
+    _headers[ENGINE_HEADER] = choice.header
+    scratch.write_choice(choice.to_json())
+    if os.environ.get(PRELOAD_VARIABLE) != "true":
+        scratch.report_loaded(choice.name)
+        return
+    gc.collect()
+    gc.freeze()  # a collection would write into, and so copy, every page that holds an object
+    os.register_at_fork(after_in_child=lambda: scratch.report_loaded(choice.name))
 
 
 def _answer(request: Mapping[str, object], index: int, context: Any) -> bytes:
@@ -64,7 +75,7 @@ def _answer(request: Mapping[str, object], index: int, context: Any) -> bytes:
         response = _respond(classifier, headers, request.get("body"), request_id)
     context.set_response_status(response.status, response.phrase, index)
     context.set_response_content_type(index, response.content_type)
-    context.set_response_header(index, ENGINE_HEADER, classifier.engine.name)
+    context.set_response_header(index, ENGINE_HEADER, _headers.get(ENGINE_HEADER, classifier.engine.name))
     return response.body
 
 

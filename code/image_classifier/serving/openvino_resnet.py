@@ -16,24 +16,32 @@ from image_classifier.serving.quiet_openvino import openvino, ops
 from image_classifier.vision import network
 
 _Weights = Mapping[str, NDArray[Any]]
+_TINY = 1e-9  # of a channel whose weights are all zeros
 
 
-def resnet50(weights: _Weights, *, image_size: int) -> openvino.Model:
+def resnet50(weights: _Weights, *, image_size: int, ranges: Mapping[str, float] | None = None) -> openvino.Model:
     """A graph (1, 3, image_size, image_size) float32, normalised -> (1, num_classes) logits.
 
     Batch norms are folded into the convolutions.
+
+    Args:
+        ranges: with them the graph is to be computed in int8: largest absolute value of each of `network.activations`.
 
     Raises:
         ArtifactError: a tensor is missing or has the wrong shape.
     """
     _check(weights)
+    graph = _Graph(weights, ranges or {})
     image = ops.parameter([1, network.STEM.inputs, image_size, image_size], np.float32, name="image")
-    x = ops.relu(_convolution(image, weights, network.STEM))
+    x = ops.relu(graph.convolution(graph.rounded(network.STEM.name, image), network.STEM))
+    # before the pooling, which then moves a quarter of the bytes: the largest of rounded numbers is the rounded largest
+    x = graph.rounded(network.blocks()[0].path[0].name, x)
     x = ops.max_pool(x, [2, 2], [1, 1], [1, 1], [1, 1], [3, 3]).output(0)
-    for block in network.blocks():
-        x = _bottleneck(x, weights, block)
-    features = ops.reduce_mean(x, np.array([2, 3]), keep_dims=False)
-    weight, bias = (_constant(_array(weights, f"{network.HEAD}.{part}")) for part in ("weight", "bias"))
+    for number, block in enumerate(network.blocks()):
+        x = graph.bottleneck(x, block, is_rounded=number == 0)
+    features = graph.rounded(network.HEAD, ops.reduce_mean(x, np.array([2, 3]), keep_dims=False))
+    weight = graph.weight(_array(weights, f"{network.HEAD}.weight"))
+    bias = _constant(_array(weights, f"{network.HEAD}.bias"))
     logits = ops.add(ops.matmul(features, weight, transpose_a=False, transpose_b=True), bias)
     return openvino.Model([logits], [image], network.NAME)
 
@@ -50,25 +58,52 @@ def _check(weights: _Weights) -> None:
         raise ArtifactError(f"the weights are not a {network.TITLE}'s ({wrong[0]})")
 
 
-def _bottleneck(x: Any, weights: _Weights, block: network.Block) -> Any:
-    shortcut = x if block.shortcut is None else _convolution(x, weights, block.shortcut)
-    first, second, third = block.path
-    y = ops.relu(_convolution(x, weights, first))
-    y = ops.relu(_convolution(y, weights, second))
-    return ops.relu(ops.add(_convolution(y, weights, third), shortcut))
+class _Graph:
+    """Nodes over the weights; with ranges, nodes that say how each tensor is rounded, which OpenVINO turns into int8."""
 
+    def __init__(self, weights: _Weights, ranges: Mapping[str, float]) -> None:
+        self._weights = weights
+        self._ranges = ranges
+        self._signed = network.activations()
 
-def _convolution(x: Any, weights: _Weights, layer: network.Convolution) -> Any:
-    """The batch norm is folded in: with s = gamma / sqrt(variance + eps), w' = w s and b' = beta - mean s."""
-    gamma, beta, mean, variance = (
-        _array(weights, f"{layer.norm}.{part}").astype(np.float64)
-        for part in ("weight", "bias", "running_mean", "running_var")
-    )
-    scale = gamma / np.sqrt(variance + network.BATCH_NORM_EPS)
-    folded = _array(weights, f"{layer.name}.weight") * scale.astype(np.float32)[:, None, None, None]
-    bias = (beta - mean * scale).astype(np.float32)[None, :, None, None]
-    stride, pad = [layer.stride] * 2, [layer.kernel // 2] * 2
-    return ops.add(ops.convolution(x, _constant(folded), stride, pad, pad, [1, 1]), _constant(bias))
+    def rounded(self, name: str, x: Any) -> Any:
+        """256 levels a tensor: symmetric with a sign, from 0 on without."""
+        if not self._ranges:
+            return x
+        most = self._ranges[name]
+        low, high = (-most, most * 127 / 128) if self._signed[name] else (0.0, most)
+        ends = (np.float32(low), np.float32(high))
+        return ops.fake_quantize(x, *ends, *ends, 256)
+
+    def weight(self, weight: NDArray[np.float32]) -> Any:
+        """255 levels for each output channel, symmetric."""
+        if not self._ranges:
+            return _constant(weight)
+        most = np.abs(weight).max(tuple(range(1, weight.ndim)), keepdims=True).clip(_TINY)
+        return ops.fake_quantize(_constant(weight), -most, most, -most, most, 255)
+
+    def bottleneck(self, x: Any, block: network.Block, *, is_rounded: bool) -> Any:
+        first, second, third = block.path
+        x = x if is_rounded else self.rounded(first.name, x)
+        shortcut = x
+        if block.shortcut is not None:
+            name = network.shortcut_output(block.shortcut)
+            shortcut = self.rounded(name, self.convolution(x, block.shortcut))
+        y = self.rounded(second.name, ops.relu(self.convolution(x, first)))
+        y = self.rounded(third.name, ops.relu(self.convolution(y, second)))
+        return ops.relu(ops.add(self.convolution(y, third), shortcut))
+
+    def convolution(self, x: Any, layer: network.Convolution) -> Any:
+        """The batch norm is folded in: with s = gamma / sqrt(variance + eps), w' = w s and b' = beta - mean s."""
+        gamma, beta, mean, variance = (
+            _array(self._weights, f"{layer.norm}.{part}").astype(np.float64)
+            for part in ("weight", "bias", "running_mean", "running_var")
+        )
+        scale = gamma / np.sqrt(variance + network.BATCH_NORM_EPS)
+        folded = _array(self._weights, f"{layer.name}.weight") * scale.astype(np.float32)[:, None, None, None]
+        bias = (beta - mean * scale).astype(np.float32)[None, :, None, None]
+        stride, pad = [layer.stride] * 2, [layer.kernel // 2] * 2
+        return ops.add(ops.convolution(x, self.weight(folded), stride, pad, pad, [1, 1]), _constant(bias))
 
 
 def _constant(array: NDArray[Any]) -> Any:

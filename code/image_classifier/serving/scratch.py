@@ -2,6 +2,7 @@
 
     SCRATCH/model/            the empty folder the model server takes for the model; nothing is imported from it
     SCRATCH/workers/PID       what became of a worker's start: the engine's name, or the first cause of its failure
+    SCRATCH/engine.json       which engine serves, and why (`choice.Choice.to_json`)
     SCRATCH/busy/PID          since when a worker has been answering a request, or that it does not
     SCRATCH/front.sock        our front, for this program only; SCRATCH/model.sock the model server behind it
     SCRATCH/...               sockets, pid file, configuration of the model server
@@ -16,14 +17,16 @@ import mmap
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from image_classifier.contract.errors import ClassifierError, PlatformError, describe
 
 SCRATCH_VARIABLE = "CLASSIFIER_SCRATCH"
+PRELOAD_VARIABLE = "MMS_PRELOAD_MODEL"  # multi-model-server's: "true" loads the model once, before workers are forked
 _SINCE = struct.Struct("d")  # seconds of time.monotonic(), which all processes of a machine share; 0 for not busy
 
 
@@ -93,6 +96,19 @@ class Scratch:
     def report_failure(self, error: BaseException) -> None:
         """Called by a worker that could not load the model."""
         self._report({"error": describe(error), "hint": error.hint if isinstance(error, ClassifierError) else ""})
+
+    def write_choice(self, choice: Mapping[str, Any]) -> None:
+        """Called by the process that loaded the model, before it or a worker reports."""
+        partial = self.root / f"engine-{os.getpid()}.partial"
+        partial.write_text(json.dumps(choice))
+        partial.replace(self.root / "engine.json")
+
+    def choice(self) -> dict[str, Any]:
+        """What `write_choice` wrote; empty before it, and once the server has ended."""
+        with suppress(FileNotFoundError):
+            found: dict[str, Any] = json.loads((self.root / "engine.json").read_text())
+            return found
+        return {}
 
     def _report(self, values: dict[str, str | int]) -> None:
         partial = self.root / f"worker-{os.getpid()}.partial"

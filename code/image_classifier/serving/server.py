@@ -23,6 +23,7 @@ from image_classifier.contract.errors import PlatformError
 from image_classifier.contract.machine import bind, port_errors
 from image_classifier.contract.supervised import Supervised
 from image_classifier.serving import scratch
+from image_classifier.serving.engines import may_fork
 from image_classifier.serving.scratch import Scratch
 
 SOURCE = Path(__file__).parents[2]
@@ -94,6 +95,7 @@ class ServerProcess:
             "MMS_DECODE_INPUT_REQUEST": "false",  # bodies of type text or JSON would be decoded outside our handler
             "MMS_MAX_REQUEST_SIZE": str(SERVER_MAX_BODY_BYTES),
             "OMP_NUM_THREADS": "1",
+            scratch.PRELOAD_VARIABLE: "true" if may_fork() else "false",
             WORKERS_VARIABLE: str(self._num_workers),
             VM_ARGS_VARIABLE: os.environ.get(VM_ARGS_VARIABLE) or DEFAULT_VM_ARGS,
             ANSWER_TIMEOUT_VARIABLE: str(_LOAD_TIMEOUT_S),

@@ -30,6 +30,7 @@ from image_classifier.training.ending import leave
 from image_classifier.training.evaluate import Evaluation, evaluate
 from image_classifier.training.golden import golden_samples
 from image_classifier.training.loop import fit
+from image_classifier.training.number_formats import Measured, measure_formats
 from image_classifier.training.observe import Watched, make_hook
 from image_classifier.training.optim import make_optimizer
 from image_classifier.training.setup import Setup, choose_device, make_setup
@@ -293,6 +294,7 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
         log.info(metric_line(progress.best_epoch, test.metrics("test")))
         metrics |= test.metrics("test")
     preprocessing = Preprocessing.for_image_size(config.image_size)
+    measured = run_formats(training, folders, preprocessing)
     golden = golden_samples(model, folders.test or folders.valid, preprocessing, config.golden_samples)
     write_model(
         paths.model,
@@ -304,6 +306,8 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
         metrics=metrics,
         data_fingerprint=data_fingerprint,
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        ranges=measured.ranges,
+        gates=measured.gates,
     )
     result = {
         "outcome": "completed",
@@ -333,3 +337,17 @@ def run_test(training: Training, hook: Observer, split: Split) -> Evaluation:
             "while testing; the training has finished and is saved",
             "start again with the same checkpoint folder to test and write the model",
         ) from None
+
+
+def run_formats(training: Training, folders: ImageFolders, preprocessing: Preprocessing) -> Measured:
+    """What the number formats of a server would cost this model. Raises JobStopped when a stop is asked for."""
+
+    def pause() -> None:
+        if training.stop:
+            raise training.stop.error(
+                "while measuring number formats; the training has finished and is saved",
+                "start again with the same checkpoint folder to write the model",
+            )
+
+    golden = training.config.golden_samples if folders.test is None else 0
+    return measure_formats(training.model, folders.train, folders.valid, preprocessing, skip=golden, pause=pause)

@@ -11,12 +11,13 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from image_classifier.contract.errors import ArtifactError, describe
 from image_classifier.contract.image_formats import SUFFIXES
-from image_classifier.vision import network
+from image_classifier.vision import gate, network
+from image_classifier.vision.gate import Gate
 from image_classifier.vision.preprocess import Preprocessing
 
 FORMAT_VERSION = 1
@@ -67,6 +68,8 @@ class Manifest:
         created: ISO 8601 time, UTC.
         golden: (member, original name, probabilities) of each golden sample.
         members: every file of the artifact but the manifest.
+        ranges: largest absolute value of each of `network.activations`, for int8; empty where nobody measured it.
+        gates: number format -> what it costs; older models have none.
     """
 
     classes: tuple[str, ...]
@@ -79,12 +82,35 @@ class Manifest:
     golden: tuple[tuple[str, str, tuple[float, ...]], ...]
     members: Mapping[str, Member]
     architecture: str = network.NAME
-    precision: str = "float32"
+    precision: str = gate.FLOAT32
+    ranges: Mapping[str, float] = field(default_factory=dict)
+    gates: Mapping[str, Gate] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return dataclasses.asdict(self) | {"preprocessing": self.preprocessing.to_json()}
+        """The fields as JSON values. A model without ranges or gates keeps the checksum it had before there were any."""
+        values = dataclasses.asdict(self) | {"preprocessing": self.preprocessing.to_json()}
+        return {name: value for name, value in values.items() if value or name not in ("ranges", "gates")}
+
+    def refusal(self, precision: str) -> str:
+        """Why a server should not take a number format of its own accord; empty when it may."""
+        if precision == self.precision:
+            return ""
+        found = self.gates.get(precision)
+        return "the model does not say what it costs" if found is None else found.refusal
+
+    def tolerance(self, precision: str) -> float:
+        """Largest difference of a golden sample's probability from the recorded one, in a number format."""
+        if precision == self.precision == gate.FLOAT32:
+            return gate.FLOAT32_TOLERANCE
+        found = self.gates.get(precision)
+        return gate.UNMEASURED_TOLERANCE if found is None else found.tolerance
+
+    @property
+    def widest_tolerance(self) -> float:
+        """Of the number formats that a server may take: for an endpoint that does not say which it took."""
+        formats = {self.precision, *self.gates}
+        return max(self.tolerance(each) for each in formats if not self.refusal(each))
 
     def to_bytes(self) -> bytes:
         """The file's bytes: UTF-8 JSON with a checksum of itself, the same for the same values."""
@@ -135,6 +161,8 @@ class Manifest:
             members={_text(k): Member(int(v["size"]), _text(v["sha256"])) for k, v in values["members"].items()},
             architecture=_text(values["architecture"]),
             precision=_text(values["precision"]),
+            ranges={_text(k): float(v) for k, v in values.get("ranges", {}).items()},
+            gates={_text(k): Gate.from_json(v) for k, v in values.get("gates", {}).items()},
             format_version=FORMAT_VERSION,
         )
 
@@ -155,6 +183,12 @@ class Manifest:
             check_member(name, member.size)
             if member.size == 0:
                 raise ArtifactError(f"{name} is empty (zero bytes)")
+        if self.ranges and self.ranges.keys() != network.activations().keys():
+            raise ArtifactError(f"the ranges in the manifest are not those of a {network.TITLE}")
+        if not all(math.isfinite(most) and most > 0 for most in self.ranges.values()):
+            raise ArtifactError("a range in the manifest is no number above 0")
+        if (gate.INT8 in self.gates) != bool(self.ranges):
+            raise ArtifactError("the manifest has ranges for int8 without what they cost, or the other way round")
         for _, name, probabilities in self.golden:
             _check_probabilities(name, probabilities, len(self.classes))
 

@@ -85,6 +85,21 @@ def layers() -> tuple[str, ...]:
     return (*(each.name for each in convolutions()), HEAD)
 
 
+def shortcut_output(shortcut: Convolution) -> str:
+    """The name, among `activations`, of what a shortcut adds to its block."""
+    return f"{shortcut.name}:output"
+
+
+def activations() -> dict[str, bool]:
+    """The tensors that an int8 network rounds -> whether they have a sign, in the order of the network.
+
+    Named for the layer they enter: 53 convolutions and the head. A shortcut's output, which no layer takes in, is one
+    as well. The picture and those outputs have a sign, all else comes from a ReLU.
+    """
+    found = {each.name: each is STEM for each in convolutions()} | {HEAD: False}
+    return found | {shortcut_output(each.shortcut): True for each in blocks() if each.shortcut is not None}
+
+
 def tensor_shapes(num_classes: int) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor of the state dict, in its order."""
     shapes: dict[str, tuple[int, ...]] = {}

@@ -1,0 +1,146 @@
+"""Which engine answers here: every number format the model allows is timed on this machine, and the fastest serves.
+
+    choose -> for each format: allowed by its gate? -> loaded -> golden samples reproduced -> timed -> the fastest stays
+
+The processor's flags are not asked: with bfloat16 in them a processor may still compute it slower than float32, and a
+hypervisor may hide or slow down what they promise.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from image_classifier.contract.endpoint import PRECISION_VARIABLE, PRECISIONS
+from image_classifier.contract.errors import ArtifactError, ConfigError
+from image_classifier.serving.classifier import Classifier
+from image_classifier.serving.engines import FORMATS, engine_here, load_engine, requested_precision
+from image_classifier.vision.artifact import Artifact
+
+FORWARDS = 5  # of each candidate; the fastest counts: others are disturbed by something
+HOPELESS = 1.5  # a candidate that takes so many times the best one's time at its first forward is timed no further
+AUTO = PRECISIONS[0]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The engine that answers, and why.
+
+    Args:
+        engine: openvino or torch.
+        precision: the number format it computes in.
+        asked_for: whether the setting named the format; it was not compared with others then.
+        forward_ms: milliseconds of one image's forward on this machine; by format, those that were timed.
+        gate: what the model says of this format's cost; empty for the format of its weights.
+        refused: by format, why it was not considered.
+    """
+
+    engine: str
+    precision: str
+    asked_for: bool
+    forward_ms: Mapping[str, float]
+    gate: str
+    refused: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """`openvino/int8`: without spaces, for the ready line."""
+        return f"{self.engine}/{self.precision}"
+
+    @property
+    def header(self) -> str:
+        """For the header of an answer: ASCII, `openvino/int8; forward_ms=7.1`."""
+        return f"{self.name}; forward_ms={self.forward_ms[self.precision]:.1f}"
+
+    def to_json(self) -> dict[str, Any]:
+        """For /ping's body."""
+        return {
+            "engine": self.engine,
+            "precision": self.precision,
+            "asked_for": self.asked_for,
+            "forward_ms": {name: round(value, 2) for name, value in self.forward_ms.items()},
+            "gate": self.gate,
+            "refused": dict(self.refused),
+        }
+
+
+def choose(artifact: Artifact, *, gpu_id: int | None = None) -> tuple[Classifier, Choice]:
+    """Loads the engine for this machine, with the format that the environment asks for or the fastest one allowed.
+
+    A format that is asked for by name serves although its gate says no, with a warning; it must reproduce the golden
+    samples all the same.
+
+    Args:
+        gpu_id: the GPU this worker was given by the model server; None for the first.
+
+    Raises:
+        ConfigError: an unknown setting, or a format that this engine does not compute in.
+        PlatformError: torch was asked for and there is no usable GPU.
+        ArtifactError: the model cannot be computed, or the golden samples are not reproduced.
+    """
+    engine, wanted, manifest = engine_here(), requested_precision(), artifact.manifest
+    if wanted not in (AUTO, *FORMATS[engine]):
+        known = ", ".join((AUTO, *FORMATS[engine]))
+        raise ConfigError(f"{PRECISION_VARIABLE} is {wanted}, which {engine} does not compute in", f"known: {known}")
+    candidates = FORMATS[engine] if wanted == AUTO else (wanted,)
+    best: Classifier | None = None
+    times: dict[str, float] = {}
+    refused: dict[str, str] = {}
+    for precision in candidates:
+        if reason := manifest.refusal(precision):
+            if wanted == AUTO:
+                refused[precision] = reason
+                _log.info("%s/%s is not considered: %s", engine, precision, reason)
+                continue
+            _log.warning("%s/%s serves because %s says so: %s", engine, precision, PRECISION_VARIABLE, reason)
+        try:
+            candidate = Classifier(artifact, load_engine(artifact, gpu_id=gpu_id, precision=precision))
+            candidate.check_golden()
+        except ArtifactError as error:
+            if wanted != AUTO or precision == manifest.precision:
+                raise
+            refused[precision] = error.message
+            _log.warning("%s/%s is not considered: %s", engine, precision, error.message)
+            continue
+        times[precision] = _forward_ms(candidate, min(times.values(), default=float("inf")))
+        if times[precision] <= min(times.values()):
+            best = candidate
+        del candidate
+    if best is None:  # the weights are in a format this engine does not know
+        raise ArtifactError(f"the model's precision is {manifest.precision!r}", f"{engine} computes in other formats")
+    found = manifest.gates.get(best.engine.precision)
+    choice = Choice(
+        engine=engine,
+        precision=best.engine.precision,
+        asked_for=wanted != AUTO,
+        forward_ms=times,
+        gate="" if found is None else found.sentence,
+        refused=refused,
+    )
+    gc.collect()  # the slower ones' memory
+    timed = ", ".join(f"{name} {value:.1f} ms" for name, value in times.items())
+    _log.info("engine: %s (%s a forward here)%s", choice.name, timed, f": {choice.gate}" if choice.gate else "")
+    return best, choice
+
+
+def _forward_ms(candidate: Classifier, best: float) -> float:
+    """Milliseconds of one forward: the least of some, after one that warms up; of fewer when it cannot beat `best`."""
+    size = candidate.artifact.preprocessing.image_size
+    image = np.random.default_rng(0).standard_normal((3, size, size), dtype=np.float32)
+    candidate.engine.logits(image)
+    least = float("inf")
+    for _ in range(FORWARDS):
+        started = time.perf_counter()
+        candidate.engine.logits(image)
+        least = min(least, 1000 * (time.perf_counter() - started))
+        if least > HOPELESS * best:
+            break
+    return least

@@ -1,0 +1,234 @@
+"""What the number formats a server may compute in would cost this model, found out on photographs before it is written.
+
+The image that trains has no server's engine in it, so the formats are simulated in torch: the same folded convolutions
+as the server's graph, with what enters them and their weights rounded as there, all else in float32. What an engine
+makes of it in the end is held against the golden samples, within what was measured here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  # everybody's name for it
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from image_classifier.contract.errors import RequestError
+from image_classifier.training.golden import by_turns
+from image_classifier.vision import gate, network
+from image_classifier.vision.folders import Split
+from image_classifier.vision.gate import Gate
+from image_classifier.vision.preprocess import Preprocessing, load
+
+log = logging.getLogger(__name__)
+
+RANGE_PHOTOS = 64  # of the training images; ranges hardly change with more
+GATE_PHOTOS = 100  # of the validation images, on a CPU, where each takes a tenth of a second and more
+GATE_PHOTOS_ON_GPU = 400
+_BATCH = 16
+_LEAST_RANGE = 1e-6  # of a tensor that is all zeros
+
+Round = Callable[[str, Tensor], Tensor]
+"""(name of an activation, values) -> values as the format can hold them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Largest absolute value of each activation, and number format -> what it costs."""
+
+    ranges: Mapping[str, float]
+    gates: Mapping[str, Gate]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photos:
+    """Images as the network sees them: batches of (n, 3, H, W) float32 with n labels each, int64."""
+
+    images: tuple[Tensor, ...]
+    labels: NDArray[np.int64]
+
+
+def measure_formats(
+    model: nn.Module,
+    train: Split,
+    valid: Split,
+    preprocessing: Preprocessing,
+    *,
+    skip: int = 0,
+    pause: Callable[[], None] = lambda: None,
+) -> Measured:
+    """Takes ranges from training images and measures every format on validation images, on the model's device.
+
+    Of several ways to choose ranges the first that is good enough is kept, else the one with most answers in common.
+
+    Args:
+        skip: the first so many validation images are golden samples.
+        pause: called between batches; what it raises ends the measurement.
+    """
+    device = next(model.parameters()).device
+    on_gpu = device.type == "cuda"
+    seen = photos(train, preprocessing, RANGE_PHOTOS)
+    unseen = photos(valid, preprocessing, GATE_PHOTOS_ON_GPU if on_gpu else GATE_PHOTOS, skip)
+    if not len(seen.labels) or not len(unseen.labels):
+        return Measured(ranges={}, gates={})
+    folded = Folded(model.state_dict())
+
+    def answers(work: Folded, rounded: Round) -> NDArray[np.float64]:
+        found = []
+        for batch in unseen.images:
+            pause()
+            logits = work.logits(batch.to(device, memory_format=torch.channels_last), rounded)
+            found.append(logits.double().softmax(1).cpu().numpy())
+        return np.concatenate(found)
+
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        exact = answers(folded, as_it_is)
+        gates = {}
+        for name, dtype in ((gate.BFLOAT16, torch.bfloat16), (gate.FLOAT16, torch.float16)):
+            if name == gate.FLOAT16 and not on_gpu:
+                continue  # no CPU engine computes in it
+            half = answers(
+                folded.rounded(lambda w, to=dtype: w.to(to).float()), lambda _, x, to=dtype: x.to(to).float()
+            )
+            gates[name] = gate.measure(exact, half, unseen.labels)
+        whole = folded.rounded(to_int8)
+        tried: list[tuple[Gate, dict[str, float]]] = []
+        maxima = observe(folded, seen, device, pause)
+        for method, choose in RANGES.items():
+            ranges = {name: max(_LEAST_RANGE, choose(values)) for name, values in maxima.items()}
+            tried.append((gate.measure(exact, answers(whole, Int8(ranges)), unseen.labels, method), ranges))
+            if not tried[-1][0].refusal:
+                break
+    gates[gate.INT8], ranges = max(tried, key=lambda each: (not each[0].refusal, each[0].agreement))
+    for name, found in gates.items():
+        log.info("%s: %s%s", name, found.sentence, f"; not to be served: {found.refusal}" if found.refusal else "")
+    return Measured(ranges=ranges, gates=gates)
+
+
+def largest(values: NDArray[np.float64]) -> float:
+    """Nothing that was seen is cut off."""
+    return float(values.max())
+
+
+def mean(values: NDArray[np.float64]) -> float:
+    """What is larger than the largest of a usual photograph is cut off, and all else rounded less."""
+    return float(values.mean())
+
+
+RANGES: Mapping[str, Callable[[NDArray[np.float64]], float]] = {
+    "largest value of all photos": largest,
+    "mean of the photos' largest values": mean,
+}
+"""How a range is chosen from (n,) float64: the largest absolute value in each photo."""
+
+
+def photos(split: Split, preprocessing: Preprocessing, count: int, skip: int = 0) -> Photos:
+    """`count` readable images of a split, by turns of the classes, after the first `skip`."""
+    label_of = dict(zip(split.paths, split.labels, strict=True))
+    images, labels = [], []
+    for path in by_turns(split):
+        if len(images) == count + skip:
+            break
+        try:
+            images.append(torch.from_numpy(load(path, preprocessing)))
+        except (RequestError, OSError):  # counted and named when it was evaluated
+            continue
+        labels.append(label_of[path])
+    batches = tuple(torch.stack(images[i : i + _BATCH]) for i in range(skip, len(images), _BATCH))
+    return Photos(images=batches, labels=np.asarray(labels[skip:], np.int64))
+
+
+def observe(
+    folded: Folded, seen: Photos, device: torch.device, pause: Callable[[], None]
+) -> dict[str, NDArray[np.float64]]:
+    """Name of an activation -> (n,) float64, its largest absolute value in each photo."""
+    found: dict[str, list[Tensor]] = {}
+
+    def look(name: str, x: Tensor) -> Tensor:
+        found.setdefault(name, []).append(x.abs().flatten(1).amax(1).double().cpu())
+        return x
+
+    for batch in seen.images:
+        pause()
+        folded.logits(batch.to(device, memory_format=torch.channels_last), look)
+    return {name: torch.cat(values).numpy() for name, values in found.items()}
+
+
+def as_it_is(_: str, x: Tensor) -> Tensor:
+    """Float32."""
+    return x
+
+
+class Int8:
+    """Activations as an 8-bit engine holds them: 256 levels a tensor, from 0 on where there is no sign."""
+
+    def __init__(self, ranges: Mapping[str, float]) -> None:
+        self._ranges = ranges
+        self._signed = network.activations()
+
+    def __call__(self, name: str, x: Tensor) -> Tensor:
+        most = self._ranges[name]
+        if self._signed[name]:
+            return torch.fake_quantize_per_tensor_affine(x, most / 128, 0, -128, 127)
+        return torch.fake_quantize_per_tensor_affine(x, most / 255, 0, 0, 255)
+
+
+def to_int8(weight: Tensor) -> Tensor:
+    """Weights as an 8-bit engine holds them: 255 levels for each output channel, symmetric."""
+    scale = weight.abs().flatten(1).amax(1).clamp(min=1e-9) / 127
+    zero = torch.zeros_like(scale, dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -127, 127)
+
+
+class Folded:
+    """The network with its batch norms folded into the convolutions, as the server's graph has it.
+
+    Args:
+        state: the model's state dict.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self.weights: dict[str, Tensor] = {network.HEAD: state[f"{network.HEAD}.weight"].float()}
+        self.biases: dict[str, Tensor] = {network.HEAD: state[f"{network.HEAD}.bias"].float()}
+        for layer in network.convolutions():
+            gamma, beta, mean_, variance = (
+                state[f"{layer.norm}.{part}"].double() for part in ("weight", "bias", "running_mean", "running_var")
+            )
+            scale = gamma / (variance + network.BATCH_NORM_EPS).sqrt()
+            weight = state[f"{layer.name}.weight"].float() * scale.float()[:, None, None, None]
+            self.weights[layer.name] = weight.contiguous(memory_format=torch.channels_last)
+            self.biases[layer.name] = (beta - mean_ * scale).float()
+
+    def rounded(self, to: Callable[[Tensor], Tensor]) -> Folded:
+        """The same network with other weights."""
+        other = object.__new__(Folded)
+        other.weights, other.biases = {name: to(weight) for name, weight in self.weights.items()}, self.biases
+        return other
+
+    def logits(self, images: Tensor, rounded: Round) -> Tensor:
+        """(n, 3, H, W) float32, normalised -> (n, num_classes); each of `network.activations` goes through `rounded`."""
+        stem = network.STEM
+        x = F.relu(self._convolution(rounded(stem.name, images), stem))
+        x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+        for block in network.blocks():
+            x = self._block(x, block, rounded)
+        features = rounded(network.HEAD, x.mean((2, 3)))
+        return F.linear(features, self.weights[network.HEAD], self.biases[network.HEAD])
+
+    def _block(self, x: Tensor, block: network.Block, rounded: Round) -> Tensor:
+        first, second, third = block.path
+        x = rounded(first.name, x)
+        shortcut = x
+        if block.shortcut is not None:
+            rounded(block.shortcut.name, x)  # the same tensor, looked at by its second name
+            shortcut = rounded(network.shortcut_output(block.shortcut), self._convolution(x, block.shortcut))
+        y = F.relu(self._convolution(x, first))
+        y = F.relu(self._convolution(rounded(second.name, y), second))
+        return F.relu(self._convolution(rounded(third.name, y), third) + shortcut)
+
+    def _convolution(self, x: Tensor, layer: network.Convolution) -> Tensor:
+        return F.conv2d(x, self.weights[layer.name], self.biases[layer.name], layer.stride, layer.kernel // 2)

@@ -13,7 +13,7 @@ import pytest
 from tests.container.conftest import SERVE, Container, container, docker
 
 from image_classifier.contract.paths import MlPaths
-from image_classifier.vision.artifact import GOLDEN_TOLERANCE, load_model
+from image_classifier.vision.artifact import load_model
 
 PORT = 8765
 # As strict as a container can be run; Docker mounts a tmpfs noexec.
@@ -63,7 +63,7 @@ def test_served_probabilities_are_those_of_training(server: Container, model: Pa
         assert status == 200
         got = {row["label"]: row["probability"] for row in answer["predictions"]}  # type: ignore[attr-defined]
         want = dict(zip(artifact.classes, sample.probabilities, strict=True))
-        assert got == pytest.approx(want, abs=GOLDEN_TOLERANCE)
+        assert got == pytest.approx(want, abs=artifact.manifest.widest_tolerance)
 
 
 def test_bad_image_is_a_sentence(server: Container) -> None:

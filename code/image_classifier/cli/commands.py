@@ -366,9 +366,9 @@ def batch(call: Call, *, sources: tuple[str, ...], model: str, yes: bool, dry_ru
     from image_classifier.sagemaker.batch import predict
 
     settings = call.settings()
-    aws, runs_dir = settings.sagemaker, Path(settings.general.runs_dir)
-    archive = find_archive(model, runs_dir)
-    answers = predict(aws, sources, archive, runs_dir, yes=yes, dry_run=dry_run, view=Console())
+    aws, runs_dir, precision = settings.sagemaker, Path(settings.general.runs_dir), settings.serve.precision
+    archive, view = find_archive(model, runs_dir), Console()
+    answers = predict(aws, sources, archive, runs_dir, precision=precision, yes=yes, dry_run=dry_run, view=view)
     return 0 if answers is None else show_data.predictions("the batch job", iter(answers), as_json=as_json)
 
 

@@ -23,7 +23,7 @@ ABOUT: Mapping[str, str] = {
     "train": "hyperparameters of a training job, and of the trials of a search",
     "tune": "how a search is run",
     SEARCH_KEY: "what is searched: a list of values, or a range; any hyperparameter of [train]",
-    "serve": "where the endpoint listens",
+    "serve": "where the endpoint listens, and what it computes in",
     "predict": "which endpoint is asked, and for how much",
     "sagemaker": 'where jobs and endpoints run with target = "sagemaker": docs/sagemaker.md',
 }

@@ -26,7 +26,7 @@ from image_classifier.contract.config import (
     parameters_of,
     parse_as,
 )
-from image_classifier.contract.endpoint import DEFAULT_PORT, MAX_PORT
+from image_classifier.contract.endpoint import DEFAULT_PORT, MAX_PORT, PRECISIONS
 from image_classifier.contract.errors import ConfigError
 from image_classifier.contract.files import open_plain
 from image_classifier.contract.outputs import parse_json
@@ -56,10 +56,15 @@ class General:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeSettings:
-    """`[serve]`: where the endpoint listens."""
+    """`[serve]`: where the endpoint listens, and what it computes in."""
 
     host: str = param("127.0.0.1", "address to listen on")
     port: int = param(DEFAULT_PORT, "port to listen on", low=1, high=MAX_PORT)
+    precision: str = param(
+        PRECISIONS[0],
+        "number format, auto for the fastest that is good enough",
+        choices=PRECISIONS,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

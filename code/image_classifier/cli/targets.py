@@ -130,6 +130,7 @@ class Local(Target):
             self.runs_dir,
             host=address.host,
             port=address.port,
+            precision=address.precision,
             on_line=ServeView(archive).line,
             starter=starter,
             view=self.view,
@@ -202,7 +203,15 @@ class SageMaker(Target):
         from image_classifier.sagemaker import endpoints
 
         aws, archive = self.settings.sagemaker, find_archive(model, self.runs_dir)
-        if endpoints.serve(aws, archive, self.runs_dir, yes=self.yes, dry_run=self.dry_run, view=self.view):
+        if endpoints.serve(
+            aws,
+            archive,
+            self.runs_dir,
+            precision=self.settings.serve.precision,
+            yes=self.yes,
+            dry_run=self.dry_run,
+            view=self.view,
+        ):
             served(aws.endpoint)
 
     def connection(self) -> Connection:

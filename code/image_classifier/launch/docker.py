@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from image_classifier.contract.config import NAMED_WEIGHTS, TrainConfig
-from image_classifier.contract.endpoint import ACCESS_LOG_VARIABLE, PORT_VARIABLE
+from image_classifier.contract.endpoint import ACCESS_LOG_VARIABLE, PORT_VARIABLE, PRECISION_VARIABLE, PRECISIONS
 from image_classifier.contract.errors import PlatformError
 from image_classifier.contract.machine import require_free_port, usable_cores
 from image_classifier.contract.outputs import ACCESS_LOG
@@ -89,14 +89,15 @@ def start_training(run: Run, *, share: int = 1, view: View = SILENT) -> Job:
     return _start(run, "train", [*mounts, *closed, "--env", threads_flag, "--shm-size", str(shared)], view)
 
 
-def start_server(run: Run, *, host: str, port: int, view: View = SILENT) -> Job:
+def start_server(run: Run, *, host: str, port: int, precision: str = PRECISIONS[0], view: View = SILENT) -> Job:
     """`docker run IMAGE serve` on `<run>/model`. Raises PlatformError when the port is taken."""
     require_free_port(host, port)
     mounts = [
         _mount(run.paths.model, MlPaths(base=DEFAULT_BASE_DIR).model, "ro"),
         _mount((run.path / ACCESS_LOG).parent, _LOGS_INSIDE),
     ]
-    settings = {PORT_VARIABLE: port, ACCESS_LOG_VARIABLE: _LOGS_INSIDE / Path(ACCESS_LOG).name}
+    log = _LOGS_INSIDE / Path(ACCESS_LOG).name
+    settings = {PORT_VARIABLE: port, PRECISION_VARIABLE: precision, ACCESS_LOG_VARIABLE: log}
     given = [f"--env={name}={value}" for name, value in settings.items()]
     return _start(run, "serve", [*mounts, *UNCHANGED, "--publish", f"{host}:{port}:{port}", *given], view)
 

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Protocol
 
 from image_classifier.contract.config import TrainConfig
-from image_classifier.contract.endpoint import ACCESS_LOG_VARIABLE, HOST_VARIABLE, PORT_VARIABLE
+from image_classifier.contract.endpoint import (
+    ACCESS_LOG_VARIABLE,
+    HOST_VARIABLE,
+    PORT_VARIABLE,
+    PRECISION_VARIABLE,
+    PRECISIONS,
+)
 from image_classifier.contract.errors import ConfigError, PlatformError
 from image_classifier.contract.files import write_text
 from image_classifier.contract.machine import require_free_port, usable_cores
@@ -43,7 +49,9 @@ class Starter(Protocol):
     def start_training(self, run: Run, *, share: int = 1, view: View = SILENT) -> Job:
         """Starts a training on a prepared run folder, and again on one that was interrupted."""
 
-    def start_server(self, run: Run, *, host: str, port: int, view: View = SILENT) -> Job:
+    def start_server(
+        self, run: Run, *, host: str, port: int, precision: str = PRECISIONS[0], view: View = SILENT
+    ) -> Job:
         """Starts the model server on the run folder's model."""
 
 
@@ -100,11 +108,11 @@ def clear_attempt(run: Run) -> None:
     run.paths.model.mkdir()
 
 
-def start_server(run: Run, *, host: str, port: int, view: View = SILENT) -> Job:
+def start_server(run: Run, *, host: str, port: int, precision: str = PRECISIONS[0], view: View = SILENT) -> Job:
     """Starts the model server on `<run>/model`. Raises PlatformError when the port is taken."""
     require_free_port(host, port)
     _snapshot(run, SERVE_PACKAGES)
-    env = _environment(run) | {PORT_VARIABLE: str(port), HOST_VARIABLE: host}
+    env = _environment(run) | {PORT_VARIABLE: str(port), HOST_VARIABLE: host, PRECISION_VARIABLE: precision}
     env.setdefault(ACCESS_LOG_VARIABLE, str(run.path / ACCESS_LOG))
     job = Job.start([sys.executable, "-m", "image_classifier.serving.entry"], env=env, cwd=run.path, log=run.log)
     run.begin(job.pid)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from image_classifier.contract.endpoint import parse_ready_line
+from image_classifier.contract.endpoint import PRECISIONS, parse_ready_line, ready_engine
 from image_classifier.contract.errors import ConfigError, JobError, JobStopped
 from image_classifier.contract.files import open_plain
 from image_classifier.contract.machine import require_free_port
@@ -24,12 +24,13 @@ KIND = "serve"
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """A server that answers. `model` is the artifact's fingerprint."""
+    """A server that answers. `model` is the artifact's fingerprint, `engine` what computes: `openvino/int8`."""
 
     run: Run
     job: Job
     url: str
     model: str
+    engine: str
 
 
 def find_archive(model: str, runs_dir: Path) -> Path:
@@ -59,6 +60,7 @@ def serving(
     *,
     host: str,
     port: int,
+    precision: str = PRECISIONS[0],
     on_line: Callable[[str], None] = lambda line: None,
     starter: local.Starter = local,
     view: View = SILENT,
@@ -66,6 +68,7 @@ def serving(
     """Serves `archive` within the block; nothing is left running after it.
 
     Args:
+        precision: the number format it computes in, of PRECISIONS.
         on_line: gets the server's log lines until it is ready.
 
     Raises:
@@ -75,10 +78,12 @@ def serving(
         JobStopped: interrupted before it was ready.
     """
     require_free_port(host, port)
-    run = create_run(runs_dir, KIND, data=str(archive.resolve()), details={"host": host, "port": port})
+    run = create_run(
+        runs_dir, KIND, data=str(archive.resolve()), details={"host": host, "port": port, "precision": precision}
+    )
     try:
         artifact.unpack(archive, run.paths.model)
-        with starter.start_server(run, host=host, port=port, view=view) as job:
+        with starter.start_server(run, host=host, port=port, precision=precision, view=view) as job:
             yield _wait_until_ready(run, job, interrupts, on_line)
             stop(job, interrupts)
     except BaseException as error:
@@ -97,6 +102,7 @@ def serve(
     host: str,
     port: int,
     on_line: Callable[[str], None],
+    precision: str = PRECISIONS[0],
     starter: local.Starter = local,
     view: View = SILENT,
 ) -> None:
@@ -104,7 +110,15 @@ def serve(
     with (
         Interrupts() as interrupts,
         serving(
-            archive, runs_dir, interrupts, host=host, port=port, on_line=on_line, starter=starter, view=view
+            archive,
+            runs_dir,
+            interrupts,
+            host=host,
+            port=port,
+            precision=precision,
+            on_line=on_line,
+            starter=starter,
+            view=view,
         ) as endpoint,
     ):
         view.note(f"requests are logged in {endpoint.run.path / ACCESS_LOG}")
@@ -120,17 +134,17 @@ def stop(job: Job, interrupts: Interrupts) -> None:
 
 
 def _wait_until_ready(run: Run, job: Job, interrupts: Interrupts, on_line: Callable[[str], None]) -> Endpoint:
-    found: list[tuple[str, str]] = []
+    found: list[tuple[str, str, str]] = []
 
     def look(line: str) -> bool:
         on_line(line)
         if ready := parse_ready_line(line):
-            found.append(ready)
+            found.append((*ready, ready_engine(line)))
         return bool(ready)
 
     status = follow_until(job, look, interrupts)
     if found:
-        return Endpoint(run=run, job=job, url=found[0][0], model=found[0][1])
+        return Endpoint(run=run, job=job, url=found[0][0], model=found[0][1], engine=found[0][2])
     if interrupts.count:
         stopped = JobStopped("stopped before the endpoint was ready")
         stopped.exit_code = interrupts.exit_code

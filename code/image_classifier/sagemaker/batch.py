@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from image_classifier.contract.endpoint import PRECISIONS
 from image_classifier.contract.errors import ConfigError, ImageError, JobError, RequestError
 from image_classifier.contract.text import as_text
 from image_classifier.launch.client import Answer, find_images, read_answer, read_image
@@ -39,6 +40,7 @@ def predict(
     archive: Path,
     runs_dir: Path,
     *,
+    precision: str = PRECISIONS[0],
     yes: bool = False,
     dry_run: bool = False,
     view: View = SILENT,
@@ -47,6 +49,7 @@ def predict(
 
     Args:
         sources: files and folders of this machine, or one `s3://` prefix.
+        precision: the number format to compute in, of PRECISIONS.
 
     Raises:
         ConfigError, AwsError: it cannot be started.
@@ -69,7 +72,7 @@ def predict(
         where = in_s3[0].rstrip("/") + "/" if in_s3 else questions(place)
         url = file_uri(session, archive, MODELS)
         return [
-            bodies.model(name, aws, image=image, data_url=url, place=place),
+            bodies.model(name, aws, image=image, data_url=url, place=place, precision=precision),
             bodies.transform_job(name, name, aws, image=image, source=where, place=place),
         ]
 

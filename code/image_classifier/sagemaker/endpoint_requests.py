@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from image_classifier.contract.endpoint import ENGINE_VARIABLE, PRECISION_VARIABLE, PRECISIONS, WORKERS_VARIABLE
 from image_classifier.contract.errors import ConfigError
 from image_classifier.sagemaker.aws_settings import AUTO, NONE, SageMakerSettings, has_local_storage, is_gpu
 from image_classifier.sagemaker.images import Image
@@ -19,15 +20,27 @@ INFERENCE_AMI = {13: "al2023-ami-sagemaker-inference-gpu-4-1", 12: "al2-ami-sage
 TRANSFORM_AMI = {12: "al2-ami-sagemaker-batch-gpu-535"}
 
 
-def model(name: str, settings: SageMakerSettings, *, image: Image, data_url: str, place: Place) -> ApiRequest:
+def model(
+    name: str,
+    settings: SageMakerSettings,
+    *,
+    image: Image,
+    data_url: str,
+    place: Place,
+    precision: str = PRECISIONS[0],
+) -> ApiRequest:
     """CreateModel.
 
     Args:
         data_url: `s3://.../model.tar.gz`.
+        precision: the number format the endpoint computes in, of PRECISIONS.
     """
     container: Body = {"Image": image.uri, "ModelDataUrl": data_url}
+    environment = {} if precision == PRECISIONS[0] else {PRECISION_VARIABLE: precision}
     if settings.variant == "serverless":
-        container["Environment"] = {"CLASSIFIER_ENGINE": "openvino", "SAGEMAKER_MODEL_SERVER_WORKERS": "1"}
+        environment |= {ENGINE_VARIABLE: "openvino", WORKERS_VARIABLE: "1"}
+    if environment:
+        container["Environment"] = environment
     body: Body = {
         "ModelName": name,
         "PrimaryContainer": container,

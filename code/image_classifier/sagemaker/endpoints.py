@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from image_classifier.contract.endpoint import PRECISIONS
 from image_classifier.contract.errors import ClassifierError, JobError, JobStopped, PlatformError
 from image_classifier.launch.process import Interrupts
 from image_classifier.launch.runs import REMOTE, Run, Status
@@ -43,6 +44,7 @@ class Deployment:
 
     Args:
         existing: DescribeEndpoint's reply, None when there is no endpoint of that name.
+        precision: the number format it computes in, of PRECISIONS.
     """
 
     session: Session
@@ -50,6 +52,7 @@ class Deployment:
     image: Image
     archive: Path
     existing: Any
+    precision: str = PRECISIONS[0]
 
     @property
     def endpoint(self) -> str:
@@ -62,7 +65,14 @@ class Deployment:
     def parts(self, place: Place) -> list[ApiRequest]:
         """Model, configuration, and the endpoint itself."""
         name = job_name(place.run)
-        model = bodies.model(name, self.settings, image=self.image, data_url=self.model_url, place=place)
+        model = bodies.model(
+            name,
+            self.settings,
+            image=self.image,
+            data_url=self.model_url,
+            place=place,
+            precision=self.precision,
+        )
         config = bodies.endpoint_config(name, name, self.settings, image=self.image, place=place)
         if self.existing is None:
             return [model, config, bodies.create_endpoint(self.endpoint, name, self.settings, place=place)]
@@ -90,6 +100,7 @@ def serve(
     archive: Path,
     runs_dir: Path,
     *,
+    precision: str = PRECISIONS[0],
     yes: bool = False,
     dry_run: bool = False,
     view: View = SILENT,
@@ -98,6 +109,7 @@ def serve(
 
     Args:
         archive: a model.tar.gz; of one that a run on SageMaker trained, the copy in S3 is used.
+        precision: the number format the endpoint computes in, of PRECISIONS.
 
     Raises:
         ConfigError, AwsError: it cannot be started.
@@ -111,7 +123,9 @@ def serve(
     with tempfile.TemporaryDirectory() as folder:
         model = artifact.unpack(archive, Path(folder) / "model")  # before anything costs money
         existing = describe(session, aws.endpoint)
-        deployment = Deployment(session=session, settings=aws, image=image, archive=archive, existing=existing)
+        deployment = Deployment(
+            session=session, settings=aws, image=image, archive=archive, existing=existing, precision=precision
+        )
         if existing is not None and existing["EndpointStatus"] != "InService":
             raise PlatformError(
                 f"the endpoint {aws.endpoint} is {existing['EndpointStatus']} and cannot be updated now",

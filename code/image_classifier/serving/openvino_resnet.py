@@ -59,7 +59,7 @@ def _check(weights: _Weights) -> None:
 
 
 class _Graph:
-    """Nodes over the weights; with ranges, nodes that say how each tensor is rounded, which OpenVINO turns into int8."""
+    """Nodes over the weights. With ranges also those that say how to round, which OpenVINO turns into int8."""
 
     def __init__(self, weights: _Weights, ranges: Mapping[str, float]) -> None:
         self._weights = weights

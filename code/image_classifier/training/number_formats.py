@@ -91,9 +91,8 @@ def measure_formats(
         for name, dtype in ((gate.BFLOAT16, torch.bfloat16), (gate.FLOAT16, torch.float16)):
             if name == gate.FLOAT16 and not on_gpu:
                 continue  # no CPU engine computes in it
-            half = answers(
-                folded.rounded(lambda w, to=dtype: w.to(to).float()), lambda _, x, to=dtype: x.to(to).float()
-            )
+            to_half = Half(dtype)
+            half = answers(folded.rounded(to_half.weight), to_half)
             gates[name] = gate.measure(exact, half, unseen.labels)
         whole = folded.rounded(to_int8)
         tried: list[tuple[Gate, dict[str, float]]] = []
@@ -129,7 +128,8 @@ RANGES: Mapping[str, Callable[[NDArray[np.float64]], float]] = {
 def photos(split: Split, preprocessing: Preprocessing, count: int, skip: int = 0) -> Photos:
     """`count` readable images of a split, by turns of the classes, after the first `skip`."""
     label_of = dict(zip(split.paths, split.labels, strict=True))
-    images, labels = [], []
+    images: list[Tensor] = []
+    labels: list[int] = []
     for path in by_turns(split):
         if len(images) == count + skip:
             break
@@ -161,6 +161,19 @@ def observe(
 def as_it_is(_: str, x: Tensor) -> Tensor:
     """Float32."""
     return x
+
+
+class Half:
+    """Numbers as a 16-bit engine holds them. Sums are float32 there as well."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
+    def __call__(self, _: str, x: Tensor) -> Tensor:
+        return x.to(self._dtype).float()
+
+    def weight(self, weight: Tensor) -> Tensor:
+        return weight.to(self._dtype).float()
 
 
 class Int8:
@@ -210,7 +223,7 @@ class Folded:
         return other
 
     def logits(self, images: Tensor, rounded: Round) -> Tensor:
-        """(n, 3, H, W) float32, normalised -> (n, num_classes); each of `network.activations` goes through `rounded`."""
+        """(n, 3, H, W) float32, normalised -> (n, num_classes). What enters a layer goes through `rounded`."""
         stem = network.STEM
         x = F.relu(self._convolution(rounded(stem.name, images), stem))
         x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)

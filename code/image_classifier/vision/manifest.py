@@ -88,7 +88,7 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values. A model without ranges or gates keeps the checksum it had before there were any."""
+        """The fields as JSON values. Without ranges and gates they are those of older models, as is the checksum."""
         values = dataclasses.asdict(self) | {"preprocessing": self.preprocessing.to_json()}
         return {name: value for name, value in values.items() if value or name not in ("ranges", "gates")}
 

@@ -12,7 +12,7 @@ import re
 PORT_VARIABLE = "SAGEMAKER_BIND_TO_PORT"
 DEFAULT_PORT = 8080
 MAX_PORT = 65_535
-WORKERS_VARIABLE = "SAGEMAKER_MODEL_SERVER_WORKERS"  # processes that answer requests; default: one a usable core
+WORKERS_VARIABLE = "SAGEMAKER_MODEL_SERVER_WORKERS"  # processes that answer; default: one a core, if memory allows
 STARTUP_TIMEOUT_VARIABLE = "SAGEMAKER_STARTUP_TIMEOUT"  # seconds
 DEFAULT_STARTUP_TIMEOUT_S = 230  # SageMaker gives a container 4 minutes to pass its first health check
 ANSWER_TIMEOUT_VARIABLE = "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS"  # from a whole request to its answer

@@ -8,10 +8,12 @@ hypervisor may hide or slow down what they promise.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,7 +127,7 @@ def choose(artifact: Artifact, *, gpu_id: int | None = None) -> tuple[Classifier
         gate="" if found is None else found.sentence,
         refused=refused,
     )
-    gc.collect()  # the slower ones' memory
+    _return_memory()
     timed = ", ".join(f"{name} {value:.1f} ms" for name, value in times.items())
     _log.info("engine: %s (%s a forward here)%s", choice.name, timed, f": {choice.gate}" if choice.gate else "")
     return best, choice
@@ -144,3 +146,10 @@ def _forward_ms(candidate: Classifier, best: float) -> float:
         if least > HOPELESS * best:
             break
     return least
+
+
+def _return_memory() -> None:
+    """Gives back what the slower candidates and the compilation had: C libraries keep it, for every worker forked."""
+    gc.collect()
+    with suppress(AttributeError):  # glibc's; others return memory by themselves
+        ctypes.CDLL(None).malloc_trim(0)

@@ -44,7 +44,7 @@ class OpenVinoEngine:
         """Without a `precision`, that of the weights. Raises ArtifactError when the artifact has no ranges for int8."""
         from safetensors.numpy import load_file
 
-        from image_classifier.serving.openvino_resnet import resnet50
+        from image_classifier.serving.openvino_resnet import FoldedWeights, resnet50
         from image_classifier.serving.quiet_openvino import openvino
 
         self.precision = _precision(artifact, precision, self.name)
@@ -56,11 +56,16 @@ class OpenVinoEngine:
             "ENABLE_CPU_PINNING": False,  # every worker would be pinned to the same core
             "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
         }
+        store = FoldedWeights()
         model = resnet50(
-            load_file(artifact.weights_path), image_size=size, ranges=ranges if self.precision == INT8 else None
+            load_file(artifact.weights_path),
+            image_size=size,
+            ranges=ranges if self.precision == INT8 else None,
+            store=store,
         )
         self._shape = (3, size, size)
         self._request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+        store.forget()  # it has its own copy by now, in the order in which it computes
 
     def logits(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         if image.shape != self._shape:

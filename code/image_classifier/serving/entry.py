@@ -28,12 +28,13 @@ from pathlib import Path
 
 from image_classifier.contract import endpoint
 from image_classifier.contract.errors import ClassifierError, ConfigError, PlatformError, describe
-from image_classifier.contract.machine import bind, usable_cores
+from image_classifier.contract.machine import bind
 from image_classifier.contract.paths import MlPaths
 from image_classifier.contract.text import visible
 from image_classifier.contract.wire import JSON_TYPE, TOP_K_HEADER
 from image_classifier.serving.access_log import AccessLog
-from image_classifier.serving.engines import has_gpu, requested_engine, requested_precision
+from image_classifier.serving.capacity import default_workers
+from image_classifier.serving.engines import requested_precision
 from image_classifier.serving.front import Behind, Front
 from image_classifier.serving.scratch import Scratch
 from image_classifier.serving.server import Address, ServerProcess
@@ -48,7 +49,6 @@ DRAIN_LIMIT_S = 25.0  # SageMaker sends SIGKILL 30 s after SIGTERM
 _MAX_TEMPORARY_BYTES = 70  # of the 107 that a socket's path has at most; ours add 30
 _PLAIN = re.compile(r"[A-Za-z0-9._/-]+")
 _SEE_ABOVE = "its own messages stand above"
-_GPU_WORKERS = 4  # a worker decodes one image at a time; more of them only fill the GPU's memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,7 +82,7 @@ def _serve(stop: threading.Event) -> None:
         port=_number(endpoint.PORT_VARIABLE, endpoint.DEFAULT_PORT, high=endpoint.MAX_PORT),
     )
     deadline = started + _number(endpoint.STARTUP_TIMEOUT_VARIABLE, endpoint.DEFAULT_STARTUP_TIMEOUT_S, high=86_400)
-    num_workers = _number(endpoint.WORKERS_VARIABLE, _default_workers(), high=1024)
+    num_workers = _number(endpoint.WORKERS_VARIABLE, default_workers(), high=1024)
     answer_s = _number(
         endpoint.ANSWER_TIMEOUT_VARIABLE, endpoint.DEFAULT_ANSWER_TIMEOUT_S, high=endpoint.MAX_ANSWER_TIMEOUT_S
     )
@@ -207,11 +207,6 @@ def _temporary() -> str:
     folder = tempfile.gettempdir()
     fits = len(os.fsencode(folder)) <= _MAX_TEMPORARY_BYTES and _PLAIN.fullmatch(folder)
     return folder if fits else "/tmp"  # noqa: S108
-
-
-def _default_workers() -> int:
-    cores = usable_cores()
-    return min(cores, _GPU_WORKERS) if requested_engine() != "openvino" and has_gpu() else cores
 
 
 def _number(variable: str, default: int, *, high: int) -> int:

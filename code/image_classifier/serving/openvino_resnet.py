@@ -5,6 +5,8 @@ That this graph computes what torch computed is proved at every start of a serve
 
 from __future__ import annotations
 
+import mmap
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,19 +21,48 @@ _Weights = Mapping[str, NDArray[Any]]
 _TINY = 1e-9  # of a channel whose weights are all zeros
 
 
-def resnet50(weights: _Weights, *, image_size: int, ranges: Mapping[str, float] | None = None) -> openvino.Model:
+class FoldedWeights:
+    """Room for the folded weights in a file without a name: what OpenVINO keeps of them beside its own, rearranged copy
+    costs no memory once it is `forgotten`, because it could be read again."""
+
+    def __init__(self) -> None:
+        size = sum(layer.outputs * layer.inputs * layer.kernel**2 for layer in network.convolutions()) * 4
+        with tempfile.TemporaryFile() as file:
+            file.truncate(size)
+            self._memory = mmap.mmap(file.fileno(), size)
+        self._used = 0
+
+    def empty(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """A new array. All of them together hold the weights of the convolutions, and nothing more."""
+        array: NDArray[np.float32] = np.ndarray(shape, np.float32, self._memory, self._used)
+        self._used += array.nbytes
+        return array
+
+    def forget(self) -> None:
+        """Leaves the arrays to the file."""
+        self._memory.madvise(mmap.MADV_DONTNEED)
+
+
+def resnet50(
+    weights: _Weights,
+    *,
+    image_size: int,
+    ranges: Mapping[str, float] | None = None,
+    store: FoldedWeights | None = None,
+) -> openvino.Model:
     """A graph (1, 3, image_size, image_size) float32, normalised -> (1, num_classes) logits.
 
     Batch norms are folded into the convolutions.
 
     Args:
         ranges: with them the graph is to be computed in int8: largest absolute value of each of `network.activations`.
+        store: where the folded weights are kept, for who wants to free their memory.
 
     Raises:
         ArtifactError: a tensor is missing or has the wrong shape.
     """
     _check(weights)
-    graph = _Graph(weights, ranges or {})
+    graph = _Graph(weights, ranges or {}, store or FoldedWeights())
     image = ops.parameter([1, network.STEM.inputs, image_size, image_size], np.float32, name="image")
     x = ops.relu(graph.convolution(graph.rounded(network.STEM.name, image), network.STEM))
     # before the pooling, which then moves a quarter of the bytes: the largest of rounded numbers is the rounded largest
@@ -61,8 +92,9 @@ def _check(weights: _Weights) -> None:
 class _Graph:
     """Nodes over the weights. With ranges also those that say how to round, which OpenVINO turns into int8."""
 
-    def __init__(self, weights: _Weights, ranges: Mapping[str, float]) -> None:
+    def __init__(self, weights: _Weights, ranges: Mapping[str, float], store: FoldedWeights) -> None:
         self._weights = weights
+        self._store = store
         self._ranges = ranges
         self._signed = network.activations()
 
@@ -100,7 +132,9 @@ class _Graph:
             for part in ("weight", "bias", "running_mean", "running_var")
         )
         scale = gamma / np.sqrt(variance + network.BATCH_NORM_EPS)
-        folded = _array(self._weights, f"{layer.name}.weight") * scale.astype(np.float32)[:, None, None, None]
+        weight = _array(self._weights, f"{layer.name}.weight")
+        folded = self._store.empty(weight.shape)
+        np.multiply(weight, scale.astype(np.float32)[:, None, None, None], out=folded)
         bias = (beta - mean * scale).astype(np.float32)[None, :, None, None]
         stride, pad = [layer.stride] * 2, [layer.kernel // 2] * 2
         return ops.add(ops.convolution(x, self.weight(folded), stride, pad, pad, [1, 1]), _constant(bias))

@@ -83,3 +83,12 @@ def test_reading_the_facts_loads_nothing_but_the_standard_library() -> None:
         text=True,
     )
     assert done.stdout.strip() == "{'image_classifier'}"
+
+
+def test_int8_rounds_what_enters_each_convolution_and_the_head_and_what_shortcuts_add() -> None:
+    names = network.activations()
+    outputs = [name for name in names if name.endswith(":output")]
+    assert [name for name in names if name not in outputs] == list(network.layers())
+    assert len(network.layers()) == 54
+    assert len(outputs) == 4
+    assert {name for name, signed in names.items() if signed} == {network.STEM.name, *outputs}

@@ -15,10 +15,11 @@ from image_classifier.contract.text import as_text
 from image_classifier.vision.artifact import GoldenSample
 from image_classifier.vision.decode import decode
 from image_classifier.vision.folders import Split
-from image_classifier.vision.preprocess import DRAFT_MARGIN, Preprocessing, load
+from image_classifier.vision.preprocess import Preprocessing, load
 
 MAX_BYTES = 128 * 1024  # a larger file is stored as a smaller JPEG: the samples are no ballast
 JPEG_QUALITY = 90
+MARGIN = 2  # times the size that preprocessing makes of it: enough to tell one way of scaling from another
 
 
 def golden_samples(model: nn.Module, split: Split, preprocessing: Preprocessing, count: int) -> list[GoldenSample]:
@@ -57,8 +58,8 @@ def by_turns(split: Split) -> Iterator[Path]:
 
 
 def smaller_jpeg(source: bytes, preprocessing: Preprocessing) -> bytes:
-    """The picture as a JPEG with no more pixels than preprocessing makes use of. Raises ImageError."""
-    side = DRAFT_MARGIN * preprocessing.resize_size
+    """The picture as a JPEG with hardly more pixels than preprocessing makes use of. Raises ImageError."""
+    side = MARGIN * preprocessing.resize_size
     image = decode(source, min_side=side)
     scale = min(1.0, side / min(image.size))
     image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))

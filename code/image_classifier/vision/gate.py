@@ -30,6 +30,7 @@ MAX_TOLERANCE = 0.25  # with more, an answer proves nothing
 _MARGIN = 1.5  # the photographs of the gate are others than the golden samples
 _CALIBRATION_BINS = 15  # as in Guo et al. 2017, "On Calibration of Modern Neural Networks"
 _Z_95 = 1.96
+_ROUNDING = 1e-9  # one of 200 is half a point, whatever floats make of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ class Gate:
         if self.agreement < MIN_AGREEMENT:
             return f"{self.answers}, {MIN_AGREEMENT:.0%} are needed"
         loss = self.accuracy_before - self.accuracy_after
-        if loss > MAX_ACCURACY_LOSS:
+        if loss > MAX_ACCURACY_LOSS + _ROUNDING:
             low, high = (100 * end for end in interval(loss, self.photos))
             chance = f" ({low:.1f} .. {high:.1f})" if self.photos < FEW_PHOTOS else ""
             points, most = 100 * loss, 100 * MAX_ACCURACY_LOSS

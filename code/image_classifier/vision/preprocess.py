@@ -19,7 +19,8 @@ from image_classifier.vision.decode import decode
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of values in 0..1; torchvision's ResNet50 weights expect them
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_RESIZE = 8192
-DRAFT_MARGIN = 2  # large JPEGs are decoded no smaller than this many times resize_size, so that our filter decides
+_OLD_DRAFT_MARGIN = 2  # of models whose manifest does not name theirs: they go on seeing what they were trained on
+_MAX_DRAFT_MARGIN = 8  # a JPEG can be decoded at 1/8 and not smaller
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +30,21 @@ class Preprocessing:
     Args:
         image_size: side of the square given to the network, in pixels.
         resize_size: length of the picture's shorter side before the centre crop, in pixels, >= image_size.
+        draft_margin: large JPEGs are decoded at 1/2, 1/4 or 1/8, but no smaller than this many times resize_size.
         mean, std: per channel (R, G, B), of values scaled to 0..1.
     """
 
     image_size: int
     resize_size: int
+    draft_margin: int = 1
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
         if not 1 <= self.image_size <= self.resize_size <= MAX_RESIZE:
             raise ConfigError(f"cannot crop {self.image_size} pixels out of {self.resize_size}")
+        if not 1 <= self.draft_margin <= _MAX_DRAFT_MARGIN:
+            raise ConfigError(f"draft_margin is 1 to {_MAX_DRAFT_MARGIN}")
         if len(self.mean) != 3 or len(self.std) != 3:
             raise ConfigError("mean and std have one number for each of R, G and B")
         if not all(math.isfinite(x) for x in self.mean) or not all(math.isfinite(x) and x > 0 for x in self.std):
@@ -51,8 +56,9 @@ class Preprocessing:
         return cls(image_size=image_size, resize_size=round(image_size * 256 / 224))
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return dataclasses.asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        """The fields as JSON values; of an older model those it was written with, so that its checksum stays."""
+        values = dataclasses.asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        return {name: value for name, value in values.items() if (name, value) != ("draft_margin", _OLD_DRAFT_MARGIN)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Preprocessing:
@@ -60,7 +66,8 @@ class Preprocessing:
         try:
             mean, std = (tuple(float(x) for x in values[name]) for name in ("mean", "std"))
             sizes = {name: int(values[name]) for name in ("image_size", "resize_size")}
-            return cls(mean=mean, std=std, **sizes)  # type: ignore[arg-type]  # __post_init__ tests the length
+            margin = int(values.get("draft_margin", _OLD_DRAFT_MARGIN))
+            return cls(mean=mean, std=std, draft_margin=margin, **sizes)  # type: ignore[arg-type]  # __post_init__ tests the length
         except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
             raise ArtifactError(f"the preprocessing in the manifest is wrong: {error}") from error
 
@@ -101,7 +108,7 @@ def crop(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
 
 def load_pixels(source: bytes | Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Bytes or a file -> (image_size, image_size, 3) uint8. Raises what `decode` raises."""
-    return crop(decode(source, min_side=DRAFT_MARGIN * preprocessing.resize_size), preprocessing)
+    return crop(decode(source, min_side=preprocessing.draft_margin * preprocessing.resize_size), preprocessing)
 
 
 def load(source: bytes | Path, preprocessing: Preprocessing) -> NDArray[np.float32]:

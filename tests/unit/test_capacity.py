@@ -1,0 +1,31 @@
+"""How many workers a server starts of its own accord."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.unit.test_machine import write
+
+from image_classifier.contract.machine import usable_cores
+from image_classifier.serving.capacity import SHARED_BYTES, WORKER_BYTES, default_workers
+
+
+def limit(cgroup: Path, size: int) -> None:
+    write(cgroup, {"memory.max": str(size), "memory.current": "0", "memory.stat": "inactive_file 0"})
+
+
+@pytest.mark.parametrize("room", [0, 1, 2])
+def test_a_container_without_memory_for_more_gets_fewer_workers_than_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    monkeypatch.setenv("CLASSIFIER_ENGINE", "openvino")
+    monkeypatch.setattr("image_classifier.serving.capacity.usable_cores", lambda _: 64)
+    limit(tmp_path, SHARED_BYTES + room * WORKER_BYTES)
+    assert default_workers(tmp_path) == max(1, room)
+
+
+def test_where_there_is_memory_every_core_gets_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLASSIFIER_ENGINE", "openvino")
+    limit(tmp_path, 2_000_000_000)
+    assert default_workers(tmp_path) == min(3, usable_cores())

@@ -265,6 +265,14 @@ def test_variants(
         assert "InferenceAmiVersion" not in made
 
 
+def test_the_number_format_reaches_the_container_where_one_is_named(gate: Gate, deploy: Deploy, archive: Path) -> None:
+    for flags, expected in (((), None), (("--precision", "int8"), {"CLASSIFIER_SERVE_PRECISION": "int8"})):
+        code, out, err = deploy("serve", str(archive), "--dry-run", *flags)
+        assert code == 0, err
+        requests = {each["operation"]: each["request"] for each in json.loads(out)}
+        assert requests["create_model"]["PrimaryContainer"].get("Environment") == expected
+
+
 def test_async_endpoint_answers_through_s3_and_wakes_up_by_an_alarm(
     gate: Gate, deploy: Deploy, project: Path, archive: Path, model: Path
 ) -> None:

@@ -140,7 +140,7 @@ def wait_until(condition: Callable[[], bool], program: Program) -> None:
 
 def wait_until_ready(program: Program) -> None:
     """Asks /ping all the time, as SageMaker does, and notes how many workers had reported when it was first 200."""
-    while not program.ready:
+    while program.reports_at_first_ping is None or not program.ready:
         assert program.process.poll() is None, program.output
         if program.reports_at_first_ping is None:
             with suppress(requests.ConnectionError):
@@ -382,7 +382,7 @@ def test_there_is_one_port_and_the_management_api_is_on_none(server: Program):
 def test_what_curl_sends_when_it_is_told_nothing_is_answered_if_it_is_an_image(server: Program):
     response = server.post(jpeg(0), Content_Type="application/x-www-form-urlencoded")
     assert response.status_code == 200
-    assert response.headers["X-Engine"] == "openvino"
+    assert response.headers["X-Engine"].startswith("openvino/")
 
 
 def test_a_form_and_base64_are_answered_as_the_image_alone_is(server: Program):

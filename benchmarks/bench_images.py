@@ -27,10 +27,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 KINDS = ("train", "serve")
 SHARED_LAYERS = ("Debian", "Python and tini", "torch and CUDA, shared")
-LAYERS = {
-    "train": (*SHARED_LAYERS, "NCCL", "other packages", "our source"),
-    "serve": (*SHARED_LAYERS, "other packages", "our source"),
-}
+LAYERS = (*SHARED_LAYERS, "other packages", "our source")
 SERVE = "image-classifier-serve:latest"
 REPEATS = 5
 PORT = 18_080
@@ -102,8 +99,7 @@ def sizes() -> list[str]:
     layers = {name: history(image) for name, image in images.items()}
     total = {name: size(image) for name, image in images.items()}
     rows = [
-        (name, *(f"{found[name] / 1e6:.1f}" if name in found else "" for found in layers.values()))
-        for name in LAYERS["train"]
+        (name, *(f"{found[name] / 1e6:.1f}" if name in found else "" for found in layers.values())) for name in LAYERS
     ]
     rows.append(("**all**", *(f"**{found / 1e6:.0f}**" for found in total.values())))
     naive = {f"{kind}, CUDA 13": build_naive(kind) for kind in KINDS}
@@ -128,8 +124,7 @@ def largest_libraries(image: str) -> list[tuple[str, int]]:
 def history(image: str) -> dict[str, int]:
     """Layer -> its bytes. By order: some engines' histories name the commands of other stages."""
     counts = docker("image", "history", "--human=false", "--format", "{{.Size}}", image).split()
-    kind = image.rpartition("-")[2].partition(":")[0]
-    return dict(zip(LAYERS[kind], [int(count) for count in reversed(counts) if int(count)], strict=True))
+    return dict(zip(LAYERS, [int(count) for count in reversed(counts) if int(count)], strict=True))
 
 
 def build_naive(kind: str) -> int:

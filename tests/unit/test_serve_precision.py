@@ -43,7 +43,7 @@ def test_a_container_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pr
     started = docker.start_server(run, host="127.0.0.1", port=28_123, precision=precision)
     with started as job, Interrupts() as interrupts:
         follow(job, lambda line: None, interrupts)
-    assert f"--env {PRECISION_VARIABLE}={precision} " in run.log.read_text()
+    assert f"--env={PRECISION_VARIABLE}={precision} " in run.log.read_text()
 
 
 def test_a_wrong_one_is_an_error_before_anything_is_loaded(

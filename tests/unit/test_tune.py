@@ -15,22 +15,22 @@ from pathlib import Path
 import pytest
 
 from image_classifier.cli import settings
-from image_classifier.contract.errors import ConfigError, JobError, JobStopped
-from image_classifier.contract.outputs import BestEpoch
+from image_classifier.contract.errors import ConfigError, JobError, JobStopped, PlatformError
+from image_classifier.contract.outputs import HISTORY, BestEpoch
 from image_classifier.contract.search import Categorical, Continuous, Integer
 from image_classifier.launch import local
 from image_classifier.launch.process import Interrupts, Job
-from image_classifier.launch.runs import Run, Status
+from image_classifier.launch.runs import Record, Run, Status, open_run
 from image_classifier.launch.view import SILENT, Live, View
 from image_classifier.tuning import tuner as tune
 from image_classifier.tuning.plan import combinations, num_combinations
-from image_classifier.tuning.study import open_study
+from image_classifier.tuning.study import distribution, open_study
 from image_classifier.tuning.trials import TrialRow, pick_best
 from image_classifier.tuning.tuner import find_best
 from image_classifier.vision.sample_data import make_sample_data
 
-# Learns to `batch_size` percent. Batch size 13 crashes, 15 is stopped by a rule. An existing checkpoint makes it skip
-# the epochs it counts.
+# Learns to `batch_size` percent. Batch size 13 crashes, 15 is stopped by a rule, 17 finds the disk full. An existing
+# checkpoint makes it skip the epochs it counts.
 STAND_IN = """
 import json, pathlib, signal, sys, time
 base = pathlib.Path.cwd()
@@ -46,6 +46,9 @@ if batch == 13:
 if batch == 15:
     (base / "output/failure").write_text("stopped by rule LossNotDecreasing\\nhint: change lr")
     sys.exit(3)
+if batch == 17 and not (base / "../../mended").exists():
+    (base / "output/failure").write_text("cannot write a checkpoint: No space left on device\\nhint: free some space")
+    sys.exit(4)
 counter, history = base / "checkpoints/epoch", base / "output/data/history.jsonl"
 first = int(counter.read_text()) + 1 if counter.exists() else 1
 for epoch in range(first, epochs + 1):
@@ -208,6 +211,57 @@ def test_interrupted_search_goes_on_where_it_was(data: Path) -> None:
     assert second.log.read_text().count("metrics epoch=") == 3  # no epoch was run twice
     again = tune.resume(made.run, {"tune.trials": 3, "tune.parallel": 2})
     assert tune.run(again).best_values == {"batch_size": 30}  # nothing is left to run, the result is the same
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_full_disk_ends_the_search_and_is_no_trials_failure(data: Path) -> None:
+    made = search(data, [17, 10], tune__trials=2)
+    with pytest.raises(PlatformError, match="cannot write a checkpoint: No space left") as caught:
+        tune.run(made)
+    assert f"tune --resume {made.run.typed}" in caught.value.hint
+    assert made.run.record().status == Status.FAILED
+    (made.run.path / "mended").touch()
+    assert tune.run(tune.resume(made.run, {})).best_values == {"batch_size": 17}
+    assert [row["status"] for row in rows_of(made.run)] == ["Completed"] * 2
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_search_whose_trials_still_save_their_state_is_still_running(data: Path) -> None:
+    made = search(data, [10, 20], tune__trials=2)
+    trial = open_run(made.run.path / "trials" / "001", Record(kind="train"))
+    trial.begin()
+    with pytest.raises(ConfigError, match="still running"):
+        tune.resume(made.run, {})
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_values_are_drawn_by_number_whatever_was_drawn_before(data: Path) -> None:
+    straight, broken = (search(data, "{ low = 20, high = 64 }", tune__trials=4) for _ in range(2))
+    tune.run(straight)
+    for trials in (1, 2, 4):
+        again = dataclasses.replace(broken, tune=dataclasses.replace(broken.tune, trials=trials))
+        tune.run(again)
+    values = [[row["batch_size"] for row in rows_of(made.run)] for made in (straight, broken)]
+    assert values[0] == values[1]
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_what_a_killed_search_did_not_hear_of_a_trial_is_caught_up_on_and_judged(data: Path) -> None:
+    made = search(data, "{ low = 10, high = 64 }", tune__trials=4, tune__epochs=9, tune__prune=True)
+    study = open_study(made.run, made)
+    for value in (62, 63, 64):
+        study.enqueue_trial({"batch_size": value})
+    tune.run(dataclasses.replace(made, tune=dataclasses.replace(made.tune, trials=3)))
+    study = open_study(made.run, made)  # as a search leaves it that was killed in its fourth trial
+    study.enqueue_trial({"batch_size": 10})
+    trial = study.ask({"batch_size": distribution(made.space["batch_size"])})
+    trial.set_user_attr("number", 4)
+    run = open_run(made.run.path / "trials" / "004", Record(kind="train", config=made.base.to_hyperparameters()))
+    HISTORY.write(run.paths.output_data, [{"epoch": e, "validation:accuracy": 0.01 * e} for e in range(1, 6)])
+    tune.run(made)
+    assert [row["status"] for row in rows_of(made.run)] == ["Completed"] * 3 + ["Pruned"]
+    assert run.record().failure == "pruned after epoch 5"
+    assert not run.log.exists()  # nothing was run for that
 
 
 def test_searched_hyperparameter_given_as_flag_is_fixed(data: Path) -> None:

@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from image_classifier.contract.errors import ImageError, TooLarge
+from image_classifier.launch.client import read_image
 from image_classifier.vision import decode as module
+from image_classifier.vision.check import check_dataset
 from image_classifier.vision.containers import num_scans
 from image_classifier.vision.decode import MAX_HEADER_READS, MAX_PIXELS, MAX_SCANNED, MAX_SCANS, decode
 
@@ -214,6 +216,26 @@ def test_a_format_whose_decoder_cannot_be_stopped_is_granted_fewer_pixels() -> N
 def test_sixteen_bits_of_any_height_keep_their_upper_byte() -> None:
     rows = np.random.default_rng(0).integers(0, 65536, (150, 7), dtype=np.uint16)
     assert (np.asarray(decode(encoded(Image.fromarray(rows), "PNG")))[..., 0] == rows >> 8).all()
+
+
+def test_a_file_that_nobody_should_read_as_a_whole_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "huge.jpg"
+    with path.open("wb") as file:
+        file.write(encoded(photo(), "JPEG")[:500])
+        file.truncate(100_000_000_000)  # with no byte on the disk for most of them
+    for read in (decode, read_image):
+        with pytest.raises(TooLarge, match=r"100\.0 GB"):
+            read(path)
+    for folder in ("cat", "dog"):
+        for number in range(2):
+            good = tmp_path / "data" / "train" / folder / f"{number}.png"
+            good.parent.mkdir(parents=True, exist_ok=True)
+            good.write_bytes(encoded(photo(40 + 8 * number, 40), "PNG"))
+    path.rename(tmp_path / "data" / "train" / "cat" / "huge.jpg")
+    report = check_dataset(tmp_path / "data")
+    assert [each.message for each in report.errors if each.kind == "unreadable"] == [
+        "train/cat/huge.jpg: the file has 100.0 GB"
+    ]
 
 
 def test_hostile_bytes_never_raise_anything_else() -> None:

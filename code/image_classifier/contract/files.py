@@ -42,8 +42,10 @@ def _open_plain(path: str, flags: int) -> int:
 
 
 def _require_plain(mode: int, path: str) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, "a folder, a pipe or a device in the place of a file", path)
+        raise OSError(errno.EINVAL, "a pipe, a socket or a device in the place of a file", path)
 
 
 @contextmanager

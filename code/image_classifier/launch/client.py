@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from image_classifier.contract.paths import path_here
 from image_classifier.contract.text import as_text
 from image_classifier.launch.view import SILENT, View, tell_findings
 from image_classifier.vision.contrast import contrast_note, contrast_of, contrast_of_file
-from image_classifier.vision.decode import decode
+from image_classifier.vision.decode import check_file_size, decode
 from image_classifier.vision.folders import image_files
 from image_classifier.vision.passed_over import PassedOver
 
@@ -171,7 +172,11 @@ def read_image(file: Path) -> tuple[bytes, str, str]:
     Raises:
         ImageError, TooLarge: it cannot be read, or is too large and cannot be made smaller.
     """
+    check_file_size(file)
     try:
+        mode = file.stat().st_mode
+        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):  # a pipe, as a shell makes one of a command's output, is welcome
+            raise ImageError("it is a device")
         data = file.read_bytes()
     except OSError as error:
         raise ImageError(f"cannot be read: {describe(error).partition(':')[0]}") from None

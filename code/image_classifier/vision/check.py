@@ -41,7 +41,7 @@ from image_classifier.contract.files import open_plain
 from image_classifier.contract.machine import usable_cores
 from image_classifier.contract.text import as_text
 from image_classifier.vision.contrast import contrast_findings, contrast_of
-from image_classifier.vision.decode import decode
+from image_classifier.vision.decode import check_file_size, decode
 from image_classifier.vision.findings import LEFTOVER, DataFinding, listing
 from image_classifier.vision.fingerprint import fingerprint
 from image_classifier.vision.folders import ImageFolders, beside_channels, find_channels, scan
@@ -197,10 +197,13 @@ def _ignore_interrupts() -> None:
 def _inspect(path: Path) -> _Inspected:
     """(sha256 of the bytes, size in pixels or None, why it cannot be decoded, its contrast)."""
     try:
+        check_file_size(path)
         with open_plain(path) as file:
             data = file.read()
     except OSError as error:
         return "", None, error.strerror or describe(error), ""
+    except ClassifierError as error:
+        return "", None, error.message, ""
     digest = hashlib.sha256(data).hexdigest()
     try:
         picture = decode(data)

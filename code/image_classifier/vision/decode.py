@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from image_classifier.contract.errors import ClassifierError, ImageError, TooLarge, describe
+from image_classifier.contract.files import open_plain
 from image_classifier.contract.image_formats import FORMATS, JPEG, OTHER_KINDS, PILLOW_NAMES, SEND_HINT
 from image_classifier.contract.text import as_text
 from image_classifier.vision.containers import bare, num_scans
@@ -31,6 +32,9 @@ MAX_SIDE = 65_535  # the longest side a JPEG can have; also keeps crop boxes exa
 # three components in arithmetic coding 1.3 (Pillow 13), so that MAX_SCANNED bounds them at about 2 s.
 MAX_SCANS = 256
 MAX_SCANNED = 1_500_000_000  # passes times pixels
+MAX_FILE_BYTES = (
+    1_000_000_000  # of a file; the largest accepted picture has 0.8 GB: a PNG of 16 bits a channel, unpacked
+)
 MAX_DECODE_S = 10.0  # of this thread's own time on a core; the largest accepted pictures take 2 to 4
 MAX_HEADER_READS = 4096  # of a decoder before the pixels; three a segment or chunk: a file has dozens, not thousands
 
@@ -73,6 +77,7 @@ def decode(source: bytes | Path, *, min_side: int | None = None) -> Image.Image:
     """
     what = as_text(source) if isinstance(source, Path) else "the file"
     until = time.thread_time() + MAX_DECODE_S
+    check_file_size(source, what)
     try:
         return _read(source, what, min_side, until)
     except ImageError:
@@ -82,10 +87,24 @@ def decode(source: bytes | Path, *, min_side: int | None = None) -> Image.Image:
         return picture
 
 
+def check_file_size(source: bytes | Path, what: str = "the file") -> None:
+    """Raises TooLarge for a file that nobody should read as a whole; one that cannot be found is let pass."""
+    try:
+        size = source.stat().st_size if isinstance(source, Path) else len(source)
+    except OSError:
+        return
+    if size > MAX_FILE_BYTES:
+        raise TooLarge(f"{what} has {size / 1e9:.1f} GB", f"at most {MAX_FILE_BYTES / 1e9:g} GB are accepted")
+
+
 def _from_pixels_alone(source: bytes | Path, what: str, min_side: int | None, until: float) -> Image.Image | None:
     """A picture that a decoder refused, without all that is no pixel; None when its pixels are what is damaged."""
     try:
-        data = source.read_bytes() if isinstance(source, Path) else source
+        if isinstance(source, Path):
+            with open_plain(source) as file:
+                data = file.read()
+        else:
+            data = source
         pictures = [_read(each, what, min_side, until) for each in bare(data)]
     except (OSError, ImageError):
         return None
@@ -95,7 +114,7 @@ def _from_pixels_alone(source: bytes | Path, what: str, min_side: int | None, un
 
 def _read(source: bytes | Path, what: str, min_side: int | None, until: float) -> Image.Image:
     try:
-        with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as stream:
+        with open_plain(source) if isinstance(source, Path) else io.BytesIO(source) as stream:
             return _decode(_Metered(stream, what, until), what, min_side)
     except ClassifierError:
         raise

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 LEFTOVER = "leftover"
 NAMED = 5  # files in a line
+KEPT = 1000  # in a file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +44,12 @@ def listing(names: Sequence[str], limit: int = NAMED) -> str:
 
 
 def by_level(findings: Iterable[DataFinding]) -> dict[str, list[dict[str, Any]]]:
-    """The findings as JSON values, apart by what they are worth: `warnings` and `notes`."""
+    """The findings as JSON values, apart by what they are worth: `warnings` and `notes`. Of many files the first."""
     levels: dict[str, list[dict[str, Any]]] = {"warnings": [], "notes": []}
     for finding in findings:
-        levels["notes" if finding.kind == LEFTOVER else "warnings"].append(asdict(finding))
+        levels["notes" if finding.kind == LEFTOVER else "warnings"].append(
+            asdict(replace(finding, files=finding.files[:KEPT]))
+        )
     return levels
 
 

@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from image_classifier.contract.files import open_plain
+from image_classifier.vision.decode import MAX_FILE_BYTES
 from image_classifier.vision.folders import ImageFolders, Split
 
 THREADS = 8  # hashing lets other threads run, and storage answers several at a time
@@ -112,6 +113,8 @@ def _by_split(folders: ImageFolders, known: Digests) -> Iterable[Sequence[str]]:
 def _digest(path: Path) -> str:
     try:
         found = path.stat()
+        if found.st_size > MAX_FILE_BYTES:  # no image
+            return UNREADABLE
         return _content(path, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
     except OSError:
         return UNREADABLE

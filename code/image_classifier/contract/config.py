@@ -90,6 +90,12 @@ class TrainConfig:
         choices=("standard", "light", "none"),
         section="Data",
     )
+    feature_views: int = param(
+        2,
+        "fine_tune=head: views of an image seen once for all epochs, 0 for new crops in each",
+        low=0,
+        high=64,
+    )
     valid_fraction: float = param(0.2, "share split off train when there is no valid folder", low=0.01, high=0.5)
     max_bad_images: int = param(10, "unreadable images to skip before the job fails", low=0, changes_result=False)
 

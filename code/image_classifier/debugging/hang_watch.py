@@ -52,6 +52,9 @@ class HangWatch(Observer):
     def begin(self, mode: Mode, epoch: int, step: int) -> None:
         self._moved = time.monotonic()
 
+    def alive(self) -> None:
+        self._moved = time.monotonic()
+
     def end_step(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
         self._moved = time.monotonic()
 

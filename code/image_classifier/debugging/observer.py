@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from image_classifier.debugging.schema import Mode
 
 if TYPE_CHECKING:  # an observer of numbers needs no torch
     import torch
+
+    from image_classifier.debugging.tensorstats import Scalars
 
 
 class Observer:
@@ -32,6 +34,17 @@ class Observer:
 
     def before_forward(self, images: torch.Tensor) -> None:
         """The batch, (n, 3, H, W), is on the device."""
+
+    def before_head(self, inputs: Callable[[], Scalars], activations: Callable[[], Scalars]) -> None:
+        """Instead of `before_forward`, where a frozen body saw the images before the training.
+
+        Args:
+            inputs: gives what `tensorstats.input_statistics` would give of the batch.
+            activations: gives those of the whole network on a few images.
+        """
+
+    def alive(self) -> None:
+        """What comes before the first step goes on."""
 
     def after_backward(self) -> None:
         """The gradients are what the optimiser will use."""
@@ -94,6 +107,14 @@ class Observers(Observer):
     def before_forward(self, images: torch.Tensor) -> None:
         for member in self._members:
             member.before_forward(images)
+
+    def before_head(self, inputs: Callable[[], Scalars], activations: Callable[[], Scalars]) -> None:
+        for member in self._members:
+            member.before_head(inputs, activations)
+
+    def alive(self) -> None:
+        for member in self._members:
+            member.alive()
 
     def after_backward(self) -> None:
         for member in self._members:

@@ -21,8 +21,8 @@ from image_classifier.contract.endpoint import (
 from image_classifier.contract.errors import ConfigError, PlatformError
 from image_classifier.contract.files import write_text
 from image_classifier.contract.machine import require_free_port, usable_cores
-from image_classifier.contract.outputs import ACCESS_LOG
-from image_classifier.contract.paths import BASE_DIR_VARIABLE
+from image_classifier.contract.outputs import ACCESS_LOG, TRIALS_FOLDER
+from image_classifier.contract.paths import BASE_DIR_VARIABLE, FEATURES_VARIABLE
 from image_classifier.launch.process import Job
 from image_classifier.launch.runs import Run
 from image_classifier.launch.view import SILENT, View
@@ -30,6 +30,7 @@ from image_classifier.launch.view import SILENT, View
 SOURCE = Path(__file__).resolve().parents[2]
 TRAIN_PACKAGES = ("contract", "vision", "debugging", "report", "training")  # what the training image ships
 SERVE_PACKAGES = ("contract", "vision", "serving")  # what the serving image ships
+FEATURES_FOLDER = ".features"  # beside the runs, for every job and trial
 HOST = "localhost"  # resolves on every machine; the toolkit retries a name that does not for 15 minutes
 # What would end a job (a warning of a library as an error), make it wait for input, or fill its log
 INTERPRETER_VARIABLES = frozenset(
@@ -93,11 +94,18 @@ def start_training(run: Run, *, share: int = 1, view: View = SILENT) -> Job:
     env = _environment(run) | {
         "SAGEMAKER_PROGRAM": "train.py",
         "SAGEMAKER_TRAINING_MODULE": "image_classifier.training.toolkit_module:main",
+        FEATURES_VARIABLE: os.environ.get(FEATURES_VARIABLE) or str(features_folder(run)),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, usable_cores() // share)),
     }
     job = Job.start([str(program)], env=env, cwd=run.path, log=run.log)
     run.begin(job.pid)
     return job
+
+
+def features_folder(run: Run) -> Path:
+    """Where the runs of a folder keep what frozen bodies computed; of a trial, the folder that its search lies in."""
+    is_trial = run.path.parent.name == TRIALS_FOLDER
+    return run.path.parents[2 if is_trial else 0] / FEATURES_FOLDER
 
 
 def clear_attempt(run: Run) -> None:

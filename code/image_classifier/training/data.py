@@ -22,6 +22,7 @@ from torchvision.transforms import RandomResizedCrop
 from image_classifier.contract.errors import DataError, JobError, RequestError
 from image_classifier.contract.shared_memory import AHEAD
 from image_classifier.contract.text import as_text
+from image_classifier.debugging.observer import Observer
 from image_classifier.training.cache import PixelCache
 from image_classifier.training.stop import Interrupted, StopFlag, ignore_stop_signals
 from image_classifier.vision.contrast import contrast_findings, contrast_of_file
@@ -119,11 +120,16 @@ class ImageDataset(Dataset[_Sample]):
         if self._augment == "none":
             pixels = load_pixels(path, self.preprocessing)
         else:
-            shortest_crop = math.sqrt(CROP_SCALE[self._augment] * CROP_RATIO[0])  # of a square picture's side
-            pixels = np.array(decode(path, min_side=math.ceil(self.preprocessing.image_size / shortest_crop)))
+            pixels = np.array(decode(path, min_side=shortest_side(self.preprocessing.image_size, self._augment)))
         if self._cache is not None:
             self._cache.put(index, pixels)
         return pixels, contrast_of_file(path, pixels)
+
+
+def shortest_side(image_size: int, augment: str) -> int:
+    """How many pixels a side must have, so that no crop of a square picture is enlarged to `image_size`."""
+    shortest_crop = math.sqrt(CROP_SCALE[augment] * CROP_RATIO[0])  # of a square picture's side
+    return math.ceil(image_size / shortest_crop)
 
 
 def random_view(image: torch.Tensor, size: int, augment: str, seed: Sequence[int]) -> torch.Tensor:
@@ -262,6 +268,10 @@ class Loader:
         if self._loader.num_workers:
             self._waiting.watch(iterator)
         return iterator  # type: ignore[no-any-return]
+
+    def show(self, batch: Batch, inputs: torch.Tensor, hook: Observer) -> None:
+        """Shows an observer what the network is about to see."""
+        hook.before_forward(inputs)
 
     def on_device(self, batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """The images as the network sees them, bit for bit those of `vision.preprocess.normalise`, and the labels.

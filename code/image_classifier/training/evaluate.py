@@ -14,6 +14,7 @@ from torch import nn
 from image_classifier.contract.errors import DataError
 from image_classifier.debugging.observer import Observer
 from image_classifier.training.data import BadImages, Loader
+from image_classifier.training.feature_loader import FeatureLoader
 from image_classifier.training.setup import Setup
 from image_classifier.training.stop import Interrupted, StopFlag
 
@@ -53,14 +54,15 @@ class Evaluation:
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    loader: Loader,
+    loader: Loader | FeatureLoader,
     hook: Observer,
     bad: BadImages,
     stop: StopFlag,
     *,
     setup: Setup,
 ) -> Evaluation:
-    """Runs the split through the network in evaluation mode, batch norms on their running statistics.
+    """Runs the split through the network, or its head where the loader gives features, in evaluation mode: batch norms
+    on their running statistics.
 
     The hook has been told which evaluation this is (`begin`).
 
@@ -81,10 +83,10 @@ def evaluate(
             hook.skip_step()
             continue
         with hook.phase("h2d"):
-            images, labels = loader.on_device(batch, setup.device)
+            inputs, labels = loader.on_device(batch, setup.device)
         with hook.phase("forward"):
             with setup.autocast():
-                logits = model(images)
+                logits = model(inputs)
             losses = F.cross_entropy(logits.float(), labels, reduction="none")
         hook.end_step(losses.mean(), logits, labels)
         probability, ranked = logits.float().softmax(1).topk(min(TOP_K, logits.shape[1]))

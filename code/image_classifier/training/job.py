@@ -28,7 +28,9 @@ from image_classifier.training.data import BadImages, ImageDataset, Loader
 from image_classifier.training.distributed import Group, joined
 from image_classifier.training.ending import leave
 from image_classifier.training.evaluate import Evaluation, evaluate
+from image_classifier.training.feature_loader import FeatureLoader
 from image_classifier.training.golden import golden_samples
+from image_classifier.training.head_only import compute_features, served_loader, serves, test_loader, training_loader
 from image_classifier.training.loop import fit
 from image_classifier.training.number_formats import Measured, measure_formats
 from image_classifier.training.observe import Watched, make_hook
@@ -100,6 +102,7 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag) ->
     )
     hook = make_hook(watched(training, folders), paths, stop, lambda fired: end_hung(training, fired, paths))
     try:
+        compute_features(training, hook)
         fit(training, hook)
         if group.is_main:
             finish(training, hook, folders, data_fingerprint, paths)
@@ -218,7 +221,6 @@ def make_training(
     paths: MlPaths,
 ) -> Training:
     """Puts together what the loop needs, at the point where the checkpoint left off."""
-    preprocessing = Preprocessing.for_image_size(config.image_size)
     log.info("device: %s, %s, workers=%d", setup.device_name, setup.number_format, setup.workers)
     if group.size > 1:
         log.info("processes: %d, this is number %d", group.size, group.rank)
@@ -226,29 +228,21 @@ def make_training(
     if checkpoint is not None and checkpoint.optimizer:
         optimizer.load_state_dict(checkpoint.optimizer)
     progress = Progress() if checkpoint is None else checkpoint.progress
-    train = ImageDataset(
-        folders.train,
-        preprocessing,
-        augment=config.augment,
-        seed=config.seed,
-        cache=setup.kept.get(folders.train.name),
-    )
+    on_features = serves(config, folders, paths, group)
     return Training(
         config=config,
         group=group,
         model=model,
         optimizer=optimizer,
         setup=setup,
-        train=Loader(
-            train,
-            config.batch_size,
-            workers=setup.workers,
-            shuffle_seed=config.seed,
-            pin_memory=setup.device.type == "cuda",
-            rank=group.rank,
-            size=group.size,
+        train=(
+            training_loader(folders.train, config, model, setup, group)
+            if on_features
+            else image_loader(folders.train, config, setup, group)
         ),
-        valid=evaluation_loader(folders.valid, config, setup),
+        valid=(
+            served_loader(folders.valid, config) if on_features else evaluation_loader(folders.valid, config, setup)
+        ),
         bad=BadImages(
             config.max_bad_images,
             still_there(progress.unreadable, folders),
@@ -272,6 +266,26 @@ def still_shown(contrast: Mapping[str, str], folders: ImageFolders) -> dict[str,
     """The same for images that show next to nothing, which findings name in their own way."""
     names = {name_in(split, path) for split in folders.splits for path in split.paths} if contrast else set()
     return {name: kind for name, kind in contrast.items() if name in names}
+
+
+def image_loader(split: Split, config: TrainConfig, setup: Setup, group: Group) -> Loader:
+    """The training images with new crops in every epoch: this process's share of each batch."""
+    dataset = ImageDataset(
+        split,
+        Preprocessing.for_image_size(config.image_size),
+        augment=config.augment,
+        seed=config.seed,
+        cache=setup.kept.get(split.name),
+    )
+    return Loader(
+        dataset,
+        config.batch_size,
+        workers=setup.workers,
+        shuffle_seed=config.seed,
+        pin_memory=setup.device.type == "cuda",
+        rank=group.rank,
+        size=group.size,
+    )
 
 
 def evaluation_loader(split: Split, config: TrainConfig, setup: Setup) -> Loader:
@@ -327,11 +341,15 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
 
 def run_test(training: Training, hook: Observer, split: Split) -> Evaluation:
     """Answers to the test images in float32, the precision in which the model is stored and served."""
-    loader = evaluation_loader(split, training.config, training.setup)
     setup = replace(training.setup, bf16=False)
-    hook.begin("test", training.progress.best_epoch, 0)
+    loader: Loader | FeatureLoader
     try:
-        return evaluate(training.model, loader, hook, training.bad, training.stop, setup=setup)
+        if training.on_features:
+            loader = test_loader(training, split, hook)
+        else:
+            loader = evaluation_loader(split, training.config, training.setup)
+        hook.begin("test", training.progress.best_epoch, 0)
+        return evaluate(training.trained, loader, hook, training.bad, training.stop, setup=setup)
     except Interrupted:
         raise training.stop.error(
             "while testing; the training has finished and is saved",

@@ -14,11 +14,13 @@ from image_classifier.contract.errors import DataError, JobStopped
 from image_classifier.contract.metrics import metric_line, with_best
 from image_classifier.contract.outputs import best_epoch
 from image_classifier.debugging.observer import Observer
-from image_classifier.training.checkpoint import Progress
+from image_classifier.training.checkpoint import Progress, Weights
 from image_classifier.training.evaluate import Evaluation, evaluate
+from image_classifier.training.setup import Setup
 from image_classifier.training.state import Training
 from image_classifier.training.steps import Step, not_finite, steps
 from image_classifier.training.stop import Interrupted
+from image_classifier.vision.network import HEAD
 
 log = logging.getLogger(__name__)
 
@@ -52,22 +54,23 @@ def train_epoch(training: Training, hook: Observer) -> None:
     config, progress = training.config, training.progress
     criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
     train_mode(training.model, config.fine_tune)
+    setup = training.step_setup
     hook.begin("train", progress.epoch, (progress.epoch - 1) * training.train.num_steps + progress.step)
     for step in steps(training, hook):
-        step.result = train_step(training, step, criterion, hook)
+        step.result = train_step(training, step, criterion, hook, setup)
     hook.end_epoch()
 
 
 def train_step(
-    training: Training, step: Step, criterion: nn.Module, hook: Observer
+    training: Training, step: Step, criterion: nn.Module, hook: Observer, setup: Setup
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One step of the optimiser. Returns what `Step.result` is."""
     with hook.phase("h2d"):
-        images, labels = training.train.on_device(step.batch, training.setup.device)
-    hook.before_forward(images)
+        inputs, labels = training.train.on_device(step.batch, setup.device)
+    training.train.show(step.batch, inputs, hook)
     with hook.phase("forward"):
-        with training.setup.autocast():
-            logits = training.replica(images)
+        with setup.autocast():
+            logits = training.replica(inputs)
         loss: torch.Tensor = criterion(logits.float(), labels)
     with hook.phase("backward"):
         training.optimizer.zero_grad(set_to_none=True)
@@ -82,7 +85,7 @@ def train_step(
 
 def validate(training: Training, hook: Observer) -> Evaluation:
     """The network's answers to the validation images after the current epoch."""
-    return evaluate(training.model, training.valid, hook, training.bad, training.stop, setup=training.setup)
+    return evaluate(training.trained, training.valid, hook, training.bad, training.stop, setup=training.step_setup)
 
 
 def saved_and_stopped(training: Training) -> JobStopped:
@@ -114,7 +117,7 @@ def end_epoch(training: Training, evaluation: Evaluation) -> None:
     progress.history.append({"epoch": progress.epoch, **values, "seconds": progress.seconds})
     if is_best(progress):
         progress.best_epoch = progress.epoch
-        training.best = {name: value.detach().cpu().clone() for name, value in training.model.state_dict().items()}
+        training.best = best_weights(training)
     if evaluation.loss < progress.lowest_loss:
         progress.lowest_loss, progress.epochs_without_gain = evaluation.loss, 0
     else:
@@ -131,6 +134,17 @@ def end_epoch(training: Training, evaluation: Evaluation) -> None:
         if training.checkpoints.due:
             training.checkpoints.save(progress, training.model, training.optimizer, training.best)
     training.on_epoch(copy.deepcopy(progress))
+
+
+def best_weights(training: Training) -> Weights:
+    """A copy of the weights on the CPU; what is frozen is copied from a device once, and never where it lies there."""
+    found: Weights = {}
+    for name, value in training.model.state_dict().items():
+        if training.config.fine_tune == "full" or name.startswith(f"{HEAD}."):
+            found[name] = value.detach().to("cpu", copy=True)
+        else:
+            found[name] = training.best[name] if name in training.best else value.detach().cpu()
+    return found
 
 
 def is_best(progress: Progress) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -12,8 +12,10 @@ from image_classifier.contract.config import TrainConfig
 from image_classifier.training.checkpoint import Checkpoints, Progress, Weights
 from image_classifier.training.data import BadImages, Loader
 from image_classifier.training.distributed import Group
+from image_classifier.training.feature_loader import FeatureLoader
 from image_classifier.training.setup import Setup
 from image_classifier.training.stop import StopFlag
+from image_classifier.vision.network import HEAD
 
 
 @dataclass(kw_only=True)
@@ -21,7 +23,8 @@ class Training:
     """Everything a training needs; `progress` and `best` change as it goes on.
 
     Args:
-        model: the network; `replica` is the same as the training step calls it, averaging gradients over the group.
+        model: the network. `trained` is the part that sees the batches: all of it, or the head where the loaders give
+            features; `replica` is the same as the training step calls it, averaging gradients over the group.
         best: weights of the best epoch so far, on the CPU; empty before the first validation.
         on_epoch: called after each epoch.
     """
@@ -29,11 +32,12 @@ class Training:
     config: TrainConfig
     group: Group = field(default_factory=Group)
     model: nn.Module
+    trained: nn.Module = field(init=False)
     replica: nn.Module = field(init=False)
     optimizer: torch.optim.Optimizer
     setup: Setup
-    train: Loader
-    valid: Loader
+    train: Loader | FeatureLoader
+    valid: Loader | FeatureLoader
     bad: BadImages
     checkpoints: Checkpoints
     stop: StopFlag
@@ -42,4 +46,15 @@ class Training:
     on_epoch: Callable[[Progress], None]
 
     def __post_init__(self) -> None:
-        self.replica = self.group.wrap(self.model, self.setup.device)
+        self.trained = self.model.get_submodule(HEAD) if self.on_features else self.model
+        self.replica = self.group.wrap(self.trained, self.setup.device)
+
+    @property
+    def on_features(self) -> bool:
+        """Whether the frozen body has seen the images before the training."""
+        return isinstance(self.train, FeatureLoader)
+
+    @property
+    def step_setup(self) -> Setup:
+        """How a step computes: a head alone in float32, in which it costs nothing."""
+        return replace(self.setup, bf16=False) if self.on_features else self.setup

@@ -1,0 +1,281 @@
+"""What the head sees, computed once: the features of a split's images in their views, from the store or the body."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torchvision.models.resnet import ResNet
+
+import image_classifier
+from image_classifier.contract.errors import RequestError
+from image_classifier.training.data import BadImages
+from image_classifier.training.distributed import Group
+from image_classifier.training.feature_store import FeatureStore, Rows, row_name
+from image_classifier.training.frozen_body import FrozenBody, name_of
+from image_classifier.training.setup import Setup
+from image_classifier.training.stop import Interrupted, StopFlag
+from image_classifier.training.views import read_views
+from image_classifier.vision.fingerprint import Digests
+from image_classifier.vision.folders import Split
+from image_classifier.vision.network import FEATURES, HEAD
+from image_classifier.vision.preprocess import Preprocessing
+
+log = logging.getLogger(__name__)
+
+WIDTH = FEATURES + 6  # numbers in a row: features, and the input's channel means and deviations
+ROUND = 512  # images between two meetings of the processes, and two writes to the store
+SAY_EVERY_S = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitFeatures:
+    """What is known of a split.
+
+    Args:
+        rows: (r, WIDTH) float32.
+        places: (images, views) int64, which row; -1 where an image cannot be read, or a view is not needed.
+        unreadable: index into the split -> why.
+    """
+
+    rows: NDArray[np.float32]
+    places: NDArray[np.int64]
+    unreadable: dict[int, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Picture:
+    """A picture to compute: its index, and the views that are missing."""
+
+    index: int
+    path: Path
+    views: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Computed:
+    """What came of some pictures: (index, view) -> row, the same by the name for the store, and what is unreadable."""
+
+    rows: dict[tuple[int, str], NDArray[np.float32]]
+    kept: Rows
+    unreadable: dict[int, str]
+
+
+class Extraction:
+    """Computes features, each process of a group its share of the images. All of them make the same calls.
+
+    Args:
+        setup: device and number format of the features.
+        store_folder: see FeatureStore.
+        alive: called now and then while it computes.
+    """
+
+    def __init__(
+        self,
+        model: ResNet,
+        preprocessing: Preprocessing,
+        setup: Setup,
+        *,
+        store_folder: Path | None,
+        group: Group,
+        stop: StopFlag,
+        bad: BadImages,
+        alive: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._model, self._preprocessing, self._setup = model, preprocessing, setup
+        self._group, self._stop, self._bad, self._alive = group, stop, bad, alive
+        key = {
+            "weights": body_digest(model) if store_folder else "",
+            "preprocessing": preprocessing.to_json(),
+            "engine": name_of(setup),
+            "program": [image_classifier.__version__, PIL.__version__],
+        }
+        self._store = FeatureStore(store_folder, key, WIDTH)
+        self._body: FrozenBody | None = None
+        self.computed = 0  # rows, by this process
+        self._told = time.monotonic()
+
+    def split(
+        self, split: Split, contents: Sequence[str], views: Sequence[str], wanted: NDArray[np.bool_]
+    ) -> SplitFeatures:
+        """The features of a split.
+
+        Args:
+            contents: the files' digests.
+            wanted: (images, views), which of them.
+
+        Raises:
+            Interrupted: a stop was asked for, in any process; what was computed is in the store.
+            DataError: too many images cannot be read.
+        """
+        started, before = time.perf_counter(), self.computed
+        places: NDArray[np.int64] = np.full(wanted.shape, -1, np.int64)
+        rows: NDArray[np.float32] = np.empty((int(wanted.sum()), WIDTH), np.float32)
+        unreadable: dict[int, str] = {}
+        column = {view: number for number, view in enumerate(views)}
+        filled = 0
+        for first in range(0, len(split), ROUND):
+            indices = range(first + self._group.rank, min(first + ROUND, len(split)), self._group.size)
+            pictures = [
+                _Picture(index=i, path=split.paths[i], views=tuple(np.array(views)[wanted[i]].tolist()))
+                for i in indices
+                if wanted[i].any()
+            ]
+            for found, reasons in self._round(pictures, contents, len(split)):
+                for (index, view), row in found.items():
+                    rows[filled], places[index, column[view]] = row, filled
+                    filled += 1
+                unreadable |= reasons
+            for reason in self._bad.add(split, unreadable):
+                log.warning("skipped: %s", reason)
+        seconds = max(time.perf_counter() - started, 1e-9)
+        log.info(
+            "features of %s: %d kept from before, %d computed at %.1f images/s",
+            split.name,
+            filled - (self.computed - before),
+            self.computed - before,
+            (self.computed - before) / seconds,
+        )
+        return SplitFeatures(rows=rows[:filled], places=places, unreadable=unreadable)
+
+    def _round(
+        self, pictures: Sequence[_Picture], contents: Sequence[str], num_images: int
+    ) -> list[tuple[dict[tuple[int, str], NDArray[np.float32]], dict[int, str]]]:
+        """What each process found of its pictures. Raises Interrupted in all of them when one was asked to stop."""
+        named = {(each.index, view): row_name(view, contents[each.index]) for each in pictures for view in each.views}
+        kept = self._store.load(named.values())
+        found = {place: kept[name] for place, name in named.items() if name in kept}
+        missing = [
+            replace(each, views=views)
+            for each in pictures
+            if (views := tuple(view for view in each.views if (each.index, view) not in found))
+        ]
+        unreadable: dict[int, str] = {}
+        new: Rows = {}
+        stopped = False
+        for computed in self._compute(missing):
+            found |= computed.rows
+            unreadable |= computed.unreadable
+            new |= computed.kept
+            self.computed += len(computed.rows)
+            self._alive()
+            self._tell(num_images)
+            if stopped := bool(self._stop):
+                break
+        self._store.save(new)
+        if self._group.largest(int(stopped or bool(self._stop))):
+            raise Interrupted
+        return self._group.exchange((found, unreadable))
+
+    def _compute(self, pictures: Sequence[_Picture]) -> Iterator[_Computed]:
+        """The rows of pictures, a few at a time, while others are read."""
+        if not pictures:
+            return
+        body = self._ready_body(pictures)
+        on_cpu = self._setup.device.type == "cpu"
+        before = torch.get_num_threads()
+        threads = before if on_cpu else max(1, self._setup.cores)
+        share = max(1, body.batch // max(len(each.views) for each in pictures))
+        parts = [pictures[at : at + share] for at in range(0, len(pictures), share)]
+        work = partial(self._read_and_compute, body) if on_cpu else self._read
+        pool = ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1 if on_cpu else before))
+        try:
+            for result in in_turn(pool, work, parts, ahead=2 * threads):
+                yield result if on_cpu else self._rows(body, *result)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(before)  # what threads that are made from now on begin with
+
+    def _ready_body(self, pictures: Sequence[_Picture]) -> FrozenBody:
+        """The body, made when it is needed first and checked on a picture that can be read."""
+        if self._body is None:
+            views = self._first_views(pictures)
+            self._body = FrozenBody(self._model, self._preprocessing, self._setup, views)
+            if not self._body.is_fast:  # these are other bits than the store's
+                self._store = FeatureStore(None, {}, WIDTH)
+        return self._body
+
+    def _first_views(self, pictures: Sequence[_Picture]) -> NDArray[np.uint8] | None:
+        for picture in pictures:
+            try:
+                _, views = read_views(picture.path, self._preprocessing, picture.views)
+            except RequestError:
+                continue
+            return np.stack(list(views.values()))
+        return None
+
+    def _read(self, pictures: Sequence[_Picture]) -> tuple[list[tuple[int, str, str]], list[Any], dict[int, str]]:
+        """(index, view, digest) and the pixels of each, and what is unreadable."""
+        names: list[tuple[int, str, str]] = []
+        pixels: list[NDArray[np.uint8]] = []
+        unreadable: dict[int, str] = {}
+        for each in pictures:
+            try:
+                content, views = read_views(each.path, self._preprocessing, each.views)
+            except RequestError as error:
+                unreadable[each.index] = error.message
+                continue
+            names += [(each.index, view, content) for view in views]
+            pixels += views.values()
+        return names, pixels, unreadable
+
+    def _read_and_compute(self, body: FrozenBody, pictures: Sequence[_Picture]) -> _Computed:
+        return self._rows(body, *self._read(pictures))
+
+    def _rows(
+        self, body: FrozenBody, names: list[tuple[int, str, str]], pixels: list[Any], unreadable: dict[int, str]
+    ) -> _Computed:
+        rows: dict[tuple[int, str], NDArray[np.float32]] = {}
+        kept: Rows = {}
+        for at in range(0, len(pixels), body.batch):
+            computed = np.concatenate(body.features(np.stack(pixels[at : at + body.batch])), axis=1)
+            for (index, view, content), row in zip(names[at : at + body.batch], computed, strict=True):
+                rows[index, view] = row
+                if content:
+                    kept[row_name(view, content)] = row
+        return _Computed(rows=rows, kept=kept, unreadable=unreadable)
+
+    def _tell(self, num_images: int) -> None:
+        if time.monotonic() - self._told > SAY_EVERY_S:
+            self._told = time.monotonic()
+            log.info("computing features: %d views so far, %d images in all", self.computed, num_images)
+
+
+def in_turn(pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: Sequence[Any], *, ahead: int) -> Iterator[Any]:
+    """The results in the order of the items, no more than `ahead` of them begun and not yet taken."""
+    waiting: deque[Future[Any]] = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def body_digest(model: nn.Module) -> str:
+    """sha256 (hex) over the names and values of everything before the head."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        if not name.startswith(f"{HEAD}."):
+            digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def digests_of(contents: Digests, split: Split) -> Sequence[str]:
+    """The digests of a split's files; of files that nobody has read yet, names that no store knows."""
+    found = contents.get(split.name, ())
+    return found if len(found) == len(split) else [""] * len(split)

@@ -1,0 +1,142 @@
+"""A training of the head alone: the frozen body sees each view of each image once, before the first step."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchvision.models.resnet import ResNet
+
+from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.machine import memory
+from image_classifier.contract.paths import FEATURES_VARIABLE, MlPaths
+from image_classifier.debugging.observer import Observer
+from image_classifier.debugging.tensorstats import Scalars, activation_statistics
+from image_classifier.training.distributed import Group
+from image_classifier.training.feature_loader import FeatureLoader
+from image_classifier.training.features import WIDTH, Extraction, digests_of
+from image_classifier.training.loop import saved_and_stopped
+from image_classifier.training.setup import Setup
+from image_classifier.training.state import Training
+from image_classifier.training.stop import Interrupted
+from image_classifier.training.views import CENTRE, view_index, views_of
+from image_classifier.vision.folders import ImageFolders, Split
+from image_classifier.vision.preprocess import Preprocessing
+
+log = logging.getLogger(__name__)
+MEMORY_SHARE = 0.25  # of the free memory may hold features
+
+
+def serves(config: TrainConfig, folders: ImageFolders, paths: MlPaths, group: Group) -> bool:
+    """Whether this training is one on features; one of a head that is not says why."""
+    if config.fine_tune != "head" or config.feature_views == 0:
+        return False
+    free = memory()[1]
+    reason = ""
+    if paths.debug_hook_config.is_file():
+        reason = "debughookconfig.json wants to see the whole network in every step"
+    elif needed_bytes(config, folders) > MEMORY_SHARE * free:
+        reason = f"they need {needed_bytes(config, folders) / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free"
+    reason = next(filter(None, group.exchange(reason)), "")  # one process's reason is everybody's
+    if reason:
+        log.warning("features are not kept, the frozen body sees every image in every epoch: %s", reason)
+    return not reason
+
+
+def needed_bytes(config: TrainConfig, folders: ImageFolders) -> int:
+    """What the features of training and validation take in memory."""
+    rows = len(folders.train) * min(len(views_of(config)), config.epochs) + len(folders.valid)
+    return int(4 * WIDTH * rows)
+
+
+def training_loader(split: Split, config: TrainConfig, model: ResNet, setup: Setup, group: Group) -> FeatureLoader:
+    """The training images in their views, in the order in which a `Loader` gives them."""
+    return FeatureLoader(
+        split,
+        config.batch_size,
+        shuffle_seed=config.seed,
+        rank=group.rank,
+        size=group.size,
+        preprocessing=Preprocessing.for_image_size(config.image_size),
+        activations=partial(activations_of, model, setup),
+    )
+
+
+def served_loader(split: Split, config: TrainConfig) -> FeatureLoader:
+    """A split as it is served."""
+    return FeatureLoader(split, config.batch_size, preprocessing=Preprocessing.for_image_size(config.image_size))
+
+
+def activations_of(model: ResNet, setup: Setup, images: torch.Tensor) -> Scalars:
+    """The statistics of the whole network's activations on (n, 3, H, W) float32."""
+    on_device = images.to(setup.device, memory_format=torch.channels_last)
+    with torch.no_grad():
+        return activation_statistics(model, on_device, bf16=setup.bf16)
+
+
+def compute_features(training: Training, hook: Observer) -> None:
+    """Fills the loaders of training and validation with what the epochs that are left need.
+
+    Raises:
+        JobStopped: a stop was asked for; what was computed is in the store.
+        DataError: too many images cannot be read.
+    """
+    train, valid, config, progress = training.train, training.valid, training.config, training.progress
+    if not isinstance(train, FeatureLoader) or not isinstance(valid, FeatureLoader) or progress.finished:
+        return
+    extraction = extraction_of(training, training.setup, training.group, hook)
+    views = views_of(config)
+    wanted = needed_views(len(train.split), len(views), progress.epoch, config.epochs)
+    contents = training.checkpoints.contents
+    try:
+        train.features = extraction.split(train.split, digests_of(contents, train.split), views, wanted)
+        valid.features = extraction.split(
+            valid.split, digests_of(contents, valid.split), (CENTRE,), np.ones((len(valid.split), 1), np.bool_)
+        )
+    except Interrupted:
+        raise saved_and_stopped(training) from None
+
+
+def test_loader(training: Training, split: Split, hook: Observer) -> FeatureLoader:
+    """The test images in float32, the precision in which the model is stored and served; by this process alone.
+
+    Raises:
+        Interrupted: a stop was asked for.
+        DataError: too many images cannot be read.
+    """
+    loader = served_loader(split, training.config)
+    extraction = extraction_of(training, replace(training.setup, bf16=False), Group(), hook)
+    contents = digests_of(training.checkpoints.contents, split)
+    loader.features = extraction.split(split, contents, (CENTRE,), np.ones((len(split), 1), np.bool_))
+    return loader
+
+
+def extraction_of(training: Training, setup: Setup, group: Group, hook: Observer) -> Extraction:
+    """What computes features for this training."""
+    folder = os.environ.get(FEATURES_VARIABLE)
+    assert isinstance(training.model, ResNet)
+    return Extraction(
+        training.model,
+        Preprocessing.for_image_size(training.config.image_size),
+        setup,
+        store_folder=Path(folder) if folder else None,
+        group=group,
+        stop=training.stop,
+        bad=training.bad,
+        alive=hook.alive,
+    )
+
+
+def needed_views(num_images: int, num_views: int, first_epoch: int, last_epoch: int) -> NDArray[np.bool_]:
+    """(images, views): which are trained on in these epochs."""
+    needed: NDArray[np.bool_] = np.zeros((num_images, num_views), np.bool_)
+    indices = np.arange(num_images)
+    for epoch in range(first_epoch, min(last_epoch, first_epoch + num_views - 1) + 1):
+        needed[indices, view_index(epoch, indices, num_views)] = True
+    return needed

@@ -52,7 +52,7 @@ class HangWatch(Observer):
     def begin(self, mode: Mode, epoch: int, step: int) -> None:
         self._moved = time.monotonic()
 
-    def alive(self) -> None:
+    def preparing(self, seconds: float) -> None:
         self._moved = time.monotonic()
 
     def end_step(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:

@@ -7,12 +7,13 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from image_classifier.contract.errors import describe
 from image_classifier.contract.files import write_text
-from image_classifier.contract.outputs import RULES
+from image_classifier.contract.outputs import RULES, SETUP
 from image_classifier.debugging.observer import Observer
 from image_classifier.debugging.rules import judge
 from image_classifier.debugging.rules.base import Rule
@@ -58,6 +59,7 @@ class LiveRules(Observer):
         self._steps = 0
         self._said: set[str] = set()
         self._stopped = False
+        self._is_setup_new = False
         self._speaking = threading.Lock()
 
     @property
@@ -65,8 +67,22 @@ class LiveRules(Observer):
         """How long no step must have ended before one of the rules about pauses can fire; infinite without them."""
         return min((rule.idle_s for rule in self._clock_rules), default=math.inf)
 
+    def preparing(self, seconds: float) -> None:
+        if self._steps > 0:  # it goes on between two steps
+            return
+        with self._run.lock:
+            job = self._run.job
+            self._run.job = replace(job, prepared=[*job.prepared[:-1], sum(job.prepared[-1:]) + seconds])
+        self._is_setup_new = True
+
     def begin(self, mode: Mode, epoch: int, step: int) -> None:
         self._mode = mode
+        if self._is_setup_new:
+            self._is_setup_new = False
+            try:
+                SETUP.write(self._file.parent, asdict(self._run.job))
+            except Exception as error:  # as of the verdicts
+                log.warning("how long features were computed cannot be written: %s", describe(error))
 
     def end_step(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
         self._steps += self._mode == "train"

@@ -35,16 +35,16 @@ class Observer:
     def before_forward(self, images: torch.Tensor) -> None:
         """The batch, (n, 3, H, W), is on the device."""
 
-    def before_head(self, inputs: Callable[[], Scalars], activations: Callable[[], Scalars]) -> None:
+    def before_head(self, inputs: Callable[[], Scalars], activations: Scalars) -> None:
         """Instead of `before_forward`, where a frozen body saw the images before the training.
 
         Args:
             inputs: gives what `tensorstats.input_statistics` would give of the batch.
-            activations: gives those of the whole network on a few images.
+            activations: those of the whole network on a few images.
         """
 
-    def alive(self) -> None:
-        """What comes before the first step goes on."""
+    def preparing(self, seconds: float) -> None:
+        """So many seconds more went into what is computed before the first step."""
 
     def after_backward(self) -> None:
         """The gradients are what the optimiser will use."""
@@ -108,13 +108,13 @@ class Observers(Observer):
         for member in self._members:
             member.before_forward(images)
 
-    def before_head(self, inputs: Callable[[], Scalars], activations: Callable[[], Scalars]) -> None:
+    def before_head(self, inputs: Callable[[], Scalars], activations: Scalars) -> None:
         for member in self._members:
             member.before_head(inputs, activations)
 
-    def alive(self) -> None:
+    def preparing(self, seconds: float) -> None:
         for member in self._members:
-            member.alive()
+            member.preparing(seconds)
 
     def after_backward(self) -> None:
         for member in self._members:

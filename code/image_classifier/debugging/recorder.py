@@ -111,7 +111,7 @@ class Recorder(Observer):
     def before_forward(self, images: torch.Tensor) -> None:
         self._guarded(lambda: self._before_forward(images))
 
-    def before_head(self, inputs: Callable[[], Scalars], activations: Callable[[], Scalars]) -> None:
+    def before_head(self, inputs: Callable[[], Scalars], activations: Scalars) -> None:
         self._guarded(lambda: self._before_head(inputs, activations))
 
     def after_backward(self) -> None:
@@ -154,12 +154,12 @@ class Recorder(Observer):
                 self._tensors["activations"] = activation_statistics(self._model, images, bf16=self._bf16)
         self._clock.mark("hook_s")
 
-    def _before_head(self, inputs: Callable[[], Scalars], activations: Callable[[], Scalars]) -> None:
+    def _before_head(self, inputs: Callable[[], Scalars], activations: Scalars) -> None:
         if self._mode == "train" and self._inputs_seen < INPUT_IMAGES:
             self._tensors["inputs"] = found = inputs()
             self._inputs_seen += int(next(iter(found.values()))["images"]) if found else 0
         if self._due(self._activation_interval, FIRST_ACTIVATION_STEPS):
-            self._tensors["activations"] = activations()
+            self._tensors["activations"] = activations
         self._clock.mark("hook_s")
 
     def _after_backward(self) -> None:

@@ -178,6 +178,7 @@ class JobFacts:
         steps_per_epoch: training steps.
         started: Unix seconds at which the job's (first attempt's) process began.
         restarts: those of its later attempts.
+        prepared: seconds that each attempt computed features before its first step.
         cores: CPU cores the job may use.
         gpus: GPUs' names, empty without one.
         world_size: training processes.
@@ -192,6 +193,7 @@ class JobFacts:
     steps_per_epoch: int = 0
     started: float = 0.0
     restarts: list[float] = field(default_factory=list)
+    prepared: list[float] = field(default_factory=lambda: [0.0])
     cores: int = 1
     gpus: list[str] = field(default_factory=list)
     world_size: int = 1

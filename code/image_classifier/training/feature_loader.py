@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
-from image_classifier.contract.errors import RequestError
 from image_classifier.debugging.observer import Observer
-from image_classifier.debugging.tensorstats import PROBE_IMAGES, Scalars
+from image_classifier.debugging.tensorstats import Scalars
 from image_classifier.training.data import Batch, EpochBatches
 from image_classifier.training.features import SplitFeatures
 from image_classifier.training.stop import Interrupted, StopFlag
 from image_classifier.training.views import view_index
 from image_classifier.vision.folders import Split
 from image_classifier.vision.network import FEATURES
-from image_classifier.vision.preprocess import Preprocessing, load
 
 NOTHING = SplitFeatures(rows=np.empty((0, 0), np.float32), places=np.empty((0, 0), np.int64), unreadable={})
 
 
 class FeatureLoader:
-    """The batches are those of a `Loader` with the same arguments, image for image. `features` must be set before the
-    first epoch.
-
-    Args:
-        activations: the statistics of the whole network's activations on (n, 3, H, W) float32.
+    """The batches are those of a `Loader` with the same arguments, image for image. Before the first epoch, `features`
+    must be set, and `activations` to the statistics of the whole network's on a few images.
     """
 
     def __init__(
@@ -37,16 +32,14 @@ class FeatureLoader:
         shuffle_seed: int | None = None,
         rank: int = 0,
         size: int = 1,
-        preprocessing: Preprocessing,
-        activations: Callable[[torch.Tensor], Scalars] = lambda _: {},
+        image_size: int,
     ) -> None:
         self.split = split
         self.features = NOTHING
+        self.activations: Scalars = {}
         self._labels = np.array(split.labels, np.int64)
         self._batches = EpochBatches(len(split), batch_size, shuffle_seed=shuffle_seed, rank=rank, size=size)
-        self._preprocessing = preprocessing
-        self._activations = activations
-        self._of_activations: Scalars | None = None
+        self._num_pixels = image_size**2
 
     @property
     def num_steps(self) -> int:
@@ -54,7 +47,7 @@ class FeatureLoader:
         return len(self._batches)
 
     def epoch(self, epoch: int = 0, *, first_step: int = 0, stop: StopFlag | None = None) -> Iterator[Batch]:
-        """The batches of one epoch from `first_step` on: `images` are (n, WIDTH) float32 rows.
+        """The batches of one epoch from `first_step` on: `images` are (n,) int64, rows of `features`.
 
         Raises, in the iterator:
             Interrupted: a stop is asked for.
@@ -71,7 +64,7 @@ class FeatureLoader:
         indices = np.array([index for index in indices if int(index) not in bad], np.int64)
         places = features.places[indices, view_index(epoch, indices, features.places.shape[1])]
         return Batch(
-            images=torch.from_numpy(features.rows[places]),
+            images=torch.from_numpy(places),
             labels=torch.from_numpy(self._labels[indices]),
             indices=torch.from_numpy(indices),
             unreadable=bad,
@@ -79,29 +72,17 @@ class FeatureLoader:
 
     def on_device(self, batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """(n, FEATURES) float32, as the head sees them, and the labels."""
-        return batch.images[:, :FEATURES].to(device), batch.labels.to(device)
+        rows = torch.from_numpy(self.features.rows[batch.images.numpy(), :FEATURES])
+        return rows.to(device), batch.labels.to(device)
 
     def show(self, batch: Batch, inputs: torch.Tensor, hook: Observer) -> None:
         """Tells of the images what `before_forward` is told otherwise: they were seen by the body."""
-        hook.before_head(lambda: channel_statistics(batch.images[:, FEATURES:], self._pixels), self.activations)
 
-    @property
-    def _pixels(self) -> int:
-        return self._preprocessing.image_size**2
+        def channels() -> Scalars:
+            rows = self.features.rows[batch.images.numpy(), FEATURES:]
+            return channel_statistics(torch.from_numpy(rows), self._num_pixels)
 
-    def activations(self) -> Scalars:
-        """Those of the first images that can be read: of a frozen network the same at every step."""
-        if self._of_activations is None:
-            images: list[torch.Tensor] = []
-            for path in self.split.paths:
-                if len(images) == PROBE_IMAGES:
-                    break
-                try:
-                    images.append(torch.from_numpy(load(path, self._preprocessing)))
-                except RequestError:
-                    continue
-            self._of_activations = self._activations(torch.stack(images)) if images else {}
-        return self._of_activations
+        hook.before_head(channels, self.activations)
 
 
 def channel_statistics(rows: torch.Tensor, num_pixels: int) -> Scalars:

@@ -1,6 +1,7 @@
 """What frozen bodies computed, kept on the disk for the next job: rows of numbers by weights, picture and view.
 
     STORE/KEY/PART.features     PART is drawn at random; a header line, then the rows' names, then the rows
+    STORE/KEY/NOTE.json         a few numbers that belong to certain pictures
 
 KEY stands for everything that decides a row besides the picture and the view of it: weights, preprocessing, engine. A
 part is written whole or not at all, under a name that nobody else writes, and is checked by its sums when it is read.
@@ -15,7 +16,7 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,18 +24,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from image_classifier.contract.errors import PlatformError, describe
-from image_classifier.contract.files import replacing
+from image_classifier.contract.files import replacing, write_text
 
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 2 * 1024**3  # of all keys together: 130,000 pictures in two views
 FREE_BYTES = 2 * 1024**3  # of the disk are left to checkpoints and models
+NOTE_BYTES = 64 * 1024  # more than the statistics of all activations take
 NAME_BYTES = 32  # of a row: a sha256
 SUFFIX = ".features"
 LEFT_AFTER_S = 3600.0  # a temporary file that old was left by a process that was killed
 PRIVATE = 0o700  # what pictures look like to a network is their owner's alone
 
 Rows = dict[bytes, NDArray[np.float32]]
+
+
+Numbers = dict[str, dict[str, float]]
+
+
+def note_name(names: Sequence[str]) -> str:
+    """The file in which the numbers of these names lie."""
+    return hashlib.sha256("\0".join(names).encode()).hexdigest()[:32] + ".json"
 
 
 def row_name(view: str, content: str) -> bytes:
@@ -92,6 +102,29 @@ class FeatureStore:
         except (PlatformError, OSError) as error:
             self._place = None
             log.warning("features are not kept for the next job: %s", describe(error))
+
+    def save_note(self, names: Sequence[str], values: Numbers) -> None:
+        """Keeps a few numbers of the key's that belong to these names."""
+        if self._place is None:
+            return
+        try:
+            self._make_room(NOTE_BYTES)
+            text = json.dumps(values)
+            note = {"sum": hashlib.sha256(text.encode()).hexdigest(), "values": text}
+            write_text(self._place / note_name(names), json.dumps(note))
+        except (PlatformError, OSError, ValueError) as error:
+            log.warning("statistics are not kept for the next job: %s", describe(error))
+
+    def load_note(self, names: Sequence[str]) -> Numbers | None:
+        """What `save_note` kept, None when there is nothing, or it is damaged."""
+        if self._place is None:
+            return None
+        try:
+            note = json.loads((self._place / note_name(names)).read_bytes())
+            text = str(note["values"]).encode()
+            return json.loads(checked(text, len(text), note["sum"]))  # type: ignore[no-any-return]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def _read(self, part: Path, wanted: set[bytes]) -> Rows | None:
         """The wanted rows of a part; None, and the part removed, when it is damaged."""

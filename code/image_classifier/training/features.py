@@ -22,13 +22,14 @@ from torchvision.models.resnet import ResNet
 
 import image_classifier
 from image_classifier.contract.errors import RequestError
+from image_classifier.debugging.tensorstats import Scalars, to_numbers
 from image_classifier.training.data import BadImages
 from image_classifier.training.distributed import Group
 from image_classifier.training.feature_store import FeatureStore, Rows, row_name
 from image_classifier.training.frozen_body import FrozenBody, name_of
 from image_classifier.training.setup import Setup
 from image_classifier.training.stop import Interrupted, StopFlag
-from image_classifier.training.views import read_views
+from image_classifier.training.views import CENTRE, read_views
 from image_classifier.vision.fingerprint import Digests
 from image_classifier.vision.folders import Split
 from image_classifier.vision.network import FEATURES, HEAD
@@ -80,7 +81,7 @@ class Extraction:
     Args:
         setup: device and number format of the features.
         store_folder: see FeatureStore.
-        alive: called now and then while it computes.
+        preparing: called now and then while it computes, with the seconds since the last call.
     """
 
     def __init__(
@@ -93,10 +94,10 @@ class Extraction:
         group: Group,
         stop: StopFlag,
         bad: BadImages,
-        alive: Callable[[], None] = lambda: None,
+        preparing: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._model, self._preprocessing, self._setup = model, preprocessing, setup
-        self._group, self._stop, self._bad, self._alive = group, stop, bad, alive
+        self._group, self._stop, self._bad, self._preparing = group, stop, bad, preparing
         key = {
             "weights": body_digest(model) if store_folder else "",
             "preprocessing": preprocessing.to_json(),
@@ -106,7 +107,7 @@ class Extraction:
         self._store = FeatureStore(store_folder, key, WIDTH)
         self._body: FrozenBody | None = None
         self.computed = 0  # rows, by this process
-        self._told = time.monotonic()
+        self._told = self._alive = time.monotonic()
 
     def split(
         self, split: Split, contents: Sequence[str], views: Sequence[str], wanted: NDArray[np.bool_]
@@ -171,7 +172,6 @@ class Extraction:
             unreadable |= computed.unreadable
             new |= computed.kept
             self.computed += len(computed.rows)
-            self._alive()
             self._tell(num_images)
             if stopped := bool(self._stop):
                 break
@@ -248,7 +248,39 @@ class Extraction:
                     kept[row_name(view, content)] = row
         return _Computed(rows=rows, kept=kept, unreadable=unreadable)
 
+    def of_bytes(self, image: bytes) -> NDArray[np.float32]:
+        """(FEATURES,) of the centre of a picture that is no file. Raises what `decode` raises."""
+        name = row_name(CENTRE, hashlib.sha256(image).hexdigest())
+        row = self._store.load([name]).get(name)
+        if row is None:
+            _, views = read_views(image, self._preprocessing, (CENTRE,))
+            pixels = np.stack(list(views.values()))
+            body = self._body or FrozenBody(self._model, self._preprocessing, self._setup, pixels)
+            row = np.concatenate(body.features(pixels), axis=1)[0]
+            if body.is_fast:
+                self._store.save({name: row})
+            self._body = body
+        return row[:FEATURES].copy()  # what the store gives is not to be written to
+
+    def statistics(self, images: Sequence[str], compute: Callable[[], Scalars]) -> Scalars:
+        """What was computed of these images' activations before, or is now: a frozen body's are always the same.
+
+        Args:
+            images: their digests.
+        """
+        if not all(images):
+            return compute()
+        kept = self._store.load_note(images)
+        if kept is None:
+            scalars = compute()
+            self._store.save_note(images, to_numbers({"": scalars})[""])
+            return scalars
+        return {layer: {name: torch.tensor(value) for name, value in values.items()} for layer, values in kept.items()}
+
     def _tell(self, num_images: int) -> None:
+        now = time.monotonic()
+        self._preparing(now - self._alive)
+        self._alive = now
         if time.monotonic() - self._told > SAY_EVERY_S:
             self._told = time.monotonic()
             log.info("computing features: %d views so far, %d images in all", self.computed, num_images)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from image_classifier.contract.errors import RequestError
@@ -15,6 +17,7 @@ from image_classifier.contract.text import as_text
 from image_classifier.vision.artifact import GoldenSample
 from image_classifier.vision.decode import decode
 from image_classifier.vision.folders import Split
+from image_classifier.vision.network import HEAD
 from image_classifier.vision.preprocess import Preprocessing, load
 
 MAX_BYTES = 128 * 1024  # a larger file is stored as a smaller JPEG: the samples are no ballast
@@ -22,13 +25,25 @@ JPEG_QUALITY = 90
 MARGIN = 2  # times the size that preprocessing makes of it: enough to tell one way of scaling from another
 
 
-def golden_samples(model: nn.Module, split: Split, preprocessing: Preprocessing, count: int) -> list[GoldenSample]:
+def golden_samples(
+    model: nn.Module,
+    split: Split,
+    preprocessing: Preprocessing,
+    count: int,
+    *,
+    features: Callable[[bytes], NDArray[np.float32]] | None = None,
+) -> list[GoldenSample]:
     """Takes `count` readable images, of as many classes as there are, with the probabilities `model` gives them.
 
     The probabilities are those of the stored bytes, computed in float32 on the CPU, one image at a time: the reference
     every other engine and precision is held against. `model` is moved to the CPU.
+
+    Args:
+        features: what the head sees of a file's bytes, (FEATURES,), in float32; raises what `decode` raises. Without
+            it the whole network computes.
     """
     model = model.cpu().eval()
+    network = model if features is None else model.get_submodule(HEAD)
     samples: list[GoldenSample] = []
     for path in by_turns(split):
         if len(samples) == count:
@@ -38,11 +53,14 @@ def golden_samples(model: nn.Module, split: Split, preprocessing: Preprocessing,
             image = path.read_bytes()
             if len(image) > MAX_BYTES:
                 name, image = name.with_suffix(JPEG.suffixes[0]), smaller_jpeg(image, preprocessing)
-            pixels = torch.from_numpy(load(image, preprocessing))[None]  # (1, 3, H, W) float32
+            seen = load(image, preprocessing) if features is None else features(image)
         except (RequestError, OSError):  # counted and named when it was evaluated
             continue
         with torch.inference_mode():
-            probabilities = model(pixels.to(memory_format=torch.channels_last)).double().softmax(1)[0].tolist()
+            inputs = torch.from_numpy(seen)[None]  # (1, 3, H, W) or (1, FEATURES) float32
+            if features is None:
+                inputs = inputs.to(memory_format=torch.channels_last)
+            probabilities = network(inputs).double().softmax(1)[0].tolist()
         samples.append(GoldenSample(as_text(name), image, tuple(probabilities)))
     return samples
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.machine import memory
 from image_classifier.contract.paths import FEATURES_VARIABLE, MlPaths
 from image_classifier.debugging.observer import Observer
-from image_classifier.debugging.tensorstats import Scalars, activation_statistics
+from image_classifier.debugging.tensorstats import PROBE_IMAGES, Scalars, activation_statistics
 from image_classifier.training.distributed import Group
 from image_classifier.training.feature_loader import FeatureLoader
 from image_classifier.training.features import WIDTH, Extraction, digests_of
@@ -27,7 +28,7 @@ from image_classifier.training.state import Training
 from image_classifier.training.stop import Interrupted
 from image_classifier.training.views import CENTRE, view_index, views_of
 from image_classifier.vision.folders import ImageFolders, Split
-from image_classifier.vision.preprocess import Preprocessing
+from image_classifier.vision.preprocess import Preprocessing, load
 
 log = logging.getLogger(__name__)
 MEMORY_SHARE = 0.25  # of the free memory may hold features
@@ -55,7 +56,7 @@ def needed_bytes(config: TrainConfig, folders: ImageFolders) -> int:
     return int(4 * WIDTH * rows)
 
 
-def training_loader(split: Split, config: TrainConfig, model: ResNet, setup: Setup, group: Group) -> FeatureLoader:
+def training_loader(split: Split, config: TrainConfig, group: Group) -> FeatureLoader:
     """The training images in their views, in the order in which a `Loader` gives them."""
     return FeatureLoader(
         split,
@@ -63,21 +64,28 @@ def training_loader(split: Split, config: TrainConfig, model: ResNet, setup: Set
         shuffle_seed=config.seed,
         rank=group.rank,
         size=group.size,
-        preprocessing=Preprocessing.for_image_size(config.image_size),
-        activations=partial(activations_of, model, setup),
+        image_size=config.image_size,
     )
 
 
 def served_loader(split: Split, config: TrainConfig) -> FeatureLoader:
     """A split as it is served."""
-    return FeatureLoader(split, config.batch_size, preprocessing=Preprocessing.for_image_size(config.image_size))
+    return FeatureLoader(split, config.batch_size, image_size=config.image_size)
 
 
-def activations_of(model: ResNet, setup: Setup, images: torch.Tensor) -> Scalars:
-    """The statistics of the whole network's activations on (n, 3, H, W) float32."""
-    on_device = images.to(setup.device, memory_format=torch.channels_last)
-    with torch.no_grad():
-        return activation_statistics(model, on_device, bf16=setup.bf16)
+def activations_of(training: Training, extraction: Extraction) -> Scalars:
+    """The statistics of the whole network's activations on the first images that can be read."""
+    split, unreadable = training.train.split, training.train.features.unreadable  # type: ignore[union-attr]
+    probed = [index for index in range(len(split)) if index not in unreadable][:PROBE_IMAGES]
+    digests = digests_of(training.checkpoints.contents, split)
+
+    def compute() -> Scalars:
+        preprocessing = Preprocessing.for_image_size(training.config.image_size)
+        images = torch.stack([torch.from_numpy(load(split.paths[index], preprocessing)) for index in probed])
+        on_device = images.to(training.setup.device, memory_format=torch.channels_last)
+        return activation_statistics(training.model.eval(), on_device, bf16=training.setup.bf16)
+
+    return extraction.statistics([digests[index] for index in probed], compute) if probed else {}
 
 
 def compute_features(training: Training, hook: Observer) -> None:
@@ -99,22 +107,45 @@ def compute_features(training: Training, hook: Observer) -> None:
         valid.features = extraction.split(
             valid.split, digests_of(contents, valid.split), (CENTRE,), np.ones((len(valid.split), 1), np.bool_)
         )
+        if training.group.is_main and config.debug and config.activation_interval:
+            train.activations = activations_of(training, extraction)
     except Interrupted:
         raise saved_and_stopped(training) from None
 
 
-def test_loader(training: Training, split: Split, hook: Observer) -> FeatureLoader:
-    """The test images in float32, the precision in which the model is stored and served; by this process alone.
+@contextmanager
+def one_thread_for_the_head(training: Training) -> Iterator[None]:
+    """A head's step is too little to divide: a second thread costs more than it does, much more on a busy core."""
+    before = torch.get_num_threads()
+    if training.on_features:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_loader(training: Training, split: Split, extraction: Extraction) -> FeatureLoader:
+    """The test images, by this process alone.
+
+    Args:
+        extraction: in float32, the precision in which the model is stored and served.
 
     Raises:
         Interrupted: a stop was asked for.
         DataError: too many images cannot be read.
     """
     loader = served_loader(split, training.config)
-    extraction = extraction_of(training, replace(training.setup, bf16=False), Group(), hook)
     contents = digests_of(training.checkpoints.contents, split)
     loader.features = extraction.split(split, contents, (CENTRE,), np.ones((len(split), 1), np.bool_))
     return loader
+
+
+def served_extraction(training: Training, hook: Observer) -> Extraction | None:
+    """What computes features in float32, as a server does; None where the training is not one on features."""
+    if not training.on_features:
+        return None
+    return extraction_of(training, replace(training.setup, bf16=False), Group(), hook)
 
 
 def extraction_of(training: Training, setup: Setup, group: Group, hook: Observer) -> Extraction:
@@ -129,7 +160,7 @@ def extraction_of(training: Training, setup: Setup, group: Group, hook: Observer
         group=group,
         stop=training.stop,
         bad=training.bad,
-        alive=hook.alive,
+        preparing=hook.preparing,
     )
 
 

@@ -29,8 +29,17 @@ from image_classifier.training.distributed import Group, joined
 from image_classifier.training.ending import leave
 from image_classifier.training.evaluate import Evaluation, evaluate
 from image_classifier.training.feature_loader import FeatureLoader
+from image_classifier.training.features import Extraction
 from image_classifier.training.golden import golden_samples
-from image_classifier.training.head_only import compute_features, served_loader, serves, test_loader, training_loader
+from image_classifier.training.head_only import (
+    compute_features,
+    one_thread_for_the_head,
+    served_extraction,
+    served_loader,
+    serves,
+    test_loader,
+    training_loader,
+)
 from image_classifier.training.loop import fit
 from image_classifier.training.number_formats import Measured, measure_formats
 from image_classifier.training.observe import Watched, make_hook
@@ -103,7 +112,8 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag) ->
     hook = make_hook(watched(training, folders), paths, stop, lambda fired: end_hung(training, fired, paths))
     try:
         compute_features(training, hook)
-        fit(training, hook)
+        with one_thread_for_the_head(training):
+            fit(training, hook)
         if group.is_main:
             finish(training, hook, folders, data_fingerprint, paths)
     except RuleFired as fired:
@@ -236,7 +246,7 @@ def make_training(
         optimizer=optimizer,
         setup=setup,
         train=(
-            training_loader(folders.train, config, model, setup, group)
+            training_loader(folders.train, config, group)
             if on_features
             else image_loader(folders.train, config, setup, group)
         ),
@@ -302,14 +312,21 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
     HISTORY.write(paths.output_data, progress.history)
     model.load_state_dict(training.best)
     metrics = dict(progress.history[progress.best_epoch - 1])
+    extraction = served_extraction(training, hook)
     if folders.test is not None:
-        test = run_test(training, hook, folders.test)
+        test = run_test(training, hook, folders.test, extraction)
         write_test_results(paths.output_data, test, folders.test, folders.classes)
         log.info(metric_line(progress.best_epoch, test.metrics("test")))
         metrics |= test.metrics("test")
     preprocessing = Preprocessing.for_image_size(config.image_size)
     measured = run_formats(training, folders, preprocessing)
-    golden = golden_samples(model, folders.test or folders.valid, preprocessing, config.golden_samples)
+    golden = golden_samples(
+        model,
+        folders.test or folders.valid,
+        preprocessing,
+        config.golden_samples,
+        features=None if extraction is None or training.setup.device.type != "cpu" else extraction.of_bytes,
+    )
     write_model(
         paths.model,
         weights=state_arrays(model),
@@ -339,13 +356,13 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
     log.info("done: best epoch %d of %d, model in %s", progress.best_epoch, len(progress.history), paths.model)
 
 
-def run_test(training: Training, hook: Observer, split: Split) -> Evaluation:
+def run_test(training: Training, hook: Observer, split: Split, extraction: Extraction | None) -> Evaluation:
     """Answers to the test images in float32, the precision in which the model is stored and served."""
     setup = replace(training.setup, bf16=False)
     loader: Loader | FeatureLoader
     try:
-        if training.on_features:
-            loader = test_loader(training, split, hook)
+        if extraction is not None:
+            loader = test_loader(training, split, extraction)
         else:
             loader = evaluation_loader(split, training.config, training.setup)
         hook.begin("test", training.progress.best_epoch, 0)

@@ -121,7 +121,8 @@ def prepare_run(watched: Watched, paths: MlPaths) -> RunData:
     earlier = read_job(paths.output_data)
     job = job_facts(watched)
     if earlier is not None:
-        job = replace(job, started=earlier.started, restarts=[*earlier.restarts, job.started])
+        prepared = [*earlier.prepared, 0.0]
+        job = replace(job, started=earlier.started, restarts=[*earlier.restarts, job.started], prepared=prepared)
     SETUP.write(paths.output_data, asdict(job))
     return read_files(paths.output, before=watched.done)
 

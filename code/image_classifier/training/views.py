@@ -40,9 +40,12 @@ def view_index(epoch: int, indices: NDArray[np.int64], num_views: int) -> NDArra
 
 
 def read_views(
-    path: Path, preprocessing: Preprocessing, names: Collection[str]
+    path: Path | bytes, preprocessing: Preprocessing, names: Collection[str]
 ) -> tuple[str, dict[str, NDArray[np.uint8]]]:
     """The sha256 (hex) of the bytes that were decoded, empty for a very large file, and name -> (S, S, 3) uint8.
+
+    Args:
+        path: of a file, or its bytes.
 
     Raises what `decode` raises; the sentence names the path.
     """
@@ -55,8 +58,10 @@ def read_views(
         return "", _views(path, "", preprocessing, names)  # which raises again, with the path in its sentence
 
 
-def _bytes_of(path: Path) -> tuple[bytes | Path, str]:
+def _bytes_of(path: Path | bytes) -> tuple[bytes | Path, str]:
     """The file's bytes and their digest, so that what is decoded is what is named; the path if that cannot be."""
+    if isinstance(path, bytes):
+        return path, hashlib.sha256(path).hexdigest()
     try:
         if path.stat().st_size > MAX_READ_BYTES:
             return path, ""

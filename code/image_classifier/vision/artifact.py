@@ -219,8 +219,8 @@ def pack(directory: Path, archive: Path) -> None:
         archive.parent.mkdir(parents=True, exist_ok=True)
         with (
             replacing(archive) as file,
-            # level 1: weights hardly compress, and higher levels only cost time
-            gzip.GzipFile(filename="", fileobj=file, mode="wb", compresslevel=1, mtime=0) as zipped,
+            # level 0 stores: weights do not compress, and trying takes longer than all else of an archive
+            gzip.GzipFile(filename="", fileobj=file, mode="wb", compresslevel=0, mtime=0) as zipped,
             tarfile.open(fileobj=zipped, mode="w|", format=tarfile.USTAR_FORMAT) as tar,
         ):
             for name in names:

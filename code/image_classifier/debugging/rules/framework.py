@@ -73,7 +73,7 @@ class MaxInitializationTime(ClockRule):
     """It takes too long until the first step.
 
     Fires when the first step ended more than `threshold_s` seconds after the job's process began, or has not ended
-    for that long. Each attempt of a job counts for itself.
+    for that long. Each attempt of a job counts for itself; the time in which features were computed does not count.
     """
 
     managed = Managed(reads="framework metrics")
@@ -88,12 +88,13 @@ class MaxInitializationTime(ClockRule):
             return insufficient("the job's start is not known")
         times = np.sort(np.concatenate([run.times(mode).values for mode in MODES]))
         begins = [run.job.started, *run.job.restarts]
+        prepared = [*run.job.prepared, *[0.0] * len(begins)]
         waits = []
-        for begin, following in zip(begins, [*begins[1:], math.inf], strict=True):
+        for begin, following, computed in zip(begins, [*begins[1:], math.inf], prepared[: len(begins)], strict=True):
             after = times[times >= begin]
             first = float(after[0]) if len(after) else run.last_time
             if first < following:  # else the attempt ended before its first step
-                waits.append((first - begin, len(after) > 0))
+                waits.append((first - begin - computed, len(after) > 0))
         waited, ended = max(waits, default=(0.0, False))
         if waited <= self.threshold_s:
             return healthy(f"the first step ended after {waited:.0f} s", 1) if ended else insufficient("needs a step")

@@ -1,0 +1,465 @@
+"""A training of the head: the frozen body sees each view of an image once, and everything else is as ever."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+from tests.conftest import jpeg
+from torchvision.models.resnet import ResNet
+
+from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.errors import DataError, JobStopped
+from image_classifier.contract.metrics import parse_metric_line
+from image_classifier.contract.paths import FEATURES_VARIABLE, MlPaths
+from image_classifier.debugging.observer import Observer
+from image_classifier.debugging.tensorstats import input_statistics
+from image_classifier.training import frozen_body, head_only
+from image_classifier.training.data import BadImages, ImageDataset, Loader
+from image_classifier.training.distributed import Group
+from image_classifier.training.ending import report
+from image_classifier.training.evaluate import evaluate
+from image_classifier.training.feature_loader import FeatureLoader, channel_statistics
+from image_classifier.training.features import Extraction, SplitFeatures
+from image_classifier.training.frozen_body import TOLERANCE, FrozenBody
+from image_classifier.training.head_only import needed_views
+from image_classifier.training.job import run_in
+from image_classifier.training.setup import Setup
+from image_classifier.training.stop import Interrupted, StopFlag
+from image_classifier.training.views import read_views, view_index, views_of
+from image_classifier.vision.fingerprint import digests
+from image_classifier.vision.folders import Split, scan
+from image_classifier.vision.model import build_model, head
+from image_classifier.vision.network import FEATURES
+from image_classifier.vision.preprocess import Preprocessing, load_pixels, normalise
+
+SIZE = 32
+PREPROCESSING = Preprocessing.for_image_size(SIZE)
+FLOAT32, BF16 = (Setup(device=torch.device("cpu"), bf16=bf16) for bf16 in (False, True))
+CONFIG = TrainConfig(
+    weights="none", fine_tune="head", image_size=SIZE, epochs=4, batch_size=5, lr=0.05, warmup_epochs=0.0,
+    amp="off", log_interval=1, workers=0, debug=False, profile=False, trace_steps=0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model() -> ResNet:
+    """As after training: no batch norm is the identity."""
+    torch.manual_seed(0)
+    made = build_model(3)
+    for module in made.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.0)
+            torch.nn.init.normal_(module.bias, 0.0, 0.1)
+            torch.nn.init.normal_(module.running_mean, 0.0, 0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return made.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Three classes of pictures of many shapes, in three splits."""
+    root = tmp_path / "data"
+    for split, count in (("train", 6), ("valid", 4), ("test", 2)):
+        for label in range(3):
+            folder = root / split / f"class-{label}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                seed = 100 * label + number + {"train": 0, "valid": 30, "test": 60}[split]
+                (folder / f"{number}.jpg").write_bytes(jpeg(seed, width=60 + 7 * number, height=50 + 5 * label))
+    return root
+
+
+def split_of(data: Path, name: str = "train") -> Split:
+    folders = scan({each.name: each for each in data.iterdir()}, valid_fraction=0.2, seed=0)
+    return next(split for split in folders.splits if split.name == name)
+
+
+def extraction(
+    model: ResNet, store: Path | None, *, setup: Setup = FLOAT32, stop: StopFlag | None = None, limit: int = 0
+) -> Extraction:
+    return Extraction(
+        model,
+        PREPROCESSING,
+        setup,
+        store_folder=store,
+        group=Group(),
+        stop=stop if stop is not None else StopFlag(),
+        bad=BadImages(limit),
+    )
+
+
+def extract(
+    model: ResNet,
+    split: Split,
+    store: Path | None = None,
+    views: tuple[str, ...] = ("centre",),
+    *,
+    setup: Setup = FLOAT32,
+) -> tuple[SplitFeatures, int]:
+    """The features, and how many rows had to be computed."""
+    made = extraction(model, store, setup=setup)
+    contents = digests(scan({each.name: each for each in split.root.parent.iterdir()}, valid_fraction=0.2, seed=0))
+    wanted = np.ones((len(split), len(views)), np.bool_)
+    return made.split(split, contents[split.name], views, wanted), made.computed
+
+
+def in_order(features: SplitFeatures) -> NDArray[np.float32]:
+    """(images, WIDTH) of the first view."""
+    return features.rows[features.places[:, 0]]
+
+
+def exact(model: ResNet, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What torch computes before the head, in float32."""
+    images = torch.stack([torch.from_numpy(normalise(each, PREPROCESSING)) for each in pixels])
+    body = torch.nn.Sequential(*list(model.children())[:-1], torch.nn.Flatten(1))
+    with torch.inference_mode():
+        return body(images).numpy()
+
+
+def pictures(count: int) -> NDArray[np.uint8]:
+    return np.stack([load_pixels(jpeg(seed), PREPROCESSING) for seed in range(count)])
+
+
+@pytest.mark.parametrize("setup", [FLOAT32, BF16], ids=["float32", "bf16"])
+def test_the_folded_body_gives_torchs_features(model: ResNet, setup: Setup) -> None:
+    pixels = pictures(5)
+    body = FrozenBody(model, PREPROCESSING, setup, pixels)
+    assert body.is_fast
+    found, wanted = body.features(pixels)[0], exact(model, pixels)
+    distance = np.linalg.norm(found - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
+    assert distance.max() < TOLERANCE[setup.bf16]
+
+
+@pytest.mark.parametrize("setup", [FLOAT32, BF16], ids=["float32", "bf16"])
+def test_the_features_of_a_picture_do_not_depend_on_its_neighbours(model: ResNet, setup: Setup) -> None:
+    pixels = pictures(8)
+    body = FrozenBody(model, PREPROCESSING, setup, pixels)
+    together = body.features(pixels)[0]
+    assert np.array_equal(body.features(pixels[3:4])[0], together[3:4])
+    assert np.array_equal(body.features(pixels[::-1].copy())[0], together[::-1])
+
+
+def test_a_body_that_folded_gives_other_features_is_used_as_it_is(
+    model: ResNet, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(frozen_body, "TOLERANCE", {False: 0.0, True: 0.0})
+    split = split_of(data)
+    features, computed = extract(model, split, tmp_path / "store")
+    assert "folded they are off by" in caplog.text
+    assert computed == len(split)
+    wanted = exact(model, np.stack([load_pixels(path, PREPROCESSING) for path in split.paths]))
+    np.testing.assert_allclose(in_order(features)[:, :FEATURES], wanted, rtol=1e-4, atol=1e-5)
+    monkeypatch.undo()
+    assert extract(model, split, tmp_path / "store")[1] == len(split)  # these bits were not kept for others
+
+
+def test_a_second_job_computes_nothing_and_sees_the_same_bits(model: ResNet, data: Path, tmp_path: Path) -> None:
+    split, views = split_of(data), ("centre", "mirror", "standard-2")
+    first, computed = extract(model, split, tmp_path / "store", views)
+    assert computed == 3 * len(split)
+    again, computed = extract(model, split, tmp_path / "store", views)
+    assert computed == 0
+    assert np.array_equal(first.rows[first.places], again.rows[again.places])
+    alone, _ = extract(model, split, None, views)
+    assert np.array_equal(first.rows[first.places], alone.rows[alone.places])
+
+
+def test_what_another_job_began_is_finished_with_the_same_bits(model: ResNet, data: Path, tmp_path: Path) -> None:
+    split = split_of(data)
+    extract(model, split, tmp_path / "store", ("centre",))
+    both, computed = extract(model, split, tmp_path / "store", ("centre", "mirror"))
+    assert computed == len(split)
+    alone, _ = extract(model, split, None, ("centre", "mirror"))
+    assert np.array_equal(both.rows[both.places], alone.rows[alone.places])
+
+
+def test_changed_pictures_never_meet_old_features(model: ResNet, data: Path, tmp_path: Path) -> None:
+    split = split_of(data)
+    before, _ = extract(model, split, tmp_path / "store")
+    split.paths[2].write_bytes(jpeg(999))  # the same name
+    split.paths[3].rename(tmp_path / "kept.jpg")  # two pictures change places
+    split.paths[4].rename(split.paths[3])
+    (tmp_path / "kept.jpg").rename(split.paths[4])
+    after, computed = extract(model, split, tmp_path / "store")
+    assert computed == 1
+    assert np.array_equal(in_order(after), in_order(extract(model, split)[0]))
+    assert np.array_equal(in_order(after)[3], in_order(before)[4])
+    assert not np.array_equal(in_order(after)[2], in_order(before)[2])
+
+
+def test_a_picture_that_changes_while_it_is_read_is_kept_under_its_own_content(
+    model: ResNet, data: Path, tmp_path: Path
+) -> None:
+    split = split_of(data)
+    folders = scan({each.name: each for each in data.iterdir()}, valid_fraction=0.2, seed=0)
+    contents = digests(folders)["train"]  # the job has looked at the files
+    original = split.paths[0].read_bytes()
+    split.paths[0].write_bytes(jpeg(999))  # and now one is another
+    extraction(model, tmp_path / "store").split(split, contents, ("centre",), np.ones((len(split), 1), np.bool_))
+    split.paths[0].write_bytes(original)
+    found, computed = extract(model, split, tmp_path / "store")
+    assert computed == 1
+    assert np.array_equal(in_order(found), in_order(extract(model, split)[0]))
+
+
+def test_changed_weights_size_or_precision_never_meet_old_features(model: ResNet, data: Path, tmp_path: Path) -> None:
+    split = split_of(data)
+    extract(model, split, tmp_path / "store")
+    assert extract(model, split, tmp_path / "store", setup=BF16)[1] == len(split)
+    other = build_model(3).eval().requires_grad_(False)
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        head(other).weight.add_(1.0)
+    assert extract(other, split, tmp_path / "store")[1] == 0  # the head is no part of the body
+    with torch.no_grad():
+        other.bn1.running_mean[0] += 1e-3
+    found, computed = extract(other, split, tmp_path / "store")
+    assert computed == len(split)
+    assert np.array_equal(in_order(found), in_order(extract(other, split)[0]))
+    larger = Extraction(
+        model, Preprocessing.for_image_size(40), FLOAT32,
+        store_folder=tmp_path / "store", group=Group(), stop=StopFlag(), bad=BadImages(0),
+    )  # fmt: skip
+    folders = scan({each.name: each for each in data.iterdir()}, valid_fraction=0.2, seed=0)
+    larger.split(split, digests(folders)["train"], ("centre",), np.ones((len(split), 1), np.bool_))
+    assert larger.computed == len(split)
+
+
+def test_unreadable_images_are_named_counted_and_left_out(
+    model: ResNet, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    split = split_of(data)
+    split.paths[1].write_bytes(b"no image")
+    split.paths[5].write_bytes(b"")
+    made = extraction(model, tmp_path / "store", limit=2)
+    features = made.split(split, [""] * len(split), ("centre",), np.ones((len(split), 1), np.bool_))
+    assert set(features.unreadable) == {1, 5}
+    assert str(split.paths[1]) in features.unreadable[1]
+    assert caplog.text.count("skipped: ") == 2
+    loader = FeatureLoader(split, 4, image_size=SIZE)
+    loader.features = features
+    batches = list(loader.epoch(1))
+    assert [list(batch.unreadable) for batch in batches][:2] == [[1], [5]]
+    assert sorted(index for batch in batches for index in batch.indices.tolist()) == sorted(
+        set(range(len(split))) - {1, 5}
+    )
+    with pytest.raises(DataError, match="2 images cannot be read, more than max_bad_images=1"):
+        extraction(model, None, limit=1).split(
+            split, [""] * len(split), ("centre",), np.ones((len(split), 1), np.bool_)
+        )
+
+
+def test_a_stop_ends_the_computing_and_what_was_computed_is_kept(model: ResNet, data: Path, tmp_path: Path) -> None:
+    split, stop = split_of(data), StopFlag()
+    made = extraction(model, tmp_path / "store", stop=stop)
+    made._preparing = lambda _: setattr(stop, "reason", "SIGTERM")
+    with pytest.raises(Interrupted):
+        made.split(split, [""] * len(split), ("centre",), np.ones((len(split), 1), np.bool_))
+    assert 0 < made.computed < len(split)
+    assert extract(model, split, tmp_path / "store")[1] == len(split) - made.computed
+
+
+def test_validation_on_features_is_validation_of_the_network(model: ResNet, data: Path) -> None:
+    split = split_of(data, "valid")
+    on_features = FeatureLoader(split, 5, image_size=SIZE)
+    on_features.features, _ = extract(model, split)
+    on_images = Loader(ImageDataset(split, PREPROCESSING), 5, workers=0)
+    found, wanted = (
+        evaluate(network, loader, Observer(), BadImages(0), StopFlag(), setup=FLOAT32)
+        for network, loader in ((head(model), on_features), (model, on_images))
+    )
+    assert found.loss == pytest.approx(wanted.loss, rel=1e-5)
+    assert np.array_equal(found.predicted, wanted.predicted)
+    assert np.array_equal(found.indices, wanted.indices)
+    np.testing.assert_allclose(found.probability, wanted.probability, rtol=1e-4)
+
+
+def test_the_inputs_statistics_are_those_of_the_images(model: ResNet, data: Path) -> None:
+    split = split_of(data)
+    features, _ = extract(model, split)
+    loader = Loader(ImageDataset(split, PREPROCESSING), len(split), workers=0)
+    images, _ = loader.on_device(next(iter(loader.epoch())), torch.device("cpu"))
+    found = channel_statistics(torch.from_numpy(in_order(features)[:, FEATURES:]), SIZE * SIZE)
+    for channel, wanted in input_statistics(images).items():
+        assert {name: float(value) for name, value in found[channel].items()} == pytest.approx(
+            {name: float(value) for name, value in wanted.items()}, rel=1e-4, abs=1e-5
+        )
+
+
+def test_views_are_the_centre_its_mirror_and_crops_that_every_job_cuts_alike(data: Path) -> None:
+    path = split_of(data).paths[0]
+    names = views_of(CONFIG.replace(feature_views=4))
+    assert names == ("centre", "mirror", "standard-2", "standard-3")
+    assert views_of(CONFIG.replace(feature_views=4, augment="none")) == ("centre",)
+    assert views_of(CONFIG.replace(feature_views=1)) == ("centre",)
+    _, views = read_views(path, PREPROCESSING, names)
+    assert np.array_equal(views["centre"], load_pixels(path, PREPROCESSING))
+    assert np.array_equal(views["mirror"], views["centre"][:, ::-1])
+    assert not np.array_equal(views["standard-2"], views["standard-3"])
+    _, again = read_views(path, PREPROCESSING, ("standard-3",))
+    assert np.array_equal(again["standard-3"], views["standard-3"])
+    other, _ = read_views(path, PREPROCESSING, ("centre",))
+    shutil.copy(path, path.with_name("copy.jpg"))
+    same, copied = read_views(path.with_name("copy.jpg"), PREPROCESSING, ("standard-3",))
+    assert same == other
+    assert np.array_equal(copied["standard-3"], views["standard-3"])
+
+
+def test_each_epoch_shows_another_view_and_only_needed_views_are_computed() -> None:
+    indices = np.arange(6)
+    assert view_index(1, indices, 2).tolist() == [0, 1, 0, 1, 0, 1]
+    assert view_index(2, indices, 2).tolist() == [1, 0, 1, 0, 1, 0]
+    assert needed_views(6, 2, 1, 10).all()
+    assert needed_views(6, 2, 1, 1).sum() == 6  # one epoch sees each image once
+    assert needed_views(6, 4, 9, 10).sum() == 12  # resumed near the end
+    assert needed_views(6, 4, 1, 3).sum() == 18
+
+
+class StopAfter(Observer):
+    """Asks for a stop after so many steps."""
+
+    def __init__(self, stop: StopFlag, steps: int) -> None:
+        self.stop, self.steps = stop, steps
+
+    def end_step(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        self.steps -= 1
+        if self.steps == 0:
+            self.stop.reason = "SIGTERM"
+
+
+def job(base: Path, data: Path, config: TrainConfig = CONFIG, stop: StopFlag | None = None) -> MlPaths:
+    """Runs a job's inside; what it leaves."""
+    paths = MlPaths(base=base)
+    paths.data.parent.mkdir(parents=True, exist_ok=True)
+    if not paths.data.exists():
+        paths.data.symlink_to(data)
+    run_in(Group(), config, paths, StopFlag() if stop is None else stop)
+    return paths
+
+
+def weights_of(paths: MlPaths) -> dict[str, NDArray[np.float32]]:
+    return dict(load_file(paths.model / "model.safetensors"))
+
+
+def equal(left: dict[str, NDArray[np.float32]], right: dict[str, NDArray[np.float32]]) -> bool:
+    return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 9, 17])
+def test_stopped_and_resumed_ends_with_the_same_bits(
+    tmp_path: Path, data: Path, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FEATURES_VARIABLE, str(tmp_path / "store"))
+    whole = job(tmp_path / "whole", data)
+    shutil.rmtree(tmp_path / "store")  # the features themselves are computed anew
+    stop = StopFlag()
+    with monkeypatch.context() as patched:
+        patched.setattr("image_classifier.training.job.make_hook", lambda *_: StopAfter(stop, steps))
+        with pytest.raises(JobStopped, match=r"the state is saved"):
+            job(tmp_path / "part", data, stop=stop)
+    if steps == 9:
+        monkeypatch.delenv(FEATURES_VARIABLE)  # and once more, without what the first attempt kept
+    part = job(tmp_path / "part", data)
+    assert equal(weights_of(whole), weights_of(part))
+    assert (whole.output_data / "test_predictions.csv").read_text() == (
+        part.output_data / "test_predictions.csv"
+    ).read_text()
+
+
+def test_the_next_job_computes_nothing_and_a_change_is_seen(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setenv(FEATURES_VARIABLE, str(tmp_path / "store"))
+    first = job(tmp_path / "first", data)
+    caplog.clear()
+    second = job(tmp_path / "second", data)
+    told = [line for line in caplog.messages if line.startswith("features of ")]
+    assert len(told) == 3
+    assert all(", 0 computed " in line for line in told), told
+    assert equal(weights_of(first), weights_of(second))
+    caplog.clear()
+    split_of(data).paths[0].write_bytes(jpeg(12345))
+    job(tmp_path / "third", data)
+    assert "features of train: 34 kept from before, 2 computed" in caplog.text
+    caplog.clear()
+    job(tmp_path / "fourth", data, CONFIG.replace(seed=1))  # other random weights
+    assert "features of train: 0 kept from before, 36 computed" in caplog.text
+
+
+def test_a_job_on_a_full_disk_trains_without_keeping_features(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(FEATURES_VARIABLE, str(tmp_path / "file" / "store"))
+    assert equal(weights_of(job(tmp_path / "one", data)), weights_of(job(tmp_path / "two", data)))
+    assert "features are not kept for the next job" in caplog.text
+
+
+def test_hook_rules_metrics_and_report_see_the_training(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setenv(FEATURES_VARIABLE, str(tmp_path / "store"))
+    for name in ("first", "from the store"):
+        caplog.clear()
+        paths = job(tmp_path / name, data, CONFIG.replace(epochs=6, debug=True, profile=True))
+        report(paths)
+        told = [parsed[0] for parsed in map(parse_metric_line, caplog.messages) if parsed]
+        assert told[:6] == [1, 2, 3, 4, 5, 6]
+        assert len(told) == 7  # and the test's
+        steps = [json.loads(line) for line in (paths.output_data / "steps.jsonl").read_text().splitlines()]
+        assert [step["step"] for step in steps if step["mode"] == "train"] == list(range(24))
+        assert {step["mode"] for step in steps} == {"train", "eval", "test"}
+        statistics = [json.loads(line) for line in (paths.output_data / "statistics.jsonl").read_text().splitlines()]
+        assert list(statistics[0]["gradients"]) == ["fc.weight"]
+        assert statistics[0]["weights"]["fc.weight"]["update_ratio"] > 0
+        assert sum(row["inputs"]["0"]["images"] for row in statistics if row["inputs"]) == 6 * 18
+        assert len(statistics[0]["activations"]) == 49
+        verdicts = {row["rule"]: row["verdict"] for row in json.loads((paths.output_data / "rules.json").read_text())}
+        assert verdicts["CheckInputImages"] != "InsufficientData"
+        assert verdicts["PoorWeightInitialization"] != "InsufficientData"
+        assert "Error" not in verdicts.values()
+        assert (paths.output_data / "report.html").is_file()
+        assert "switched off" not in caplog.text
+        assert json.loads((paths.output_data / "setup.json").read_text())["prepared"][0] >= 0
+
+
+def test_what_features_cannot_do_is_done_as_before_and_said(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setenv(FEATURES_VARIABLE, str(tmp_path / "store"))
+    job(tmp_path / "asked for", data, CONFIG.replace(feature_views=0, epochs=1))
+    assert "features " not in caplog.text
+    monkeypatch.setattr(head_only, "MEMORY_SHARE", 0.0)
+    job(tmp_path / "no memory", data, CONFIG.replace(epochs=1))
+    assert "the frozen body sees every image in every epoch: they need 0.0 GB" in caplog.text
+    assert not (tmp_path / "store").exists()
+    caplog.clear()
+    monkeypatch.undo()
+    paths = MlPaths(base=tmp_path / "managed")
+    paths.config.mkdir(parents=True)
+    paths.debug_hook_config.write_text("{}")
+    paths.data.symlink_to(data)
+    run_in(Group(), CONFIG.replace(epochs=1), paths, StopFlag())
+    assert "debughookconfig.json wants to see the whole network" in caplog.text
+
+
+def test_one_view_without_augmentation_ends_as_the_network_would(tmp_path: Path, data: Path) -> None:
+    """Without augmentation both ways train on the same pictures in the same batches."""
+    config = CONFIG.replace(augment="none")
+    fast, slow = (job(tmp_path / str(views), data, config.replace(feature_views=views)) for views in (1, 0))
+    ours, theirs = weights_of(fast), weights_of(slow)
+    for name, array in theirs.items():
+        np.testing.assert_allclose(ours[name], array, rtol=1e-3, atol=1e-4, err_msg=name)
+    found, wanted = (json.loads((paths.output_data / "metrics.json").read_text())["metrics"] for paths in (fast, slow))
+    for metric in ("validation:loss", "train:loss", "test:loss", "validation:accuracy", "test:accuracy"):
+        assert found[metric] == pytest.approx(wanted[metric], rel=1e-3)

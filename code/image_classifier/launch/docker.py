@@ -24,11 +24,11 @@ from image_classifier.contract.endpoint import ACCESS_LOG_VARIABLE, PORT_VARIABL
 from image_classifier.contract.errors import PlatformError
 from image_classifier.contract.machine import require_free_port, usable_cores
 from image_classifier.contract.outputs import ACCESS_LOG
-from image_classifier.contract.paths import DEFAULT_BASE_DIR, MlPaths
+from image_classifier.contract.paths import DEFAULT_BASE_DIR, FEATURES_VARIABLE, MlPaths
 from image_classifier.contract.shared_memory import container_bytes
 from image_classifier.launch import local
 from image_classifier.launch.process import Job
-from image_classifier.launch.runs import Run
+from image_classifier.launch.runs import PRIVATE, Run
 from image_classifier.launch.view import SILENT, View
 
 IMAGES_FILE = Path(__file__).resolve().parents[3] / "build" / "images.json"  # what build_and_push.sh built last
@@ -86,7 +86,8 @@ def start_training(run: Run, *, share: int = 1, view: View = SILENT) -> Job:
     # ImageNet's weights are downloaded into the image's folder for them, unless they were built in
     closed = () if weights == "imagenet" else (*UNCHANGED, "--network", "none")
     threads_flag = f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS') or threads}"
-    return _start(run, "train", [*mounts, *closed, "--env", threads_flag, "--shm-size", str(shared)], view)
+    kept = _kept_features(run, inside.base / "features")
+    return _start(run, "train", [*mounts, *kept, *closed, "--env", threads_flag, "--shm-size", str(shared)], view)
 
 
 def start_server(run: Run, *, host: str, port: int, precision: str = PRECISIONS[0], view: View = SILENT) -> Job:
@@ -120,6 +121,16 @@ def _gpu_flags() -> list[str]:
     """All GPUs, where Docker can hand them to a container."""
     runtimes = _docker("info", "--format", "{{json .Runtimes}}").stdout
     return ["--gpus", "all"] if '"nvidia"' in runtimes and shutil.which("nvidia-smi") else []
+
+
+def _kept_features(run: Run, target: Path) -> list[str]:
+    """The flags that give a container the features of the jobs before it; none where there can be no folder for them."""
+    folder = local.features_folder(run)
+    try:
+        folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+    except OSError:
+        return []
+    return [_mount(folder, target), "--env", f"{FEATURES_VARIABLE}={target}"]
 
 
 def _mount(source: Path, target: Path, mode: Literal["ro", "rw"] = "rw") -> str:

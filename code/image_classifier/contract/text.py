@@ -34,6 +34,8 @@ def visible(text: str, keep: str = "") -> str:
     """
     if text.isprintable():
         return text
+    if "\n" in keep:  # most lines of a long text are printable, which is known a hundred times faster
+        return "\n".join(visible(line, keep.replace("\n", "")) for line in text.split("\n"))
     return "".join(_escape(char) if _is_obeyed(char) and char not in keep else char for char in text)
 
 

@@ -124,7 +124,7 @@ def _gpu_flags() -> list[str]:
 
 
 def _kept_features(run: Run, target: Path) -> list[str]:
-    """The flags that give a container the features of the jobs before it; none where there can be no folder for them."""
+    """The flags that give a container the features of the jobs before it; none where no folder can be made for them."""
     folder = local.features_folder(run)
     try:
         folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)

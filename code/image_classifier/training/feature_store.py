@@ -13,6 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import re
 import shutil
 import time
 import uuid
@@ -33,6 +35,7 @@ FREE_BYTES = 2 * 1024**3  # of the disk are left to checkpoints and models
 NOTE_BYTES = 64 * 1024  # more than the statistics of all activations take
 NAME_BYTES = 32  # of a row: a sha256
 SUFFIX = ".features"
+KEY_NAME = re.compile(r"[0-9a-f]{32}")  # of a key's folder: nothing else is removed
 LEFT_AFTER_S = 3600.0  # a temporary file that old was left by a process that was killed
 PRIVATE = 0o700  # what pictures look like to a network is their owner's alone
 
@@ -66,16 +69,15 @@ class FeatureStore:
         self._width = width
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
         self._place = None if folder is None else folder / name
-        self._written = 0
 
     def load(self, names: Iterable[bytes]) -> Rows:
         """Those of the rows asked for that are kept and sound."""
         wanted, found = set(names), Rows()
-        if self._place is None or not self._place.is_dir():
+        if self._place is None or not wanted:
             return found
         with suppress(OSError):
-            self._place.touch()  # the least recently used key goes first
-        for part in sorted(self._place.glob(f"*{SUFFIX}")):
+            os.utime(self._place)  # the least recently used key goes first
+        for part in self._parts(self._place):
             rows = self._read(part, wanted)
             if rows is not None and not rows:  # nothing that is not known already, or not asked for
                 continue
@@ -149,6 +151,13 @@ class FeatureStore:
         table = np.frombuffer(values, np.float32).reshape(count, width)
         return {name: table[at] for name, at in places if name in wanted}
 
+    @staticmethod
+    def _parts(place: Path) -> list[Path]:
+        try:
+            return sorted(place.glob(f"*{SUFFIX}"))
+        except OSError:  # it may be another user's
+            return []
+
     def _make_room(self, num_bytes: int) -> None:
         """Makes the folder and removes what was not used for longest. Raises PlatformError when there is no room."""
         assert self.folder is not None
@@ -162,7 +171,7 @@ class FeatureStore:
             remove_leftovers(place)
             if kept + num_bytes <= MAX_BYTES:
                 break
-            if place != self._place:
+            if place != self._place and KEY_NAME.fullmatch(place.name):
                 kept -= sum(map(size_of, place.glob(f"*{SUFFIX}")))
                 shutil.rmtree(place, ignore_errors=True)
         if kept + num_bytes > MAX_BYTES:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from safetensors.numpy import load_file
 from tests.conftest import jpeg
 from torchvision.models.resnet import ResNet
@@ -33,6 +34,7 @@ from image_classifier.training.job import run_in
 from image_classifier.training.setup import Setup
 from image_classifier.training.stop import Interrupted, StopFlag
 from image_classifier.training.views import read_views, view_index, views_of
+from image_classifier.vision.contrast import FAINT, FLAT
 from image_classifier.vision.fingerprint import digests
 from image_classifier.vision.folders import Split, scan
 from image_classifier.vision.model import build_model, head
@@ -463,3 +465,18 @@ def test_one_view_without_augmentation_ends_as_the_network_would(tmp_path: Path,
     found, wanted = (json.loads((paths.output_data / "metrics.json").read_text())["metrics"] for paths in (fast, slow))
     for metric in ("validation:loss", "train:loss", "test:loss", "validation:accuracy", "test:accuracy"):
         assert found[metric] == pytest.approx(wanted[metric], rel=1e-3)
+
+
+def test_pictures_that_show_nothing_are_noted_whether_their_features_are_kept_or_new(
+    model: ResNet, data: Path, tmp_path: Path
+):
+    Image.new("RGB", (60, 50), (90, 120, 200)).save(data / "train" / "class-1" / "2.jpg")
+    levels = np.linspace(100, 120, 60 * 50).reshape(50, 60).astype(np.uint8)
+    Image.fromarray(levels).convert("RGB").save(data / "train" / "class-2" / "3.png")
+    split = split_of(data)
+    contents = digests(scan({each.name: each for each in data.iterdir()}, valid_fraction=0.2, seed=0))["train"]
+    for _ in range(2):
+        made = extraction(model, tmp_path / "store")
+        made.split(split, contents, ("centre",), np.ones((len(split), 1), np.bool_))
+        assert made._bad.contrast == {"train/class-1/2.jpg": FLAT, "train/class-2/3.png": FAINT}
+    assert made.computed == 0

@@ -68,6 +68,7 @@ class FeatureLoader:
             labels=torch.from_numpy(self._labels[indices]),
             indices=torch.from_numpy(indices),
             unreadable=bad,
+            contrast={},  # the extraction has told
         )
 
     def on_device(self, batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,16 +31,21 @@ from image_classifier.training.frozen_body import FrozenBody, name_of
 from image_classifier.training.setup import Setup
 from image_classifier.training.stop import Interrupted, StopFlag
 from image_classifier.training.views import CENTRE, read_views
+from image_classifier.vision.contrast import FEW_LEVELS, contrast_of
+from image_classifier.vision.decode import decode
 from image_classifier.vision.fingerprint import Digests
 from image_classifier.vision.folders import Split
 from image_classifier.vision.network import FEATURES, HEAD
-from image_classifier.vision.preprocess import Preprocessing
+from image_classifier.vision.preprocess import IMAGENET_STD, Preprocessing
 
 log = logging.getLogger(__name__)
 
 WIDTH = FEATURES + 6  # numbers in a row: features, and the input's channel means and deviations
 ROUND = 512  # images between two meetings of the processes, and two writes to the store
 SAY_EVERY_S = 10.0
+# Of normalised values: with a larger one, a picture spans FEW_LEVELS for certain. Half of them is the largest deviation
+# that a channel can have within them, and they are divided by ImageNet's deviation of that channel.
+FAINT_DEVIATION = FEW_LEVELS / 2 / 255 / min(IMAGENET_STD)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +148,7 @@ class Extraction:
                 unreadable |= reasons
             for reason in self._bad.add(split, unreadable):
                 log.warning("skipped: %s", reason)
+        self._bad.note(split, contrast_in(split, rows, places))
         seconds = max(time.perf_counter() - started, 1e-9)
         log.info(
             "features of %s: %d kept from before, %d computed at %.1f images/s",
@@ -284,6 +291,24 @@ class Extraction:
         if time.monotonic() - self._told > SAY_EVERY_S:
             self._told = time.monotonic()
             log.info("computing features: %d views so far, %d images in all", self.computed, num_images)
+
+
+def contrast_in(split: Split, rows: NDArray[np.float32], places: NDArray[np.int64]) -> dict[int, str]:
+    """Index -> `contrast_of` it, of the images that show next to nothing: the deviations of their channels tell which
+    files are worth another look.
+
+    Args:
+        rows, places: see SplitFeatures; `places` has an image's views in columns.
+    """
+    deviations = rows[:, -3:].max(axis=1, initial=0.0)
+    found: dict[int, str] = {}
+    for index, views in enumerate(places):
+        known = views[views >= 0]
+        if len(known) and deviations[known[0]] <= FAINT_DEVIATION:
+            with suppress(RequestError):
+                if contrast := contrast_of(decode(split.paths[index])):
+                    found[index] = contrast
+    return found
 
 
 def in_turn(pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: Sequence[Any], *, ahead: int) -> Iterator[Any]:

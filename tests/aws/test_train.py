@@ -20,6 +20,8 @@ from tests.aws.gate import Body, Fault, Gate
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.launch.runs import Status, find_run
+from image_classifier.vision.artifact import pack
+from image_classifier.vision.network import tensor_shapes
 
 Deploy = Callable[..., tuple[int, str, str]]
 
@@ -162,10 +164,15 @@ def test_resume_starts_another_job_from_the_same_checkpoints(
 
 
 @pytest.mark.parametrize("name", ["mine.safetensors", "model.tar.gz"])
-def test_weights_file_becomes_a_channel(gate: Gate, deploy: Deploy, project: Path, archive: Path, name: str) -> None:
+def test_weights_file_becomes_a_channel(
+    gate: Gate, deploy: Deploy, project: Path, archive: Path, model_dir: Path, name: str
+) -> None:
     gate.after["CreateTrainingJob"] = trained(archive)
-    save_file({"conv1.weight": np.zeros(1, np.float32)}, project / "mine.safetensors")
-    shutil.copy(archive, project / "model.tar.gz")
+    save_file(
+        {tensor: np.zeros(shape, np.float32) for tensor, shape in tensor_shapes(2).items()},
+        project / "mine.safetensors",
+    )
+    pack(model_dir, project / "model.tar.gz")
     code, _, err = deploy("train", "--yes", "--weights", name)
     assert code == 0, err
     (sent,) = gate.bodies("CreateTrainingJob")

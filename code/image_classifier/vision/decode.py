@@ -20,7 +20,6 @@ from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from image_classifier.contract.errors import ClassifierError, ImageError, TooLarge, describe
-from image_classifier.contract.files import open_plain
 from image_classifier.contract.image_formats import FORMATS, JPEG, OTHER_KINDS, PILLOW_NAMES, SEND_HINT
 from image_classifier.contract.text import as_text
 from image_classifier.vision.containers import bare, num_scans
@@ -100,11 +99,7 @@ def check_file_size(source: bytes | Path, what: str = "the file") -> None:
 def _from_pixels_alone(source: bytes | Path, what: str, min_side: int | None, until: float) -> Image.Image | None:
     """A picture that a decoder refused, without all that is no pixel; None when its pixels are what is damaged."""
     try:
-        if isinstance(source, Path):
-            with open_plain(source) as file:
-                data = file.read()
-        else:
-            data = source
+        data = source.read_bytes() if isinstance(source, Path) else source
         pictures = [_read(each, what, min_side, until) for each in bare(data)]
     except (OSError, ImageError):
         return None
@@ -114,7 +109,7 @@ def _from_pixels_alone(source: bytes | Path, what: str, min_side: int | None, un
 
 def _read(source: bytes | Path, what: str, min_side: int | None, until: float) -> Image.Image:
     try:
-        with open_plain(source) if isinstance(source, Path) else io.BytesIO(source) as stream:
+        with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as stream:
             return _decode(_Metered(stream, what, until), what, min_side)
     except ClassifierError:
         raise

@@ -1,10 +1,11 @@
-"""The endpoint's speed: our default engine against our torch engine and against SageMaker's stock handler.
+"""The endpoint's speed: our engine in each number format against our torch engine and SageMaker's stock handler.
 
     PYTHONPATH=code:. python benchmarks/bench_serve.py [--rounds 15] [--starts 5] [--port 18100]
 
-Three servers on loopback answer for the same untrained ResNet50 of 133 classes, each with one process a core and one
-thread a process, all under multi-model-server. They take turns of some requests, all for the same photographs, by one
-client and by four at once; every answer is checked. Writes benchmarks/results/serve.md: ratios only.
+Servers on loopback answer for the same ResNet50 of 133 classes, each with one process a core and one thread a process,
+all under multi-model-server. They take turns of some requests, all for the same photographs, by one client and by four
+at once. Every answer is checked, and no two photographs have the same: the network is untrained, but its head was
+solved for so that each of them has a class of its own. Writes benchmarks/results/serve.md: ratios only.
 """
 
 from __future__ import annotations
@@ -24,42 +25,36 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from benchmarks import stock_server
-from benchmarks.bench_data import Photos, make_photos
+from benchmarks.distinct_answers import CLASSES, SCENES, SIZE, Question, make_model
 from benchmarks.record import write_result
 
-from image_classifier.contract.endpoint import HOST_VARIABLE, PORT_VARIABLE, WORKERS_VARIABLE
+from image_classifier.contract.endpoint import HOST_VARIABLE, PORT_VARIABLE, PRECISION_VARIABLE, WORKERS_VARIABLE
 from image_classifier.serving.server import find_java_home
-from image_classifier.vision.artifact import GoldenSample, write_model
-from image_classifier.vision.model import build_model, state_arrays
-from image_classifier.vision.preprocess import Preprocessing, load
+from image_classifier.vision.gate import BFLOAT16, FLOAT32, INT8
 
 SOURCE = Path(__file__).parents[1] / "code"
-CLASSES = tuple(f"class {number}" for number in range(133))
-PHOTOS = Photos(name="500 x 375", width=500, height=375, count=8, batch_size=1)
 CLIENTS = {1: 12, 4: 24}  # clients at once -> requests a turn
 START_LIMIT_S = 120.0
 RESAMPLES = 2_000
-OURS, TORCH, STOCK = "our default engine, OpenVINO", "our torch engine", "sagemaker-inference's stock handler"
+INT8_SERVER, BF16_SERVER, FP32_SERVER = (f"ours, OpenVINO in {each}" for each in (INT8, BFLOAT16, FLOAT32))
+OURS = {INT8_SERVER: INT8, BF16_SERVER: BFLOAT16, FP32_SERVER: FLOAT32}
+TORCH, STOCK = "our torch engine", "sagemaker-inference's stock handler"
 
 # A server takes torch on a GPU only; this makes every Python of one take it on the CPU.
 TORCH_ON_CPU = """
 import image_classifier.serving.engines as engines
-engines.load_engine = lambda artifact, gpu_id=None: engines.TorchEngine(artifact, "cpu")
+import image_classifier.serving.choice as choice
+choice.engine_here = lambda: "torch"
+choice.load_engine = lambda artifact, gpu_id=None, precision="": engines.TorchEngine(artifact, "cpu", precision)
+engines.may_fork = lambda: False
 """
-
-
-@dataclass(frozen=True)
-class Question:
-    """A photograph, and the index of the class it must be answered with."""
-
-    image: bytes
-    answer: int
 
 
 @dataclass(frozen=True)
@@ -138,38 +133,6 @@ class Server:
         self._process.wait()
 
 
-def make_model(folder: Path) -> list[Question]:
-    """Both forms of the model below `folder`, and what it answers to the photographs."""
-    torch.manual_seed(0)
-    model = build_model(len(CLASSES))
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):  # as after training: no norm is the identity, no branch is dead
-            torch.nn.init.uniform_(module.weight, 0.5, 1.0)
-            torch.nn.init.normal_(module.bias, 0.0, 0.1)
-    torch.nn.init.normal_(model.fc.weight, 0.0, 0.5)  # answers that differ from picture to picture
-    model.eval()
-    make_photos(folder / "photos", PHOTOS)
-    preprocessing = Preprocessing.for_image_size(224)
-    images = [path.read_bytes() for path in sorted((folder / "photos").glob("*/*/*.jpg"))]
-    with torch.inference_mode():
-        batch = torch.stack([torch.from_numpy(load(image, preprocessing)) for image in images])
-        answers = model(batch).double().softmax(1)
-    write_model(
-        folder / "ours" / "model",
-        weights=state_arrays(model),
-        classes=CLASSES,
-        preprocessing=preprocessing,
-        golden=[GoldenSample(f"{i}.jpg", images[i], tuple(answers[i].tolist())) for i in range(4)],
-        config={},
-        metrics={},
-        data_fingerprint="0" * 64,
-        versions={},
-    )
-    torch.save(model.state_dict(), folder / "weights.pth")
-    stock_server.write_model(folder / "stock", folder / "weights.pth")
-    return [Question(image, int(row.argmax())) for image, row in zip(images, answers, strict=True)]
-
-
 def start_ours(
     folder: Path, port: int, environment: Mapping[str, str], *, path: Path = SOURCE
 ) -> subprocess.Popen[bytes]:
@@ -202,11 +165,16 @@ def starters(folder: Path, port: int) -> dict[str, Callable[[], Server]]:
     torch_on_cpu.mkdir()
     (torch_on_cpu / "sitecustomize.py").write_text(TORCH_ON_CPU)
     ours = folder / "ours"
+
+    def our(precision: str, number: int, path: Path) -> Server:
+        chosen = environment | {PRECISION_VARIABLE: precision}
+        return Server(lambda: start_ours(ours, port + number, chosen, path=path), port + number, read_ours)
+
     return {
-        OURS: lambda: Server(lambda: start_ours(ours, port, environment), port, read_ours),
-        TORCH: lambda: Server(lambda: start_ours(ours, port + 1, environment, path=torch_on_cpu), port + 1, read_ours),
+        **{name: partial(our, precision, i, SOURCE) for i, (name, precision) in enumerate(OURS.items())},
+        TORCH: partial(our, FLOAT32, 3, torch_on_cpu),
         STOCK: lambda: Server(
-            lambda: stock_server.start(folder / "stock", port + 2, environment), port + 2, read_stock
+            lambda: stock_server.start(folder / "stock", port + 4, environment), port + 4, read_stock
         ),
     }
 
@@ -286,11 +254,19 @@ def start_ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} .. {max(ratios):.2f})"
 
 
+def processor() -> str:
+    """What the machine says of its processor, and which of the wider instructions it has."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    found = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in reversed(lines)}
+    flags = set(found.get("flags", "").split()) & {"amx_int8", "amx_bf16", "avx512_bf16", "avx512_vnni", "avx_vnni"}
+    return ", ".join([found.get("model name", platform.machine()), *sorted(flags)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--starts", type=int, default=5)
-    parser.add_argument("--port", type=int, default=18_100, help="the first of three")
+    parser.add_argument("--port", type=int, default=18_100, help="the first of five")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers are ended then as well
     with TemporaryDirectory(prefix="bs-") as name:
@@ -300,10 +276,11 @@ def main() -> None:
         turns = measure_turns(starts, options.rounds, questions)
         started = measure_starts(starts, options.starts, questions[0])
     table = [
-        f"| {clients} | {other} | {ratio(throughput, turns[OURS, clients], turns[other, clients])} "
-        f"| {ratio(lambda part: percentile(50, part), turns[OURS, clients], turns[other, clients])} "
-        f"| {ratio(lambda part: percentile(99, part), turns[OURS, clients], turns[other, clients])} |"
+        f"| {clients} | {name} | {other} | {ratio(throughput, turns[name, clients], turns[other, clients])} "
+        f"| {ratio(lambda part: percentile(50, part), turns[name, clients], turns[other, clients])} "
+        f"| {ratio(lambda part: percentile(99, part), turns[name, clients], turns[other, clients])} |"
         for clients in CLIENTS
+        for name in OURS
         for other in (TORCH, STOCK)
     ]
     text = [
@@ -311,20 +288,26 @@ def main() -> None:
         "",
         f"`PYTHONPATH=code:. python benchmarks/bench_serve.py --rounds {options.rounds} --starts {options.starts}`",
         "",
-        f"ResNet50 of {len(CLASSES)} classes in float32, JPEG photographs of {PHOTOS.name} pixels, {os.cpu_count()} "
-        f"cores and as many processes of one thread for each server, OpenVINO {version('openvino')}, "
-        f"torch {torch.__version__}, Python {platform.python_version()}. {OURS[0].upper()}{OURS[1:]}, against the "
-        f"others: ratios, with the 95 % interval over {options.rounds} rounds in which they took turns. Latency as "
-        "clients see it: below 1 is faster.",
+        f"ResNet50 of {len(CLASSES)} classes, {SCENES} JPEG photographs of {SIZE[0]} x {SIZE[1]} pixels with as many "
+        f"different answers, all of them checked, {os.cpu_count()} cores ({processor()}) and as many processes of one "
+        f"thread for each server, OpenVINO {version('openvino')}, torch {torch.__version__}, Python "
+        f"{platform.python_version()}. Ours in each number format, against the others in float32: ratios, with the "
+        f"95 % interval over {options.rounds} rounds in which they took turns. Latency as clients see it: below 1 is "
+        "faster. Which format is the fastest depends on the processor; a server finds out when it starts.",
         "",
-        "| clients at once | against | requests a second | latency, median | latency, 99th percentile |",
-        "|---|---|---|---|---|",
+        "| clients at once | server | against | requests a second | latency, median | latency, 99th percentile |",
+        "|---|---|---|---|---|---|",
         *table,
         "",
-        f"From the command to the first right answer, median (smallest .. largest) of {options.starts} pairs: "
-        f"{start_ratio(started[OURS], started[TORCH])} of the time of {TORCH}, "
-        f"{start_ratio(started[OURS], started[STOCK])} of that of {STOCK}. Ours has by then reproduced its golden "
-        "samples in every process.",
+        f"From the command to the first right answer, median (smallest .. largest) of {options.starts} pairs:",
+        "",
+        *(
+            f"- {name}: {start_ratio(started[name], started[TORCH])} of the time of {TORCH}, "
+            f"{start_ratio(started[name], started[STOCK])} of that of {STOCK}"
+            for name in OURS
+        ),
+        "",
+        "Ours has by then reproduced its golden samples before its workers were forked, and once more through HTTP.",
     ]
     write_result("serve.md", text)
 

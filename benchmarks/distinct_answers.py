@@ -67,7 +67,7 @@ def make_photos(root: Path, seed: int) -> Split:
     rng = np.random.default_rng(seed)
     paths, labels = [], range(1, 2 * SCENES, 2)
     with TemporaryDirectory() as folder:
-        make_sample_data(Path(folder) / "base", train_per_class=16, valid_per_class=0, test_per_class=0, size=512)
+        make_sample_data(Path(folder) / "base", train_per_class=16, valid_per_class=0, test_per_class=0, size=192)
         for number, source in enumerate(sorted(Path(folder).glob("base/train/*/*.jpg"))[:SCENES]):
             picture = np.asarray(Image.open(source).resize(SIZE, Image.Resampling.BICUBIC))
             noisy = np.clip(picture + rng.normal(0, NOISE, picture.shape), 0, 255).astype(np.uint8)

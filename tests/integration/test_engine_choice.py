@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from tests.conftest import MODEL_CLASSES, jpeg
 
 from image_classifier.contract.errors import ArtifactError, ConfigError
@@ -18,7 +21,7 @@ from image_classifier.serving.engines import OpenVinoEngine, TorchEngine
 from image_classifier.training import number_formats
 from image_classifier.training.number_formats import Folded, Half, Int8, Measured, measure_formats, to_int8
 from image_classifier.vision import network
-from image_classifier.vision.artifact import Artifact, load_model
+from image_classifier.vision.artifact import Artifact, load_model, write_model
 from image_classifier.vision.folders import Split
 from image_classifier.vision.gate import Gate
 from image_classifier.vision.model import build_model, load_safetensors
@@ -255,3 +258,39 @@ def test_photos_of_the_golden_samples_measure_nothing(split: Split, artifact: Ar
     rest = number_formats.photos(split, artifact.preprocessing, 100, skip=4)
     assert torch.equal(torch.cat(everything.images)[4:], torch.cat(rest.images))
     assert everything.labels[4:].tolist() == rest.labels.tolist()
+
+
+def test_a_format_that_the_processor_lacks_kernels_for_is_refused_and_another_serves(
+    artifact: Artifact, tmp_path: Path
+) -> None:
+    """oneDNN is told to be on an older processor, where OpenVINO cannot compute in bfloat16 at all."""
+    manifest = artifact.manifest
+    write_model(
+        tmp_path / "model",
+        weights=load_file(artifact.weights_path),
+        classes=artifact.classes,
+        preprocessing=artifact.preprocessing,
+        golden=artifact.golden,
+        config={},
+        metrics={},
+        data_fingerprint="",
+        versions={},
+        ranges=manifest.ranges,
+        gates=manifest.gates,
+    )
+    program = (
+        "from pathlib import Path; from image_classifier.serving.choice import choose;"
+        "from image_classifier.vision.artifact import load_model;"
+        f"print(choose(load_model(Path({str(tmp_path / 'model')!r})))[1].to_json())"
+    )
+    environment = {
+        "PYTHONPATH": str(Path(__file__).parents[2] / "code"),
+        "CLASSIFIER_ENGINE": "openvino",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+    }
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "'precision': 'int8'" in ended.stdout or "'precision': 'float32'" in ended.stdout
+    assert "'float32':" in ended.stdout

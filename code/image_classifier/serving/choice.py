@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from image_classifier.contract.endpoint import PRECISION_VARIABLE, PRECISIONS
-from image_classifier.contract.errors import ArtifactError, ConfigError
+from image_classifier.contract.errors import ArtifactError, ConfigError, PlatformError
 from image_classifier.serving.classifier import Classifier
 from image_classifier.serving.engines import FORMATS, engine_here, load_engine, requested_precision
 from image_classifier.vision.artifact import Artifact
@@ -85,7 +85,7 @@ def choose(artifact: Artifact, *, gpu_id: int | None = None) -> tuple[Classifier
 
     Raises:
         ConfigError: an unknown setting, or a format that this engine does not compute in.
-        PlatformError: torch was asked for and there is no usable GPU.
+        PlatformError: torch was asked for and there is no usable GPU, or the format cannot be computed here.
         ArtifactError: the model cannot be computed, or the golden samples are not reproduced.
     """
     engine, wanted, manifest = engine_here(), requested_precision(), artifact.manifest
@@ -106,7 +106,7 @@ def choose(artifact: Artifact, *, gpu_id: int | None = None) -> tuple[Classifier
         try:
             candidate = Classifier(artifact, load_engine(artifact, gpu_id=gpu_id, precision=precision))
             candidate.check_golden()
-        except ArtifactError as error:
+        except (ArtifactError, PlatformError) as error:
             if wanted != AUTO or precision == manifest.precision:
                 raise
             refused[precision] = error.message

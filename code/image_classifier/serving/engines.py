@@ -41,7 +41,12 @@ class OpenVinoEngine:
     name = "openvino"
 
     def __init__(self, artifact: Artifact, precision: str = "") -> None:
-        """Without a `precision`, that of the weights. Raises ArtifactError when the artifact has no ranges for int8."""
+        """Without a `precision`, that of the weights.
+
+        Raises:
+            ArtifactError: the weights are not a ResNet50's, or the artifact has no ranges for int8.
+            PlatformError: the processor cannot compute in this format.
+        """
         from safetensors.numpy import load_file
 
         from image_classifier.serving.openvino_resnet import FoldedWeights, resnet50
@@ -64,7 +69,12 @@ class OpenVinoEngine:
             store=store,
         )
         self._shape = (3, size, size)
-        self._request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+        try:
+            self._request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+        except RuntimeError as error:  # a processor for which OpenVINO lacks one of the kernels
+            raise PlatformError(
+                f"OpenVINO cannot compute {self.precision} on this processor", f"serve {FLOAT32}: {PRECISION_VARIABLE}"
+            ) from error
         store.forget()  # it has its own copy by now, in the order in which it computes
 
     def logits(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -120,7 +130,7 @@ def load_engine(artifact: Artifact, *, gpu_id: int | None = None, precision: str
 
     Raises:
         ConfigError: an unknown name in $CLASSIFIER_ENGINE.
-        PlatformError: torch was asked for and there is no usable GPU.
+        PlatformError: torch was asked for and there is no usable GPU, or the processor cannot compute in this format.
         ArtifactError: the weights are not a ResNet50's, or the engine cannot compute them in this format.
     """
     if engine_here() == TorchEngine.name:

@@ -65,11 +65,9 @@ def resnet50(
     graph = _Graph(weights, ranges or {}, store or FoldedWeights())
     image = ops.parameter([1, network.STEM.inputs, image_size, image_size], np.float32, name="image")
     x = ops.relu(graph.convolution(graph.rounded(network.STEM.name, image), network.STEM))
-    # before the pooling, which then moves a quarter of the bytes: the largest of rounded numbers is the rounded largest
-    x = graph.rounded(network.blocks()[0].path[0].name, x)
     x = ops.max_pool(x, [2, 2], [1, 1], [1, 1], [1, 1], [3, 3]).output(0)
-    for number, block in enumerate(network.blocks()):
-        x = graph.bottleneck(x, block, is_rounded=number == 0)
+    for block in network.blocks():
+        x = graph.bottleneck(x, block)
     features = graph.rounded(network.HEAD, ops.reduce_mean(x, np.array([2, 3]), keep_dims=False))
     weight = graph.weight(_array(weights, f"{network.HEAD}.weight"))
     bias = _constant(_array(weights, f"{network.HEAD}.bias"))
@@ -114,9 +112,9 @@ class _Graph:
         most = np.abs(weight).max(tuple(range(1, weight.ndim)), keepdims=True).clip(_TINY)
         return ops.fake_quantize(_constant(weight), -most, most, -most, most, 255)
 
-    def bottleneck(self, x: Any, block: network.Block, *, is_rounded: bool) -> Any:
+    def bottleneck(self, x: Any, block: network.Block) -> Any:
         first, second, third = block.path
-        x = x if is_rounded else self.rounded(first.name, x)
+        x = self.rounded(first.name, x)
         shortcut = x
         if block.shortcut is not None:
             name = network.shortcut_output(block.shortcut)

@@ -1,12 +1,12 @@
 """Training a head, from the command to the model: ours beside what most tutorials do, on the same starting weights.
 
-    PYTHONPATH=code:. python benchmarks/bench_training.py --data FOLDER [--weights FILE] [--rounds 3] [--epochs 10]
+    PYTHONPATH=code:. python benchmarks/bench_training.py [--data FOLDER] [--weights FILE] [--rounds 3] [--epochs 10]
 
-FOLDER holds train, valid and test. Without --weights both start from the same seeded random weights, their batch norms
-fitted to the pictures. In each round, in turns: the baseline (stock_training.py); ours with nothing kept; ours again on
-the same pictures; ours without features (feature_views=0, left out with --short). Times are of whole processes.
-Writes benchmarks/results/training.md and training.json. --quick tries the script on a few generated pictures and
-writes nothing.
+FOLDER holds train, valid and test; without it, pictures are generated. Without --weights both start from the same
+seeded random weights, their batch norms fitted to the pictures. In each round, in turns: the baseline
+(stock_training.py); ours with nothing kept; ours again on the same pictures; ours without features (feature_views=0,
+left out with --short). Times are of whole processes. Writes benchmarks/results/training.md and training.json. --quick
+tries the script on a few generated pictures and writes nothing.
 """
 
 from __future__ import annotations
@@ -108,6 +108,12 @@ def random_weights(data: Path, path: Path) -> None:
     torch.save(model.state_dict(), path)
 
 
+def generated(folder: Path) -> Path:
+    """Pictures for who names none: as many as a small set of photographs."""
+    make_sample_data(folder, num_classes=5, train_per_class=100, valid_per_class=20, test_per_class=20, size=320)
+    return folder
+
+
 def measure(trainings: Trainings, ways: Sequence[str], rounds: int) -> dict[str, list[tuple[float, dict[str, float]]]]:
     """Way -> seconds and accuracies of each round."""
     found: dict[str, list[tuple[float, dict[str, float]]]] = {way: [] for way in ways}
@@ -145,8 +151,7 @@ def main() -> None:
         if options.quick:
             data, rounds, epochs = folder / "data", 1, 2
             make_sample_data(data, num_classes=2, train_per_class=6, valid_per_class=2, test_per_class=2, size=64)
-        if data is None:
-            parser.error("--data is missing")
+        data = data or generated(folder / "data")
         weights = options.weights or folder / "random.pth"
         if options.weights is None:
             random_weights(data, weights)
@@ -155,13 +160,15 @@ def main() -> None:
         photos = {split: len(list((data / split).rglob("*.jpg"))) for split in ("train", "valid", "test")}
     if options.quick:
         return
-    command = f"bench_training.py --data FOLDER{' --weights FILE' if options.weights else ''} --rounds {rounds}"
+    given = "".join(f" --{name} {name.upper()}" for name in ("data", "weights") if getattr(options, name))
+    command = f"bench_training.py{given} --rounds {rounds}"
+    kind = "photographs" if options.data else "generated pictures"
     text = [
         "# Training a head, from the command to the model",
         "",
         f"`PYTHONPATH=code:. python benchmarks/{command} --epochs {epochs}`",
         "",
-        f"{', '.join(f'{count} {split}' for split, count in photos.items())} photographs, {epochs} epochs, "
+        f"{', '.join(f'{count} {split}' for split, count in photos.items())} {kind}, {epochs} epochs, "
         f"{os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}, starting from "
         f"{'given' if options.weights else 'seeded random'} weights, the same for all. Whole processes in turns; speed "
         f"is how many times faster than the baseline of the same round, median (smallest .. largest) of {rounds}.",

@@ -17,7 +17,7 @@ from image_classifier.debugging.rules import judge, parse_rules
 from image_classifier.debugging.saved import read_files
 from image_classifier.debugging.schema import StepRecord, Verdict, read_steps, read_system, to_json
 from image_classifier.report import write_report
-from image_classifier.report.confidence import wilson
+from image_classifier.report.confidence import exact_interval
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda text: b"",
@@ -94,7 +94,7 @@ def test_a_metric_that_is_no_number_is_passed_over(whole: Path, tmp_path: Path) 
 
 
 def test_an_interval_stays_between_0_and_1() -> None:
-    assert wilson(5, 0) == (0.0, 1.0)
+    assert exact_interval(5, 0) == (0.0, 1.0)
     for hits in (-1, 0, 5, 7):
-        low, high = wilson(hits, 5)
+        low, high = exact_interval(hits, 5)
         assert 0 <= low < high <= 1

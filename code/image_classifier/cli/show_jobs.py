@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,13 @@ from image_classifier.contract.config import parameters
 from image_classifier.contract.endpoint import parse_ready_line
 from image_classifier.contract.errors import PlatformError
 from image_classifier.contract.files import open_plain
-from image_classifier.contract.outputs import BEST, REPORT_HTML, TRIALS, TUNING_PICTURE
+from image_classifier.contract.outputs import BEST, REPORT, REPORT_HTML, TRIALS, TUNING_PICTURE
 from image_classifier.contract.text import visible
 from image_classifier.launch.process import POLL_S
 from image_classifier.launch.progress import duration
 from image_classifier.launch.runs import ACTIVE, Run, Status
+from image_classifier.report.before_serving import standing_of_archive, standing_of_run
+from image_classifier.report.standing import guessing_in_words, in_words, measured
 
 if TYPE_CHECKING:
     from image_classifier.launch.training_run import Outcome
@@ -37,9 +40,9 @@ def announce(settings: Settings) -> None:
 def trained(outcome: Outcome) -> None:
     """The outcome of a training: how good, where it lies, what to type next."""
     run, result = outcome.run, outcome.result
-    facts: list[tuple[str, object]] = [
-        (label, f"{outcome.metrics[name]:.4f}") for name, label in RESULT_METRICS.items() if name in outcome.metrics
-    ]
+    standing = standing_of_run(run.path)
+    facts: list[tuple[str, object]] = list(_accuracies(result))
+    facts += [("standing", standing["sentence"])] if standing else []
     facts += [
         ("best epoch", f"{result.get('best_epoch', '?')} of {result.get('epochs', '?')}"),
         ("time", duration(outcome.seconds)),
@@ -52,7 +55,33 @@ def trained(outcome: Outcome) -> None:
     if result.get("unreadable_images"):
         facts.append(("unreadable images", f"{result['unreadable_images']}, see bad_images.json"))
     render.facts(facts, title=f"{run.name} Completed")
-    render.note(f"next: python deploy.py serve {run.typed}")
+    if standing is not None and standing["ready"]:
+        render.note(f"next: python deploy.py serve {run.typed}")
+        return
+    warn_of(standing)
+    render.note("next: the report says what to do")
+    render.note(f"to serve it all the same: python deploy.py serve {run.typed}")
+
+
+def warn_of(standing: Mapping[str, Any] | None) -> None:
+    """A warning line for a model that is not ready to be served, see report/standing.py."""
+    if standing is None:
+        render.warn("Not known to be better than guessing: there is no report of its training.")
+    elif not standing["ready"]:
+        render.warn(standing["sentence"])
+
+
+def _accuracies(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Each accuracy of metrics.json with its interval and what guessing gets."""
+    for name, label in RESULT_METRICS.items():
+        split = name.partition(":")[0]
+        metrics = {key: value for key, value in result.get("metrics", {}).items() if key.startswith(f"{split}:")}
+        accuracy = measured(metrics, result.get("answered", {}), result.get("epochs", 1))
+        if accuracy is not None:
+            numbers = in_words(accuracy).partition(" %")[2].lstrip(", ")
+            better = {True: "better than ", False: "not better than ", None: ""}[accuracy["better"]]
+            beside = "; ".join(part for part in (numbers, f"{better}{guessing_in_words(accuracy)}") if part)
+            yield label, f"{accuracy['value']:.4f} ({beside})"
 
 
 def tuned(found: Found) -> None:
@@ -68,7 +97,11 @@ def tuned(found: Found) -> None:
         ("picture", shorten(found.run.path / TUNING_PICTURE)),
         ("report", shorten(found.run.path / REPORT_HTML)),
     ]
+    standing = REPORT.read_object(found.run.path).get("standing")
+    if isinstance(standing, dict):
+        facts.append(("standing", standing["sentence"]))
     render.facts(facts, title="Best")
+    warn_of(standing if isinstance(standing, dict) else None)
     render.note(f"next: python deploy.py train --data {shorten(Path(found.data))} --best {found.run.typed}")
 
 
@@ -77,6 +110,7 @@ class ServeView:
 
     def __init__(self, archive: Path) -> None:
         render.note(f"starting an endpoint for {archive}")
+        warn_of(standing_of_archive(archive))
 
     def line(self, text: str) -> None:
         """Takes in one line of the server's log."""
@@ -176,8 +210,15 @@ def _result(run: Run) -> str:
             return f"http://{record.details['host']}:{record.details['port']}"
         if best := record.details.get("best"):
             return f"{best['objective']} {best['value']:.4f} in trial {best['trial']}"
-    metrics = run.metrics()
-    return ", ".join(f"{label} {metrics[name]:.4f}" for name, label in RESULT_METRICS.items() if name in metrics)
+    result = run.result()
+    metrics, answered = result.get("metrics", {}), result.get("answered", {})
+    parts = []
+    for name, label in RESULT_METRICS.items():
+        if name in metrics:
+            counts = answered.get("test" if name.startswith("test:") else "valid")
+            beside = f" (guessing {counts['largest_class'] / counts['images']:.4f})" if counts else ""
+            parts.append(f"{label} {metrics[name]:.4f}{beside}")
+    return ", ".join(parts)
 
 
 def _summary(run: Run) -> dict[str, Any]:

@@ -37,9 +37,15 @@ METRICS: tuple[Metric, ...] = (
     Metric(name="validation:loss", maximize=False, help="mean validation loss, clean labels"),
     Metric(name="validation:accuracy", maximize=True, help="top-1 accuracy on the validation images, 0..1"),
     Metric(name="validation:top5_accuracy", maximize=True, help="top-5 accuracy on the validation images, 0..1"),
+    Metric(name="validation:balanced_accuracy", maximize=True, help="mean recall of the classes, validation, 0..1"),
+    Metric(name="validation:macro_f1", maximize=True, help="mean F1 of the classes on the validation images, 0..1"),
+    Metric(name="validation:calibration_error", maximize=False, help="expected calibration error, validation, 0..1"),
     Metric(name="test:loss", maximize=False, help="mean test loss of the best epoch's weights"),
     Metric(name="test:accuracy", maximize=True, help="top-1 accuracy on the test images, 0..1"),
     Metric(name="test:top5_accuracy", maximize=True, help="top-5 accuracy on the test images, 0..1"),
+    Metric(name="test:balanced_accuracy", maximize=True, help="mean recall of the classes on the test images, 0..1"),
+    Metric(name="test:macro_f1", maximize=True, help="mean F1 of the classes on the test images, 0..1"),
+    Metric(name="test:calibration_error", maximize=False, help="expected calibration error on the test images, 0..1"),
 )
 METRICS += tuple(
     Metric(name=f"best:{metric.name.partition(':')[2]}", maximize=metric.maximize, help=f"best {metric.name} so far")

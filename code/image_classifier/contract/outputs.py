@@ -230,13 +230,32 @@ _RESULT_TYPES: Mapping[str, type | tuple[type, ...]] = {  # of metrics.json
 
 def read_result(folder: Path) -> dict[str, Any]:
     """What is sound in metrics.json: values of the types that a training writes, `metrics` and `images` of numbers;
-    empty without any."""
+    empty without any.
+
+    `answered` holds, for valid and test, what guessing would have got: `images` that were answered, of those the images
+    of the `largest_class` and of the `largest_five` classes.
+    """
     found = RESULT.read_object(folder)
     result = {name: value for name, value in found.items() if isinstance(value, _RESULT_TYPES.get(name, ()))}
     for name, kind in (("metrics", (int, float)), ("images", int)):
         if isinstance(numbers := found.get(name), dict):
             result[name] = {key: value for key, value in numbers.items() if isinstance(value, kind)}
-    return result
+    result["answered"] = sound_counts(found.get("answered"))
+    return result if found else {}
+
+
+def sound_counts(splits: Any) -> dict[str, dict[str, int]]:
+    """What is sound of `answered` in metrics.json, or in a report."""
+    found = splits.items() if isinstance(splits, dict) else ()
+    return {str(split): dict(counts) for split, counts in found if _are_counts(counts)}
+
+
+def _are_counts(value: Any) -> bool:
+    """Whether it is what `answered` has of a split: numbers of images, none of which is larger than all of them."""
+    if not isinstance(value, dict) or not {"images", "largest_class", "largest_five"} <= value.keys():
+        return False
+    counts = [value[name] for name in ("largest_class", "largest_five", "images")]
+    return all(type(count) is int for count in counts) and 0 < counts[0] <= counts[1] <= counts[2]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -234,6 +234,7 @@ class RuleResult:
         evidence: at most MAX_EVIDENCE; for a rule of statistics (OverallSystemUsage), its table whatever the verdict.
         parameters: of the rule, name -> value.
         datapoints: how many measurements it looked at.
+        applies: False where the job has nothing of what it asks about, such as a GPU: it lacks no data then.
     """
 
     rule: str
@@ -244,6 +245,7 @@ class RuleResult:
     evidence: tuple[Evidence, ...] = ()
     parameters: Mapping[str, float | int | str | bool] = field(default_factory=dict)
     datapoints: int = 0
+    applies: bool = True
 
 
 MAX_EVIDENCE = 20

@@ -6,13 +6,15 @@ aspects that their classes name, nothing more is said.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from image_classifier.debugging.rules import RULES
 from image_classifier.debugging.rules.base import Aspect
-from image_classifier.report.confidence import wilson
+from image_classifier.report.confidence import exact_interval
 from image_classifier.report.formats import count, interval, percent, points, sentence, words
+from image_classifier.report.standing import found_nothing, guessing_in_words, in_words, standing
 
 MAX_ITEMS = 6
 LARGE_GAP = 0.05  # training minus validation accuracy worth acting on, if it is no sampling noise either
@@ -28,8 +30,50 @@ Item = dict[str, str]
 Covered = frozenset[Aspect | None]  # by the rules that fired
 
 
+def judged_advice(facts: Mapping[str, Any]) -> tuple[dict[str, Any], list[Item]]:
+    """The model's standing, and what to do next: at most MAX_ITEMS items, the most important first. Never empty."""
+    advice = _open(facts)
+    found = standing(facts["outcome"], facts["rules"], advice)
+    items = [*_of_standing(facts, found), *advice]
+    if found["ready"]:
+        judged = count(sum(map(found_nothing, facts["rules"])), "rule")
+        reason = f"{sentence(in_words(facts['outcome']['accuracy']))} {judged} looked and found nothing wrong."
+        items.append(_item(f"Serve it: python deploy.py serve {facts['name']}".rstrip(), reason, "serving"))
+    if not items:
+        items.append(_item("Look at the rules and curves below", found["sentence"], "measuring"))
+    return found, _merged(items)[:MAX_ITEMS]
+
+
 def what_next(facts: Mapping[str, Any]) -> list[Item]:
-    """At most MAX_ITEMS items, the most important first. Never empty."""
+    """The second of `judged_advice`."""
+    return judged_advice(facts)[1]
+
+
+def _of_standing(facts: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[Item]:
+    """Why a model is not to be served that no other item speaks against."""
+    accuracy = facts["outcome"]["accuracy"]
+    if found["verdict"] == "guessing":
+        many = "; more images would say more surely" if accuracy["value"] > accuracy["guessing"] else ""
+        yield _item(
+            f"Keep this model off any endpoint: it is not better than {guessing_in_words(accuracy)}",
+            f"Always naming the class with the most {accuracy['split']} images would be right as often: "
+            f"{in_words(accuracy)}{many}.",
+            "learning",
+        )
+    elif found["verdict"] == "unknown":
+        yield _item("Measure the model before you serve it: give it a test folder", found["sentence"], "measuring")
+    for each in found["lacking"][:3] if found["verdict"] == "unjudged" else ():
+        yield _item(f"Let {each['rule']} judge before you serve it", f"It lacked data: {each['why']}.", "measuring")
+    if found["verdict"] == "unjudged" and not found["lacking"]:
+        yield _item(
+            "Let the rules judge the training before you serve it: rules=all, debug=true",
+            found["sentence"],
+            "measuring",
+        )
+
+
+def _open(facts: Mapping[str, Any]) -> list[Item]:
+    """All that there is to do, but for serving."""
     fired = [rule for rule in facts["rules"] if rule["verdict"] == "IssuesFound" and rule["severity"] != "info"]
     covered = frozenset(RULES[rule["rule"]].aspect for rule in fired if rule["rule"] in RULES)  # a file may be older
     items = [*_ending(facts), *_of_rules(fired), *_no_test(facts)]
@@ -40,17 +84,15 @@ def what_next(facts: Mapping[str, Any]) -> list[Item]:
             _item(
                 "Repair the unreadable images",
                 f"{count(len(facts['unreadable']), 'image')} could not be read and did not count.",
+                "data",
             )
         )
-    if facts["outcome"]["status"] == "completed" and not fired:
-        judged = count(sum(rule["verdict"] == "NoIssuesFound" for rule in facts["rules"]), "rule")
-        reason = f"{judged} found nothing wrong with it." if facts["rules"] else "The job completed; no rule judged it."
-        items.append(_item(f"Serve it: python deploy.py serve {facts['name']}".rstrip(), reason))
-    return _merged(items)[:MAX_ITEMS]
+    return items
 
 
-def _item(title: str, reason: str) -> Item:
-    return {"title": title, "reason": reason}
+def _item(title: str, reason: str, about: str) -> Item:
+    """`about`: an aspect of rules, or ending, data, measuring, rule, serving; see `standing.IN_THE_WAY`."""
+    return {"title": title, "reason": reason, "about": about}
 
 
 def _merged(items: list[Item]) -> list[Item]:
@@ -61,7 +103,7 @@ def _merged(items: list[Item]) -> list[Item]:
         if key in found:
             found[key]["reason"] += " " + item["reason"]
         else:
-            found[key] = _item(item["title"].rstrip("."), item["reason"])
+            found[key] = _item(item["title"].rstrip("."), item["reason"], item["about"])
     return list(found.values())
 
 
@@ -69,18 +111,19 @@ def _ending(facts: Mapping[str, Any]) -> Iterator[Item]:
     outcome = facts["outcome"]
     if outcome["status"] in ("failed", "stopped"):
         title = outcome["hint"] or "Read the log around the failure"
-        yield _item(title[:1].upper() + title[1:], f"The job ended early: {outcome['failure']}.")
+        yield _item(title[:1].upper() + title[1:], f"The job ended early: {outcome['failure']}.", "ending")
     elif outcome["status"] == "unfinished":
         yield _item(
             "Start the job again with the same checkpoint folder",
             "It wrote no result: it is still running, or was killed.",
+            "ending",
         )
 
 
 def _of_rules(fired: list[Mapping[str, Any]]) -> Iterator[Item]:
     for rule in fired[:3]:
         advice = rule["advice"] or f"See the rule {rule['rule']}"
-        yield _item(advice[:1].upper() + advice[1:], f"{words(rule['rule'])}: {sentence(rule['summary'])}")
+        yield _item(advice[:1].upper() + advice[1:], f"{words(rule['rule'])}: {sentence(rule['summary'])}", "rule")
 
 
 def _learning(facts: Mapping[str, Any], covered: Covered) -> Iterator[Item]:
@@ -94,27 +137,32 @@ def _learning(facts: Mapping[str, Any], covered: Covered) -> Iterator[Item]:
             "Start from pretrained weights: weights=imagenet",
             f"The network began from random numbers and reached {percent(valid)} on validation images; with a few "
             "hundred images a class, pretrained weights usually decide more than every other setting.",
+            "learning",
         )
     images = outcome["images"].get("valid")
-    certain = images is None or train > wilson(valid * images, images)[1]
+    certain = images is None or train > exact_interval(valid * images, images)[1]
     if certain and train - valid > LARGE_GAP and "generalization" not in covered:
         change = "augment=standard" if config.get("augment") != "standard" else "more images, or a higher weight_decay"
         yield _item(
             f"Close the gap between training and validation: {change}",
             f"In the best epoch, training accuracy is {points(train - valid)} above validation accuracy.",
+            "generalization",
         )
-    late = outcome["best_epoch"] >= LATE_SHARE * len(facts["history"])
+    first = first_peak(facts["history"])[0]
+    late = first >= LATE_SHARE * len(facts["history"])
     if late and outcome["status"] == "completed" and valid < 0.99 and not covered & {"generalization", "learning"}:
         epochs = config.get("epochs") or len(facts["history"])
         yield _item(
             f"Train longer: epochs={2 * epochs}",
-            f"The best epoch, {outcome['best_epoch']}, is among the last of {len(facts['history'])}: there may be "
+            f"The first epoch as good as the best, {first}, is among the last of {len(facts['history'])}: there may be "
             "more to gain.",
+            "learning",
         )
     elif last.get("train:accuracy", 1.0) < LOW_TRAIN_ACCURACY and "learning" not in covered:
         yield _item(
             "Let the network learn more: tune lr, or train longer",
             f"Even its training images are classified with {percent(last['train:accuracy'])} accuracy only.",
+            "learning",
         )
 
 
@@ -127,6 +175,7 @@ def _errors(facts: Mapping[str, Any], covered: Covered) -> Iterator[Item]:
                 f"Look at {pair['true']} taken for {pair['predicted']}",
                 f"{pair['images']} of the {errors} errors are this confusion: check the labels, then add images of "
                 "both.",
+                "data",
             )
     accuracy = facts["outcome"]["accuracy"]
     if accuracy and facts["per_class"] and "classes" not in covered:
@@ -137,6 +186,7 @@ def _errors(facts: Mapping[str, Any], covered: Covered) -> Iterator[Item]:
                 f"Add images of {weakest['class']}",
                 f"Only {percent(weakest['recall'])} of its {weakest['images']} test images are recognised, "
                 f"against {percent(accuracy['value'])} overall.",
+                "classes",
             )
 
 
@@ -146,7 +196,17 @@ def _speed(facts: Mapping[str, Any], covered: Covered) -> Iterator[Item]:
         return
     what, share = PHASE_NAMES[found["avoidable"]], percent(found["avoidable_share"], 0)
     reason = f"{what} takes {share} of a step; without it training would be {percent(found['gain'], 0)} faster."
-    yield _item(REMEDIES[found["avoidable"]], reason)
+    yield _item(REMEDIES[found["avoidable"]], reason, "speed")
+
+
+def first_peak(history: Sequence[Mapping[str, Any]]) -> tuple[int, float]:
+    """The first epoch that had the highest validation accuracy, and that accuracy; (0, nan) without one.
+
+    The weights that are kept may be of a later one, which had the same and a lower loss.
+    """
+    rows = [(row["validation:accuracy"], -row["epoch"]) for row in history if "validation:accuracy" in row]
+    value, minus_epoch = max(rows, default=(math.nan, 0))
+    return -minus_epoch, value
 
 
 def best_row(facts: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -160,6 +220,7 @@ def _no_test(facts: Mapping[str, Any]) -> Iterator[Item]:
         yield _item(
             "Add a test folder",
             "The accuracy was measured on the validation images, which also chose the best epoch: it is flattering.",
+            "measuring",
         )
 
 
@@ -170,6 +231,7 @@ def _measuring(facts: Mapping[str, Any]) -> Iterator[Item]:
             f"Do not compare models on these {accuracy['split']} images alone",
             f"With {count(accuracy['images'], 'image')} the true accuracy may lie anywhere in "
             f"{interval(accuracy['low'], accuracy['high'])}; more images narrow it.",
+            "measuring",
         )
 
 

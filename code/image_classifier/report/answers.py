@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from image_classifier.contract.errors import RequestError
 from image_classifier.contract.outputs import CONFUSION, PER_CLASS, TEST_PREDICTIONS, Table
-from image_classifier.report.confidence import wilson
+from image_classifier.debugging.rundata import RunData
+from image_classifier.debugging.scores import (
+    balanced_accuracy,
+    calibration_error,
+    confidence_bins,
+    confusion_matrix,
+    macro_f1,
+)
+from image_classifier.report.confidence import exact_interval
 from image_classifier.report.sources import Sources
 from image_classifier.vision.decode import decode
 
+SCORES = ("balanced_accuracy", "macro_f1", "calibration_error")  # metrics' quantities
 MAX_MATRIX_CLASSES = 40  # more rows cannot be read; the CSV file has them all
 MAX_CLASS_ROWS = 300
 MAX_PAIRS = 5
@@ -29,10 +41,55 @@ def per_class(sources: Sources) -> list[dict[str, Any]]:
     rows = []
     columns = (str, int, float, float, float)
     for name, images, precision, recall, f1 in _body(sources, PER_CLASS, "no test images were answered", columns):
-        low, high = wilson(recall * images, images)
+        low, high = exact_interval(recall * images, images)
         numbers = {"precision": precision, "recall": recall, "f1": f1, "low": low, "high": high}
         rows.append({"class": name, "images": images, **numbers})
     return sorted(rows, key=lambda row: (row["recall"], row["f1"]))
+
+
+def what_was_answered(sources: Sources, run: RunData, result: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """For valid and test: `images` that were answered, of those `largest_class` and `largest_five`; as the trainer
+    wrote it, or, of an earlier version's job, counted in its tables and classes.jsonl."""
+    found = {name: dict(counts) for name, counts in (result.get("answered") or {}).items()}
+    counted = {"test": [int(row[1]) for row in PER_CLASS.read(sources.data) if row[1].isdecimal()]}
+    for each in run.classes:
+        if each.mode == "eval":
+            counted["valid"] = list(each.labels)
+    for split, counts in counted.items():
+        if split not in found and sum(counts) > 0:
+            largest = sorted(counts, reverse=True)
+            found[split] = {"images": sum(counts), "largest_class": largest[0], "largest_five": sum(largest[:5])}
+    return found
+
+
+def scores(sources: Sources, result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Macro-F1, balanced accuracy and calibration of the split that the outcome's accuracy is of.
+
+    The numbers are the trainer's; of an earlier version's job they are made of its tables. `bins` are of the test
+    images: the trainer keeps no answers to validation images. None where nothing of it is known.
+    """
+    metrics = result.get("metrics") or {}
+    split = "test" if "test:accuracy" in metrics else "validation"
+    found: dict[str, Any] = {name: metrics.get(f"{split}:{name}") for name in SCORES}
+    rows = [row for row in TEST_PREDICTIONS.read(sources.data) if _is_share(row[3])] if split == "test" else []
+    right = np.array([label == predicted for _, label, predicted, *_ in rows], np.bool_)
+    bins = confidence_bins(np.array([float(row[3]) for row in rows]), right) if rows else []
+    if rows and None in found.values():
+        classes = {name: index for index, name in enumerate(sorted({name for row in rows for name in row[1:3]}))}
+        labels, predicted = (np.array([classes[row[column]] for row in rows], np.int64) for column in (1, 2))
+        table = confusion_matrix(labels, predicted, len(classes))
+        made = (balanced_accuracy(table), macro_f1(table), calibration_error(bins))
+        found |= {name: value for name, value in zip(SCORES, made, strict=True) if found[name] is None}
+    if all(value is None for value in found.values()):
+        return None
+    return {"split": split, **found, "bins": [dataclasses.asdict(each) for each in bins]}
+
+
+def _is_share(text: str) -> bool:
+    try:
+        return 0 <= float(text) <= 1
+    except ValueError:
+        return False
 
 
 def confusion(sources: Sources) -> dict[str, Any] | None:

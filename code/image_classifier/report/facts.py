@@ -27,16 +27,18 @@ from image_classifier.contract.outputs import (
     read_failure,
     read_json,
     read_result,
+    sound_counts,
 )
 from image_classifier.contract.paths import DEFAULT_BASE_DIR, FAILURE
+from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.saved import PEERS, SYSTEM, Saved, read_parts
 from image_classifier.debugging.schema import JobFacts, parse_rule_results
 from image_classifier.report import advice, answers, curves
-from image_classifier.report.confidence import wilson
 from image_classifier.report.dataset import describe_data, findings, unreadable
 from image_classifier.report.layers import layer_statistics
 from image_classifier.report.processes import processes
 from image_classifier.report.sources import Sources, jsonable, locate
+from image_classifier.report.standing import measured
 from image_classifier.report.timeline import timeline
 from image_classifier.vision.artifact import MANIFEST
 
@@ -79,7 +81,7 @@ def gather(folder: Path, *, name: str = "") -> dict[str, Any]:
         "kind": "train",
         "name": name or _name(sources, earlier),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "outcome": _outcome(sources, run.job, history, metrics, config),
+        "outcome": _outcome(sources, run, history, metrics, earlier=earlier) | {"epochs_planned": config.get("epochs")},
         "history": history,
         "batches": curves.batch_losses(run),
         "rules": rules,
@@ -89,6 +91,7 @@ def gather(folder: Path, *, name: str = "") -> dict[str, Any]:
         "system": system,
         "layers": layer_statistics(run),
         "confusion": confusion,
+        "scores": answers.scores(sources, metrics),
         "per_class": answers.per_class(sources),
         "mistakes": mistakes,
         "thumbnails": answers.thumbnails(sources, pictures, earlier.get("thumbnails") or {}),
@@ -99,7 +102,7 @@ def gather(folder: Path, *, name: str = "") -> dict[str, Any]:
         "environment": _environment(sources, run.job, metrics) or earlier.get("environment") or {},
         "missing": sources.missing,
     }
-    facts["next"] = advice.what_next(facts)
+    facts["standing"], facts["next"] = advice.judged_advice(facts)
     return jsonable(facts)  # type: ignore[no-any-return]  # a dict stays one
 
 
@@ -167,12 +170,14 @@ def _environment(sources: Sources, job: JobFacts, metrics: Mapping[str, Any]) ->
 
 def _outcome(
     sources: Sources,
-    job: JobFacts,
+    run: RunData,
     history: Sequence[Mapping[str, float]],
     metrics: Mapping[str, Any],
-    config: Mapping[str, Any],
+    *,
+    earlier: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """How the job ended and what it is worth: the accuracy with its 95 % interval, on test if there was one."""
+    """How the job ended and what it is worth: the accuracy with its 95 % interval, on test if there was one, beside
+    what guessing gets there."""
     failure = read_failure(sources.output / FAILURE)
     status = "completed" if metrics else "failed" if failure.message else "unfinished"
     if failure.is_stop:
@@ -180,27 +185,25 @@ def _outcome(
     found = best_epoch(history)
     best = int(metrics.get("best_epoch") or (found.epoch if found is not None else 0))
     values = dict(metrics.get("metrics") or next((row for row in history if row["epoch"] == best), {}))
-    accuracy = None
-    for split, images in (
-        ("test", (metrics.get("images") or {}).get("test")),
-        ("validation", (metrics.get("images") or {}).get("valid") or job.images.get("valid")),
-    ):
-        value = values.get(f"{split}:accuracy")
-        if value is not None and accuracy is None:
-            low, high = wilson(value * images, images) if images else (None, None)
-            accuracy = {"split": split, "value": value, "images": images, "low": low, "high": high}
+    images = metrics.get("images") or {}
+    earlier_outcome = earlier.get("outcome")
+    known = sound_counts(earlier_outcome.get("answered")) if isinstance(earlier_outcome, dict) else {}
+    answered: dict[str, dict[str, int]] = known | answers.what_was_answered(sources, run, metrics)
+    for split in ("valid", "test"):
+        if split not in answered and (number := images.get(split) or run.job.images.get(split)):
+            answered[split] = {"images": number}
     return {
         "status": status,
         "failure": failure.message,
         "hint": failure.hint,
         "best_epoch": best,
         "epochs_done": len(history),
-        "epochs_planned": config.get("epochs"),
         "seconds": metrics.get("seconds"),
         "metrics": {name: value for name, value in values.items() if ":" in name},
-        "accuracy": accuracy,
+        "accuracy": measured(values, answered, len(history)),
+        "answered": answered,
         "classes": metrics.get("classes"),
-        "images": metrics.get("images") or {},
+        "images": images,
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from image_classifier.report.charts import svg
 from image_classifier.report.formats import number, percent, short
@@ -24,6 +24,7 @@ def heatmap(
     what: str,
     width: float,
     zero: str = "zero",
+    unpainted: Collection[tuple[int, int]] = (),
 ) -> Markup:
     """Values on a logarithmic colour ramp; numbers that are not finite have a colour of their own.
 
@@ -32,6 +33,7 @@ def heatmap(
         values: one sequence a row; None or NaN where nothing was recorded.
         what: the quantity, for legend and tooltips.
         zero: class of a value that is exactly 0: `zero` alarms, `none` does not.
+        unpainted: (row, column) of zeros that alarm nobody.
     """
     positive = [v for row in values for v in row if v is not None and math.isfinite(v) and v > 0]
     low, high = (min(positive), max(positive)) if positive else (1.0, 1.0)
@@ -47,9 +49,10 @@ def heatmap(
             if value is None:
                 continue
             tip = f"{row}\nsteps {columns[j]}\n{what} {number(value)}"
+            kind = "none" if (i, j) in unpainted else shade(value)
             cells.append(
                 Markup(
-                    f'<rect class="{shade(value)}" x="{left + j * wide:.1f}" y="{at:g}" width="{wide + 0.2:.1f}" '
+                    f'<rect class="{kind}" x="{left + j * wide:.1f}" y="{at:g}" width="{wide + 0.2:.1f}" '
                     f'height="{ROW_HEIGHT + 0.2:g}">{tag("title", tip)}</rect>'
                 )
             )

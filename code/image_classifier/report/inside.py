@@ -12,8 +12,13 @@ from image_classifier.report.grids import heatmap
 from image_classifier.report.html import Markup, joined, tag
 from image_classifier.report.page import Facts, details, figure, note, plain_list, table
 from image_classifier.report.sources import as_float
+from image_classifier.report.standing import could_not_judge, found_nothing
 
 WIDTH = 960.0
+ASLEEP = (
+    " Grey at step 0: residual branches begin at zero (zero_init_residual), so that nothing reaches their layers in "
+    "the first step; from the next recorded step on they learn."
+)
 VERDICT_NAMES = {
     "IssuesFound": "fired",
     "NoIssuesFound": "no issue",
@@ -27,12 +32,19 @@ def rules(facts: Facts) -> Markup:
     if not facts["rules"]:
         return note(f"No rule judged this job: {RULES.name} is missing.")
     told = [rule for rule in facts["rules"] if rule["verdict"] != "InsufficientData"]
-    silent = [rule for rule in facts["rules"] if rule["verdict"] == "InsufficientData"]
+    silent = [rule for rule in facts["rules"] if rule["verdict"] == "InsufficientData" and rule.get("applies", True)]
+    elsewhere = [rule for rule in facts["rules"] if not rule.get("applies", True)]
     fired = sum(rule["verdict"] == "IssuesFound" for rule in told)
-    first = f"{count(fired, 'rule')} of {len(told)} fired." if fired else f"None of {count(len(told), 'rule')} fired."
-    quiet = (
-        details(f"{count(len(silent), 'rule')} without enough data to judge", _rule_table(silent)) if silent else None
+    judged = fired + sum(map(found_nothing, told))
+    first = f"{count(fired, 'rule')} of {judged} fired." if fired else f"None of {count(judged, 'rule')} fired."
+    lacking = [rule for rule in facts["rules"] if could_not_judge(rule)]
+    if lacking:
+        first += f" {count(len(lacking), 'rule')} that matter could not judge: nothing is known of what they ask."
+    folded = (
+        (silent, f"{count(len(silent), 'rule')} without enough data to judge"),
+        (elsewhere, f"{count(len(elsewhere), 'rule')} about what this job does not have"),
     )
+    quiet = [details(text, _rule_table(rows)) for rows, text in folded if rows]
     return joined(tag("p", first), _rule_table(told), quiet)
 
 
@@ -103,6 +115,7 @@ def layers(facts: Facts) -> Markup:
                 parts.append(note("No unit was silent at any recorded step."))
                 continue
             values = [[None if value is None else as_float(value) for value in row] for row in grid["values"]]
+            asleep = set(grid.get("asleep") or ())
             drawing = heatmap(
                 f"{heading} by layer and step",
                 grid["layers"],
@@ -111,8 +124,9 @@ def layers(facts: Facts) -> Markup:
                 what=what,
                 width=WIDTH,
                 zero="none" if key == "dead" else "zero",
+                unpainted={(row, 0) for row in asleep},
             )
-            parts.append(figure(drawing, caption))
+            parts.append(figure(drawing, caption + (ASLEEP if asleep else "")))
     rows = [
         (
             row["layer"],

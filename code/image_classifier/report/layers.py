@@ -9,6 +9,7 @@ import numpy as np
 
 from image_classifier.debugging import measures
 from image_classifier.debugging.rundata import EMPTY, Floats, RunData
+from image_classifier.vision import network
 
 MAX_COLUMNS = 40
 
@@ -21,6 +22,9 @@ def layer_statistics(run: RunData) -> dict[str, Any] | None:
         "dead": _heatmap(run, "activations", "dead_share"),
     }
     found = {name: part for name, part in parts.items() if part is not None}
+    for name in ("gradients", "updates"):
+        if name in found:
+            found[name]["asleep"] = _asleep(run, found[name])
     return {**found, "table": _table(run)} if found else None
 
 
@@ -44,6 +48,22 @@ def _heatmap(run: RunData, kind: str, statistic: str) -> dict[str, Any] | None:
         "steps": [f"{a:.0f}" if a == b else f"{a:.0f}–{b:.0f}" for a, b in zip(first, last, strict=True)],
         "values": values,
     }
+
+
+def _asleep(run: RunData, grid: dict[str, Any]) -> list[int]:
+    """Rows that are zero at step 0 alone, because they lie in a residual branch that begins at zero.
+
+    A batch norm whose scale is zero (zero_init_residual, which a network without starting weights has) lets no gradient
+    through to the convolutions before it until its first update.
+    """
+    if run.job.config.get("weights") != "none" or grid["steps"][:1] != ["0"] or len(grid["steps"]) < 2:
+        return []
+    branches = {convolution.name for block in network.blocks() for convolution in block.path}
+    return [
+        row
+        for row, (layer, values) in enumerate(zip(grid["layers"], grid["values"], strict=True))
+        if layer in branches and values[0] == 0 and next((each for each in values[1:] if each is not None), 0)
+    ]
 
 
 def _table(run: RunData) -> list[dict[str, Any]]:

@@ -39,6 +39,7 @@ def page(facts: Facts, heading: str, meta: str, sections: Sequence[Section]) -> 
     made = facts["created"].replace("T", " ").replace("+00:00", " UTC")
     body = tag(
         "body",
+        _standing(facts),
         tag("header", tag("h1", heading), tag("p", meta, class_="meta")),
         tag("nav", tag("ul", *links), aria_label="Sections"),
         tag("main", *(_section(facts, section) for section in sections)),
@@ -52,6 +53,15 @@ def page(facts: Facts, heading: str, meta: str, sections: Sequence[Section]) -> 
         tag("script", script),
     )
     return joined(Markup("<!DOCTYPE html>\n"), tag("html", head, body, lang="en")) + "\n"
+
+
+def _standing(facts: Facts) -> Markup | None:
+    """The first line: how the model stands."""
+    found = facts.get("standing")
+    if found is None:
+        return None
+    kind = {"ready": "good", "guessing": "critical", "no model": "critical"}.get(found["verdict"], "warning")
+    return tag("div", tag("p", found["sentence"]), class_=f"standing {kind}", role="status")
 
 
 def _section(facts: Facts, section: Section) -> Markup:

@@ -8,16 +8,17 @@ from typing import Any
 
 from image_classifier.contract.metrics import METRICS
 from image_classifier.contract.outputs import CONFUSION, PER_CLASS
-from image_classifier.report.advice import best_row
+from image_classifier.report.advice import best_row, first_peak
 from image_classifier.report.answers import MAX_CLASS_ROWS
 from image_classifier.report.charts import Axis, Curve, frame, line_chart, mark, meter
-from image_classifier.report.confidence import wilson
+from image_classifier.report.confidence import exact_interval
 from image_classifier.report.formats import DASH, count, duration, interval, number, percent, points, share_tick, short
 from image_classifier.report.grids import confusion as confusion_chart
 from image_classifier.report.html import Markup, joined, tag
 from image_classifier.report.page import Facts, details, figure, missing, next_steps, note, table
 from image_classifier.report.scales import fit, spans_decades
 from image_classifier.report.sources import as_float
+from image_classifier.report.standing import could_not_judge, found_nothing
 
 FILE_NAME_CHARS = 30
 SPLIT_NAMES = {"train": "training", "validation": "validation", "test": "test", "best": "best"}  # of metrics
@@ -36,7 +37,7 @@ def outcome(facts: Facts) -> Markup:
             else f"{words[found['status']]}; it left no result."
         )
         notice = tag("div", tag("p", tag("b", reason)), class_="notice", role="note")
-    figures = [_accuracy(found), _best_epoch(found), *_others(facts)]
+    figures = [_accuracy(found), *_guessing(found), *_scores(facts), _best_epoch(found), *_others(facts)]
     return joined(notice, tag("dl", *figures, class_="figures"), missing(facts))
 
 
@@ -50,8 +51,39 @@ def _accuracy(found: dict[str, Any]) -> Markup:
         return _figure("Accuracy", DASH, "nothing was evaluated")
     more = ""
     if accuracy["low"] is not None:
-        more = f"95 % interval {interval(accuracy['low'], accuracy['high'])}, {count(accuracy['images'], 'image')}"
+        best = f" of the best of {accuracy['looks']} validations" if accuracy["looks"] > 1 else ""
+        spread = interval(accuracy["low"], accuracy["high"])
+        more = f"95 % interval {spread}{best}, {count(accuracy['images'], 'image')}"
     return _figure(f"{accuracy['split'].capitalize()} accuracy", percent(accuracy["value"]), more)
+
+
+def _guessing(found: dict[str, Any]) -> list[Markup]:
+    """What the accuracy has to be compared with."""
+    accuracy = found["accuracy"]
+    if accuracy is None or accuracy["guessing"] is None:
+        return []
+    better = "the model is better" if accuracy["better"] else "the model is not shown to be better"
+    more = f"always naming the largest class; {better}"
+    return [_figure("Guessing", share_tick(accuracy["guessing"]), more)]
+
+
+def _scores(facts: Facts) -> list[Markup]:
+    """What an accuracy hides: classes that are never recognised, and confidence that means nothing."""
+    scores = facts.get("scores")
+    if scores is None:
+        return []
+    classes = sum(1 for row in facts["per_class"] if row["images"])
+    chance = f"mean recall of the classes; guessing {share_tick(1 / classes)}" if classes else "mean recall of classes"
+    parts = (
+        ("balanced_accuracy", "Balanced accuracy", chance),
+        ("macro_f1", "Macro-F1", "mean F1 of the classes"),
+        ("calibration_error", "Calibration error", "expected; see Confidence"),
+    )
+    return [
+        _figure(name, percent(scores[key]) if key != "macro_f1" else f"{scores[key]:.3f}", more)
+        for key, name, more in parts
+        if scores[key] is not None
+    ]
 
 
 def _best_epoch(found: dict[str, Any]) -> Markup:
@@ -68,16 +100,21 @@ def _others(facts: Facts) -> list[Markup]:
     found, figures = facts["outcome"], []
     top5 = found["metrics"].get("test:top5_accuracy", found["metrics"].get("validation:top5_accuracy"))
     if top5 is not None and (found["classes"] or 0) > 5:
-        figures.append(_figure("Top-5 accuracy", percent(top5)))
+        counts = found["answered"].get("test" if "test:top5_accuracy" in found["metrics"] else "valid") or {}
+        guessed = counts["largest_five"] / counts["images"] if "largest_five" in counts else None
+        more = "" if guessed is None else f"naming the five largest classes: {share_tick(guessed)}"
+        figures.append(_figure("Top-5 accuracy", percent(top5), more))
     if found["seconds"] is not None:
         figures.append(_figure("Time", duration(found["seconds"]), "training, validation and test"))
     if facts["time"]:
         figures.append(_figure("Speed", number(facts["time"]["images_per_second"]), "training images a second"))
     fired = [rule for rule in facts["rules"] if rule["verdict"] == "IssuesFound"]
     if facts["rules"]:
-        judged = sum(rule["verdict"] in ("IssuesFound", "NoIssuesFound") for rule in facts["rules"])
+        judged = len(fired) + sum(map(found_nothing, facts["rules"]))
+        silent = sum(map(could_not_judge, facts["rules"]))
+        lacking = f"; {silent} that matter lacked data" if silent else ""
         figures.append(
-            _figure("Rules", f"{len(fired)} fired" if fired else "none fired", f"of {judged} that had enough data")
+            _figure("Rules", f"{len(fired)} fired" if fired else "none fired", f"of {judged} that could judge{lacking}")
         )
     return figures
 
@@ -127,7 +164,14 @@ def _reading(facts: Facts) -> str:
     gap = f"training accuracy was {points(abs(train - valid))} {'higher' if train >= valid else 'lower'}"
     if abs(train - valid) < 0.0005:
         gap = "training accuracy was the same"
-    return f"Validation accuracy peaked at {percent(valid)} in epoch {best}; {gap}."
+    first, peak = first_peak(facts["history"])
+    kept = f" Kept are the weights of epoch {best}, which had the same and a lower loss." if first < best else ""
+    where = f"in epoch {first}" if first == best else f"first in epoch {first}"
+    return (
+        f"Validation accuracy peaked at {percent(peak)} {where}; in epoch {best}, {gap}.{kept}"
+        if kept
+        else (f"Validation accuracy peaked at {percent(peak)} {where}; {gap}.")
+    )
 
 
 def _loss(facts: Facts) -> Markup | None:
@@ -160,7 +204,8 @@ def _loss(facts: Facts) -> Markup | None:
 
 
 def _accuracies(facts: Facts) -> Markup:
-    history, images = facts["history"], (facts["outcome"]["images"] or {}).get("valid")
+    history, answered = facts["history"], facts["outcome"]["answered"].get("valid") or {}
+    images, guessed = answered.get("images"), answered.get("largest_class")
     band, caption = (
         [],
         "Training accuracy is measured on augmented crops while the network changes, validation accuracy after the "
@@ -168,7 +213,7 @@ def _accuracies(facts: Facts) -> Markup:
     )
     if images:
         band = [
-            (row["epoch"], *wilson(row["validation:accuracy"] * images, images))
+            (row["epoch"], *exact_interval(row["validation:accuracy"] * images, images))
             for row in history
             if "validation:accuracy" in row
         ]
@@ -188,6 +233,11 @@ def _accuracies(facts: Facts) -> Markup:
             band=band,
         ),
     ]
+    if images and guessed:
+        ends = (history[0]["epoch"], history[-1]["epoch"])
+        level = [(epoch, guessed / images) for epoch in dict.fromkeys(ends)]
+        series.append(Curve(name="guessing (validation)", points=level, style="c5 dashed"))
+        caption += " Dashed: what always naming the largest class gets."
     return figure(_curve(facts, "Accuracy by epoch", series, "accuracy", form=share_tick, high=1.0), caption)
 
 

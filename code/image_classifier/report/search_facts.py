@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from image_classifier.contract.errors import DataError
-from image_classifier.contract.metrics import METRIC_BY_NAME
-from image_classifier.contract.outputs import BEST, HISTORY, JOB, TRIALS, TRIALS_END
+from image_classifier.contract.metrics import DEFAULT_OBJECTIVE, METRIC_BY_NAME
+from image_classifier.contract.outputs import BEST, HISTORY, JOB, REPORT, TRIALS, TRIALS_END, read_result
 from image_classifier.contract.paths import MlPaths
 from image_classifier.report.formats import count
 from image_classifier.report.sources import jsonable
+from image_classifier.report.standing import measured, standing
 
 FORMAT = 1
 SHUFFLES = 999  # a p-value down to 0.001
@@ -58,6 +59,7 @@ def gather_tuning(folder: Path) -> dict[str, Any]:
         "config": JOB.read_object(folder).get("config") or {},
         "missing": [] if best else [f"{BEST.name}: no trial has finished"],
     }
+    facts["standing"] = _standing(folder, facts)
     facts["next"] = _what_next(facts, finished)
     return jsonable(facts)  # type: ignore[no-any-return]  # a dict stays one
 
@@ -168,6 +170,31 @@ def _curves(folder: Path, trials: Sequence[dict[str, Any]], objective: str) -> l
         if any(value is not None for value in values):
             curves.append({"trial": trial["trial"], "values": values[:MAX_EPOCHS]})
     return curves
+
+
+def _standing(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """The standing of the best trial's model: chosen out of all epochs of all trials, unless it was tested."""
+    best = facts["best"] or {}
+    trial = next((each for each in facts["trials"] if each["trial"] == best.get("trial")), None)
+    if trial is None:
+        return standing({"status": "unfinished", "accuracy": None}, [], [])
+    looks = sum(each["epochs"] for each in facts["trials"])
+    data = MlPaths(base=folder / trial["folder"]).output_data
+    inside = ".." not in Path(trial["folder"]).parts
+    result, report = (read_result(data), REPORT.read_object(data)) if inside else ({}, {})
+    metrics = result.get("metrics") or {}
+    if not metrics and facts["objective"] == DEFAULT_OBJECTIVE:  # of a search elsewhere only the objective is here
+        metrics = {DEFAULT_OBJECTIVE: trial["value"]}
+    accuracy = measured(metrics, result.get("answered") or {}, looks)
+    rules = _sound(report.get("rules"), ("rule", "verdict", "severity", "summary"))
+    advice = _sound(report.get("next"), ("title",))
+    return standing({"status": "completed", "accuracy": accuracy}, rules, advice)
+
+
+def _sound(rows: Any, texts: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of a part of a report.json that are objects with these texts."""
+    found = rows if isinstance(rows, list) else []
+    return [row for row in found if isinstance(row, dict) and all(isinstance(row.get(name), str) for name in texts)]
 
 
 def _what_next(facts: dict[str, Any], finished: Sequence[dict[str, Any]]) -> list[dict[str, str]]:

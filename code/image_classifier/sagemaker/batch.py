@@ -17,7 +17,7 @@ from image_classifier.launch.view import SILENT, View
 from image_classifier.sagemaker import cost, remote
 from image_classifier.sagemaker import endpoint_requests as bodies
 from image_classifier.sagemaker.aws_settings import SageMakerSettings
-from image_classifier.sagemaker.endpoints import MODELS, publish
+from image_classifier.sagemaker.endpoints import MODELS, doubt_of, publish
 from image_classifier.sagemaker.failures import describe_reason
 from image_classifier.sagemaker.images import find_image
 from image_classifier.sagemaker.jobs import FINISHED
@@ -65,7 +65,7 @@ def predict(
         raise ConfigError("one S3 prefix, or files and folders, but not both")
     files = [] if in_s3 else find_images([Path(source) for source in sources], view)
     with tempfile.TemporaryDirectory() as folder:
-        artifact.unpack(archive, Path(folder) / "model")  # before anything costs money
+        doubt = doubt_of(archive, artifact.unpack(archive, Path(folder) / "model"))  # before anything costs money
 
     def parts(place: Place) -> list[ApiRequest]:
         name = job_name(place.run)
@@ -79,7 +79,7 @@ def predict(
     if dry_run:
         show_requests(parts(dry_place(session, KIND, "")), view)
         return None
-    cost.confirm(cost.batch(aws, len(files)), view, yes=yes)
+    cost.confirm(cost.batch(aws, len(files)), view, yes=yes, doubt=doubt)
     run, place = remote.create(session, runs_dir, KIND, "", data=" ".join(sources))
     with failing(run):
         made = parts(place)

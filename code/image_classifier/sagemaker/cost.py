@@ -70,8 +70,11 @@ def batch(settings: SageMakerSettings, images: int) -> Estimate:
     return Estimate(lines=(f"{what}: ${hourly:.2f} an hour while it runs", _source()), most=hourly)
 
 
-def confirm(estimate: Estimate, view: View, *, yes: bool) -> None:
+def confirm(estimate: Estimate, view: View, *, yes: bool, doubt: str = "") -> None:
     """Tells the estimate, and asks unless `yes`.
+
+    Args:
+        doubt: a sentence that speaks against paying for it; told as a warning, and part of the question.
 
     Raises:
         JobStopped: the answer was no.
@@ -79,9 +82,11 @@ def confirm(estimate: Estimate, view: View, *, yes: bool) -> None:
     """
     for line in estimate.lines:
         view.note(f"cost: {line}")
+    if doubt:
+        view.warn(doubt)
     if yes:
         return
-    answer = view.ask("Go on?")
+    answer = view.ask(f"{doubt} Go on all the same?" if doubt else "Go on?")
     if answer is None:
         raise ConfigError("this costs money, and there is no terminal to ask on", "give --yes, or --dry-run to look")
     if not answer:

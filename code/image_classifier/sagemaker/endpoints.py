@@ -18,6 +18,7 @@ from image_classifier.launch.process import Interrupts
 from image_classifier.launch.runs import REMOTE, Run, Status
 from image_classifier.launch.serving_run import KIND
 from image_classifier.launch.view import SILENT, View
+from image_classifier.report.before_serving import standing_of_model
 from image_classifier.sagemaker import cost, remote
 from image_classifier.sagemaker import endpoint_requests as bodies
 from image_classifier.sagemaker.aws_settings import AUTO, SageMakerSettings
@@ -135,12 +136,18 @@ def serve(
             place = dry_place(session, KIND, "")
             show_requests([*deployment.parts(place), *deployment.afterwards(place)], view)
             return None
-        cost.confirm(cost.endpoint(aws), view, yes=yes)
+        cost.confirm(cost.endpoint(aws), view, yes=yes, doubt=doubt_of(archive, model))
         run, place = remote.create(session, runs_dir, KIND, "", data=str(archive.resolve()))
         with failing(run):
             publish(session, archive)
         _deploy(deployment, run, place, model)
     return run
+
+
+def doubt_of(archive: Path, model: artifact.Artifact) -> str:
+    """What speaks against paying for a model's answers; empty for one that is ready to be served."""
+    found = standing_of_model(archive, model.manifest.metrics)
+    return "" if found["ready"] else str(found["sentence"])
 
 
 def describe(session: Session, endpoint: str) -> Any:

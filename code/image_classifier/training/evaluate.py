@@ -13,6 +13,13 @@ from torch import nn
 
 from image_classifier.contract.errors import DataError
 from image_classifier.debugging.observer import Observer
+from image_classifier.debugging.scores import (
+    balanced_accuracy,
+    calibration_error,
+    confidence_bins,
+    confusion_matrix,
+    macro_f1,
+)
 from image_classifier.training.data import BadImages, Loader
 from image_classifier.training.feature_loader import FeatureLoader
 from image_classifier.training.setup import Setup
@@ -44,10 +51,16 @@ class Evaluation:
 
     def metrics(self, split: str) -> dict[str, float]:
         """Metric name -> value, named for the split."""
+        num_classes = int(max(self.labels.max(), self.predicted.max())) + 1
+        confusion = confusion_matrix(self.labels, self.predicted, num_classes)
+        bins = confidence_bins(self.probability, self.predicted == self.labels)
         return {
             f"{split}:loss": self.loss,
             f"{split}:accuracy": self.accuracy,
             f"{split}:top5_accuracy": self.top5_accuracy,
+            f"{split}:balanced_accuracy": balanced_accuracy(confusion),
+            f"{split}:macro_f1": macro_f1(confusion),
+            f"{split}:calibration_error": calibration_error(bins),
         }
 
 

@@ -48,7 +48,7 @@ from image_classifier.training.setup import Setup, choose_device, make_setup
 from image_classifier.training.state import Training
 from image_classifier.training.steps import min_images
 from image_classifier.training.stop import Interrupted, StopFlag
-from image_classifier.training.tables import write_test_results
+from image_classifier.training.tables import guessing_metrics, readable_labels, what_guessing_gets, write_test_results
 from image_classifier.vision.artifact import write_model
 from image_classifier.vision.findings import LEFTOVER, by_level
 from image_classifier.vision.fingerprint import digests, fingerprint, fingerprint_by_name, in_order, order_fingerprint
@@ -313,11 +313,13 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
     model.load_state_dict(training.best)
     metrics = dict(progress.history[progress.best_epoch - 1])
     extraction = served_extraction(training, hook)
+    answered = {"valid": what_guessing_gets(readable_labels(folders.valid, training.bad.found))}
     if folders.test is not None:
         test = run_test(training, hook, folders.test, extraction)
         write_test_results(paths.output_data, test, folders.test, folders.classes)
         log.info(metric_line(progress.best_epoch, test.metrics("test")))
         metrics |= test.metrics("test")
+        answered["test"] = what_guessing_gets(test.labels.tolist())
     preprocessing = Preprocessing.for_image_size(config.image_size)
     measured = run_formats(training, folders, preprocessing)
     golden = golden_samples(
@@ -334,7 +336,7 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
         preprocessing=preprocessing,
         golden=golden,
         config={name: as_text(value) for name, value in config.to_hyperparameters().items()},
-        metrics=metrics,
+        metrics=metrics | guessing_metrics(answered, len(progress.history)),
         data_fingerprint=data_fingerprint,
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         ranges=measured.ranges,
@@ -347,6 +349,7 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
         "metrics": {name: value for name, value in metrics.items() if ":" in name},
         "classes": len(folders.classes),
         "images": {split.name: len(split) for split in folders.splits},
+        "answered": answered,
         "unreadable_images": len(training.bad.found),
         "seconds": round(progress.total_seconds + time.perf_counter() - started, 3),
         "device": training.setup.device_name,

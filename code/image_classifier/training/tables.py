@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,14 @@ from numpy.typing import NDArray
 
 from image_classifier.contract.outputs import CONFUSION, PER_CLASS, TEST_PREDICTIONS
 from image_classifier.contract.text import as_text
-from image_classifier.training.evaluate import Evaluation
+from image_classifier.debugging.scores import confusion_matrix
+from image_classifier.training.evaluate import TOP_K, Evaluation
 from image_classifier.vision.folders import Split
 
 
 def write_test_results(folder: Path, test: Evaluation, split: Split, classes: Sequence[str]) -> None:
     """Writes the three tables. Raises PlatformError on a full disk."""
-    confusion = confusion_matrix(test, len(classes))
+    confusion = confusion_matrix(test.labels, test.predicted, len(classes))
     PER_CLASS.write(folder, per_class(confusion, classes))
     rows = ([name, *counts] for name, counts in zip(classes, confusion.tolist(), strict=True))
     CONFUSION.write(folder, rows, further=classes)
@@ -33,11 +35,24 @@ def write_test_results(folder: Path, test: Evaluation, split: Split, classes: Se
     TEST_PREDICTIONS.write(folder, predictions)
 
 
-def confusion_matrix(evaluation: Evaluation, num_classes: int) -> NDArray[np.int64]:
-    """(classes, classes) int64: number of images of the row's class that were taken for the column's."""
-    matrix = np.zeros((num_classes, num_classes), np.int64)
-    np.add.at(matrix, (evaluation.labels, evaluation.predicted), 1)
-    return matrix
+def what_guessing_gets(labels: Iterable[int]) -> dict[str, int]:
+    """What an accuracy has to be compared with, see `outputs.read_result`: the number of images that were answered, of
+    those the largest class's, and the five largest classes'."""
+    counts = sorted(Counter(labels).values(), reverse=True)
+    return {"images": sum(counts), "largest_class": sum(counts[:1]), "largest_five": sum(counts[:TOP_K])}
+
+
+def readable_labels(split: Split, unreadable: Mapping[str, str]) -> list[int]:
+    """The labels of the images of a split but for those that could not be read."""
+    pairs = zip(split.paths, split.labels, strict=True)
+    return [label for path, label in pairs if as_text(path) not in unreadable]
+
+
+def guessing_metrics(answered: Mapping[str, Mapping[str, int]], epochs: int) -> dict[str, float]:
+    """What the manifest has beside the metrics, so that a model far from its run can still be told from a guesser:
+    `valid:images`, `valid:largest_class`, ..., and out of how many epochs the best was taken."""
+    counts = {f"{split}:{name}": float(count) for split, of in answered.items() for name, count in of.items()}
+    return {**counts, "epochs": float(epochs)}
 
 
 def per_class(confusion: NDArray[np.int64], classes: Sequence[str]) -> list[tuple[str, int, str, str, str]]:

@@ -58,6 +58,7 @@ __all__ = [
     "check_answer",
     "load_model",
     "pack",
+    "read_manifest",
     "unpack",
     "write_model",
 ]
@@ -256,6 +257,29 @@ def unpack(archive: Path, directory: Path) -> Artifact:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return dataclasses.replace(artifact, directory=directory)
+
+
+def read_manifest(archive: Path) -> Manifest:
+    """What the manifest in an archive says, without unpacking or verifying anything else.
+
+    Raises:
+        ArtifactError: no archive of this program.
+        PlatformError: it cannot be read.
+    """
+    try:
+        with (
+            _platform_errors(),
+            gzip.open(archive) as zipped,
+            tarfile.open(fileobj=zipped, mode="r|", tarinfo=_CheckedTarInfo, errorlevel=2) as tar,
+        ):
+            for info in tar:
+                if info.isreg() and info.name.removeprefix("./") == MANIFEST:
+                    check_member(MANIFEST, info.size)
+                    source = tar.extractfile(info)
+                    return Manifest.from_bytes(source.read() if source is not None else b"")
+    except (tarfile.TarError, zlib.error, EOFError, ValueError, OverflowError) as error:
+        raise ArtifactError(f"{archive} is truncated, damaged or not a model archive") from error
+    raise ArtifactError(f"{archive} holds no {MANIFEST}: it was not made by this program")
 
 
 class _CheckedTarInfo(tarfile.TarInfo):

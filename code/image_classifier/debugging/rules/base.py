@@ -29,6 +29,7 @@ class Finding:
     advice: str = ""
     evidence: tuple[Evidence, ...] = ()
     datapoints: int = 0
+    applies: bool = True
 
 
 def healthy(summary: str, datapoints: int, evidence: Sequence[Evidence] = ()) -> Finding:
@@ -46,6 +47,11 @@ def insufficient(summary: str, datapoints: int = 0) -> Finding:
     return Finding(Verdict.INSUFFICIENT_DATA, summary, datapoints=datapoints)
 
 
+def not_applicable(summary: str) -> Finding:
+    """There is nothing of what the rule asks about in this job, and more of it would not change that."""
+    return Finding(Verdict.INSUFFICIENT_DATA, summary, applies=False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rule(ABC):
     """A question about a run. Subclasses are frozen dataclasses whose fields are the rule's parameters.
@@ -58,12 +64,14 @@ class Rule(ABC):
         about: what it reads: what the recorder saw, or the machine and its clock, which smdebug's files do not hold.
         managed: AWS's rule for the same question; None when AWS has none.
         aspect: of what the report's advice says nothing more once this rule has fired and spoken; None of nothing.
+        judges: False for a table of statistics: that it ends without an issue means nothing.
     """
 
     severity: ClassVar[Literal["info", "warning", "critical"]] = "warning"
     about: ClassVar[Literal["tensors", "system"]] = "tensors"
     managed: ClassVar[Managed | None]
     aspect: ClassVar[Aspect | None] = None
+    judges: ClassVar[bool] = True
 
     def __init_subclass__(cls) -> None:
         """Enters a rule into RULES.
@@ -112,6 +120,7 @@ class Rule(ABC):
             evidence=finding.evidence[:MAX_EVIDENCE],
             parameters=dataclasses.asdict(self),
             datapoints=finding.datapoints,
+            applies=finding.applies,
         )
 
 

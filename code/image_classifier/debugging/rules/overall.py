@@ -21,6 +21,7 @@ class OverallSystemUsage(SystemRule):
     """
 
     severity = "info"
+    judges = False
     managed = Managed(reads="system metrics")
 
     def judge(self, run: RunData) -> Finding:
@@ -56,6 +57,7 @@ class OverallFrameworkMetrics(ClockRule):
     """
 
     severity = "info"
+    judges = False
     managed = Managed(reads="framework metrics")
 
     def judge(self, run: RunData) -> Finding:

@@ -11,7 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from image_classifier.debugging.measures import FIRST_EPOCH_S, MIN_S, WARMUP_S, counted_time, data_wait_share, joint
-from image_classifier.debugging.rules.base import Finding, Rule, healthy, insufficient, issue, percent, short
+from image_classifier.debugging.rules.base import (
+    Finding,
+    Rule,
+    healthy,
+    insufficient,
+    issue,
+    not_applicable,
+    percent,
+    short,
+)
 from image_classifier.debugging.rules.managed import Managed
 from image_classifier.debugging.rules.waiting import more_workers
 from image_classifier.debugging.rundata import Floats, RunData, Series
@@ -51,6 +60,10 @@ class SystemRule(Rule):
         found = {name: within(series, start, end) for name, series in run.system(dimension).items()}
         return {name: values for name, values in found.items() if len(values)}
 
+    def without_gpu(self, run: RunData) -> Finding:
+        """The answer to a job without numbers of a GPU: it has none, or nobody sampled it."""
+        return insufficient("no GPU metrics were sampled") if run.job.gpus else not_applicable(NO_GPU)
+
     def too_short(self) -> Finding:
         """The answer to a job that has not run for long enough."""
         return insufficient(f"needs {self.min_s:.0f} s after the first epoch, or one of {self.first_epoch_s:.0f} s")
@@ -74,7 +87,7 @@ class LowGPUUtilization(SystemRule):
 
     def judge(self, run: RunData) -> Finding:
         if not run.system("GPUUtilization"):
-            return insufficient(NO_GPU)
+            return self.without_gpu(run)
         gpus = self.in_window(run, "GPUUtilization")
         if not gpus:
             return self.too_short()
@@ -123,7 +136,7 @@ class CPUBottleneck(SystemRule):
 
     def _share(self, run: RunData, dimension: str, limit: float, what: str, advice: str) -> Finding:
         if not run.system("GPUUtilization"):
-            return insufficient(NO_GPU)
+            return self.without_gpu(run)
         start, end = self.window(run)
         moments, gpu = joint(list(run.system("GPUUtilization").values()), start, end)
         others, cpu = joint(list(run.system(dimension).values()), start, end)
@@ -176,7 +189,7 @@ class GPUMemoryIncrease(SystemRule):
 
     def judge(self, run: RunData) -> Finding:
         if not run.system("GPUMemoryUtilization"):
-            return insufficient(NO_GPU)
+            return self.without_gpu(run)
         gpus = self.in_window(run, "GPUMemoryUtilization")
         if not gpus or min(map(len, gpus.values())) < 3 * self.window_size:
             return self.too_short()
@@ -214,7 +227,7 @@ class BatchSize(SystemRule):
 
     def judge(self, run: RunData) -> Finding:
         if not run.system("GPUUtilization"):
-            return insufficient(NO_GPU)
+            return self.without_gpu(run)
         start, end = self.window(run)
         limits = {
             "CPUUtilization": self.cpu_threshold_p95,
@@ -260,7 +273,7 @@ class LoadBalancing(SystemRule):
 
     def judge(self, run: RunData) -> Finding:
         if len(run.system("GPUUtilization")) < 2:
-            return insufficient("needs two GPUs")
+            return not_applicable("needs two GPUs")
         gpus = self.in_window(run, "GPUUtilization")
         if len(gpus) < 2:
             return self.too_short()

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from image_classifier.debugging.measures import FIRST_UPDATE, aligned, updates
-from image_classifier.debugging.rules.base import Finding, Rule, healthy, insufficient, issue, listed, percent, short
+from image_classifier.debugging.rules.base import (
+    Finding,
+    Rule,
+    healthy,
+    insufficient,
+    issue,
+    listed,
+    not_applicable,
+    percent,
+    short,
+)
 from image_classifier.debugging.rules.managed import Managed
 from image_classifier.debugging.rundata import Floats, RunData
 from image_classifier.debugging.schema import Evidence
@@ -115,13 +125,16 @@ class DeadRelu(Rule):
     start_step: int = 1
 
     def judge(self, run: RunData) -> Finding:
+        recorded = dict(run.tensors("activations", "dead_share"))
+        if not recorded:
+            return insufficient("no activations were recorded")
         layers = {
             name: series
-            for name, series in run.tensors("activations", "dead_share")
+            for name, series in recorded.items()
             if run.statistics("activations", name)["zero_share"].values.any()
         }
         if not layers:
-            return insufficient("no activations with zeros were recorded")
+            return not_applicable("no activation of this network gives zeros")
         steps, table = aligned(layers, self.start_step)
         if len(steps) < self.patience:
             return insufficient(

@@ -6,7 +6,7 @@ What is learned and what is confused follows simple curves; the formats are writ
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,8 @@ def make_job(
     RESULT.write(data, {
         "best_epoch": best + 1, "epochs": epochs,
         "metrics": {name: value for name, value in history[best].items() if ":" in name} | test,
-        "classes": len(classes), "images": images, "unreadable_images": 1, "seconds": steps[-1].time - STARTED + 4,
+        "classes": len(classes), "images": images,
+        "answered": _answered(len(classes), images), "unreadable_images": 1, "seconds": steps[-1].time - STARTED + 4,
         "device": "NVIDIA H200", "bf16": True,
     })  # fmt: skip
     config = {name: getattr(CONFIG, name) for name in CONFIG.to_hyperparameters()}
@@ -180,6 +181,18 @@ def _picture(label: int, random: np.random.Generator) -> Image.Image:
     hue = np.array([127 + 120 * math.cos(label), 127 + 120 * math.cos(label + 2.1), 127 + 120 * math.cos(label + 4.2)])
     pixels = disc * hue + (1 - disc) * np.array([60, 90, 70]) + random.normal(0, 12, (72, 96, 3))
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def _answered(num_classes: int, images: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """What guessing gets where all classes have equally many images."""
+    return {
+        split: {
+            "images": images[split],
+            "largest_class": images[split] // num_classes,
+            "largest_five": images[split] // num_classes * min(5, num_classes),
+        }
+        for split in ("valid", "test")
+    }
 
 
 def _write_history(data: Path, epochs: int) -> list[dict[str, float]]:

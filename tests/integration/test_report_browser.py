@@ -13,7 +13,28 @@ from image_classifier.report import job_page, write_report
 from image_classifier.report import search_page as tuning_page
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium: apt-get install chromium")
-DESKTOP, PHONE = 1280, 390
+DESKTOP, PHONE, SMALL_PHONE = 1280, 390, 360
+WIDE_NAMES = ("W" * 30, "日本桜" * 6, "M" * 17, "iiiiiiii", "a", "Löwenzahn ÄÖÜ", "tulip mmmmmmmmm")
+CUT = """(() => {
+  for (const each of document.querySelectorAll('details')) each.open = true;
+  const cut = [];
+  for (const each of document.querySelectorAll('svg text, th, td, dt, dd, li, p, h1, h2, h3, figcaption, summary')) {
+    if (!each.textContent.trim() || !each.getClientRects().length) continue;
+    const range = document.createRange();
+    range.selectNodeContents(each);
+    const box = each.tagName === 'text' ? each.getBoundingClientRect() : range.getBoundingClientRect();
+    const scroll = each.parentElement.closest('.scroll, nav ul');
+    let [left, right, top, bottom] = [0, innerWidth, -Infinity, Infinity];
+    if (scroll) {  // what lies to the left of what scrolls, or above it, is reached by nobody
+      const frame = scroll.getBoundingClientRect();
+      [left, top] = [frame.left - scroll.scrollLeft, frame.top - scroll.scrollTop];
+      [right, bottom] = [left + scroll.scrollWidth, top + scroll.scrollHeight];
+    }
+    if (box.left < left - 0.5 || box.right > right + 0.5 || box.top < top - 0.5 || box.bottom > bottom + 0.5)
+      cut.push(each.textContent.trim().slice(0, 40));
+  }
+  return cut;
+})()"""  # the texts that no scrolling brings into view whole
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +76,40 @@ def test_it_loads_without_a_complaint_and_fits_the_window(
     assert chromium.run("document.documentElement.scrollWidth") == width
     background = chromium.run("getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(255, 255, 255)") != dark
+
+
+@pytest.mark.parametrize("width", [SMALL_PHONE, DESKTOP])
+def test_no_label_is_cut(chromium: Browser, tmp_path: Path, width: int) -> None:
+    search = write_report(make_tuning(tmp_path / "tune"))
+    for report in (
+        write_report(make_job(tmp_path / "train", processes=2)),
+        write_report(make_job(tmp_path / "wide", classes=WIDE_NAMES)),
+        search,
+    ):
+        chromium.open(report, width=width, phone=width == SMALL_PHONE)
+        assert chromium.run(CUT) == []
+        assert chromium.run("document.documentElement.scrollWidth") == width
+
+
+def test_on_a_phone_the_evidence_of_a_rule_keeps_its_columns(chromium: Browser, job_report: Path) -> None:
+    chromium.open(job_report, width=SMALL_PHONE, phone=True)
+    heights = chromium.run(
+        """[...document.querySelectorAll('.rules details')].map(each => {
+          each.open = true;
+          const head = each.querySelector('thead');
+          return head ? head.getBoundingClientRect().height : null;
+        })"""
+    )
+    shown = [height for height in heights if height is not None]
+    assert shown
+    assert min(shown) > 0
+
+
+@both
+def test_the_first_line_says_how_the_model_stands(chromium: Browser, report: Path) -> None:
+    chromium.open(report)
+    first = chromium.run("document.body.innerText.trim().split('\\n')[0]")
+    assert first.startswith(("Better than guessing", "Not better than guessing", "Not known to be better"))
 
 
 @both

@@ -131,7 +131,10 @@ def test_killed_search_goes_on_and_its_best_is_trained(folder: Path) -> None:
     assert (record.status, record.attempts) == (Status.COMPLETED, 2)
     assert {name: record.config[name] for name in ("lr", "batch_size")} == best["hyperparameters"]
     assert len(unpack(run.archive, folder / "unpacked").classes) == 2
-    assert f"next: python deploy.py serve {run.name}" in done.stderr
+    assert f"python deploy.py serve {run.name}" in done.stderr
+    ready = json.loads((run.paths.output_data / "report.json").read_text())["standing"]["ready"]
+    assert (f"next: python deploy.py serve {run.name}" in done.stderr) == ready
+    assert ("warning: " in done.stderr) != ready
     assert "test accuracy" in done.stdout
     assert not list(run.path.glob("code/image_classifier/launch"))  # the image would not ship it either
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 
 DASH = "–"
 GAP = "\u00a0"  # between a number and its unit, where no line may break
@@ -74,6 +75,20 @@ def short(text: str, limit: int) -> str:
         return text
     keep = limit - 1
     return f"{text[: keep - keep // 2]}…{text[len(text) - keep // 2 :]}"
+
+
+def text_width(text: str, size: float) -> float:
+    """About how many pixels a text takes in a sans-serif face of `size` pixels; rather too many than too few, so that
+    room made for a label cuts nothing of it."""
+    ems = 0.0
+    for char in text:
+        if unicodedata.east_asian_width(char) in "WF":
+            ems += 1.05
+        elif char in "mwMW@%—…":
+            ems += 1.0
+        else:
+            ems += 0.75 if char.isupper() else 0.4 if char in "iljtfrI.,:;'|! " else 0.65
+    return ems * size
 
 
 def sentence(text: str) -> str:

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Collection, Sequence
 
 from image_classifier.report.charts import svg
-from image_classifier.report.formats import number, percent, short
+from image_classifier.report.formats import number, percent, short, text_width
 from image_classifier.report.html import Markup, joined, tag
 
 ROW_HEIGHT = 10.0  # of a heatmap
 SHADES = 9  # q0 .. q8 in the style sheet
 LABEL_CHARS = 22
-CHAR_WIDTH = 6.6  # of the 12-pixel labels, on average
+LABEL_SIZE = 11.0  # pixels: `small` in chart.css; the rows of a heatmap are 10
 
 
 def heatmap(
@@ -38,7 +38,7 @@ def heatmap(
     positive = [v for row in values for v in row if v is not None and math.isfinite(v) and v > 0]
     low, high = (min(positive), max(positive)) if positive else (1.0, 1.0)
     shade = _shades(low, high, zero)
-    left, top = 8 + CHAR_WIDTH * max(len(short(row, LABEL_CHARS)) for row in rows), 6.0
+    left, top = 12 + max(text_width(short(row, LABEL_CHARS), LABEL_SIZE) for row in rows), 6.0
     wide = (width - left - 4) / len(columns)
     cells = []
     for i, row in enumerate(rows):
@@ -89,9 +89,10 @@ def ramp(low: float, high: float, what: str) -> Markup:
 def confusion(classes: Sequence[str], counts: Sequence[Sequence[int]], *, width: float) -> Markup:
     """Rows are true classes, columns predicted ones; shades are shares of the row, the numbers are images."""
     size = len(classes)
-    left = 12 + CHAR_WIDTH * max(len(short(name, LABEL_CHARS)) for name in classes)
+    longest = max(text_width(short(name, LABEL_CHARS), LABEL_SIZE) for name in classes)
+    left = 12 + longest
     side = min((width - left - 4) / size, 54.0)
-    top = left - 10 if size > 4 or side < 60 else 30.0
+    top = 12 + longest
     cells = []
     for i, name in enumerate(classes):
         middle = (i + 0.5) * side

@@ -101,7 +101,9 @@ def standing(outcome: Facts, rules: Sequence[Facts], advice: Sequence[Facts]) ->
     fired = [rule["rule"] for rule in rules if rule["verdict"] == "IssuesFound" and rule["severity"] != "info"]
     others = [item["title"] for item in advice if item.get("about") in IN_THE_WAY]
     lacking = [{"rule": rule["rule"], "why": rule["summary"]} for rule in rules if could_not_judge(rule)]
-    verdict, sentence = _verdict(status, accuracy, fired, others, lacking, judged=bool(rules))
+    verdict, sentence = _verdict(
+        status, accuracy, fired, others, lacking, judged=any(found_nothing(rule) and _matters(rule) for rule in rules)
+    )
     return {
         "ready": verdict == "ready",
         "verdict": verdict,
@@ -151,7 +153,7 @@ def _reservation(
     if lacking:
         why = _listed([f"{each['rule']} lacked data ({each['why']})" for each in lacking])
         return "unjudged", f"not judged in full: {why}"
-    return ("ready", "") if judged else ("unjudged", "no rule judged the training")
+    return ("ready", "") if judged else ("unjudged", "no rule about the model judged the training")
 
 
 def could_not_judge(rule: Facts) -> bool:
@@ -161,6 +163,11 @@ def could_not_judge(rule: Facts) -> bool:
     """
     if rule["verdict"] not in ("InsufficientData", "Error") or not rule.get("applies", True):
         return False
+    return _matters(rule)
+
+
+def _matters(rule: Facts) -> bool:
+    """Whether a rule asks about the model, and not about the machine."""
     known = RULES.get(rule["rule"])
     return rule["severity"] != "info" and (known is None or known.about == "tensors")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,10 @@ import pytest
 from tests.report_folders import make_job, make_tuning
 
 from image_classifier.cli.main import main
+from image_classifier.cli.rules_command import verdict_code
+from image_classifier.debugging.rules import RULES, parse_rules
+from image_classifier.debugging.rundata import RunData
+from image_classifier.debugging.schema import JobFacts, Verdict
 from image_classifier.launch.runs import Status, create_run
 
 
@@ -60,6 +66,67 @@ def test_a_run_is_judged_again_by_what_it_saved(runs: Path, capsys: pytest.Captu
     assert "Error" not in verdicts.values()
     assert verdicts["ExplodingTensor"] == "NoIssuesFound"
     assert main(["rules", str(folder / "output" / "data"), "--only", "Overfit,Dataloader"]) == 0
-    assert [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()] == ["rule", "Overfit", "Dataloader"]
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [line[:2] for line in lines] == [
+        ["rule", "fired"],
+        ["Dataloader", "warning"],
+        ["2 rules: 1 fired; 0 lacked data; 1 found nothing wrong"],
+    ]
     assert main(["rules", folder.name, "--tensors"]) == 1
     assert "holds no tensors of smdebug" in capsys.readouterr().err
+
+
+def test_the_console_shows_what_fired_then_what_lacked_data_and_counts_the_rest(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = next(runs.glob("train-*"))
+    assert main(["rules", folder.name, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert main(["rules", folder.name]) == 0
+    *rows, last = capsys.readouterr().out.splitlines()
+    fired = [each["rule"] for each in found if each["verdict"] == "IssuesFound"]
+    lacking = [each for each in found if each["verdict"] == "InsufficientData" and each["applies"]]
+    assert [row.split("\t")[0] for row in rows] == ["rule", *fired, "rule", *(each["rule"] for each in lacking)]
+    assert all(f"{each['rule']}\t{each['summary']}" in rows for each in lacking)
+    assert last.startswith(f"{len(RULES)} rules: {len(fired)} fired; {len(lacking)} lacked data; ")
+    told = sum(int(number) for number in re.findall(r"(\d+) (?:fired|lacked|found|do not)", last))
+    tables = sum(not rule.judges for rule in RULES.values())
+    assert len(RULES) - tables <= told <= len(RULES)  # a table finds nothing wrong nor right
+
+
+def test_scripts_are_told_by_the_exit_code(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = next(runs.glob("train-*")).name
+    assert main(["rules", folder, "--only", "Dataloader", "--exit-code"]) == 3
+    assert main(["rules", folder, "--only", "ClassImbalance", "--exit-code", "--json"]) == 4
+    assert main(["rules", folder, "--only", "ExplodingTensor", "--exit-code"]) == 0
+    assert main(["rules", folder, "--only", "ClassImbalance"]) == 0
+    capsys.readouterr()
+
+
+def test_what_only_informs_or_does_not_apply_is_no_failure() -> None:
+    (rule,) = parse_rules("Overtraining")
+    fired = dataclasses.replace(rule.check(RunData(JobFacts(config={}))), verdict=Verdict.ISSUES)
+    assert fired.severity == "info"
+    elsewhere = dataclasses.replace(fired, severity="warning", verdict=Verdict.INSUFFICIENT_DATA, applies=False)
+    assert verdict_code([fired, elsewhere]) == 0
+    assert verdict_code([dataclasses.replace(elsewhere, applies=True)]) == 4
+    assert verdict_code([dataclasses.replace(elsewhere, verdict=Verdict.ERROR, applies=True)]) == 4
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rules", "--explain", name]) == 0
+    text = capsys.readouterr().out
+    rule = RULES[name]
+    assert text.startswith(f"{name} ({rule.severity}, about ")
+    assert all(part and part in text for part in (rule.looks_at, rule.remedy, rule.source))
+    assert (rule.__doc__ or "").split("\n", maxsplit=1)[0] in text
+    assert main(["rules", "--explain", name, "--json"]) == 0
+    known = json.loads(capsys.readouterr().out)
+    assert set(known) >= {"rule", "asks", "formula", "evidence", "remedy", "source", "parameters"}
+
+
+def test_no_rule_of_that_name_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rules", "--explain", "Overfitting"]) == 2
+    assert "did you mean Overfit?" in capsys.readouterr().err
+    assert main(["rules", "--explain", "Overfit", "--exit-code"]) == 2

@@ -249,15 +249,14 @@ def report(call: Call, run: str, browse: bool, as_json: bool) -> None:
 
 @app.command()
 @click.argument("run", metavar="[RUN|FOLDER|S3]", required=False, default="", help="a run, or a job's output")
-@click.option("--only", "names", default="all", metavar="RULES", help="names with commas between  [default all]")
-@click.option("--tensors", is_flag=True, help="judge by the tensors that smdebug saved, not by the job's files")
+@flags.of_rules
 @AS_JSON
 @click.pass_obj
-def rules(call: Call, run: str, names: str, tensors: bool, as_json: bool) -> None:
+def rules(call: Call, /, run: str, names: str, explain: str, **how: bool) -> int:
     """Judge a training by the debugger's rules again (the newest without a name)."""
-    from image_classifier.cli import rules_command as show_rules
+    from image_classifier.cli import rules_command
 
-    show_rules.rules(call.settings(), run, names, tensors=tensors, as_json=as_json)
+    return rules_command.explain(explain, **how) if explain else rules_command.rules(call.settings(), run, names, **how)
 
 
 @app.command()

@@ -149,3 +149,25 @@ def write_examples(text: str | None, formatter: click.HelpFormatter) -> None:
         with formatter.section("Examples"):
             for line in text.strip().splitlines():
                 formatter.write(f"{'':{formatter.current_indent}}{line}\n" if line.strip() else "\n")
+
+
+def of_rules(command: Callable[..., int]) -> Callable[..., int]:
+    """Adds what `rules` can be told besides the run."""
+    for option in reversed(
+        (
+            click.option(
+                "--only", "names", default="all", metavar="RULES", help="names with commas between  [default all]"
+            ),
+            click.option(
+                "--tensors", is_flag=True, help="judge by the tensors that smdebug saved, not by the job's files"
+            ),
+            click.option(
+                "--explain", metavar="NAME", default="", help="say what a rule computes, shows and advises; no run"
+            ),
+            click.option(
+                "--exit-code", is_flag=True, help="exit with 3 when a rule fired, else with 4 when one lacked data"
+            ),
+        )
+    ):
+        command = option(command)
+    return command

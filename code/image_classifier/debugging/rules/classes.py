@@ -31,6 +31,9 @@ class ClassImbalance(Rule):
     The managed rule takes the raw ratio, and the raw error of any class of 500 samples.
     """
 
+    looks_at = "images of the largest and smallest class; errors of the classes that are not learned"
+    remedy = "add images of the class or leave it out; look at its images, its labels and its confusions"
+    source = "AWS Debugger's ClassImbalance; beyond doubt by the binomial distribution"
     managed = Managed(
         reads="tensors",
         collections=("labels", "predictions"),
@@ -129,6 +132,9 @@ class CheckInputImages(Rule):
     The managed rule's threshold is an absolute mean of 0.2, which dark, bright or plainly green photographs exceed.
     """
 
+    looks_at = "mean or deviation of each channel that is out of range"
+    remedy = "look at the images; scale and normalise them as the starting weights expect"
+    source = "AWS Debugger's CheckInputImages; torchvision's ImageNet normalisation"
     managed = Managed(
         reads="tensors",
         collections=("input_images",),

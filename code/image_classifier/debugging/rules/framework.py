@@ -30,6 +30,9 @@ class StepOutlier(ClockRule):
     they cost. 50 ms pass over the slices that other programs take of the cores.
     """
 
+    looks_at = "the steps that took longest"
+    remedy = "look at what the machine did at that time: other programs, a full disk, checkpoints"
+    source = "AWS Profiler's StepOutlier; median and median absolute deviation instead of mean and deviation"
     managed = Managed(reads="framework metrics")
     stddev: float = 6.0
     outliers: int = 10
@@ -76,6 +79,9 @@ class MaxInitializationTime(ClockRule):
     for that long. Each attempt of a job counts for itself; the time in which features were computed does not count.
     """
 
+    looks_at = "seconds until the first step"
+    remedy = "smaller or cached data, an image that is nearer"
+    source = "AWS Profiler's MaxInitializationTime"
     managed = Managed(reads="framework metrics")
     threshold_s: float = 1200.0
 

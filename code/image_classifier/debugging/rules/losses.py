@@ -20,6 +20,11 @@ class ExplodingTensor(Rule):
     Fires when any recorded loss or statistic is infinite or NaN; with `only_nan`, only for NaN.
     """
 
+    looks_at = "the first step at which each loss or statistic was not finite, with its value"
+    remedy = (
+        "lower lr, raise warmup_epochs, set amp=off where it only happens in bf16; labels or images that are not finite"
+    )
+    source = "AWS Debugger's ExplodingTensor"
     severity = "critical"
     managed = Managed(
         reads="tensors", collections=("losses", "gradients", "weights"), told=True, fields={"only_nan": "only_nan"}
@@ -66,6 +71,9 @@ class LossNotDecreasing(Rule):
     the one `literal_steps` steps before. On single batches that fires on nearly every healthy run.
     """
 
+    looks_at = "the means of the first, the lowest and the latest window of training losses"
+    remedy = "change lr; check that labels and images belong together, and that the head and the loss fit each other"
+    source = "AWS Debugger's LossNotDecreasing; the windows and their standard errors are ours: batches differ"
     managed = Managed(
         reads="tensors",
         collections=("losses",),

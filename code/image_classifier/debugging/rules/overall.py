@@ -20,6 +20,9 @@ class OverallSystemUsage(SystemRule):
     Evidence holds max, p99, p95, p50 and min of CPU (mean over a host's cores), I/O wait, memory, GPU, GPU memory.
     """
 
+    looks_at = "max, p99, p95, p50 and min of what was sampled"
+    remedy = "nothing: a table"
+    source = "AWS Profiler's OverallSystemUsage"
     severity = "info"
     judges = False
     managed = Managed(reads="system metrics")
@@ -56,6 +59,9 @@ class OverallFrameworkMetrics(ClockRule):
     first step out.
     """
 
+    looks_at = "seconds of each mode and phase"
+    remedy = "nothing: a table"
+    source = "AWS Profiler's OverallFrameworkMetrics"
     severity = "info"
     judges = False
     managed = Managed(reads="framework metrics")

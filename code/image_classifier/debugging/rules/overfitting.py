@@ -31,6 +31,9 @@ class Overfit(Rule):
     training images well has that.
     """
 
+    looks_at = "training and validation losses of the epochs that made it fire"
+    remedy = "stop earlier, augment=standard, raise weight_decay, add images; look for wrong labels"
+    source = "AWS Debugger's Overfit; the rise beyond chance is ours"
     managed = Managed(
         reads="tensors", collections=("losses",), fields={"patience": "patience", "ratio_threshold": "ratio"}
     )
@@ -110,6 +113,9 @@ class Overtraining(Rule):
     The model is not harmed, the best epoch's weights are kept; time is lost.
     """
 
+    looks_at = "for how many epochs neither loss had improved"
+    remedy = "fewer epochs, or patience"
+    source = "AWS Debugger's Overtraining; Prechelt 1998, Early Stopping - But When?"
     severity = "info"
     managed = Managed(
         reads="tensors",

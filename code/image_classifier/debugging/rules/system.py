@@ -80,6 +80,9 @@ class LowGPUUtilization(SystemRule):
     are more than that.
     """
 
+    looks_at = "percentiles of each GPU's use"
+    remedy = "larger batches, faster loading, fewer or smaller GPUs"
+    source = "AWS Profiler's LowGPUUtilization"
     managed = Managed(reads="system metrics")
     aspect = "speed"
     threshold_p95: float = 70.0
@@ -125,6 +128,9 @@ class CPUBottleneck(SystemRule):
     above `threshold`.
     """
 
+    looks_at = "the share of moments in which a GPU waits while the CPU is busy"
+    remedy = "raise workers, cache=decoded, augment=light, an instance with more cores"
+    source = "AWS Profiler's CPUBottleneck"
     managed = Managed(reads="system metrics")
     aspect = "speed"
     threshold: float = 0.5
@@ -159,6 +165,9 @@ class IOBottleneck(CPUBottleneck):
     above `threshold`.
     """
 
+    looks_at = "the share of moments in which a GPU waits while the CPU waits for the disk"
+    remedy = "cache=decoded, smaller images, faster storage"
+    source = "AWS Profiler's IOBottleneck"
     managed = Managed(reads="system metrics")
     io_threshold: float = 50.0
 
@@ -183,6 +192,9 @@ class GPUMemoryIncrease(SystemRule):
     or the allocator's cache makes.
     """
 
+    looks_at = "the GPU's memory at first and at last, in percent"
+    remedy = "keep no graph or tensor from step to step"
+    source = "AWS Profiler's GPUMemoryIncrease"
     managed = Managed(reads="system metrics")
     increase: float = 5.0
     window_size: int = 10
@@ -220,6 +232,9 @@ class BatchSize(SystemRule):
     thresholds.
     """
 
+    looks_at = "95th percentiles of CPU, GPU and GPU memory"
+    remedy = "a larger batch_size, or a smaller instance"
+    source = "AWS Profiler's BatchSize"
     managed = Managed(reads="system metrics")
     cpu_threshold_p95: float = 70.0
     gpu_threshold_p95: float = 70.0
@@ -267,13 +282,16 @@ class LoadBalancing(SystemRule):
     they lie in different bins.
     """
 
+    looks_at = "the distance between the GPUs' use"
+    remedy = "give all processes equally much to do; look at the slow host"
+    source = "AWS Profiler's LoadBalancing; Jensen-Shannon divergence"
     managed = Managed(reads="system metrics")
     threshold: float = 0.5
     points: float = 10.0
 
     def judge(self, run: RunData) -> Finding:
         if len(run.system("GPUUtilization")) < 2:
-            return not_applicable("needs two GPUs")
+            return self.without_gpu(run) if len(run.job.gpus) > 1 else not_applicable("needs two GPUs")
         gpus = self.in_window(run, "GPUUtilization")
         if len(gpus) < 2:
             return self.too_short()

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from image_classifier.debugging.rules.base import RULES, Rule
 
@@ -41,6 +42,24 @@ def with_table(text: str) -> str:
     if not begin or not end:
         raise ValueError(f"there is no {BEGIN} with {END} after it")
     return f"{before}{BEGIN}\n\n{markdown_table(RULES.values())}\n\n{END}{after}"
+
+
+def explanation(rule: type[Rule]) -> dict[str, Any]:
+    """What there is to know of a rule, all of it from its class: name, severity, about, asks (the docstring's first
+    sentence), formula (the rest of it), evidence, remedy, source, parameters and their defaults, aws (its rule)."""
+    first, _, rest = inspect.cleandoc(rule.__doc__ or "").partition("\n\n")
+    return {
+        "rule": rule.__name__,
+        "severity": rule.severity,
+        "about": "the training" if rule.about == "tensors" else "the machine and its clock",
+        "asks": " ".join(first.split()),
+        "formula": rest,
+        "evidence": rule.looks_at,
+        "remedy": rule.remedy,
+        "source": rule.source,
+        "parameters": dataclasses.asdict(rule()),
+        "aws": _managed(rule),
+    }
 
 
 def _first_sentence(rule: type[Rule]) -> str:

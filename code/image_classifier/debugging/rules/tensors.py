@@ -38,6 +38,9 @@ class VanishingGradient(Rule):
     twelve layers of sigmoids below 1e-9.
     """
 
+    looks_at = "the mean absolute gradient of each layer that vanishes, with the step"
+    remedy = "batch norm or residual connections instead of saturating activations; weights=imagenet"
+    source = "AWS Debugger's VanishingGradient; Glorot and Bengio 2010"
     managed = Managed(reads="tensors", collections=("gradients",), fields={"threshold": "threshold"})
     aspect = "learning"
     threshold: float = 1e-7
@@ -78,6 +81,9 @@ class PoorWeightInitialization(Rule):
     branches start at zero; VanishingGradient looks at gradients once these have come to life.
     """
 
+    looks_at = "the largest over the smallest deviation of what enters the activations, by step"
+    remedy = "weights=imagenet; He initialisation and batch norm in layers of your own"
+    source = "AWS Debugger's PoorWeightInitialization; He et al. 2015 (arXiv 1502.01852)"
     managed = Managed(
         reads="tensors",
         collections=("losses", "gradients", "relu_input"),
@@ -119,6 +125,9 @@ class DeadRelu(Rule):
     `start_step` on. Only for activations with zeros: ReLU and its like.
     """
 
+    looks_at = "the share of dead units of each layer, with the step"
+    remedy = "lower lr or raise warmup_epochs; dead units do not come back"
+    source = "AWS Debugger's DeadRelu; Lu et al. 2019 (arXiv 1903.06733)"
     managed = Managed(reads="tensors", collections=("relu_output",), patterns={"tensor_regex": "relu_output"})
     threshold: float = 0.5
     patience: int = 2
@@ -167,6 +176,9 @@ class WeightUpdateRatio(Rule):
     ours is 0.2, which a training does not survive for long either. A median passes over the last steps of a cosine.
     """
 
+    looks_at = "the ratio of each layer outside of the bounds, with the step, and medians"
+    remedy = "lower or raise lr; freeze a layer that should not train (fine_tune=head)"
+    source = "AWS Debugger's WeightUpdateRatio; 1e-3 as the usual ratio: Karpathy, CS231n notes"
     managed = Managed(reads="tensors", collections=("weights",), fields={"small_threshold": "small"})
     small: float = 1e-8
     large: float = 0.2
@@ -214,6 +226,9 @@ class UnchangedTensor(Rule):
     rotation), hence 1e-7, one unit in the last place of a float32.
     """
 
+    looks_at = "the norm of each tensor that stays the same, with the step"
+    remedy = "raise lr; hand the layer to the optimiser, and use it"
+    source = "AWS Debugger's UnchangedTensor"
     managed = Managed(reads="tensors", collections=("weights",), told=True)
     rtol: float = 1e-7
     atol: float = 1e-12
@@ -269,6 +284,9 @@ class AllZero(Rule):
     row from `start_step` on (residual branches that start at zero have no gradient at step 0).
     """
 
+    looks_at = "each tensor whose largest absolute value is 0, with the step"
+    remedy = "check the initialisation and what feeds the layer; lower lr"
+    source = "AWS Debugger's AllZero"
     managed = Managed(reads="tensors", collections=("gradients", "weights"), told=True)
     patience: int = 2
     start_step: int = 2

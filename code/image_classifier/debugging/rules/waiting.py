@@ -29,6 +29,9 @@ class StalledTraining(ClockRule):
     step of one is MaxInitializationTime's.
     """
 
+    looks_at = "the longest pause between two steps"
+    remedy = "the log and the system timeline of that time; workers=0 shows whether a loading process hangs"
+    source = "AWS Debugger's StalledTrainingRule"
     severity = "critical"
     managed = Managed(reads="tensors", name="StalledTrainingRule", fields={"threshold": "threshold_s"})
     threshold_s: float = 1800.0
@@ -67,6 +70,9 @@ class Dataloader(ClockRule):
     The managed rule looks only at the number of processes (70-200 % of the cores); what it costs is the wait.
     """
 
+    looks_at = "the share of waiting for data in the step, and the slowest waits"
+    remedy = "raise workers, cache=decoded, smaller images, more cores"
+    source = "AWS Profiler's Dataloader"
     managed = Managed(reads="framework metrics")
     aspect = "speed"
     threshold: float = 0.3

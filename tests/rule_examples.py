@@ -14,6 +14,7 @@ from benchmarks.rule_replay import Recording, play
 from benchmarks.system_runs import MACHINES, record, timed
 
 from image_classifier.debugging.rules.base import Rule
+from image_classifier.debugging.rules.batches import ConstantOutput, LabelsOutside, NormMode, ShortTraining, WrongHead
 from image_classifier.debugging.rules.classes import CheckInputImages, ClassImbalance
 from image_classifier.debugging.rules.framework import MaxInitializationTime, StepOutlier
 from image_classifier.debugging.rules.losses import ExplodingTensor, LossNotDecreasing
@@ -43,9 +44,9 @@ Counts = tuple[int, ...]
 CONFIG = {"lr": 0.01, "warmup_epochs": 0.0, "workers": 0, "batch_size": 32, "epochs": 8}
 
 
-def run_with(losses: list[float], evals: list[float] | None = None, *, per_epoch: int = 20) -> RunData:
-    """Training losses step by step, and one validation loss an epoch."""
-    run = RunData(JobFacts(config=CONFIG, steps_per_epoch=per_epoch))
+def run_with(losses: list[float], evals: list[float] | None = None, *, per_epoch: int = 20, epochs: int = 8) -> RunData:
+    """Training losses step by step, and one validation loss an epoch, of so many planned epochs."""
+    run = RunData(JobFacts(config=CONFIG | {"epochs": epochs}, steps_per_epoch=per_epoch))
     for mode, values, size in (("train", losses, per_epoch), ("eval", evals or [], 1)):
         for step, loss in enumerate(values):
             run.add_step(
@@ -94,6 +95,33 @@ def recorded(kind: str, **layers: Sequence[Mapping[str, float]]) -> RunData:
     for index, values in enumerate(zip(*layers.values(), strict=True)):
         by_layer = {name: dict(each) for name, each in zip(layers, values, strict=True)}
         run.add_statistics(StatisticsRecord(step=10 * index, **{kind: by_layer}))
+    return run
+
+
+def batches(**parts: Mapping[str, float]) -> RunData:
+    """What was made of ten batches of four classes; a part that is given changes what is healthy."""
+    healthy_parts: dict[str, dict[str, float]] = {
+        "outputs": {"min": -2.0, "max": 3.0, "spread": 0.5, "images": 16.0, "columns": 4.0},
+        "labels": {"min": 0.0, "max": 3.0, "distinct": 4.0},
+        "row_sums": {"min": -1.0, "max": 2.0},
+        "fit": {"as_logits": 0.0, "as_probabilities": 2.0},
+        "norms": {"count": 0.0, "evaluating": 0.0, "moving": 0.0},
+    }
+    run = recorded(
+        "batch", **{name: always(**(part | dict(parts.get(name, {})))) for name, part in healthy_parts.items()}
+    )
+    for step in range(100):
+        values = {"seconds": 1.0, "loss": 1.0, "clean_loss": 1.0}
+        run.add_step(StepRecord(step=step, epoch=1, mode="train", time=1000.0 + step, images=16, **values))
+    return run
+
+
+def planned(steps: int) -> RunData:
+    """The beginning of a training of so many steps in one epoch."""
+    run = RunData(JobFacts(config={**CONFIG, "epochs": 1}, steps_per_epoch=steps))
+    for step in range(4):
+        values = {"seconds": 1.0, "loss": 1.4, "clean_loss": 1.4}
+        run.add_step(StepRecord(step=step, epoch=1, mode="train", time=1000.0 + step, images=16, **values))
     return run
 
 
@@ -161,6 +189,24 @@ EXAMPLES: Mapping[type[Rule], Example] = {
     AllZero: Example(
         lambda: recorded("gradients", fc=always(abs_max=0.0)), lambda: recorded("gradients", fc=always(abs_max=0.1))
     ),
+    LabelsOutside: Example(
+        lambda: batches(labels={"min": 0.0, "max": 4.0, "distinct": 4.0}),
+        lambda: batches(labels={"min": 0.0, "max": 3.0, "distinct": 4.0}),
+    ),
+    WrongHead: Example(
+        lambda: batches(outputs={"min": 0.1, "max": 0.8}, row_sums={"min": 1.0, "max": 1.0}),
+        lambda: batches(
+            outputs={"min": 0.1, "max": 0.8},
+            row_sums={"min": 1.0, "max": 1.0},
+            fit={"as_logits": 0.4, "as_probabilities": 0.0},
+        ),
+    ),
+    ConstantOutput: Example(lambda: batches(outputs={"spread": 1e-9}), batches),
+    NormMode: Example(
+        lambda: batches(norms={"count": 6.0, "evaluating": 6.0, "moving": 0.0}),
+        lambda: batches(norms={"count": 6.0, "evaluating": 0.0, "moving": 0.0}),
+    ),
+    ShortTraining: Example(lambda: planned(5), lambda: planned(50)),
     Overfit: Example(
         lambda: run_with(LEARNED, [1.3, 1.0, 0.8, 0.7, 0.8, 0.9, 1.0, 1.1]),
         lambda: run_with(LEARNED, [1.3, 1.0, 0.8, 0.7, 0.7, 0.7, 0.7, 0.7]),

@@ -111,10 +111,11 @@ def test_overfit_is_not_taken_back_when_the_learning_rate_ends_at_zero() -> None
     assert "epochs=4" in result.advice
 
 
-def test_overfit_waits_for_a_hundred_steps() -> None:
+def test_overfit_waits_for_a_hundred_steps_or_a_quarter_of_a_short_training() -> None:
     train, valid = np.repeat(np.linspace(1.4, 0.1, 8), 20).tolist(), [1.3, 1.0, 0.8, 0.7, 0.8, 0.9, 1.0, 1.1]
     early = [train[index] for index in range(0, 160, 4)]
-    assert Overfit().check(run_with(early, valid, per_epoch=5)).verdict is Verdict.INSUFFICIENT_DATA
+    assert Overfit().check(run_with(early, valid, per_epoch=5)).verdict is Verdict.ISSUES  # of 40 planned steps
+    assert Overfit().check(run_with(early, valid, per_epoch=5, epochs=80)).verdict is Verdict.INSUFFICIENT_DATA
     assert Overfit().check(run_with(train, valid)).verdict is Verdict.ISSUES
 
 

@@ -43,5 +43,5 @@ def test_one_odd_position_of_a_large_map_is_seen(value: float) -> None:
 def test_units_without_positions_are_all_looked_at() -> None:
     values = torch.tensor([[1.0, -1.0], [3.0, -1.0], [5.0, -1.0]])
     assert statistics_of(values) == pytest.approx(
-        {"input_std": (8 / 3) ** 0.5 / 2, "abs_max": 5.0, "zero_share": 0.5, "dead_share": 0.5}
+        {"input_std": (8 / 3) ** 0.5 / 2, "abs_max": 5.0, "zero_share": 0.5, "dead_share": 0.5, "looks": 3.0}
     )

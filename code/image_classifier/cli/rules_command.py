@@ -87,7 +87,11 @@ def _show(results: Sequence[RuleResult]) -> None:
     fired = [each for each in results if each.verdict is Verdict.ISSUES]
     lacking = [each for each in results if _lacks_data(each)]
     if fired:
-        rows = [(each.rule, each.severity, each.summary, each.advice) for each in fired]
+        rows = [
+            (each.rule, each.severity, each.summary + _symptoms(each.rule, fired), each.advice)
+            for each in fired
+            if not each.symptom_of
+        ]
         render.table(("rule", "fired", "finding", "advice"), rows)
     if lacking:
         render.table(("rule", "lacked data"), [(each.rule, each.summary) for each in lacking])
@@ -98,6 +102,11 @@ def _show(results: Sequence[RuleResult]) -> None:
     if elsewhere:
         parts.append(f"{len(elsewhere)} do not apply ({why})")
     print(f"{len(results)} rules: {'; '.join(parts)}")
+
+
+def _symptoms(cause: str, fired: Sequence[RuleResult]) -> str:
+    names = [each.rule for each in fired if each.symptom_of == cause]
+    return f" (its symptoms: {', '.join(names)})" if names else ""
 
 
 def _run(settings: Settings, text: str, *, tensors: bool) -> RunData:

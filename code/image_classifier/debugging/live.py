@@ -34,6 +34,7 @@ class LiveRules(Observer):
     Args:
         run: filled by a recorder and a sampler.
         flush: brings `run` up to date.
+        folder: where rules.json goes; None for nowhere.
         stop_on: rules that may stop the job; they are looked at every STOP_STEPS steps and after each epoch.
         on_stop: called with the verdict that stops it, once.
     """
@@ -41,7 +42,7 @@ class LiveRules(Observer):
     def __init__(
         self,
         run: RunData,
-        folder: Path,
+        folder: Path | None,
         rules: Sequence[Rule],
         stop_on: Sequence[Rule],
         *,
@@ -49,7 +50,7 @@ class LiveRules(Observer):
         on_stop: Callable[[RuleResult], None],
     ) -> None:
         self._run = run
-        self._file = folder / RULES.name
+        self._file = None if folder is None else folder / RULES.name
         self._rules = [*rules, *(rule for rule in stop_on if rule not in rules)]
         self._stop_on = list(stop_on)
         self._flush = flush
@@ -123,12 +124,19 @@ class LiveRules(Observer):
         """Logs what was not said before, writes rules.json, and asks for the stop if it has come to that."""
         with self._speaking:
             for result in results:
+                if result.verdict is Verdict.NO_ISSUES and result.rule in self._said:
+                    self._said.remove(result.rule)
+                    log.info("rule %s takes its finding back: %s", result.rule, result.summary)
+                if result.symptom_of:  # its cause has been told
+                    continue
                 if result.verdict in (Verdict.ISSUES, Verdict.ERROR) and result.rule not in self._said:
                     self._said.add(result.rule)
                     advice = f"; {result.advice}" if result.advice else ""
                     log.warning("rule %s: %s%s", result.rule, result.summary, advice)
             names = {rule.name for rule in self._stop_on}
             self._stop_if_fired([result for result in results if result.rule in names])
+            if self._file is None:
+                return
             try:
                 write_text(self._file, rule_results_to_json(results))
             except Exception as error:  # a full disk must not end the job here: the checkpoint will tell

@@ -93,6 +93,57 @@ def images_per_second(run: RunData) -> float:
     return float(images.values.sum()) / max(float(seconds.values.sum()), 1e-9)
 
 
+def planned_steps(run: RunData) -> int:
+    """Training steps of the whole job; those that were made, when nobody said how many there will be."""
+    planned = int(run.job.config.get("epochs", 0) or 0) * run.job.steps_per_epoch
+    return max(planned, len(run.step("train", "loss")))
+
+
+def guessing_loss(run: RunData) -> float:
+    """The cross entropy of naming the classes with their own frequencies, which knows nothing of an image: the entropy
+    of the training labels, or, before an epoch is over, ln(classes). NaN without classes."""
+    labels = np.array([each.labels for each in run.classes if each.mode == "train"], np.float64)
+    counts = labels.sum(axis=0) if labels.size else np.ones(len(run.job.classes))
+    shares = counts[counts > 0] / max(counts.sum(), 1)
+    return float(-(shares * np.log(shares)).sum()) if len(shares) > 1 else math.nan
+
+
+LEARNED, MASTERED = 0.97, 0.2  # of the guessing loss
+TENTH = 10
+
+
+def ends_of_losses(run: RunData) -> tuple[Floats, Floats]:
+    """The training losses against true labels of the first and of the last tenth of the steps so far, three or more."""
+    losses = run.step("train", "clean_loss").values
+    size = max(3, len(losses) // TENTH)
+    return (losses[:size], losses[-size:]) if len(losses) >= 2 * size else (np.empty(0), np.empty(0))
+
+
+def has_learned(run: RunData) -> bool:
+    """Whether the training loss has plainly gone down: the last tenth of it lies below the first by a tenth of that and
+    by more than two standard errors, and, of classes, below 0.97 of what guessing has."""
+    first, last = ends_of_losses(run)
+    if not len(last) or not np.isfinite([*first, *last]).all():
+        return False
+    error = math.hypot(first.std() / math.sqrt(len(first)), last.std() / math.sqrt(len(last)))
+    fall, guessing = first.mean() - last.mean(), guessing_loss(run)
+    plain = fall > max(0.1 * abs(first.mean()), 2 * error)
+    return bool(plain and not last.mean() >= LEARNED * guessing)
+
+
+def has_mastered(run: RunData) -> bool:
+    """Whether the network answers nearly all it is trained on rightly: a loss below a fifth of what guessing has."""
+    _, last = ends_of_losses(run)
+    return bool(len(last) and last.mean() < MASTERED * guessing_loss(run))
+
+
+def since_not_finite(run: RunData) -> int | None:
+    """The first training step whose loss is not finite."""
+    losses = run.step("train", "loss")
+    bad = np.flatnonzero(~np.isfinite(losses.values))
+    return int(losses.steps[bad[0]]) if len(bad) else None
+
+
 def of_epochs(run: RunData, mode: Mode, name: str) -> tuple[NDArray[np.int64], Floats]:
     """Epochs, and the mean of a step value over each one's images."""
     series, images, epochs = run.step(mode, name), run.step(mode, "images"), run.epochs(mode)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import nn
 from image_classifier.contract.errors import describe
 from image_classifier.debugging.clock import Phases, StepClock
 from image_classifier.debugging.observer import Observer
+from image_classifier.debugging.outputstats import are_classes, mode_statistics, output_statistics
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.schema import ClassCounts, Mode, StatisticsRecord, StepRecord
 from image_classifier.debugging.sinks import Sink
@@ -30,6 +31,7 @@ from image_classifier.debugging.tensorstats import (
     activation_statistics,
     input_statistics,
     to_numbers,
+    unwrap,
 )
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,12 @@ FLUSH_S = 60.0  # what a training that is killed loses of its record at most
 FIRST_STEPS = frozenset({0, 1, 2, 5, 10, 20, 50})
 FIRST_ACTIVATION_STEPS = frozenset({0, 5, 50})
 INPUT_IMAGES = 512  # the inputs' statistics are taken of the first images only: what CheckInputImages needs
+SHORT = 100  # steps; the activations of a training with fewer are also looked at in its second half
+
+
+def late_steps(planned: int) -> frozenset[int]:
+    """The steps at the middle and at four fifths of a short training."""
+    return frozenset({planned // 2, planned * 4 // 5}) if 0 < planned < SHORT else frozenset()
 
 
 @dataclass
@@ -68,6 +76,7 @@ class Recorder(Observer):
         num_classes: of the labels.
         debug_interval: steps between statistics of gradients and weights; 0 for none.
         activation_interval: steps between statistics of activations; 0 for none.
+        planned_steps: of the whole training, so that a short one is looked at often enough; 0 when nobody knows.
         bf16: autocast the extra forward pass for activations.
     """
 
@@ -81,6 +90,7 @@ class Recorder(Observer):
         num_classes: int,
         debug_interval: int,
         activation_interval: int,
+        planned_steps: int = 0,
         bf16: bool = False,
     ) -> None:
         self.run = run
@@ -91,10 +101,12 @@ class Recorder(Observer):
         self._debug_interval = debug_interval
         self._activation_interval = activation_interval
         self._bf16 = bf16
+        self._activation_steps = FIRST_ACTIVATION_STEPS | late_steps(planned_steps)
         self._pending: list[_Pending] = []
         self._mode: Mode = "train"
         self._step, self._epoch = 0, 1
         self._tensors: dict[str, Scalars] = {}
+        self._batch: Scalars = {}
         self._watch: WeightWatch | None = None
         self._inputs_seen = 0
         self._failed = False
@@ -117,6 +129,25 @@ class Recorder(Observer):
     def after_backward(self) -> None:
         if self._due(self._debug_interval, FIRST_STEPS):
             self._guarded(self._after_backward)
+
+    def weights_before(self) -> None:
+        """For a training whose optimiser cannot be asked: what the weights are before the next step, if that one is
+        recorded; its gradients are read by `gradients_now`, before `after_update`."""
+        self.after_backward()
+
+    def gradients_now(self) -> None:
+        """The backward pass is over, and the optimiser may have made its step."""
+        if self._watch is not None:
+            self._guarded(lambda: self._watch and self._watch.look_at_gradients(self._model))
+
+    @property
+    def records_this_step(self) -> bool:
+        """Whether statistics of the step that is under way are kept."""
+        return not self._failed and self._due(self._debug_interval, FIRST_STEPS)
+
+    def add_batch(self, name: str, values: Mapping[str, torch.Tensor]) -> None:
+        """Something else of the batch of a step that is recorded, see StatisticsRecord.batch; 0-d, on the device."""
+        self._batch[name] = dict(values)
 
     def after_update(self) -> None:
         if self._watch is not None:
@@ -149,7 +180,7 @@ class Recorder(Observer):
         if self._mode == "train" and self._inputs_seen < INPUT_IMAGES:
             self._inputs_seen += images.shape[0]
             self._tensors["inputs"] = input_statistics(images)
-        if self._due(self._activation_interval, FIRST_ACTIVATION_STEPS):
+        if self._due(self._activation_interval, self._activation_steps):
             with torch.no_grad():
                 self._tensors["activations"] = activation_statistics(self._model, images, bf16=self._bf16)
         self._clock.mark("hook_s")
@@ -173,10 +204,10 @@ class Recorder(Observer):
             self._clock.mark("hook_s")
 
     def _end_step(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        clean_loss = F.cross_entropy(logits.float(), labels)
-        hits = (logits.argmax(1) == labels).to(self._counts.dtype)
-        self._counts[0].index_add_(0, labels, torch.ones_like(labels))
-        self._counts[1].index_add_(0, labels, hits)
+        clean_loss = self._count_classes(loss, logits, labels)
+        if self._mode == "train" and "weights" in self._tensors:
+            of_mode = mode_statistics(unwrap(self._model), loss.device)
+            self._tensors["batch"] = output_statistics(loss, logits, labels) | of_mode | self._batch
         self._clock.mark("hook_s")
         seconds, phases = self._clock.end()
         pending = _Pending(
@@ -192,10 +223,25 @@ class Recorder(Observer):
             tensors=self._tensors,
         )
         self._pending.append(pending)
-        self._tensors = {}
+        self._tensors, self._batch = {}, {}
         if len(self._pending) >= FLUSH_STEPS or time.monotonic() - self._flushed > FLUSH_S:
             self._flush()
             self._clock.mark("hook_s")  # counts for the next step
+
+    def _count_classes(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Counts labels and right answers by class. Returns the loss against the true labels; the loss itself where the
+        labels are no classes, or lie outside of them."""
+        num_classes = self._counts.shape[1]
+        if not num_classes or logits.ndim != 2 or not are_classes(labels):
+            return loss
+        if logits.shape[1] < num_classes:
+            return loss
+        inside = (labels >= 0) & (labels < num_classes)
+        kept = labels.clamp(0, num_classes - 1)
+        hits = ((logits.argmax(1) == labels) & inside).to(self._counts.dtype)
+        self._counts[0].index_add_(0, kept, inside.to(self._counts.dtype))
+        self._counts[1].index_add_(0, kept, hits)
+        return F.cross_entropy(logits.float(), kept)
 
     def _end_epoch(self) -> None:
         self._flush()

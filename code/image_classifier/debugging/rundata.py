@@ -145,12 +145,14 @@ class RunData:
 
     Attributes:
         classes: labels and right answers by class, of each mode and epoch.
+        finished: whether the training is known to have ended, so that no more will come.
         peers: rank -> the other processes' steps, where somebody read them; in the job nobody does.
     """
 
     def __init__(self, job: JobFacts) -> None:
         self.job = job
         self.classes: list[ClassCounts] = []
+        self.finished = False
         self.peers: dict[int, RunData] = {}
         self._steps: dict[Mode, _Steps] = {}
         self._tensors: dict[str, dict[str, dict[str, _Growing]]] = {}

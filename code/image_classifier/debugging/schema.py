@@ -92,8 +92,10 @@ class StatisticsRecord:
             step's change divided by the l2 norm of the weights (+ 1e-9).
         activations: activation layer and its call (`layer1.0.relu_output_2`) -> input_std, of what goes in, over
             images and positions, mean over units (channels); abs_max and zero_share of what comes out; dead_share, of
-            its units that are above 0 for less than 1 % of images and positions. In the order of the forward pass.
+            its units that are above 0 for less than 1 % of images and positions; looks, how many of these there were.
+            In the order of the forward pass.
         inputs: channel (`0`, `1`, `2`) -> mean, std of the batch, normalised as the network sees it; images.
+        batch: what was made of the batch: outputs, labels, row_sums, fit, norms; see outputstats.
     """
 
     step: int
@@ -101,6 +103,7 @@ class StatisticsRecord:
     weights: Statistics = field(default_factory=dict)
     activations: Statistics = field(default_factory=dict)
     inputs: Statistics = field(default_factory=dict)
+    batch: Statistics = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +237,7 @@ class RuleResult:
         evidence: at most MAX_EVIDENCE; for a rule of statistics (OverallSystemUsage), its table whatever the verdict.
         parameters: of the rule, name -> value.
         datapoints: how many measurements it looked at.
+        symptom_of: the rule that fired and accounts for this finding; empty for a finding of its own.
         applies: False where the job has nothing of what it asks about, such as a GPU: it lacks no data then.
     """
 
@@ -246,6 +250,7 @@ class RuleResult:
     parameters: Mapping[str, float | int | str | bool] = field(default_factory=dict)
     datapoints: int = 0
     applies: bool = True
+    symptom_of: str = ""
 
 
 MAX_EVIDENCE = 20

@@ -19,6 +19,7 @@ def tensor_name(kind: str, name: str, model_name: str) -> str:
         "gradients": f"gradient/{model_name}_{name}",
         "weights": f"{model_name}_{name}",
         "inputs": f"input_channel_{name}",
+        "batch": f"batch/{name}",
     }
     return known.get(kind, name)
 
@@ -29,6 +30,7 @@ def parse_tensor_name(tensor: str, model_name: str) -> tuple[str, str] | None:
         "gradients": rf"gradient/{re.escape(model_name)}_(.+)",
         "weights": rf"{re.escape(model_name)}_(.+)",
         "inputs": r"input_channel_(\d+)",
+        "batch": r"batch/(.+)",
         "activations": r"(.+_output_\d+)",
     }
     for kind, pattern in patterns.items():

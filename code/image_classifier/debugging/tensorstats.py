@@ -16,6 +16,7 @@ from torch import nn
 
 DEAD_BELOW = 0.01  # a unit active in less than this share of images and positions is dead: the managed DeadRelu's 1 %
 EPSILON = 1e-9  # the managed WeightUpdateRatio's
+PROBE_VECTORS = 64  # the same of a batch without positions: of fewer, a unit that is seldom active looks dead
 PROBE_IMAGES = 16  # of a batch go through the extra forward pass
 PROBE_POSITIONS = 256  # of each unit's map are looked at; with 16 images, a share of 1 % is still 40 of them
 ACTIVATIONS = (
@@ -44,7 +45,7 @@ class WeightWatch:
     """Gradients and weights of one optimiser step: make it after the backward pass, ask `after` the optimiser.
 
     Args:
-        model: its trained parameters with two dimensions or more and a gradient are watched.
+        model: its trained parameters with two dimensions or more are watched.
     """
 
     @torch.no_grad()
@@ -52,14 +53,22 @@ class WeightWatch:
         named = [
             (name, parameter)
             for name, parameter in unwrap(model).named_parameters()
-            if parameter.requires_grad and parameter.ndim > 1 and parameter.grad is not None
+            if parameter.requires_grad and parameter.ndim > 1
         ]
         self._names = [name for name, _ in named]
         self._parameters = [parameter.detach() for _, parameter in named]
-        gradients = [parameter.grad.detach() for _, parameter in named if parameter.grad is not None]
+        # a trained parameter that no gradient reaches has one of zero: that is a finding, and no reason to leave it out
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for _, p in named]
         self.gradients = norms(self._names, gradients)
         self._before = [parameter.clone() for parameter in self._parameters]
         self._weights = norms(self._names, self._before)
+
+    @torch.no_grad()
+    def look_at_gradients(self, model: nn.Module) -> None:
+        """Reads the gradients again, where this was made before the backward pass; none when all have been dropped."""
+        found = {name: p.grad for name, p in unwrap(model).named_parameters() if p.grad is not None}
+        shown = [found.get(name, torch.zeros_like(p)) for name, p in zip(self._names, self._parameters, strict=True)]
+        self.gradients = norms(self._names, [each.detach() for each in shown]) if found else {}
 
     @torch.no_grad()
     def after(self) -> Scalars:
@@ -98,8 +107,9 @@ def activation_statistics(model: nn.Module, images: torch.Tensor, *, bf16: bool 
         images: (n, 3, H, W); the first PROBE_IMAGES are used.
 
     Returns:
-        `LAYER_output_CALL` -> input_std, abs_max, zero_share, dead_share; in the order of the forward pass. All but
-        abs_max are of a grid of at most PROBE_POSITIONS of a large map.
+        `LAYER_output_CALL` -> input_std, abs_max, zero_share, dead_share, looks (images x positions that were looked
+        at of each unit); in the order of the forward pass. All but abs_max are of a grid of at most PROBE_POSITIONS of
+        a large map.
     """
     model = unwrap(model)
     found: Scalars = {}
@@ -127,7 +137,7 @@ def activation_statistics(model: nn.Module, images: torch.Tensor, *, bf16: bool 
             torch.random.fork_rng(devices=devices),
             torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16),
         ):
-            model(images[:PROBE_IMAGES])
+            model(images[: PROBE_IMAGES if images.ndim > 2 else PROBE_VECTORS])
     finally:
         for handle in handles:
             handle.remove()
@@ -161,6 +171,7 @@ def _of_output(output: torch.Tensor) -> dict[str, torch.Tensor]:
         "abs_max": torch.stack(extremes).float().abs().max(),
         "zero_share": (sample == 0).float().mean(),
         "dead_share": (active < DEAD_BELOW).float().mean(),
+        "looks": sample.new_tensor(float(sample[:, 0].numel())),
     }
 
 
@@ -179,8 +190,9 @@ def _frozen_running_statistics(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def input_statistics(images: torch.Tensor) -> Scalars:
-    """Mean and standard deviation by channel, and the number of images, of a (n, C, H, W) batch."""
-    stds, means = torch.std_mean(images.float(), dim=(0, 2, 3))
+    """Mean and standard deviation by channel, and the number of images, of a (n, C, ...) batch."""
+    rest = [dim for dim in range(images.ndim) if dim != 1]
+    stds, means = torch.std_mean(images.float(), dim=rest, correction=0 if images.numel() == images.shape[1] else 1)
     count = means.new_full((), images.shape[0])
     return {str(i): {"mean": means[i], "std": stds[i], "images": count} for i in range(images.shape[1])}
 

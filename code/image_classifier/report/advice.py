@@ -74,8 +74,9 @@ def _of_standing(facts: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator
 
 def _open(facts: Mapping[str, Any]) -> list[Item]:
     """All that there is to do, but for serving."""
-    fired = [rule for rule in facts["rules"] if rule["verdict"] == "IssuesFound" and rule["severity"] != "info"]
-    covered = frozenset(RULES[rule["rule"]].aspect for rule in fired if rule["rule"] in RULES)  # a file may be older
+    found = [rule for rule in facts["rules"] if rule["verdict"] == "IssuesFound" and rule["severity"] != "info"]
+    fired = [rule for rule in found if not rule.get("symptom_of")]
+    covered = frozenset(RULES[rule["rule"]].aspect for rule in found if rule["rule"] in RULES)  # a file may be older
     items = [*_ending(facts), *_of_rules(fired), *_no_test(facts)]
     if facts["history"]:
         items += [*_learning(facts, covered), *_errors(facts, covered), *_speed(facts, covered), *_measuring(facts)]

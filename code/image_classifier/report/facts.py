@@ -132,7 +132,7 @@ def _rules(sources: Sources) -> list[dict[str, Any]]:
     rank = {"IssuesFound": 0, "Error": 1, "NoIssuesFound": 2, "InsufficientData": 3}
     weight = {"critical": 0, "warning": 1, "info": 2}
     rows = [dataclasses.asdict(each) | {"verdict": each.verdict.value} for each in found]
-    return sorted(rows, key=lambda row: (rank[row["verdict"]], weight.get(row["severity"], 3)))
+    return sorted(rows, key=lambda row: (rank[row["verdict"]], bool(row["symptom_of"]), weight.get(row["severity"], 3)))
 
 
 def _config(sources: Sources, job: JobFacts, earlier: Mapping[str, Any]) -> dict[str, Any]:

@@ -78,7 +78,9 @@ def _finding(rule: dict[str, Any]) -> Markup:
     more = joined(evidence, tag("p", looked, class_="soft"))
     if rule["verdict"] != "IssuesFound":
         return details(sentence(rule["summary"]), more)
-    advice = tag("p", sentence(rule["advice"]), class_="advice") if rule["advice"] else None
+    cause = rule.get("symptom_of")
+    told = f"A symptom of what {words(cause)} found." if cause else sentence(rule["advice"])
+    advice = tag("p", told, class_="advice") if told else None
     return joined(tag("p", sentence(rule["summary"])), advice, details("Evidence" if rows else "Parameters", more))
 
 

@@ -99,6 +99,8 @@ def standing(outcome: Facts, rules: Sequence[Facts], advice: Sequence[Facts]) ->
     """
     accuracy, status = outcome["accuracy"], outcome["status"]
     fired = [rule["rule"] for rule in rules if rule["verdict"] == "IssuesFound" and rule["severity"] != "info"]
+    symptoms = {rule["rule"] for rule in rules if rule.get("symptom_of")}
+    fired = [rule for rule in fired if rule not in symptoms] or fired
     others = [item["title"] for item in advice if item.get("about") in IN_THE_WAY]
     lacking = [{"rule": rule["rule"], "why": rule["summary"]} for rule in rules if could_not_judge(rule)]
     verdict, sentence = _verdict(

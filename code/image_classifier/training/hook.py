@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 COLLECTIONS = {  # ours, besides smdebug's own losses, gradients, weights
     "relu_output": r"^(?!Identity|CrossEntropyLoss).+_output_\d+$",  # the managed DeadRelu's name for activations
     "inputs": r"^input_channel_\d+$",
+    "batch": r"^batch/.+$",
     "counts": rf"^({LABELS}|{HITS}|{STEP_FACTS})$",
 }
 
@@ -94,6 +95,7 @@ class SmdebugSink:
             "weights": record.weights,
             "activations": record.activations,
             "inputs": record.inputs,
+            "batch": record.batch,
         }
         for kind, tensors in parts.items():
             for name, statistics in tensors.items():

@@ -19,7 +19,6 @@ from image_classifier.contract.errors import ClassifierError, describe
 from image_classifier.contract.outputs import SETUP
 from image_classifier.contract.paths import MlPaths
 from image_classifier.debugging.hang_watch import HangWatch
-from image_classifier.debugging.live import LiveRules
 from image_classifier.debugging.observer import Observer, Observers
 from image_classifier.debugging.recorder import Recorder
 from image_classifier.debugging.rules import parse_rules
@@ -29,6 +28,7 @@ from image_classifier.debugging.saved import read_files
 from image_classifier.debugging.schema import JobFacts, Mode, RuleResult, read_job
 from image_classifier.debugging.sinks import Background, JsonLines, Sink
 from image_classifier.debugging.trace import TraceWindow
+from image_classifier.debugging.watch import observers_of
 from image_classifier.training.hook import Guarded, ManagedHook, SmdebugSink
 from image_classifier.training.setup import Setup
 from image_classifier.training.stop import StopFlag
@@ -95,10 +95,11 @@ def make_hook(watched: Watched, paths: MlPaths, stop: StopFlag, on_hang: Callabl
         num_classes=len(watched.classes),
         debug_interval=config.debug_interval if config.debug and chief else 0,
         activation_interval=config.activation_interval if config.debug and chief else 0,
+        planned_steps=config.epochs * watched.steps_per_epoch,
         bf16=watched.setup.bf16,
     )
-    if run is not None:
-        live = LiveRules(run, paths.output_data, rules, stop_on, flush=recorder.flush, on_stop=stop.fire)
+    live = observers_of(recorder, rules, stop_on, folder=paths.output_data, on_stop=stop.fire)
+    if live is not None:
         members.append(live)
         if math.isfinite(live.patience_s):
             members.append(HangWatch(live, begun=process_started(), on_hang=on_hang))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from difflib import get_close_matches
 
@@ -9,14 +10,24 @@ from image_classifier.contract.errors import ConfigError
 
 # in the order of the report: each module's rules enter RULES when it is imported
 # isort: off
-from image_classifier.debugging.rules import losses, tensors, overfitting, classes, waiting, system, framework, overall
+from image_classifier.debugging.rules import (
+    losses,
+    tensors,
+    batches,
+    overfitting,
+    classes,
+    waiting,
+    system,
+    framework,
+    overall,
+)
 
 # isort: on
 from image_classifier.debugging.rules.base import RULES, Rule
 from image_classifier.debugging.rundata import RunData
-from image_classifier.debugging.schema import RuleResult
+from image_classifier.debugging.schema import RuleResult, Verdict
 
-MODULES = (losses, tensors, overfitting, classes, waiting, system, framework, overall)
+MODULES = (losses, tensors, batches, overfitting, classes, waiting, system, framework, overall)
 __all__ = ["MODULES", "RULES", "judge", "parse_rules"]
 
 
@@ -31,8 +42,44 @@ def parse_rules(text: str) -> tuple[Rule, ...]:
 
 
 def judge(run: RunData, rules: Sequence[Rule]) -> list[RuleResult]:
-    """Every rule's verdict on a run."""
-    return [rule.check(run) for rule in rules]
+    """Every rule's verdict on a run. Of rules that fired, those that another accounts for are told as its symptoms."""
+    return with_causes([rule.check(run) for rule in rules])
+
+
+# from what is given to what comes of it: of two rules that account for each other, the first that fired is the cause
+CAUSES_FIRST = (
+    "LabelsOutside",
+    "CheckInputImages",
+    "WrongHead",
+    "NormMode",
+    "ShortTraining",
+    "AllZero",
+    "VanishingGradient",
+    "PoorWeightInitialization",
+    "UnchangedTensor",
+    "ExplodingTensor",
+    "WeightUpdateRatio",
+    "DeadRelu",
+    "ConstantOutput",
+)
+
+
+def with_causes(results: Sequence[RuleResult]) -> list[RuleResult]:
+    """The verdicts, with `symptom_of` where a rule that fired accounts for another's finding."""
+    fired = [each.rule for each in results if each.verdict is Verdict.ISSUES]
+    order = [name for name in (*CAUSES_FIRST, *fired) if name in fired]
+    causes: dict[str, str] = {}
+    for cause in dict.fromkeys(order):
+        if cause in RULES and cause not in causes:  # a symptom is no cause of others: its own cause is theirs
+            for symptom in RULES[cause].explains:
+                if symptom in fired and symptom not in causes and _earlier(order, cause, symptom):
+                    causes[symptom] = cause
+    return [dataclasses.replace(each, symptom_of=causes.get(each.rule, "")) for each in results]
+
+
+def _earlier(order: Sequence[str], cause: str, symptom: str) -> bool:
+    """Whether the two do not account for each other, or the cause comes first."""
+    return cause not in RULES[symptom].explains or order.index(cause) < order.index(symptom)
 
 
 def _rule(name: str) -> type[Rule]:

@@ -64,6 +64,7 @@ class Rule(ABC):
         about: what it reads: what the recorder saw, or the machine and its clock, which smdebug's files do not hold.
         managed: AWS's rule for the same question; None when AWS has none.
         aspect: of what the report's advice says nothing more once this rule has fired and spoken; None of nothing.
+        explains: rules whose findings it accounts for: they are its symptoms where it has fired.
         looks_at, remedy, source: what its evidence shows, what helps when it fires, where it comes from; with the
             docstring, which has the formula, what `deploy.py rules --explain` prints.
         judges: False for a table of statistics: that it ends without an issue means nothing.
@@ -73,6 +74,7 @@ class Rule(ABC):
     about: ClassVar[Literal["tensors", "system"]] = "tensors"
     managed: ClassVar[Managed | None]
     aspect: ClassVar[Aspect | None] = None
+    explains: ClassVar[tuple[str, ...]] = ()
     looks_at: ClassVar[str] = ""
     remedy: ClassVar[str] = ""
     source: ClassVar[str] = ""

@@ -132,6 +132,17 @@ class CheckInputImages(Rule):
     The managed rule's threshold is an absolute mean of 0.2, which dark, bright or plainly green photographs exceed.
     """
 
+    explains = (
+        "ExplodingTensor",
+        "PoorWeightInitialization",
+        "DeadRelu",
+        "WeightUpdateRatio",
+        "LossNotDecreasing",
+        "VanishingGradient",
+        "ClassImbalance",
+        "ConstantOutput",
+        "Overfit",
+    )
     looks_at = "mean or deviation of each channel that is out of range"
     remedy = "look at the images; scale and normalise them as the starting weights expect"
     source = "AWS Debugger's CheckInputImages; torchvision's ImageNet normalisation"

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from image_classifier.debugging.rules.base import Finding, Rule, first_run, healthy, insufficient, issue, short
+from image_classifier.debugging.measures import guessing_loss, planned_steps, since_not_finite
+from image_classifier.debugging.rules.base import Finding, Rule, healthy, insufficient, issue, short
 from image_classifier.debugging.rules.managed import Managed
-from image_classifier.debugging.rundata import Floats, RunData, Series
+from image_classifier.debugging.rundata import Floats, Mask, RunData, Series
 from image_classifier.debugging.schema import Evidence
 
 
@@ -20,6 +21,18 @@ class ExplodingTensor(Rule):
     Fires when any recorded loss or statistic is infinite or NaN; with `only_nan`, only for NaN.
     """
 
+    explains = (
+        "LossNotDecreasing",
+        "VanishingGradient",
+        "PoorWeightInitialization",
+        "DeadRelu",
+        "WeightUpdateRatio",
+        "UnchangedTensor",
+        "AllZero",
+        "Overfit",
+        "Overtraining",
+        "ClassImbalance",
+    )
     looks_at = "the first step at which each loss or statistic was not finite, with its value"
     remedy = (
         "lower lr, raise warmup_epochs, set amp=off where it only happens in bf16; labels or images that are not finite"
@@ -60,17 +73,22 @@ class ExplodingTensor(Rule):
 class LossNotDecreasing(Rule):
     """The training loss does not go down, or goes up again.
 
-    The losses are averaged over windows of `window` steps: m_0, m_1, ... with standard errors. Fires when
-    - after the warm-up and `num_steps` further steps, at `patience` windows in a row,
-      m_0 - m_k < max(diff_percent % of m_0, 2 standard errors of the difference): it never went down;
-    - or m_k > `chance` ln(classes) - 2 standard errors there, where guessing has a loss of ln(classes): it went down
-      no further than to ignorance; or
-    - at `patience` windows in a row, m_k - min(m_j, j < k) > increase_percent % of m_0 + 3 standard errors: it rises.
+    The losses are averaged over windows: m_0, m_1, ... with standard errors from the deviation within all windows. A
+    window has `window` steps, or a tenth of a training with fewer than ten such. Fires when, at the `patience` latest
+    windows, after the warm-up and `num_steps` further steps, of a short training half of it,
+    - m_0 - m_k < max(diff_percent % of |m_0|, 2 standard errors of the difference): it never went down;
+    - or m_k > `chance` times the loss of guessing - 2 standard errors, and it is not on its way: it went down no
+      further than to ignorance. Guessing has the entropy of the labels, ln(classes) where they are balanced. A loss
+      that still falls from window to window, before the last planned step, is on its way;
+    - or m_k - min(m_j, j < k) > increase_percent % of |m_0| + 3 standard errors: it rises.
+
+    A loss that falls later takes the finding back.
 
     With `literal` it is the managed rule: at every `literal_steps`-th step, the loss must lie `diff_percent` % below
     the one `literal_steps` steps before. On single batches that fires on nearly every healthy run.
     """
 
+    explains = ("ClassImbalance", "Overtraining")
     looks_at = "the means of the first, the lowest and the latest window of training losses"
     remedy = "change lr; check that labels and images belong together, and that the head and the loss fit each other"
     source = "AWS Debugger's LossNotDecreasing; the windows and their standard errors are ours: batches differ"
@@ -95,38 +113,60 @@ class LossNotDecreasing(Rule):
         losses, steps = series.values, series.steps
         if self.literal:
             return self._literal(run, steps, losses)
-        start = run.job.config.get("warmup_epochs", 0) * run.job.steps_per_epoch + self.num_steps
-        needed = math.ceil(start / self.window) + self.patience
-        count = len(losses) // self.window
+        if (since := since_not_finite(run)) is not None:
+            return insufficient(f"the training loss is not finite from step {since} on", len(losses))
+        planned = planned_steps(run)
+        size = max(3, min(self.window, planned // 10))
+        start = run.job.config.get("warmup_epochs", 0) * run.job.steps_per_epoch + min(self.num_steps, planned // 2)
+        needed = math.ceil(start / size) + self.patience
+        count = len(losses) // size
         if count < needed:
-            return insufficient(f"needs {needed * self.window} steps", len(losses))
-        windows = losses[: count * self.window].reshape(count, self.window)
-        means, errors = windows.mean(axis=1), windows.std(axis=1, ddof=1) / math.sqrt(self.window)
-        both = np.hypot(errors, errors[0])
-        flat = means[0] - means < np.maximum(self.diff_percent / 100 * means[0], 2 * both)
-        if len(run.job.classes) > 1:
-            flat |= means > self.chance * math.log(len(run.job.classes)) - 2 * errors
-        flat[: needed - self.patience] = False
-        best = np.minimum.accumulate(means)
-        best = np.concatenate([means[:1], best[:-1]])
-        rising = means - best > self.increase_percent / 100 * means[0] + 3 * both
-        ends = steps[self.window - 1 :: self.window]
+            return insufficient(f"needs {needed * size} steps", len(losses))
+        windows = losses[len(losses) - count * size :].reshape(count, size)  # the latest step is in the latest window
+        means = windows.mean(axis=1)
+        error = math.sqrt(float(windows.var(axis=1, ddof=1).mean()) / size)
+        at = steps[-1]
+        flat = means[0] - means < max(self.diff_percent / 100 * abs(means[0]), 2 * math.sqrt(2) * error)
+        lowest = np.concatenate([means[:1], np.minimum.accumulate(means)[:-1]])
+        rising = means - lowest > self.increase_percent / 100 * abs(means[0]) + 3 * math.sqrt(2) * error
+        ignorant = self._ignorant(run, means, error, len(losses) < planned)
         lr = run.job.config.get("lr", "?")
+        look = f"change lr (it is {lr}); check that labels and images belong together"
+        guessing = guessing_loss(run)
         for bad, what, advice in (
-            (flat, "does not go down", f"change lr (it is {lr}); check that labels and images belong together"),
-            (rising, "is rising", f"lower lr (it is {lr}) or raise warmup_epochs"),
+            (flat, f"does not go down: {short(means[0])} at first, {short(means[-1])} by step {int(at)}", look),
+            (
+                ignorant,
+                f"went from {short(means[0])} to {short(means[-1])} by step {int(at)}, no further down than guessing "
+                f"({short(guessing)})",
+                f"{look}, and that head and loss fit each other",
+            ),
+            (
+                rising,
+                f"is rising: {short(lowest[-1])} at its lowest, {short(means[-1])} by step {int(at)}",
+                f"lower lr (it is {lr}) or raise warmup_epochs",
+            ),
         ):
-            at = first_run(bad, self.patience)
-            if at is not None:
+            if bad[-self.patience :].all():
                 names = ("the first window", "the lowest window so far", "this window")
-                values = (means[0], best[at], means[at])
                 evidence = [
-                    Evidence(step=int(ends[at]), name=f"train loss, mean of {name}", value=float(value))
-                    for name, value in zip(names, values, strict=True)
+                    Evidence(step=int(at), name=f"train loss, mean of {name}", value=float(value))
+                    for name, value in zip(names, (means[0], lowest[-1], means[-1]), strict=True)
                 ]
-                summary = f"the training loss {what}: {short(means[0])} at first, {short(means[at])} by step"
-                return issue(f"{summary} {int(ends[at])}", advice, evidence, len(losses))
+                return issue(f"the training loss {what}", advice, evidence, len(losses))
         return healthy(f"the training loss went from {short(means[0])} to {short(means[-1])}", len(losses))
+
+    def _ignorant(self, run: RunData, means: Floats, error: float, unfinished: bool) -> Mask:
+        """By window, whether the loss is that of guessing; nowhere when the loss is no cross entropy of classes."""
+        guessing = guessing_loss(run)
+        clean = run.step("train", "clean_loss").values
+        nowhere = np.zeros(len(means), np.bool_)
+        if not math.isfinite(guessing) or abs(clean.mean() - means.mean()) > 0.2 * guessing:
+            return nowhere
+        on_its_way = len(means) > 2 and means[-3] - means[-1] > max(0.02 * abs(means[-3]), 2 * math.sqrt(2) * error)
+        if unfinished and on_its_way:
+            return nowhere
+        return np.asarray(means > self.chance * guessing - 2 * error)
 
     def _literal(self, run: RunData, steps: Floats, losses: Floats) -> Finding:
         evidence = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from image_classifier.debugging.measures import both_losses
+from image_classifier.debugging.measures import LEARNED, both_losses, guessing_loss, planned_steps
 from image_classifier.debugging.rules.base import Finding, Rule, first_run, healthy, insufficient, issue, short
 from image_classifier.debugging.rules.managed import Managed
 from image_classifier.debugging.rundata import Floats, RunData
@@ -19,11 +19,11 @@ class Overfit(Rule):
     """The network learns the training images by heart: validation gets worse while training gets better.
 
     On mean losses of epochs against true labels (no smoothing). Fires when in each of any `patience` epochs in a row,
-    all ended after step `start_step`, the validation loss lies more than `rise` above its best so far and more than
-    `ratio` above the training loss, while the training loss has gone down since that best epoch; and the rise, summed
-    over the n validation images, is above sqrt(k + 1) ln(classes), k of the n being wrong in that epoch: as much as
-    chance, which moves k by about its square root, could make of so few images. A learning rate that ends at zero may
-    bring the validation loss back down; that takes nothing back.
+    all ended after step `start_step`, or after a quarter of a short training, the validation loss lies more than `rise`
+    above its best so far and more than `ratio` above the training loss, while the training loss has gone down since
+    that best epoch; and the rise, summed over the n validation images, is above sqrt(k + 1) ln(classes), k of the n
+    being wrong in that epoch: as much as chance, which moves k by about its square root, could make of so few images.
+    A learning rate that ends at zero may bring the validation loss back down; that takes nothing back.
 
     Early in a training, while batch norms' running statistics lag behind, validation may be bad and recover.
 
@@ -31,6 +31,7 @@ class Overfit(Rule):
     training images well has that.
     """
 
+    explains = ("Overtraining",)
     looks_at = "training and validation losses of the epochs that made it fire"
     remedy = "stop earlier, augment=standard, raise weight_decay, add images; look for wrong labels"
     source = "AWS Debugger's Overfit; the rise beyond chance is ours"
@@ -46,6 +47,8 @@ class Overfit(Rule):
 
     def judge(self, run: RunData) -> Finding:
         epochs, train, valid = both_losses(run)
+        if not np.isfinite([*train, *valid]).all():
+            return insufficient("the losses are not finite", len(epochs))
         if len(epochs) < self.patience + (0 if self.literal else 1):
             return insufficient(f"needs {self.patience + 1} epochs with a validation", len(epochs))
         gap = valid > (1 + self.ratio) * train
@@ -55,9 +58,10 @@ class Overfit(Rule):
         if self.literal:
             worse = gap
         else:
-            late = self._steps_by(run, epochs) >= self.start_step
+            start = min(self.start_step, planned_steps(run) // 4)
+            late = self._steps_by(run, epochs) >= start
             if late.sum() < self.patience:
-                return insufficient(f"needs {self.patience} epochs after step {self.start_step}", len(epochs))
+                return insufficient(f"needs {self.patience} epochs after step {start}", len(epochs))
             worse &= late
         at = first_run(worse, self.patience)
         if at is None:
@@ -109,8 +113,9 @@ class Overtraining(Rule):
     """The training goes on although nothing gets better.
 
     Fires when the validation loss has not gone below its best by more than `delta` (a share of it) for
-    `patience_valid` epochs in a row, and the training loss not below its best for `patience_train` epochs in a row.
-    The model is not harmed, the best epoch's weights are kept; time is lost.
+    `patience_valid` epochs in a row, and the training loss not below its best for `patience_train` epochs in a row;
+    when these epochs are more than `idle` of the training so far, and something was learned before. The model is not
+    harmed, the best epoch's weights are kept; time is lost. A gain later takes the finding back.
     """
 
     looks_at = "for how many epochs neither loss had improved"
@@ -126,18 +131,22 @@ class Overtraining(Rule):
     patience_train: int = 5
     patience_valid: int = 10
     delta: float = 0.01
+    idle: float = 0.67
 
     def judge(self, run: RunData) -> Finding:
         epochs, train, valid = both_losses(run)
+        if not np.isfinite([*train, *valid]).all():
+            return insufficient("the losses are not finite", len(epochs))
         if len(epochs) <= self.patience_valid:
             return insufficient(f"needs more than {self.patience_valid} epochs with a validation", len(epochs))
         since_train, since_valid = self._since_gain(train), self._since_gain(valid)
         idle = (since_train >= self.patience_train) & (since_valid >= self.patience_valid)
-        if not idle.any():
+        lost = since_valid[-1] / len(epochs)
+        if not idle[-1] or lost < self.idle or not self._learned(run, train):
             return healthy(
                 f"the validation loss last improved {int(since_valid[-1])} epochs before the end", len(epochs)
             )
-        at = int(np.argmax(idle))
+        at = len(epochs) - 1
         useful = int(epochs[at - int(since_valid[at])])
         evidence = [
             Evidence(step=int(epochs[at]), name="epochs without a better eval loss", value=float(since_valid[at])),
@@ -149,6 +158,11 @@ class Overtraining(Rule):
             evidence,
             len(epochs),
         )
+
+    @staticmethod
+    def _learned(run: RunData, train: Floats) -> bool:
+        """Whether there is anything to have too much of: not where the loss stayed at that of guessing."""
+        return not train.min() >= LEARNED * guessing_loss(run)
 
     def _since_gain(self, losses: Floats) -> Floats:
         """For each epoch, how many epochs ago the best loss so far, of gains above delta, was reached."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from image_classifier.debugging.measures import FIRST_UPDATE, aligned, updates
+from image_classifier.debugging.measures import FIRST_UPDATE, aligned, has_learned, has_mastered, updates
 from image_classifier.debugging.rules.base import (
     Finding,
     Rule,
@@ -20,7 +21,8 @@ from image_classifier.debugging.rules.base import (
     short,
 )
 from image_classifier.debugging.rules.managed import Managed
-from image_classifier.debugging.rundata import Floats, RunData
+from image_classifier.debugging.rules.rows import finite_part, in_a_row, unique_names
+from image_classifier.debugging.rundata import Floats, Mask, RunData, Series
 from image_classifier.debugging.schema import Evidence
 
 
@@ -38,6 +40,14 @@ class VanishingGradient(Rule):
     twelve layers of sigmoids below 1e-9.
     """
 
+    explains = (
+        "ConstantOutput",
+        "PoorWeightInitialization",
+        "UnchangedTensor",
+        "WeightUpdateRatio",
+        "LossNotDecreasing",
+        "ClassImbalance",
+    )
     looks_at = "the mean absolute gradient of each layer that vanishes, with the step"
     remedy = "batch norm or residual connections instead of saturating activations; weights=imagenet"
     source = "AWS Debugger's VanishingGradient; Glorot and Bengio 2010"
@@ -50,9 +60,11 @@ class VanishingGradient(Rule):
 
     def judge(self, run: RunData) -> Finding:
         layers = dict(run.tensors("gradients", "abs_mean"))
-        steps, table = aligned(layers, self.start_step)
+        steps, table = finite_part(*aligned(layers, self.start_step))
         if len(steps) < self.patience:
-            return insufficient(f"needs gradients of {self.patience} steps from step {self.start_step} on", table.size)
+            return insufficient(
+                f"needs finite gradients of {self.patience} steps from step {self.start_step} on", table.size
+            )
         largest = table.max(axis=0)
         vanished = (table < self.threshold) & (table < self.relative * largest)
         evidence = in_a_row(vanished, self.patience, steps, table, [f"gradient {name} abs_mean" for name in layers])
@@ -74,13 +86,24 @@ class PoorWeightInitialization(Rule):
 
     Fires when, at a recorded step among the first `steps`, the standard deviation of what enters the activations (over
     images and positions, mean over units) differs between layers by more than a factor of `std_ratio`; a layer without
-    any deviation counts as infinitely far.
+    any deviation counts as infinitely far. A network that learns all the same takes the finding back. One image has no
+    deviation: where no layer has more to look at, nothing is said.
 
     The managed rule takes variances apart by a factor of 10 (a deviation of 3.2), which the sum over the residual
     blocks of a healthy ResNet50 exceeds. Its second test, the smallest gradient, fires on every network whose residual
     branches start at zero; VanishingGradient looks at gradients once these have come to life.
     """
 
+    explains = (
+        "ConstantOutput",
+        "VanishingGradient",
+        "AllZero",
+        "DeadRelu",
+        "UnchangedTensor",
+        "WeightUpdateRatio",
+        "LossNotDecreasing",
+        "ClassImbalance",
+    )
     looks_at = "the largest over the smallest deviation of what enters the activations, by step"
     remedy = "weights=imagenet; He initialisation and batch norm in layers of your own"
     source = "AWS Debugger's PoorWeightInitialization; He et al. 2015 (arXiv 1502.01852)"
@@ -95,9 +118,11 @@ class PoorWeightInitialization(Rule):
 
     def judge(self, run: RunData) -> Finding:
         layers = dict(run.tensors("activations", "input_std"))
-        steps, table = aligned(layers, 0, self.steps)
+        steps, table = finite_part(*aligned(layers, 0, self.steps))
         if not table.size:
-            return insufficient(f"needs activations of the first {self.steps} steps")
+            return insufficient(f"needs finite activations of the first {self.steps} steps, of two images or more")
+        if has_learned(run):
+            return healthy("whatever the signal does from layer to layer, the network learns", table.size)
         with np.errstate(divide="ignore", invalid="ignore"):  # infinities and zeros are what it looks for
             spread = np.where(table.min(axis=0) == 0, math.inf, table.max(axis=0) / table.min(axis=0))
         evidence = [
@@ -108,12 +133,18 @@ class PoorWeightInitialization(Rule):
         if not evidence:
             return healthy(f"the signal's deviation differs by a factor of {short(float(spread.max()))}", table.size)
         return issue(
-            f"the deviation of what enters the activations differs by a factor of {short(evidence[0].value)} between "
-            f"layers at step {evidence[0].step}: the signal dies out or blows up",
+            f"the deviation of what enters the activations {self._words(evidence[0].value)} at step "
+            f"{evidence[0].step}: the signal dies out or blows up",
             "start from weights=imagenet; for layers of your own use He initialisation and batch norm",
             evidence,
             table.size,
         )
+
+    @staticmethod
+    def _words(spread: float) -> str:
+        if math.isinf(spread):
+            return "is 0 in some layers"
+        return f"differs by a factor of {short(spread)} between layers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +152,13 @@ class DeadRelu(Rule):
     """Units of a ReLU that are never above zero learn nothing.
 
     A unit (channel) is dead at a recorded step when less than 1 % of its outputs, over images and positions, are above
-    0. Fires when more than `threshold` of a layer's units are dead at `patience` recorded steps in a row, from
-    `start_step` on. Only for activations with zeros: ReLU and its like.
+    0. Fires when more than `threshold` of a layer's units are dead at the `patience` latest recorded steps, from
+    `start_step` on. Only for activations with zeros: ReLU and its like. Of fewer than `looks` images and positions it
+    says nothing: a unit that is active now and then has not been seen to be. A network that answers nearly everything
+    rightly (a loss below a fifth of what guessing has) has units to spare.
     """
 
+    explains = ("ConstantOutput", "LossNotDecreasing", "ClassImbalance")
     looks_at = "the share of dead units of each layer, with the step"
     remedy = "lower lr or raise warmup_epochs; dead units do not come back"
     source = "AWS Debugger's DeadRelu; Lu et al. 2019 (arXiv 1903.06733)"
@@ -132,25 +166,25 @@ class DeadRelu(Rule):
     threshold: float = 0.5
     patience: int = 2
     start_step: int = 1
+    looks: int = 48
 
     def judge(self, run: RunData) -> Finding:
-        recorded = dict(run.tensors("activations", "dead_share"))
-        if not recorded:
-            return insufficient("no activations were recorded")
-        layers = {
-            name: series
-            for name, series in recorded.items()
-            if run.statistics("activations", name)["zero_share"].values.any()
-        }
-        if not layers:
-            return not_applicable("no activation of this network gives zeros")
-        steps, table = aligned(layers, self.start_step)
+        layers = self._layers(run)
+        if isinstance(layers, Finding):
+            return layers
+        steps, table = finite_part(*aligned(layers, self.start_step))
         if len(steps) < self.patience:
             return insufficient(
-                f"needs activations of {self.patience} steps from step {self.start_step} on", table.size
+                f"needs finite activations of {self.patience} steps from step {self.start_step} on", table.size
             )
         labels = [f"activation {name} dead_share" for name in layers]
-        evidence = in_a_row(table > self.threshold, self.patience, steps, table, labels)
+        late = slice(len(steps) - self.patience, None)
+        evidence = in_a_row(table[:, late] > self.threshold, self.patience, steps[late], table[:, late], labels)
+        if evidence and has_mastered(run):
+            worst = max(each.value for each in evidence)
+            return healthy(
+                f"{percent(worst)} of a layer's units are dead, and the network needs none of them", table.size
+            )
         if not evidence:
             worst = float(table[:, -1].max())
             return healthy(f"at most {percent(worst)} of a layer's units are dead", table.size)
@@ -163,6 +197,21 @@ class DeadRelu(Rule):
             table.size,
         )
 
+    def _layers(self, run: RunData) -> dict[str, Series] | Finding:
+        """The dead share of the layers that can be judged; why there is none."""
+        recorded = dict(run.tensors("activations", "dead_share"))
+        if not recorded:
+            return insufficient("no activations were recorded")
+        zeros = [name for name in recorded if run.statistics("activations", name)["zero_share"].values.any()]
+        if not zeros:
+            return not_applicable("no activation of this network gives zeros")
+        found = {name: recorded[name] for name in zeros if self._seen_enough(run, name)}
+        return found or insufficient(f"needs {self.looks} images or positions of each unit: larger batches show them")
+
+    def _seen_enough(self, run: RunData, name: str) -> bool:
+        looks = run.statistics("activations", name).get("looks")
+        return looks is None or not len(looks) or float(looks.values.max()) >= self.looks
+
 
 @dataclass(frozen=True, kw_only=True)
 class WeightUpdateRatio(Rule):
@@ -170,12 +219,15 @@ class WeightUpdateRatio(Rule):
 
     The ratio is l2(change in one optimiser step) / (l2(weights) + 1e-9). Fires when a layer's median ratio over the
     recorded steps from `start_step` on is below `small` or above `large`, or its first ratios already are above
-    `large` at `patience` recorded steps in a row. Healthy training moves weights by about 1e-4 to 1e-2 of their size.
+    `large` at `patience` recorded steps in a row. Healthy training moves weights by about 1e-4 to 1e-2 of their size. A
+    layer that starts at zero, or near it, has no size yet: of one that ends at more than `grown` times the norm it
+    began with, only the steps from half of the largest norm on count.
 
     The managed rule's bounds are 1e-8 and 10, on any single step. A ratio of 10 replaces the weights ten times over;
     ours is 0.2, which a training does not survive for long either. A median passes over the last steps of a cosine.
     """
 
+    explains = ("DeadRelu", "ConstantOutput", "LossNotDecreasing", "ClassImbalance")
     looks_at = "the ratio of each layer outside of the bounds, with the step, and medians"
     remedy = "lower or raise lr; freeze a layer that should not train (fine_tune=head)"
     source = "AWS Debugger's WeightUpdateRatio; 1e-3 as the usual ratio: Karpathy, CS231n notes"
@@ -184,10 +236,17 @@ class WeightUpdateRatio(Rule):
     large: float = 0.2
     patience: int = 3
     start_step: int = FIRST_UPDATE
+    grown: float = 10.0
 
     def judge(self, run: RunData) -> Finding:
         found = updates(run, self.start_step)
-        layers, steps, table, medians = found.names, found.steps, found.ratios, found.medians
+        layers = found.names
+        steps, table = finite_part(found.steps, found.ratios)
+        table = np.where(self._growing(run, layers, steps), np.nan, table)
+        if len(steps) and np.isnan(table).all():
+            return insufficient("all layers began at zero", table.size)
+        usual = np.nanmedian(table, axis=1) if table.size else np.empty(0)
+        medians = np.where(np.isnan(usual), (self.small + self.large) / 2, usual)
         if len(steps) < self.patience:
             return insufficient(f"needs {self.patience} recorded steps from step {self.start_step} on", table.size)
         labels = [f"weight {name} update_ratio" for name in layers]
@@ -195,7 +254,7 @@ class WeightUpdateRatio(Rule):
         at = [(index, int(steps[-1])) for index in np.flatnonzero((medians < self.small) | (medians > self.large))]
         evidence = [*too_large, *(Evidence(step=s, name=labels[i], value=float(medians[i])) for i, s in at)]
         if not evidence:
-            low, high = float(medians.min()), float(medians.max())
+            low, high = float(np.nanmin(usual)), float(np.nanmax(usual))
             return healthy(f"layers move by {short(low)} to {short(high)} of their size in a step", table.size)
         names = unique_names(evidence)
         lr = run.job.config.get("lr", "?")
@@ -214,6 +273,19 @@ class WeightUpdateRatio(Rule):
             table.size,
         )
 
+    def _growing(self, run: RunData, layers: Sequence[str], steps: Floats) -> Mask:
+        """(layers, steps): whether a layer that began near zero had not half of its largest norm by then."""
+        growing = np.zeros((len(layers), len(steps)), np.bool_)
+        for row, name in enumerate(layers):
+            norms = run.statistics("weights", name).get("l2")
+            if norms is None or not len(norms) or not np.isfinite(norms.values).all():
+                continue
+            if norms.values.max() > self.grown * norms.values[0]:
+                of_steps = norms.values[np.isin(norms.steps, steps)]
+                if len(of_steps) == len(steps):
+                    growing[row] = of_steps < norms.values.max() / 2
+        return growing
+
 
 @dataclass(frozen=True, kw_only=True)
 class UnchangedTensor(Rule):
@@ -226,6 +298,7 @@ class UnchangedTensor(Rule):
     rotation), hence 1e-7, one unit in the last place of a float32.
     """
 
+    explains = ("WeightUpdateRatio", "LossNotDecreasing", "ClassImbalance")
     looks_at = "the norm of each tensor that stays the same, with the step"
     remedy = "raise lr; hand the layer to the optimiser, and use it"
     source = "AWS Debugger's UnchangedTensor"
@@ -242,7 +315,7 @@ class UnchangedTensor(Rule):
             for name, first in run.tensors(kind, "abs_mean"):
                 statistics = run.statistics(kind, name)
                 rows = np.array([statistics[each].values for each in ("abs_mean", "l2", "abs_max")])
-                steps = first.steps
+                steps, rows = finite_part(first.steps, rows)
                 datapoints += rows.size
                 num_tensors += 1
                 seen = max(seen, len(steps) if len(steps) and steps[-1] - steps[0] >= self.min_steps else 0)
@@ -284,6 +357,16 @@ class AllZero(Rule):
     row from `start_step` on (residual branches that start at zero have no gradient at step 0).
     """
 
+    explains = (
+        "PoorWeightInitialization",
+        "ConstantOutput",
+        "VanishingGradient",
+        "DeadRelu",
+        "UnchangedTensor",
+        "WeightUpdateRatio",
+        "LossNotDecreasing",
+        "ClassImbalance",
+    )
     looks_at = "each tensor whose largest absolute value is 0, with the step"
     remedy = "check the initialisation and what feeds the layer; lower lr"
     source = "AWS Debugger's AllZero"
@@ -296,7 +379,7 @@ class AllZero(Rule):
         datapoints, recorded = 0, 0
         for kind in ("gradients", "weights", "activations"):
             layers = dict(run.tensors(kind, "abs_max"))
-            steps, table = aligned(layers, self.start_step)
+            steps, table = finite_part(*aligned(layers, self.start_step))
             datapoints += table.size
             recorded = max(recorded, len(steps))
             labels = [f"{kind[:-1]} {name} abs_max" for name in layers]
@@ -312,23 +395,3 @@ class AllZero(Rule):
             evidence,
             datapoints,
         )
-
-
-def in_a_row(
-    bad: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], patience: int, steps: Floats, table: Floats, names: list[str]
-) -> list[Evidence]:
-    """For each row that is bad at `patience` steps in a row, the last of the first such run."""
-    found = []
-    for row, name in enumerate(names):
-        length = 0
-        for column in range(len(steps)):
-            length = length + 1 if bad[row, column] else 0
-            if length == patience:
-                found.append(Evidence(step=int(steps[column]), name=name, value=float(table[row, column])))
-                break
-    return found
-
-
-def unique_names(evidence: list[Evidence]) -> list[str]:
-    """The tensors' own names, each once: `gradient fc.weight abs_mean` -> `fc.weight`."""
-    return list(dict.fromkeys(each.name.split(" ")[1] for each in evidence))

@@ -1,0 +1,292 @@
+"""Rules over what is made of a batch: its labels, its outputs, the loss of them, and the mode of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from image_classifier.debugging.measures import guessing_loss, has_learned, planned_steps
+from image_classifier.debugging.rules.base import (
+    Finding,
+    Rule,
+    first_run,
+    healthy,
+    insufficient,
+    issue,
+    not_applicable,
+    short,
+)
+from image_classifier.debugging.rundata import Floats, RunData, Series
+from image_classifier.debugging.schema import Evidence
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelsOutside(Rule):
+    """Labels lie outside of the classes that the network can name.
+
+    Fires when, at a recorded step, a label is below 0 (but for -100, which losses leave out), or not below the number
+    of the network's outputs where these are two or more, or above 1 where there is one. A cross entropy cannot be
+    negative: fires too when the training loss of a network with labels of classes is below 0 at `patience` steps in a
+    row.
+    """
+
+    severity = "critical"
+    looks_at = "the smallest and largest label, the number of outputs, the loss below 0"
+    remedy = "number the labels from 0; give the last layer an output for each class; check how labels are read"
+    source = "ours; DeepLocalize and TheDeepChecker (TOSEM 2022) have faults of labels"
+    explains = ("WrongHead", "LossNotDecreasing", "ClassImbalance", "ExplodingTensor", "ConstantOutput", "Overfit")
+    managed = None
+    aspect = "classes"
+    patience: int = 3
+
+    def judge(self, run: RunData) -> Finding:
+        labels, outputs = of_batches(run, "labels"), of_batches(run, "outputs")
+        if not labels:
+            return without_batches(run, "the labels are no classes")
+        columns = float(outputs["columns"].values.max())
+        most = 1.0 if columns == 1 else columns - 1
+        least, largest = float(labels["min"].values.min()), float(labels["max"].values.max())
+        losses = run.step("train", "loss")
+        count = len(labels["min"])
+        if least < 0 or largest > most:
+            step = int(
+                labels["min"].steps[np.flatnonzero((labels["min"].values < 0) | (labels["max"].values > most))[0]]
+            )
+            return issue(
+                f"labels go from {short(least)} to {short(largest)}, the network has {int(columns)} outputs",
+                "number the labels from 0, and give the last layer an output for each class",
+                [
+                    Evidence(step=step, name="labels min", value=least),
+                    Evidence(step=step, name="labels max", value=largest),
+                ],
+                count,
+            )
+        at = first_run(losses.values < 0, self.patience)
+        if at is not None:
+            return issue(
+                f"the training loss is below 0, {short(float(losses.values[at]))} at step {int(losses.steps[at])}: no "
+                "cross entropy of classes can be",
+                "check that the labels are what the loss expects, and the sign of the loss",
+                [Evidence(step=int(losses.steps[at]), name="train loss", value=float(losses.values[at]))],
+                count,
+            )
+        return healthy(f"labels go from {short(least)} to {short(largest)}, of {int(columns)} outputs", count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrongHead(Rule):
+    """The last layer and the loss do not fit each other.
+
+    A cross entropy wants logits: any numbers. Fires when, at `patience` recorded steps or more and at all of them, the
+    loss is that of a cross entropy which takes the outputs as logits (closer to it than to one that takes them as
+    probabilities), although
+    - they are shares already, all in 0..1 with rows that sum to 1: a softmax stands before the loss;
+    - all lie in 0..1, and not for being small: a sigmoid stands before the loss;
+    - none is below 0, and some are exactly 0: a ReLU stands before the loss;
+    - all lie within -1..1 though the loss is above half of guessing's: a tanh may stand before the loss;
+    or when a single output is a share of 1 in all rows: a softmax over one unit says nothing.
+    """
+
+    looks_at = "the range of the outputs, the sums of their rows, the distance of the loss from both cross entropies"
+    remedy = "hand the loss what the last linear layer gives, without an activation; or a loss that takes probabilities"
+    source = "ours; the faults of TheDeepChecker (TOSEM 2022), UMLAUT (CHI 2021) and deepmufl's benchmark"
+    explains = (
+        "LossNotDecreasing",
+        "ConstantOutput",
+        "VanishingGradient",
+        "UnchangedTensor",
+        "WeightUpdateRatio",
+        "AllZero",
+        "ClassImbalance",
+    )
+    managed = None
+    aspect = "learning"
+    patience: int = 3
+    close: float = 1e-3
+
+    def judge(self, run: RunData) -> Finding:
+        outputs, fit, sums = (of_batches(run, name) for name in ("outputs", "fit", "row_sums"))
+        if not fit:
+            return without_batches(run, "the outputs are no answers to classes")
+        count = len(fit["as_logits"])
+        if count < self.patience:
+            return insufficient(f"needs {self.patience} recorded steps", count)
+        low, high = outputs["min"].values, outputs["max"].values
+        if not np.isfinite([low, high]).all():
+            return insufficient("the outputs are not finite", count)
+        shares = bool((low >= 0).all() and (high <= 1 + self.close).all())
+        ones = bool(
+            (np.abs(sums["min"].values - 1) < self.close).all() and (np.abs(sums["max"].values - 1) < self.close).all()
+        )
+        as_logits = bool((fit["as_logits"].values <= fit["as_probabilities"].values).all())
+        what = self._what(
+            run,
+            low,
+            high,
+            shares=shares,
+            ones=ones,
+            columns=float(outputs["columns"].values.max()),
+            as_logits=as_logits,
+        )
+        if not what:
+            return healthy(f"outputs from {short(float(low.min()))} to {short(float(high.max()))}", count)
+        step = int(outputs["min"].steps[-1])
+        named = {"outputs min": low[-1], "outputs max": high[-1], "row_sums min": sums["min"].values[-1]}
+        return issue(
+            f"{what}: outputs from {short(float(low.min()))} to {short(float(high.max()))}",
+            "the head and the loss do not fit: hand the loss what the last linear layer gives, without an activation",
+            [Evidence(step=step, name=name, value=float(value)) for name, value in named.items()],
+            count,
+        )
+
+    def _what(
+        self, run: RunData, low: Floats, high: Floats, *, shares: bool, ones: bool, columns: float, as_logits: bool
+    ) -> str:
+        if columns == 1:
+            alone = shares and ones
+            return "the only output is 1 whatever the image, a softmax over one unit" if alone else ""
+        if not as_logits:
+            return ""
+        if shares and ones:
+            return "a softmax stands before a cross entropy that takes logits"
+        if shares and (high > 0.2).all():
+            return "a sigmoid stands before a cross entropy that takes logits"
+        if (low == 0).all():
+            return "a ReLU stands before a cross entropy that takes logits"
+        last = run.step("train", "clean_loss").values[-10:]
+        bound = (low >= -1).all() and (high <= 1).all() and (high > 0.95).any() and (low < -0.95).any()
+        return (
+            "a tanh stands before a cross entropy that takes logits"
+            if (bound and last.mean() > 0.3 * guessing_loss(run))
+            else ""
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstantOutput(Rule):
+    """The network gives the same answer whatever it is shown.
+
+    Fires when, at the `patience` latest recorded steps from `start_step` on, the outputs' deviation over the images of
+    a batch is below `spread` times their largest absolute value, or 0; of batches of two images or more.
+    """
+
+    looks_at = "the deviation of the outputs over a batch, and their size"
+    remedy = "look for layers that no signal passes: dead or saturated units, weights of zero; lower lr; scale inputs"
+    source = "ours; TheDeepChecker's constant outputs (TOSEM 2022)"
+    explains = ("LossNotDecreasing", "ClassImbalance")
+    managed = None
+    aspect = "learning"
+    spread: float = 1e-4
+    patience: int = 3
+    start_step: int = 2
+
+    def judge(self, run: RunData) -> Finding:
+        outputs = of_batches(run, "outputs")
+        if not outputs:
+            return insufficient("no outputs were recorded")
+        late = outputs["spread"].steps >= self.start_step
+        several = outputs["images"].values > 1
+        keep = late & several
+        spread = outputs["spread"].values[keep]
+        size = np.maximum(np.abs(outputs["min"].values), np.abs(outputs["max"].values))[keep]
+        finite = np.isfinite(spread) & np.isfinite(size)
+        if finite.sum() < self.patience or not finite[-1]:
+            return insufficient(f"needs finite outputs of {self.patience} batches of two images or more", len(spread))
+        constant = spread[finite] <= self.spread * size[finite]
+        if not constant[-self.patience :].all():
+            return healthy(f"outputs differ by {short(float(spread[finite][-1]))} over a batch", len(spread))
+        step = int(outputs["spread"].steps[keep][finite][-1])
+        return issue(
+            f"all images get the same answer: outputs of about {short(float(size[finite][-1]))} differ by "
+            f"{short(float(spread[finite][-1]))} over a batch",
+            f"look for dead or saturated units and weights of zero; lower lr (it is {run.job.config.get('lr', '?')})",
+            [Evidence(step=step, name="outputs spread", value=float(spread[finite][-1]))],
+            len(spread),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormMode(Rule):
+    """Batch norms are in the wrong mode while the network trains.
+
+    Fires when, at the `patience` latest recorded steps, batch norms with trained weights are in evaluation mode (they
+    divide by statistics that nothing adapts), or batch norms whose weights are frozen move their statistics.
+    """
+
+    looks_at = "how many batch norms there are, and how many of them are in the wrong mode"
+    remedy = "model.train() before each epoch's first step, after every evaluation; eval() for a body that is frozen"
+    source = "ours; TrainCheck (OSDI 2025): batch norm unfrozen; Ioffe and Szegedy 2015"
+    explains = ("LossNotDecreasing", "Overfit")
+    managed = None
+    aspect = "learning"
+    patience: int = 2
+
+    def judge(self, run: RunData) -> Finding:
+        norms = of_batches(run, "norms")
+        if not norms:
+            return insufficient("the modes of the layers were not recorded")
+        count = float(norms["count"].values.max())
+        if count == 0:
+            return not_applicable("there is no batch norm")
+        steps = len(norms["count"])
+        if steps < self.patience:
+            return insufficient(f"needs {self.patience} recorded steps", steps)
+        for kind, what, advice in (
+            ("evaluating", "train their weights in evaluation mode", "call model.train() before the first step"),
+            ("moving", "move their statistics though their weights are frozen", "put the frozen body into eval()"),
+        ):
+            bad = norms[kind].values
+            if (bad[-self.patience :] > 0).all():
+                return issue(
+                    f"{int(bad[-1])} of {int(count)} batch norms {what}",
+                    advice,
+                    [Evidence(step=int(norms[kind].steps[-1]), name=f"norms {kind}", value=float(bad[-1]))],
+                    steps,
+                )
+        return healthy(f"{int(count)} batch norms are in the mode of their weights", steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortTraining(Rule):
+    """The training ends before it can have learned anything.
+
+    Fires when fewer than `min_steps` optimiser steps are planned, or were made by a training that has ended, and the
+    loss has not plainly gone down.
+    """
+
+    looks_at = "how many steps there are"
+    remedy = "more epochs, a smaller batch_size, more images"
+    source = "ours: no optimiser comes far in so few steps"
+    explains = ("LossNotDecreasing",)
+    managed = None
+    aspect = "learning"
+    min_steps: int = 20
+
+    def judge(self, run: RunData) -> Finding:
+        made, planned = len(run.step("train", "loss")), planned_steps(run)
+        if not made:
+            return insufficient("needs a step")
+        known = bool(run.job.steps_per_epoch and run.job.config.get("epochs"))
+        if not known and not run.finished:
+            return insufficient("how many steps there will be is not known", made)
+        if planned >= self.min_steps or has_learned(run):
+            return healthy(f"{planned} steps are planned", made)
+        return issue(
+            f"the training has {planned} steps only",
+            f"more epochs, or a smaller batch_size (it is {run.job.config.get('batch_size', '?')}): at least "
+            f"{self.min_steps} steps",
+            [Evidence(step=None, name="planned steps", value=float(planned))],
+            made,
+        )
+
+
+def of_batches(run: RunData, name: str) -> Mapping[str, Series]:
+    """The recorded statistics of one part of the batches; empty where there are none."""
+    return run.statistics("batch", name)
+
+
+def without_batches(run: RunData, otherwise: str) -> Finding:
+    """The answer where a part was not recorded: nothing was, or this training has none of it."""
+    return not_applicable(otherwise) if of_batches(run, "outputs") else insufficient("no outputs were recorded")

@@ -1,0 +1,300 @@
+"""The door for any training in torch: a few lines around a loop, and the recorder and the rules watch it.
+
+    with watch(model, optimizer) as seen:
+        for images, labels in loader:
+            logits = model(images)
+            loss = criterion(logits, labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            seen.step(loss, logits, labels)
+    for finding in seen.findings:
+        print(finding.rule, finding.summary, finding.advice)
+
+Any nn.Module, any loss. Nothing of torch is replaced: what is registered stands on this model, this optimiser and one
+of its parameters, and is gone at the end of the block. What the watching itself gets wrong is a warning; the training
+goes on. The project's own trainings go through `observers_of`, as this does.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from image_classifier.contract.errors import describe
+from image_classifier.contract.outputs import SETUP
+from image_classifier.debugging.live import LiveRules
+from image_classifier.debugging.observer import Observers
+from image_classifier.debugging.optimizerstats import FreshGradient, optimizer_statistics
+from image_classifier.debugging.recorder import Recorder
+from image_classifier.debugging.rules import judge, parse_rules
+from image_classifier.debugging.rules.base import Rule
+from image_classifier.debugging.rundata import RunData
+from image_classifier.debugging.schema import JobFacts, RuleResult, Verdict
+from image_classifier.debugging.sinks import JsonLines, Sink
+from image_classifier.debugging.tensorstats import unwrap
+
+log = logging.getLogger(__name__)
+INTERVAL = 100  # steps between statistics; the first are recorded more often
+ACTIVATION_INTERVAL = 500
+
+
+def observers_of(
+    recorder: Recorder,
+    rules: Sequence[Rule],
+    stop_on: Sequence[Rule],
+    *,
+    folder: Path | None,
+    on_stop: Callable[[RuleResult], None],
+) -> LiveRules | None:
+    """The rules that judge what a recorder sees while it goes on; None where nobody judges (all ranks but 0)."""
+    if recorder.run is None:
+        return None
+    return LiveRules(recorder.run, folder, rules, stop_on, flush=recorder.flush, on_stop=on_stop)
+
+
+def watch(
+    model: nn.Module,
+    optimizer: Any = None,
+    *,
+    classes: Sequence[str] | int = (),
+    epochs: int = 0,
+    steps_per_epoch: int = 0,
+    folder: Path | str | None = None,
+    rules: str = "all",
+    stop_on: str = "none",
+    interval: int = INTERVAL,
+    activation_interval: int = ACTIVATION_INTERVAL,
+    config: Mapping[str, Any] | None = None,
+) -> Watch:
+    """Watches a training within a `with` block.
+
+    Args:
+        model: any network, compiled, wrapped or bare.
+        optimizer: a torch.optim.Optimizer. Without it, or with one of another kind (a Keras optimizer), call `step`
+            while the gradients are still there.
+        classes: their names or their number, for a classifier; without them, rules about classes have no data.
+        epochs, steps_per_epoch: planned, as far as that is known: rules scale to them.
+        folder: where setup.json, steps.jsonl, statistics.jsonl, classes.jsonl and rules.json go, for
+            `deploy.py rules FOLDER`; nowhere without it.
+        rules, stop_on: names with commas, `all` or `none`; one of `stop_on` that fires sets `stop_reason`.
+        interval, activation_interval: steps between statistics; the first steps are recorded besides.
+        config: what advice may name: lr, batch_size, ...
+
+    Raises:
+        ConfigError: there is no such rule.
+    """
+    names = [str(each) for each in range(classes)] if isinstance(classes, int) else list(classes)
+    job = JobFacts(
+        config={**_hyperparameters(optimizer), **({"epochs": epochs} if epochs else {}), **(config or {})},
+        classes=names,
+        steps_per_epoch=steps_per_epoch,
+        started=time.time(),
+    )
+    return Watch(
+        model,
+        optimizer,
+        job=job,
+        folder=None if folder is None else Path(folder),
+        rules=parse_rules(rules),
+        stop_on=parse_rules(stop_on),
+        interval=interval,
+        activation_interval=activation_interval,
+    )
+
+
+class Watch:
+    """What `watch` returns: told of each step, it records and judges.
+
+    Attributes:
+        run: what was seen.
+        stop_reason: the finding of a rule of `stop_on`, None as long as the training may go on.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        *,
+        job: JobFacts,
+        folder: Path | None,
+        rules: Sequence[Rule],
+        stop_on: Sequence[Rule],
+        interval: int,
+        activation_interval: int,
+    ) -> None:
+        self.run = RunData(job)
+        self.stop_reason: RuleResult | None = None
+        self._model, self._rules, self._folder = model, rules, folder
+        self._optimizer = optimizer if hasattr(optimizer, "register_step_pre_hook") else None
+        sinks: list[Sink] = []
+        if folder is not None:
+            sinks.append(JsonLines(folder))
+            SETUP.write(folder, asdict(job))
+        device = next((each.device for each in model.parameters()), torch.device("cpu"))
+        self._recorder = Recorder(
+            self.run,
+            sinks,
+            model,
+            device,
+            num_classes=len(job.classes),
+            debug_interval=interval,
+            activation_interval=activation_interval,
+            planned_steps=int(job.config.get("epochs", 0)) * job.steps_per_epoch,
+        )
+        live = observers_of(self._recorder, rules, stop_on, folder=folder, on_stop=self._stop)
+        self._observers = Observers([*([live] if live else []), self._recorder])
+        self._handles: list[Any] = []
+        self._fresh: FreshGradient | None = None
+        self._epoch, self._mode = 1, "train"
+        self._counts = {"train": 0, "eval": 0}
+        self._looked = False  # at the inputs of this step
+
+    def __enter__(self) -> Self:
+        self._observers.begin("train", 1, 0)
+        self._guarded(self._register)
+        if self._optimizer is None:
+            self._recorder.weights_before()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if self._mode == "eval" or self._counts["train"]:
+            self._observers.end_epoch()
+        self.run.finished = True
+        self._observers.close()
+
+    def step(
+        self,
+        loss: torch.Tensor,
+        logits: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        *,
+        inputs: torch.Tensor | None = None,
+    ) -> None:
+        """A training step has ended: the optimiser has made its own.
+
+        Args:
+            loss: scalar, the one that was minimised.
+            logits: (n, ...) what the network gave.
+            labels: (n,) int64 of classes, or what the outputs should have been.
+            inputs: (n, ...), where the network is not called as a module.
+        """
+        if self._mode == "eval":
+            self._observers.end_epoch()
+            self._epoch += 1
+            self._begin("train")
+        if inputs is not None:
+            self._see_inputs(inputs)
+        if self._optimizer is None:
+            self._recorder.gradients_now()
+            self._recorder.after_update()
+        self._end(loss, logits, labels)
+        self._looked = False
+        if self._optimizer is None:
+            self._recorder.weights_before()
+
+    def validation(
+        self, loss: torch.Tensor, logits: torch.Tensor | None = None, labels: torch.Tensor | None = None
+    ) -> None:
+        """A batch was evaluated. The first after a training step ends the epoch's training, the next training step the
+        epoch."""
+        if self._mode == "train":
+            self._recorder.end_epoch()
+            self._begin("eval")
+        self._end(loss, logits, labels)
+
+    def end_epoch(self) -> None:
+        """An epoch without a validation is over."""
+        if self._mode == "train":
+            self._recorder.end_epoch()
+            self._epoch += 1
+            self._begin("train")
+
+    @property
+    def results(self) -> list[RuleResult]:
+        """Every rule's verdict on what was seen so far."""
+        self._recorder.flush()
+        return judge(self.run, self._rules)
+
+    @property
+    def findings(self) -> list[RuleResult]:
+        """The rules that fired, but for symptoms of others and for what only informs."""
+        fired = [each for each in self.results if each.verdict is Verdict.ISSUES]
+        return [each for each in fired if not each.symptom_of and each.severity != "info"]
+
+    def _begin(self, mode: Any) -> None:
+        self._mode = mode
+        self._observers.begin(mode, self._epoch, self._counts[mode])
+
+    def _end(self, loss: torch.Tensor, logits: torch.Tensor | None, labels: torch.Tensor | None) -> None:
+        self._counts[self._mode] += 1
+        shown = loss.detach().reshape(1, 1) if logits is None else logits
+        truth = shown.detach() if labels is None else labels
+        self._observers.end_step(loss.detach().float().mean(), shown, truth)
+
+    def _register(self) -> None:
+        network = unwrap(self._model)
+        self._handles.append(network.register_forward_pre_hook(self._before_forward))
+        if self._optimizer is not None:
+            self._fresh = FreshGradient(network, lambda: self._recorder.records_this_step)
+            self._handles += [
+                *self._fresh.handles,
+                self._optimizer.register_step_pre_hook(self._before_update),
+                self._optimizer.register_step_post_hook(self._after_update),
+            ]
+
+    def _before_forward(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        inputs = next((each for each in arguments if isinstance(each, torch.Tensor)), None)
+        if inputs is not None and module.training:
+            self._see_inputs(inputs)
+
+    def _see_inputs(self, inputs: torch.Tensor) -> None:
+        if self._looked or self._mode != "train" or not inputs.is_floating_point() or inputs.ndim < 2:
+            return
+        self._looked = True  # the recorder calls the network once more
+        self._recorder.before_forward(inputs.detach())
+
+    def _before_update(self, *_: Any) -> None:
+        if self._recorder.records_this_step:
+            self._guarded(self._look_at_optimizer)
+        self._recorder.after_backward()
+
+    def _look_at_optimizer(self) -> None:
+        network = unwrap(self._model)
+        device = next((each.device for each in network.parameters()), torch.device("cpu"))
+        numbers = optimizer_statistics(network, self._optimizer)
+        self._recorder.add_batch("optimizer", {k: torch.tensor(v, device=device) for k, v in numbers.items()})
+        if self._fresh is not None and (stale := self._fresh.stale()) is not None:
+            self._recorder.add_batch("gradient", {"stale": stale})
+
+    def _after_update(self, *_: Any) -> None:
+        self._recorder.after_update()
+
+    def _stop(self, result: RuleResult) -> None:
+        self.stop_reason = result
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # any: the watching is worth less than the training
+            log.warning("the training is watched in part only: %s", describe(error))
+
+
+def _hyperparameters(optimizer: Any) -> dict[str, Any]:
+    """The learning rate it starts with, where it can be asked."""
+    groups = getattr(optimizer, "param_groups", None) or []
+    rates = [group["lr"] for group in groups if isinstance(group.get("lr"), float)]
+    return {"lr": max(rates)} if rates else {}

@@ -18,6 +18,7 @@ from image_classifier.debugging.rules.batches import ConstantOutput, LabelsOutsi
 from image_classifier.debugging.rules.classes import CheckInputImages, ClassImbalance
 from image_classifier.debugging.rules.framework import MaxInitializationTime, StepOutlier
 from image_classifier.debugging.rules.losses import ExplodingTensor, LossNotDecreasing
+from image_classifier.debugging.rules.optimizers import LearningRate, LeftOutParameters, StaleGradient
 from image_classifier.debugging.rules.overall import OverallFrameworkMetrics, OverallSystemUsage
 from image_classifier.debugging.rules.overfitting import Overfit, Overtraining
 from image_classifier.debugging.rules.system import (
@@ -107,9 +108,8 @@ def batches(**parts: Mapping[str, float]) -> RunData:
         "fit": {"as_logits": 0.0, "as_probabilities": 2.0},
         "norms": {"count": 0.0, "evaluating": 0.0, "moving": 0.0},
     }
-    run = recorded(
-        "batch", **{name: always(**(part | dict(parts.get(name, {})))) for name, part in healthy_parts.items()}
-    )
+    named = {name: healthy_parts.get(name, {}) | dict(parts.get(name, {})) for name in {**healthy_parts, **parts}}
+    run = recorded("batch", **{name: always(**part) for name, part in named.items()})
     for step in range(100):
         values = {"seconds": 1.0, "loss": 1.0, "clean_loss": 1.0}
         run.add_step(StepRecord(step=step, epoch=1, mode="train", time=1000.0 + step, images=16, **values))
@@ -206,6 +206,12 @@ EXAMPLES: Mapping[type[Rule], Example] = {
         lambda: batches(norms={"count": 6.0, "evaluating": 6.0, "moving": 0.0}),
         lambda: batches(norms={"count": 6.0, "evaluating": 0.0, "moving": 0.0}),
     ),
+    LeftOutParameters: Example(
+        lambda: batches(optimizer={"trained": 5.0, "strangers": 2.0, "without_gradient": 0.0}),
+        lambda: batches(optimizer={"trained": 5.0, "strangers": 0.0, "without_gradient": 0.0}),
+    ),
+    StaleGradient: Example(lambda: batches(gradient={"stale": 0.7}), lambda: batches(gradient={"stale": 1e-7})),
+    LearningRate: Example(lambda: batches(optimizer={"lr_max": 0.0}), lambda: batches(optimizer={"lr_max": 0.1})),
     ShortTraining: Example(lambda: planned(5), lambda: planned(50)),
     Overfit: Example(
         lambda: run_with(LEARNED, [1.3, 1.0, 0.8, 0.7, 0.8, 0.9, 1.0, 1.1]),

@@ -14,6 +14,7 @@ from image_classifier.debugging.rules import (
     losses,
     tensors,
     batches,
+    optimizers,
     overfitting,
     classes,
     waiting,
@@ -27,7 +28,7 @@ from image_classifier.debugging.rules.base import RULES, Rule
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.schema import RuleResult, Verdict
 
-MODULES = (losses, tensors, batches, overfitting, classes, waiting, system, framework, overall)
+MODULES = (losses, tensors, batches, optimizers, overfitting, classes, waiting, system, framework, overall)
 __all__ = ["MODULES", "RULES", "judge", "parse_rules"]
 
 
@@ -49,6 +50,9 @@ def judge(run: RunData, rules: Sequence[Rule]) -> list[RuleResult]:
 # from what is given to what comes of it: of two rules that account for each other, the first that fired is the cause
 CAUSES_FIRST = (
     "LabelsOutside",
+    "StaleGradient",
+    "LeftOutParameters",
+    "LearningRate",
     "CheckInputImages",
     "WrongHead",
     "NormMode",

@@ -157,6 +157,7 @@ def facts(case: Case, steps: int, classes: int) -> JobFacts:
         "epochs": case.epochs,
         "batch_size": case.batch_size,
         "warmup_epochs": WARMUP_EPOCHS,
+        "image_size": SIDE,
     }
     names = [str(label) for label in range(classes)]
     return JobFacts(config=config, classes=names, steps_per_epoch=steps, started=time.time(), cores=2)

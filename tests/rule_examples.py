@@ -15,9 +15,9 @@ from benchmarks.system_runs import MACHINES, record, timed
 
 from image_classifier.debugging.rules.base import Rule
 from image_classifier.debugging.rules.batches import ConstantOutput, LabelsOutside, NormMode, ShortTraining, WrongHead
-from image_classifier.debugging.rules.classes import CheckInputImages, ClassImbalance
+from image_classifier.debugging.rules.classes import CheckInputImages, ClassImbalance, NoBetterThanGuessing
 from image_classifier.debugging.rules.framework import MaxInitializationTime, StepOutlier
-from image_classifier.debugging.rules.losses import ExplodingTensor, LossNotDecreasing
+from image_classifier.debugging.rules.losses import ExplodingTensor, LossNotDecreasing, StartsAnew
 from image_classifier.debugging.rules.optimizers import LearningRate, LeftOutParameters, StaleGradient
 from image_classifier.debugging.rules.overall import OverallFrameworkMetrics, OverallSystemUsage
 from image_classifier.debugging.rules.overfitting import Overfit, Overtraining
@@ -42,7 +42,7 @@ from image_classifier.debugging.rundata import Floats, RunData
 from image_classifier.debugging.schema import ClassCounts, JobFacts, StatisticsRecord, StepRecord
 
 Counts = tuple[int, ...]
-CONFIG = {"lr": 0.01, "warmup_epochs": 0.0, "workers": 0, "batch_size": 32, "epochs": 8}
+CONFIG = {"lr": 0.01, "warmup_epochs": 0.0, "workers": 0, "batch_size": 32, "epochs": 8, "image_size": 224}
 
 
 def run_with(losses: list[float], evals: list[float] | None = None, *, per_epoch: int = 20, epochs: int = 8) -> RunData:
@@ -113,6 +113,14 @@ def batches(**parts: Mapping[str, float]) -> RunData:
     for step in range(100):
         values = {"seconds": 1.0, "loss": 1.0, "clean_loss": 1.0}
         run.add_step(StepRecord(step=step, epoch=1, mode="train", time=1000.0 + step, images=16, **values))
+    return run
+
+
+def answered(hits: Counts) -> RunData:
+    """A run of 8 epochs with ten training images of each of four classes, of which so many are right."""
+    run = RunData(JobFacts(config=CONFIG))
+    for epoch in range(1, 9):
+        run.add_classes(ClassCounts(mode="train", step=epoch, epoch=epoch, labels=(10,) * 4, hits=hits))
     return run
 
 
@@ -212,6 +220,11 @@ EXAMPLES: Mapping[type[Rule], Example] = {
     ),
     StaleGradient: Example(lambda: batches(gradient={"stale": 0.7}), lambda: batches(gradient={"stale": 1e-7})),
     LearningRate: Example(lambda: batches(optimizer={"lr_max": 0.0}), lambda: batches(optimizer={"lr_max": 0.1})),
+    NoBetterThanGuessing: Example(lambda: answered((3, 2, 3, 2)), lambda: answered((9, 8, 9, 9))),
+    StartsAnew: Example(
+        lambda: run_with((np.linspace(1.4, 0.4, 20).tolist()) * 8),
+        lambda: run_with(np.linspace(1.4, 0.4, 160).tolist()),
+    ),
     ShortTraining: Example(lambda: planned(5), lambda: planned(50)),
     Overfit: Example(
         lambda: run_with(LEARNED, [1.3, 1.0, 0.8, 0.7, 0.8, 0.9, 1.0, 1.1]),

@@ -39,17 +39,18 @@ def optimizer_statistics(model: nn.Module, optimizer: Any) -> dict[str, float]:
 class FreshGradient:
     """How much of a gradient was there before this step's backward passes: what a missing zero_grad leaves.
 
-    A hook on one parameter, the last matrix or filter of the network, sums what the backward passes give. What the
-    optimiser then gets may be a multiple of that sum (a scaled loss, clipping); what points elsewhere is stale.
+    A hook on one parameter, the last matrix or filter that the optimiser has, sums what the backward passes give. What
+    the optimiser then gets may be a multiple of that sum (a scaled loss, clipping); what points elsewhere is stale.
 
     Args:
         wanted: whether the step that is under way is looked at.
     """
 
-    def __init__(self, model: nn.Module, wanted: Callable[[], bool]) -> None:
+    def __init__(self, model: nn.Module, optimizer: Any, wanted: Callable[[], bool]) -> None:
         self._wanted = wanted
         self._sum: torch.Tensor | None = None
-        matrices = [each for each in model.parameters() if each.requires_grad and each.ndim > 1]
+        own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1 and id(p) in own]
         self._parameter = matrices[-1] if matrices else None
         self.handles = [] if self._parameter is None else [self._parameter.register_hook(self._add)]  # type: ignore[no-untyped-call]
 

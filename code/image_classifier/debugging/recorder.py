@@ -245,6 +245,9 @@ class Recorder(Observer):
 
     def _end_epoch(self) -> None:
         self._flush()
+        if not self._counts.shape[1]:  # no classifier
+            self._each_sink("flush")
+            return
         labels, hits = self._counts.tolist()
         counts = ClassCounts(
             mode=self._mode, step=self._step - 1, epoch=self._epoch, labels=tuple(labels), hits=tuple(hits)

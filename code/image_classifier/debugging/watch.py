@@ -249,7 +249,7 @@ class Watch:
         network = unwrap(self._model)
         self._handles.append(network.register_forward_pre_hook(self._before_forward))
         if self._optimizer is not None:
-            self._fresh = FreshGradient(network, lambda: self._recorder.records_this_step)
+            self._fresh = FreshGradient(network, self._optimizer, lambda: self._recorder.records_this_step)
             self._handles += [
                 *self._fresh.handles,
                 self._optimizer.register_step_pre_hook(self._before_update),

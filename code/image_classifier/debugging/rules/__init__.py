@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from difflib import get_close_matches
 
@@ -57,6 +58,7 @@ CAUSES_FIRST = (
     "WrongHead",
     "NormMode",
     "ShortTraining",
+    "StartsAnew",
     "AllZero",
     "VanishingGradient",
     "PoorWeightInitialization",
@@ -72,13 +74,20 @@ def with_causes(results: Sequence[RuleResult]) -> list[RuleResult]:
     """The verdicts, with `symptom_of` where a rule that fired accounts for another's finding."""
     fired = [each.rule for each in results if each.verdict is Verdict.ISSUES]
     order = [name for name in (*CAUSES_FIRST, *fired) if name in fired]
+    begun = {each.rule: _first_step(each) for each in results}
     causes: dict[str, str] = {}
     for cause in dict.fromkeys(order):
         if cause in RULES and cause not in causes:  # a symptom is no cause of others: its own cause is theirs
             for symptom in RULES[cause].explains:
-                if symptom in fired and symptom not in causes and _earlier(order, cause, symptom):
+                later = symptom in fired and begun[cause] <= begun[symptom]
+                if later and symptom not in causes and _earlier(order, cause, symptom):
                     causes[symptom] = cause
     return [dataclasses.replace(each, symptom_of=causes.get(each.rule, "")) for each in results]
+
+
+def _first_step(result: RuleResult) -> float:
+    """The first step of which a finding has evidence; -inf where it is of the whole training."""
+    return min((-math.inf if each.step is None else each.step for each in result.evidence), default=-math.inf)
 
 
 def _earlier(order: Sequence[str], cause: str, symptom: str) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from image_classifier.debugging.measures import guessing_loss, has_learned, planned_steps
+from image_classifier.debugging.measures import has_learned, planned_steps
 from image_classifier.debugging.rules.base import (
     Finding,
     Rule,
@@ -36,7 +36,15 @@ class LabelsOutside(Rule):
     looks_at = "the smallest and largest label, the number of outputs, the loss below 0"
     remedy = "number the labels from 0; give the last layer an output for each class; check how labels are read"
     source = "ours; DeepLocalize and TheDeepChecker (TOSEM 2022) have faults of labels"
-    explains = ("WrongHead", "LossNotDecreasing", "ClassImbalance", "ExplodingTensor", "ConstantOutput", "Overfit")
+    explains = (
+        "WrongHead",
+        "LossNotDecreasing",
+        "NoBetterThanGuessing",
+        "ClassImbalance",
+        "ExplodingTensor",
+        "ConstantOutput",
+        "Overfit",
+    )
     managed = None
     aspect = "classes"
     patience: int = 3
@@ -85,7 +93,7 @@ class WrongHead(Rule):
     - they are shares already, all in 0..1 with rows that sum to 1: a softmax stands before the loss;
     - all lie in 0..1, and not for being small: a sigmoid stands before the loss;
     - none is below 0, and some are exactly 0: a ReLU stands before the loss;
-    - all lie within -1..1 though the loss is above half of guessing's: a tanh may stand before the loss;
+    - all lie within -1..1, and at the latest two steps reach beyond `full` of both ends: a tanh stands before the loss;
     or when a single output is a share of 1 in all rows: a softmax over one unit says nothing.
     """
 
@@ -94,6 +102,7 @@ class WrongHead(Rule):
     source = "ours; the faults of TheDeepChecker (TOSEM 2022), UMLAUT (CHI 2021) and deepmufl's benchmark"
     explains = (
         "LossNotDecreasing",
+        "NoBetterThanGuessing",
         "ConstantOutput",
         "VanishingGradient",
         "UnchangedTensor",
@@ -105,6 +114,7 @@ class WrongHead(Rule):
     aspect = "learning"
     patience: int = 3
     close: float = 1e-3
+    full: float = 0.98
 
     def judge(self, run: RunData) -> Finding:
         outputs, fit, sums = (of_batches(run, name) for name in ("outputs", "fit", "row_sums"))
@@ -122,7 +132,6 @@ class WrongHead(Rule):
         )
         as_logits = bool((fit["as_logits"].values <= fit["as_probabilities"].values).all())
         what = self._what(
-            run,
             low,
             high,
             shares=shares,
@@ -141,9 +150,7 @@ class WrongHead(Rule):
             count,
         )
 
-    def _what(
-        self, run: RunData, low: Floats, high: Floats, *, shares: bool, ones: bool, columns: float, as_logits: bool
-    ) -> str:
+    def _what(self, low: Floats, high: Floats, *, shares: bool, ones: bool, columns: float, as_logits: bool) -> str:
         if columns == 1:
             alone = shares and ones
             return "the only output is 1 whatever the image, a softmax over one unit" if alone else ""
@@ -155,13 +162,9 @@ class WrongHead(Rule):
             return "a sigmoid stands before a cross entropy that takes logits"
         if (low == 0).all():
             return "a ReLU stands before a cross entropy that takes logits"
-        last = run.step("train", "clean_loss").values[-10:]
-        bound = (low >= -1).all() and (high <= 1).all() and (high > 0.95).any() and (low < -0.95).any()
-        return (
-            "a tanh stands before a cross entropy that takes logits"
-            if (bound and last.mean() > 0.3 * guessing_loss(run))
-            else ""
-        )
+        bound = (low >= -1).all() and (high <= 1).all()
+        full = (high > self.full) & (low < -self.full)
+        return "a tanh stands before a cross entropy that takes logits" if bound and full[-2:].all() else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +178,7 @@ class ConstantOutput(Rule):
     looks_at = "the deviation of the outputs over a batch, and their size"
     remedy = "look for layers that no signal passes: dead or saturated units, weights of zero; lower lr; scale inputs"
     source = "ours; TheDeepChecker's constant outputs (TOSEM 2022)"
-    explains = ("LossNotDecreasing", "ClassImbalance")
+    explains = ("LossNotDecreasing", "NoBetterThanGuessing", "ClassImbalance")
     managed = None
     aspect = "learning"
     spread: float = 1e-4
@@ -218,7 +221,7 @@ class NormMode(Rule):
     looks_at = "how many batch norms there are, and how many of them are in the wrong mode"
     remedy = "model.train() before each epoch's first step, after every evaluation; eval() for a body that is frozen"
     source = "ours; TrainCheck (OSDI 2025): batch norm unfrozen; Ioffe and Szegedy 2015"
-    explains = ("LossNotDecreasing", "Overfit")
+    explains = ("LossNotDecreasing", "NoBetterThanGuessing", "Overfit")
     managed = None
     aspect = "learning"
     patience: int = 2
@@ -259,7 +262,10 @@ class ShortTraining(Rule):
     looks_at = "how many steps there are"
     remedy = "more epochs, a smaller batch_size, more images"
     source = "ours: no optimiser comes far in so few steps"
-    explains = ("LossNotDecreasing",)
+    explains = (
+        "LossNotDecreasing",
+        "NoBetterThanGuessing",
+    )
     managed = None
     aspect = "learning"
     min_steps: int = 20

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from image_classifier.debugging.rules.base import Finding, Rule, healthy, insufficient, issue, listed, percent, short
 from image_classifier.debugging.rules.managed import Managed
-from image_classifier.debugging.rundata import Floats, RunData
+from image_classifier.debugging.rundata import Floats, RunData, Series
 from image_classifier.debugging.schema import ClassCounts, Evidence
 
 
@@ -122,12 +122,58 @@ class ClassImbalance(Rule):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NoBetterThanGuessing(Rule):
+    """At its end the network knows its own training images no better than by guessing.
+
+    Fires when all planned epochs, or those of a training that has ended, are over, and in each of the last `patience`
+    of them (the last alone, where there is one) as many right answers or more would come with a probability above
+    `alpha` from naming the largest class (binomial).
+    """
+
+    looks_at = "right answers of the last epochs, and images of the largest class"
+    remedy = "check that head, loss and labels fit each other; lr; whether the images are read as they are meant"
+    source = "ours"
+    managed = None
+    aspect = "learning"
+    patience: int = 2
+    alpha: float = 0.01
+
+    def judge(self, run: RunData) -> Finding:
+        epochs = [each for each in run.classes if each.mode == "train" and sum(each.labels) > 0]
+        if len(epochs) == 0:
+            return insufficient("needs the classes of an epoch")
+        over = run.finished or 0 < run.job.config.get("epochs", 0) <= epochs[-1].epoch
+        if not over:
+            return insufficient("the training goes on", len(epochs))
+        late = epochs[-self.patience :]
+        chances = []
+        for each in late:
+            right, images = sum(each.hits), sum(each.labels)
+            chances.append(binomial_tail(right, images, max(each.labels) / images))
+        last = epochs[-1]
+        share, guessed = sum(last.hits) / sum(last.labels), max(last.labels) / sum(last.labels)
+        if guessed == 1.0 or min(chances) <= self.alpha:
+            return healthy(
+                f"{percent(share)} of the training images are right, guessing {percent(guessed)}", len(epochs)
+            )
+        return issue(
+            f"in the last epoch {percent(share)} of the training images are right, of guesses {percent(guessed)}",
+            f"check that head, loss and labels fit each other; change lr (it is {run.job.config.get('lr', '?')})",
+            [Evidence(step=last.step, name="training images that are right", value=share)],
+            len(epochs),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckInputImages(Rule):
     """The images are not what a network with ImageNet's normalisation expects.
 
     Over the first `samples` or more images, as the network sees them: fires when a channel's absolute mean is above
     `threshold_mean`, or the mean of its batches' standard deviations is below `threshold_std`. Photographs have means
     within about 0.7 of 0 and deviations near 1.
+
+    Of a training whose preprocessing is not known (no `image_size` in its configuration, through `watch`) only what no
+    network is at ease with counts: a mean beyond `far`, a deviation above twice that, or inputs that are all the same.
 
     The managed rule's threshold is an absolute mean of 0.2, which dark, bright or plainly green photographs exceed.
     """
@@ -138,6 +184,7 @@ class CheckInputImages(Rule):
         "DeadRelu",
         "WeightUpdateRatio",
         "LossNotDecreasing",
+        "NoBetterThanGuessing",
         "VanishingGradient",
         "ClassImbalance",
         "ConstantOutput",
@@ -156,6 +203,7 @@ class CheckInputImages(Rule):
     threshold_mean: float = 1.0
     threshold_std: float = 0.35
     samples: int = 500
+    far: float = 10.0
 
     def judge(self, run: RunData) -> Finding:
         channels = dict(run.tensors("inputs", "mean"))
@@ -164,6 +212,10 @@ class CheckInputImages(Rule):
         if images is None or (images.values.sum() < self.samples and not epoch_is_over):
             return insufficient(f"needs {self.samples} images, or an epoch")
         weights = images.values / images.values.sum()
+        if not np.isfinite([series.values for series in channels.values()]).all():
+            return insufficient("the inputs are not finite")
+        if "image_size" not in run.job.config:
+            return self._of_anything(run, channels, weights, int(images.values.sum()))
         evidence = []
         means = []
         for name, series in channels.items():
@@ -183,6 +235,29 @@ class CheckInputImages(Rule):
             "weights=imagenet expects photographs",
             evidence,
             datapoints,
+        )
+
+    def _of_anything(self, run: RunData, channels: Mapping[str, Series], weights: Floats, count: int) -> Finding:
+        """The verdict on inputs of which nobody said how they should be."""
+        means = {name: float((series.values * weights).sum()) for name, series in channels.items()}
+        stds = {name: float((run.statistics("inputs", name)["std"].values * weights).sum()) for name in channels}
+        farthest, widest = max(means, key=lambda name: abs(means[name])), max(stds, key=lambda name: stds[name])
+        same = all(std == 0 for std in stds.values()) and len({*means.values()}) == 1 and count > len(weights)
+        if abs(means[farthest]) <= self.far and stds[widest] <= 2 * self.far and not same:
+            return healthy(f"inputs with means up to {short(abs(means[farthest]))}", count)
+        what = (
+            "all inputs are the same"
+            if same
+            else f"inputs lie about {short(means[farthest])} with deviations up to {short(stds[widest])}"
+        )
+        return issue(
+            what,
+            "scale and centre the inputs (subtract their mean, divide by their deviation), and look at what is read",
+            [
+                Evidence(step=None, name=f"input channel_{farthest} mean", value=means[farthest]),
+                Evidence(step=None, name=f"input channel_{widest} std", value=stds[widest]),
+            ],
+            count,
         )
 
 

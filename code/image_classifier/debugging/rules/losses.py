@@ -23,6 +23,7 @@ class ExplodingTensor(Rule):
 
     explains = (
         "LossNotDecreasing",
+        "NoBetterThanGuessing",
         "VanishingGradient",
         "PoorWeightInitialization",
         "DeadRelu",
@@ -88,7 +89,7 @@ class LossNotDecreasing(Rule):
     the one `literal_steps` steps before. On single batches that fires on nearly every healthy run.
     """
 
-    explains = ("ClassImbalance", "Overtraining")
+    explains = ("ClassImbalance", "Overtraining", "NoBetterThanGuessing")
     looks_at = "the means of the first, the lowest and the latest window of training losses"
     remedy = "change lr; check that labels and images belong together, and that the head and the loss fit each other"
     source = "AWS Debugger's LossNotDecreasing; the windows and their standard errors are ours: batches differ"
@@ -182,6 +183,54 @@ class LossNotDecreasing(Rule):
             f"the loss did not go down by {self.diff_percent} % at {len(evidence)} comparisons",
             f"change lr (it is {run.job.config.get('lr', '?')}), or use the windowed form: batches differ",
             evidence,
+            len(losses),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartsAnew(Rule):
+    """Every epoch begins where the training began: what was learned is lost.
+
+    The losses of each epoch's first tenth of steps are compared with those of the last tenth of the epoch before. Fires
+    when at each of the `patience` latest epochs the loss has risen by more than `share` of all that it had fallen by since
+    the training's first tenth of an epoch, and by more than 3 standard errors.
+    """
+
+    explains = ("LossNotDecreasing", "NoBetterThanGuessing", "WeightUpdateRatio")
+    looks_at = "losses at the end of an epoch and at the beginning of the next"
+    remedy = "make network and optimiser once, before the first epoch; do not load or reset weights in the loop"
+    source = "ours"
+    managed = None
+    aspect = "learning"
+    patience: int = 3
+    share: float = 0.6
+
+    def judge(self, run: RunData) -> Finding:
+        losses, epochs = run.step("train", "loss"), run.epochs("train").values
+        parts = [losses.values[epochs == each] for each in np.unique(epochs)]
+        if len(parts) <= self.patience:
+            return insufficient(f"needs more than {self.patience} epochs", len(losses))
+        size = max(1, min(map(len, parts)) // 10)
+        if min(map(len, parts)) < 4:
+            return insufficient("needs epochs of four steps or more", len(losses))
+        starts = np.array([part[:size].mean() for part in parts])
+        ends = np.array([part[-size:].mean() for part in parts])
+        error = float(np.mean([part[len(part) // 2 :].std() for part in parts])) / math.sqrt(size)
+        rise, fallen = starts[1:] - ends[:-1], starts[0] - ends[:-1]
+        lost = (rise > self.share * fallen) & (rise > 3 * error) & (fallen > 3 * error)
+        if not lost[-self.patience :].all():
+            return healthy("each epoch goes on where the one before ended", len(losses))
+        return issue(
+            f"each epoch begins anew: the loss rises from {short(float(ends[-2]))} to {short(float(starts[-1]))}, it began "
+            f"at {short(float(starts[0]))}",
+            "make network and optimiser once, before the first epoch; do not load or reset weights in the loop",
+            [
+                Evidence(
+                    step=int(losses.steps[-len(parts[-1])]),
+                    name="train loss, first of the epoch",
+                    value=float(starts[-1]),
+                )
+            ],
             len(losses),
         )
 

@@ -39,6 +39,7 @@ class LeftOutParameters(Rule):
         "VanishingGradient",
         "WeightUpdateRatio",
         "LossNotDecreasing",
+        "NoBetterThanGuessing",
         "ConstantOutput",
         "ClassImbalance",
         "PoorWeightInitialization",
@@ -94,6 +95,7 @@ class StaleGradient(Rule):
         "ExplodingTensor",
         "WeightUpdateRatio",
         "LossNotDecreasing",
+        "NoBetterThanGuessing",
         "DeadRelu",
         "ConstantOutput",
         "ClassImbalance",
@@ -141,7 +143,7 @@ class LearningRate(Rule):
     than `risen` times the first, and the loss has not plainly gone down.
     """
 
-    explains = ("UnchangedTensor", "WeightUpdateRatio", "LossNotDecreasing", "ClassImbalance")
+    explains = ("UnchangedTensor", "WeightUpdateRatio", "LossNotDecreasing", "NoBetterThanGuessing", "ClassImbalance")
     looks_at = "the optimiser's largest learning rate at the recorded steps"
     remedy = "lr; a schedule that knows how many steps there are"
     source = "ours; TrainCheck (OSDI 2025)"

@@ -20,7 +20,8 @@ class Overfit(Rule):
 
     On mean losses of epochs against true labels (no smoothing). Fires when in each of any `patience` epochs in a row,
     all ended after step `start_step`, or after a quarter of a short training, the validation loss lies more than `rise`
-    above its best so far and more than `ratio` above the training loss, while the training loss has gone down since
+    above its best so far (that share of it, and of the loss of guessing where there are classes) and more than `ratio`
+    above the training loss, while the training loss has gone down since
     that best epoch; and the rise, summed over the n validation images, is above sqrt(k + 1) ln(classes), k of the n
     being wrong in that epoch: as much as chance, which moves k by about its square root, could make of so few images.
     A learning rate that ends at zero may bring the validation loss back down; that takes nothing back.
@@ -54,7 +55,13 @@ class Overfit(Rule):
         gap = valid > (1 + self.ratio) * train
         best = np.array([int(np.argmin(valid[: index + 1])) for index in range(len(valid))])
         rise = valid - valid[best]
-        worse = gap & (rise > self.rise * valid[best]) & (rise > self._by_chance(run, epochs)) & (train < train[best])
+        least = np.nan_to_num(self.rise * guessing_loss(run))  # what is nothing beside ignorance harms nobody
+        worse = (
+            gap
+            & (rise > np.maximum(self.rise * valid[best], least))
+            & (rise > self._by_chance(run, epochs))
+            & (train < train[best])
+        )
         if self.literal:
             worse = gap
         else:

@@ -25,6 +25,8 @@ from image_classifier.debugging.rules.rows import finite_part, in_a_row, unique_
 from image_classifier.debugging.rundata import Floats, Mask, RunData, Series
 from image_classifier.debugging.schema import Evidence
 
+EQUAL = 1e-5  # relative, of a mean and a largest value in float32
+
 
 @dataclass(frozen=True, kw_only=True)
 class VanishingGradient(Rule):
@@ -46,6 +48,7 @@ class VanishingGradient(Rule):
         "UnchangedTensor",
         "WeightUpdateRatio",
         "LossNotDecreasing",
+        "NoBetterThanGuessing",
         "ClassImbalance",
     )
     looks_at = "the mean absolute gradient of each layer that vanishes, with the step"
@@ -86,7 +89,7 @@ class PoorWeightInitialization(Rule):
 
     Fires when, at a recorded step among the first `steps`, the standard deviation of what enters the activations (over
     images and positions, mean over units) differs between layers by more than a factor of `std_ratio`; a layer without
-    any deviation counts as infinitely far. A network that learns all the same takes the finding back. One image has no
+    any deviation counts as infinitely far; or when two layers or more begin with all their weights equal. A network that learns all the same takes the finding back. One image has no
     deviation: where no layer has more to look at, nothing is said.
 
     The managed rule takes variances apart by a factor of 10 (a deviation of 3.2), which the sum over the residual
@@ -102,6 +105,7 @@ class PoorWeightInitialization(Rule):
         "UnchangedTensor",
         "WeightUpdateRatio",
         "LossNotDecreasing",
+        "NoBetterThanGuessing",
         "ClassImbalance",
     )
     looks_at = "the largest over the smallest deviation of what enters the activations, by step"
@@ -117,6 +121,14 @@ class PoorWeightInitialization(Rule):
     std_ratio: float = 30.0
 
     def judge(self, run: RunData) -> Finding:
+        equal = self._equal(run)
+        if equal:
+            return issue(
+                f"all weights of {len(equal)} layers are equal: {listed(unique_names(equal))}; their units learn the same",
+                "initialise weights at random",
+                equal,
+                len(equal),
+            )
         layers = dict(run.tensors("activations", "input_std"))
         steps, table = finite_part(*aligned(layers, 0, self.steps))
         if not table.size:
@@ -141,6 +153,18 @@ class PoorWeightInitialization(Rule):
         )
 
     @staticmethod
+    def _equal(run: RunData) -> list[Evidence]:
+        """The layers whose weights were all the same number, other than 0, at the first recorded step; if two or more."""
+        found = []
+        for name, largest in run.tensors("weights", "abs_max"):
+            mean = run.statistics("weights", name)["abs_mean"].values
+            if len(mean) and largest.values[0] > 0 and abs(mean[0] / largest.values[0] - 1) < EQUAL:
+                found.append(
+                    Evidence(step=int(largest.steps[0]), name=f"weight {name} abs_max", value=float(largest.values[0]))
+                )
+        return found if len(found) > 1 else []
+
+    @staticmethod
     def _words(spread: float) -> str:
         if math.isinf(spread):
             return "is 0 in some layers"
@@ -158,7 +182,7 @@ class DeadRelu(Rule):
     rightly (a loss below a fifth of what guessing has) has units to spare.
     """
 
-    explains = ("ConstantOutput", "LossNotDecreasing", "ClassImbalance")
+    explains = ("ConstantOutput", "LossNotDecreasing", "NoBetterThanGuessing", "ClassImbalance")
     looks_at = "the share of dead units of each layer, with the step"
     remedy = "lower lr or raise warmup_epochs; dead units do not come back"
     source = "AWS Debugger's DeadRelu; Lu et al. 2019 (arXiv 1903.06733)"
@@ -227,7 +251,7 @@ class WeightUpdateRatio(Rule):
     ours is 0.2, which a training does not survive for long either. A median passes over the last steps of a cosine.
     """
 
-    explains = ("DeadRelu", "ConstantOutput", "LossNotDecreasing", "ClassImbalance")
+    explains = ("DeadRelu", "AllZero", "ConstantOutput", "LossNotDecreasing", "NoBetterThanGuessing", "ClassImbalance")
     looks_at = "the ratio of each layer outside of the bounds, with the step, and medians"
     remedy = "lower or raise lr; freeze a layer that should not train (fine_tune=head)"
     source = "AWS Debugger's WeightUpdateRatio; 1e-3 as the usual ratio: Karpathy, CS231n notes"
@@ -298,7 +322,7 @@ class UnchangedTensor(Rule):
     rotation), hence 1e-7, one unit in the last place of a float32.
     """
 
-    explains = ("WeightUpdateRatio", "LossNotDecreasing", "ClassImbalance")
+    explains = ("WeightUpdateRatio", "LossNotDecreasing", "NoBetterThanGuessing", "ClassImbalance")
     looks_at = "the norm of each tensor that stays the same, with the step"
     remedy = "raise lr; hand the layer to the optimiser, and use it"
     source = "AWS Debugger's UnchangedTensor"
@@ -365,6 +389,7 @@ class AllZero(Rule):
         "UnchangedTensor",
         "WeightUpdateRatio",
         "LossNotDecreasing",
+        "NoBetterThanGuessing",
         "ClassImbalance",
     )
     looks_at = "each tensor whose largest absolute value is 0, with the step"

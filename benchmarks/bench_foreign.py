@@ -1,9 +1,9 @@
-"""Faults that the rules were not made for: how many are caught, how often for the right cause, and at which false alarms.
+"""Faults that the rules were not made for: how many are caught, for the right cause, and at which false alarms.
 
     PYTHONPATH=code:. python benchmarks/bench_foreign.py --seeds 5 --processes 2
 
 Writes benchmarks/results/foreign.md. The programs are those of foreign_programs.py, watched through
-`image_classifier.debugging.watch` with default parameters. The defaults may be chosen with FROZEN_ON and the healthy
+`image_classifier.debugging.door.watch` with default parameters. The defaults may be chosen with FROZEN_ON and the healthy
 programs of the first seeds; HELD_OUT is for the table. AWS's formulas (aws_formulas.py) judge the same records.
 """
 
@@ -84,7 +84,7 @@ def half(title: str, kinds: Sequence[str], said: dict[str, list[Said]]) -> list[
         f"({caught / runs:.0%}), {right} of these for the planted cause ({right / max(caught, 1):.0%}). AWS's formulas "
         f"fire on {aws} of {runs} ({aws / runs:.0%}).".replace("%", " %"),
         "",
-        "| fault | caught | cause right | twin: false alarms | AWS's formulas | AWS's: false alarms on the twin | findings |",
+        "| fault | caught | cause right | alarms on the twin | AWS's formulas | AWS's on the twin | findings |",
         "|---|---|---|---|---|---|---|",
         *rows,
         "",
@@ -108,10 +108,10 @@ def healthy(said: dict[str, list[Said]]) -> list[str]:
     return [
         "## Healthy programs",
         "",
-        f"False alarms: {alarms} of {len(runs)} runs of {len(names)} programs ({alarms / len(runs):.1%}), {of_twins} of "
-        f"{len(twins)} runs of the faults' twins ({of_twins / len(twins):.1%}). AWS's formulas: {theirs} of {len(runs)} "
-        f"({theirs / len(runs):.0%}), without LossNotDecreasing {quiet} ({quiet / len(runs):.0%}). Rules of ours that "
-        f"failed: {sum(bool(each.errors) for each in [*runs, *twins])}.".replace("%", " %"),
+        f"False alarms: {alarms} of {len(runs)} runs of {len(names)} programs ({alarms / len(runs):.1%}), {of_twins} "
+        f"of {len(twins)} runs of the faults' twins ({of_twins / len(twins):.1%}). AWS's formulas: {theirs} of "
+        f"{len(runs)} ({theirs / len(runs):.0%}), without LossNotDecreasing {quiet} ({quiet / len(runs):.0%}). Rules "
+        f"of ours that failed: {sum(bool(each.errors) for each in [*runs, *twins])}.".replace("%", " %"),
         "",
         "| program | false alarms | AWS's formulas | findings |",
         "|---|---|---|---|",
@@ -141,9 +141,9 @@ def main() -> None:
             f"{options.first_seed}, {os.cpu_count()} cores, torch {torch.__version__}, default parameters, statistics "
             "every 100 steps and at the first.",
             "",
-            "The faults are ports of published kinds into programs written here, by the authors of the rules: a set that "
-            "others wrote will be harder. A run is caught when a rule fires that is not only informative; the cause is "
-            "right when one of the findings (no symptom of another) is a rule that names what was planted.",
+            "The faults are ports of published kinds into programs written here, by the authors of the rules: a set "
+            "that others wrote will be harder. A run is caught when a rule fires that is not only informative; the "
+            "cause is right when one of the findings (no symptom of another) is a rule that names what was planted.",
             "",
             *half("Faults that defaults were chosen with", FROZEN_ON, said),
             *half("Held-out faults", HELD_OUT, said),

@@ -2,7 +2,7 @@
 
 The kinds of faults are those of published collections (TheDeepChecker, TOSEM 2022; AUTOTRAINER; DeepLocalize; UMLAUT;
 TrainCheck, OSDI 2025), written here as changes to programs of our own: facts, not code. Every program goes through
-`image_classifier.debugging.watch`, with default parameters.
+`image_classifier.debugging.door.watch`, with default parameters.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # everybody's name for it
 from torch import nn
 
-from image_classifier.debugging.watch import Watch, watch
+from image_classifier.debugging.door import Watch, watch
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Data = tuple[torch.Tensor, torch.Tensor]
@@ -403,7 +403,7 @@ FAULTS: dict[str, Fault] = {
         "ConstantOutput",
         network=lambda: perceptron((10, 32, 1), last=nn.Softmax(1)),
         loss=_bce_of_shares,
-    ),  # fmt: skip
+    ),
     "labels -1 and 1 in a logistic loss": _fault(BINARY, "LabelsOutside", labels=lambda labels: 2 * labels - 1),
     "labels of five classes in a logistic loss": _fault(
         BINARY, "LabelsOutside", labels=lambda labels: torch.randint(5, labels.shape)
@@ -509,7 +509,9 @@ HEALTHY_PROGRAMS: dict[str, ForeignProgram] = {
         MLP, data=lambda seed: _thinned(seed, 0.25)
     ),
     "deep perceptron": DEEP,
-    "deep perceptron, SELU": replace(DEEP, network=lambda: perceptron((20, *[32] * 5, 5), nn.SELU), optimizer=sgd(0.02)),
+    "deep perceptron, SELU": replace(
+        DEEP, network=lambda: perceptron((20, *[32] * 5, 5), nn.SELU), optimizer=sgd(0.02)
+    ),
     "logistic": BINARY,
     "linear": replace(MLP, network=lambda: perceptron((20, 5)), optimizer=sgd(0.02)),
     "log softmax and NLL": replace(

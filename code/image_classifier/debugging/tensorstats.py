@@ -126,7 +126,8 @@ def activation_statistics(model: nn.Module, images: torch.Tensor, *, bf16: bool 
         name = names[module]
         call = calls.get(name, 0)
         calls[name] = call + 1
-        found[f"{name}_output_{call}"] = {"input_std": inputs[module], **_of_output(output)}
+        deviation = {"input_std": inputs[module]} if output[:, :1].numel() > 1 else {}  # one number has none
+        found[f"{name}_output_{call}"] = {**deviation, **_of_output(output)}
 
     handles = [module.register_forward_pre_hook(before) for module in names]
     handles += [module.register_forward_hook(after) for module in names]

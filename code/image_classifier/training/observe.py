@@ -18,6 +18,7 @@ from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ClassifierError, describe
 from image_classifier.contract.outputs import SETUP
 from image_classifier.contract.paths import MlPaths
+from image_classifier.debugging.door import observers_of
 from image_classifier.debugging.hang_watch import HangWatch
 from image_classifier.debugging.observer import Observer, Observers
 from image_classifier.debugging.recorder import Recorder
@@ -28,7 +29,6 @@ from image_classifier.debugging.saved import read_files
 from image_classifier.debugging.schema import JobFacts, Mode, RuleResult, read_job
 from image_classifier.debugging.sinks import Background, JsonLines, Sink
 from image_classifier.debugging.trace import TraceWindow
-from image_classifier.debugging.watch import observers_of
 from image_classifier.training.hook import Guarded, ManagedHook, SmdebugSink
 from image_classifier.training.setup import Setup
 from image_classifier.training.stop import StopFlag

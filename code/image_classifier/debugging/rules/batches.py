@@ -141,8 +141,8 @@ class WrongHead(Rule):
         )
         if not what:
             return healthy(f"outputs from {short(float(low.min()))} to {short(float(high.max()))}", count)
-        step = int(outputs["min"].steps[-1])
-        named = {"outputs min": low[-1], "outputs max": high[-1], "row_sums min": sums["min"].values[-1]}
+        step = int(outputs["min"].steps[0])
+        named = {"outputs min": low[0], "outputs max": high[0], "row_sums min": sums["min"].values[0]}
         return issue(
             f"{what}: outputs from {short(float(low.min()))} to {short(float(high.max()))}",
             "the head and the loss do not fit: hand the loss what the last linear layer gives, without an activation",
@@ -215,7 +215,8 @@ class NormMode(Rule):
     """Batch norms are in the wrong mode while the network trains.
 
     Fires when, at the `patience` latest recorded steps, batch norms with trained weights are in evaluation mode (they
-    divide by statistics that nothing adapts), or batch norms whose weights are frozen move their statistics.
+    divide by statistics that nothing adapts); or batch norms whose weights are frozen move their statistics, and the
+    loss has not plainly gone down.
     """
 
     looks_at = "how many batch norms there are, and how many of them are in the wrong mode"
@@ -241,11 +242,12 @@ class NormMode(Rule):
             ("moving", "move their statistics though their weights are frozen", "put the frozen body into eval()"),
         ):
             bad = norms[kind].values
-            if (bad[-self.patience :] > 0).all():
+            harmless = kind == "moving" and has_learned(run)
+            if (bad[-self.patience :] > 0).all() and not harmless:
                 return issue(
                     f"{int(bad[-1])} of {int(count)} batch norms {what}",
                     advice,
-                    [Evidence(step=int(norms[kind].steps[-1]), name=f"norms {kind}", value=float(bad[-1]))],
+                    [Evidence(step=int(norms[kind].steps[0]), name=f"norms {kind}", value=float(bad[0]))],
                     steps,
                 )
         return healthy(f"{int(count)} batch norms are in the mode of their weights", steps)

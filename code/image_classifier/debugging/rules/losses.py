@@ -191,9 +191,9 @@ class LossNotDecreasing(Rule):
 class StartsAnew(Rule):
     """Every epoch begins where the training began: what was learned is lost.
 
-    The losses of each epoch's first tenth of steps are compared with those of the last tenth of the epoch before. Fires
-    when at each of the `patience` latest epochs the loss has risen by more than `share` of all that it had fallen by since
-    the training's first tenth of an epoch, and by more than 3 standard errors.
+    The losses of each epoch's first tenth of steps are compared with those of the last tenth of the epoch before.
+    Fires when at each of the `patience` latest epochs the loss has risen by more than `share` of all that it had fallen
+    by since the training's first tenth of an epoch, and by more than 3 standard errors.
     """
 
     explains = ("LossNotDecreasing", "NoBetterThanGuessing", "WeightUpdateRatio")
@@ -221,8 +221,8 @@ class StartsAnew(Rule):
         if not lost[-self.patience :].all():
             return healthy("each epoch goes on where the one before ended", len(losses))
         return issue(
-            f"each epoch begins anew: the loss rises from {short(float(ends[-2]))} to {short(float(starts[-1]))}, it began "
-            f"at {short(float(starts[0]))}",
+            f"each epoch begins anew: the loss rises from {short(float(ends[-2]))} to {short(float(starts[-1]))}, and "
+            f"began at {short(float(starts[0]))}",
             "make network and optimiser once, before the first epoch; do not load or reset weights in the loop",
             [
                 Evidence(

@@ -76,7 +76,7 @@ class LeftOutParameters(Rule):
                 return issue(
                     f"{int(bad[-1])} of {trained} filters and matrices {what}",
                     advice,
-                    [Evidence(step=int(seen[kind].steps[-1]), name=f"optimizer {kind}", value=float(bad[-1]))],
+                    [Evidence(step=int(seen[kind].steps[0]), name=f"optimizer {kind}", value=float(bad[-1]))],
                     steps,
                 )
         return healthy(f"the optimiser has all {trained} filters and matrices", steps)
@@ -129,7 +129,7 @@ class StaleGradient(Rule):
         return issue(
             f"{percent(float(np.median(values)))} of the last layer's gradient is left from earlier steps",
             "call optimizer.zero_grad() once a step, before the backward pass",
-            [Evidence(step=int(steps[-1]), name="gradient stale", value=float(values[-1]))],
+            [Evidence(step=int(steps[0]), name="gradient stale", value=float(values[0]))],
             len(values),
         )
 
@@ -159,7 +159,7 @@ class LearningRate(Rule):
         values = rates.values
         if len(values) < self.patience:
             return insufficient(f"needs {self.patience} recorded steps", len(values))
-        evidence = [Evidence(step=int(rates.steps[-1]), name="optimizer lr_max", value=float(values[-1]))]
+        evidence = [Evidence(step=int(rates.steps[0]), name="optimizer lr_max", value=float(values[0]))]
         if not values.any():
             return issue(
                 "the learning rate is 0", "set lr, and look at what the schedule makes of it", evidence, len(values)

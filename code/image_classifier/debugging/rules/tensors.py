@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,11 +20,9 @@ from image_classifier.debugging.rules.base import (
     short,
 )
 from image_classifier.debugging.rules.managed import Managed
-from image_classifier.debugging.rules.rows import finite_part, in_a_row, unique_names
-from image_classifier.debugging.rundata import Floats, Mask, RunData, Series
+from image_classifier.debugging.rules.rows import equal_weights, finite_part, growing, in_a_row, unique_names
+from image_classifier.debugging.rundata import Floats, RunData, Series
 from image_classifier.debugging.schema import Evidence
-
-EQUAL = 1e-5  # relative, of a mean and a largest value in float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +86,9 @@ class PoorWeightInitialization(Rule):
 
     Fires when, at a recorded step among the first `steps`, the standard deviation of what enters the activations (over
     images and positions, mean over units) differs between layers by more than a factor of `std_ratio`; a layer without
-    any deviation counts as infinitely far; or when two layers or more begin with all their weights equal. A network that learns all the same takes the finding back. One image has no
-    deviation: where no layer has more to look at, nothing is said.
+    any deviation counts as infinitely far. Fires too when two layers or more begin with all their weights equal. A
+    network that learns all the same takes the finding back, but for equal weights. One image has no deviation: where no
+    layer has more to look at, nothing is said.
 
     The managed rule takes variances apart by a factor of 10 (a deviation of 3.2), which the sum over the residual
     blocks of a healthy ResNet50 exceeds. Its second test, the smallest gradient, fires on every network whose residual
@@ -121,10 +119,11 @@ class PoorWeightInitialization(Rule):
     std_ratio: float = 30.0
 
     def judge(self, run: RunData) -> Finding:
-        equal = self._equal(run)
+        equal = equal_weights(run)
         if equal:
             return issue(
-                f"all weights of {len(equal)} layers are equal: {listed(unique_names(equal))}; their units learn the same",
+                f"all weights of {len(equal)} layers are equal, so their units learn the same: "
+                f"{listed(unique_names(equal))}",
                 "initialise weights at random",
                 equal,
                 len(equal),
@@ -151,18 +150,6 @@ class PoorWeightInitialization(Rule):
             evidence,
             table.size,
         )
-
-    @staticmethod
-    def _equal(run: RunData) -> list[Evidence]:
-        """The layers whose weights were all the same number, other than 0, at the first recorded step; if two or more."""
-        found = []
-        for name, largest in run.tensors("weights", "abs_max"):
-            mean = run.statistics("weights", name)["abs_mean"].values
-            if len(mean) and largest.values[0] > 0 and abs(mean[0] / largest.values[0] - 1) < EQUAL:
-                found.append(
-                    Evidence(step=int(largest.steps[0]), name=f"weight {name} abs_max", value=float(largest.values[0]))
-                )
-        return found if len(found) > 1 else []
 
     @staticmethod
     def _words(spread: float) -> str:
@@ -266,7 +253,7 @@ class WeightUpdateRatio(Rule):
         found = updates(run, self.start_step)
         layers = found.names
         steps, table = finite_part(found.steps, found.ratios)
-        table = np.where(self._growing(run, layers, steps), np.nan, table)
+        table = np.where(growing(run, layers, steps, self.grown), np.nan, table)
         if len(steps) and np.isnan(table).all():
             return insufficient("all layers began at zero", table.size)
         usual = np.nanmedian(table, axis=1) if table.size else np.empty(0)
@@ -296,19 +283,6 @@ class WeightUpdateRatio(Rule):
             evidence,
             table.size,
         )
-
-    def _growing(self, run: RunData, layers: Sequence[str], steps: Floats) -> Mask:
-        """(layers, steps): whether a layer that began near zero had not half of its largest norm by then."""
-        growing = np.zeros((len(layers), len(steps)), np.bool_)
-        for row, name in enumerate(layers):
-            norms = run.statistics("weights", name).get("l2")
-            if norms is None or not len(norms) or not np.isfinite(norms.values).all():
-                continue
-            if norms.values.max() > self.grown * norms.values[0]:
-                of_steps = norms.values[np.isin(norms.steps, steps)]
-                if len(of_steps) == len(steps):
-                    growing[row] = of_steps < norms.values.max() / 2
-        return growing
 
 
 @dataclass(frozen=True, kw_only=True)

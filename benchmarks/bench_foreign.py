@@ -3,8 +3,9 @@
     PYTHONPATH=code:. python benchmarks/bench_foreign.py --seeds 5 --processes 2
 
 Writes benchmarks/results/foreign.md. The programs are those of foreign_programs.py, watched through
-`image_classifier.debugging.door.watch` with default parameters. The defaults may be chosen with FROZEN_ON and the healthy
-programs of the first seeds; HELD_OUT is for the table. AWS's formulas (aws_formulas.py) judge the same records.
+`image_classifier.debugging.door.watch` with default parameters. The defaults may be chosen with FROZEN_ON and the
+healthy programs of the first seeds; HELD_OUT is for the table. AWS's formulas (aws_formulas.py) judge the same
+records.
 """
 
 from __future__ import annotations

@@ -463,6 +463,33 @@ NAMES = list(FAULTS)
 FROZEN_ON, HELD_OUT = NAMES[::2], NAMES[1::2]  # defaults may be chosen with the first half only
 
 
+# sixty examples, ten epochs: thirty steps
+SHORT = replace(MLP, data=lambda seed: blobs(seed, count=60, spread=0.6), epochs=10, batch_size=16)
+SHORT_NORM = replace(
+    CNN_NORM,
+    data=lambda seed: gratings(seed, count=60, classes=2),
+    classes=2,
+    network=lambda: convolutions(norm=True, classes=2),
+    epochs=10,
+    batch_size=16,
+)
+SHORT_FAULTS: dict[str, Fault] = {
+    "short: learning rate 0": _fault(SHORT, *RATE_LOW, optimizer=sgd(0.0)),
+    "short: learning rate far too low": _fault(SHORT, *RATE_LOW, optimizer=sgd(1e-7)),
+    "short: learning rate far too high": _fault(SHORT, *RATE_HIGH, optimizer=sgd(100.0)),
+    "short: no optimiser step": _fault(SHORT, "LossNotDecreasing", "UnchangedTensor", update=False),
+    "short: no zero_grad": _fault(SHORT, "StaleGradient", zero=False),
+    "short: softmax before cross entropy": _fault(
+        SHORT, "WrongHead", network=lambda: perceptron((20, 64, 64, 5), last=nn.Softmax(1))
+    ),
+    "short: learning rate 0, convolutions": _fault(SHORT_NORM, *RATE_LOW, optimizer=sgd(0.0)),
+    "short: a layer that is not trained": _fault(SHORT, "LeftOutParameters", "UnchangedTensor", swap=_new_head),
+    "short: biases that kill every ReLU": _fault(
+        SHORT, "DeadRelu", "AllZero", "ConstantOutput", "VanishingGradient", spoil=_negative_biases
+    ),
+}
+
+
 def _encode(width: int) -> ForeignProgram:
     return ForeignProgram(
         data=lambda seed: (blobs(seed)[0],) * 2, classes=0, network=lambda: perceptron((20, width, 6, width, 20)),

@@ -125,9 +125,9 @@ class ClassImbalance(Rule):
 class NoBetterThanGuessing(Rule):
     """At its end the network knows its own training images no better than by guessing.
 
-    Fires when all planned epochs, or those of a training that has ended, are over, and in each of the last `patience`
-    of them (the last alone, where there is one) as many right answers or more would come with a probability above
-    `alpha` from naming the largest class (binomial).
+    Fires when the training is over (all planned epochs; where it may end early, more than the configuration's patience)
+    and in each of its last `patience` epochs, or the last alone where there is one, as many right answers or more would
+    come with a probability above `alpha` from naming the largest class (binomial).
     """
 
     looks_at = "right answers of the last epochs, and images of the largest class"
@@ -142,7 +142,9 @@ class NoBetterThanGuessing(Rule):
         epochs = [each for each in run.classes if each.mode == "train" and sum(each.labels) > 0]
         if len(epochs) == 0:
             return insufficient("needs the classes of an epoch")
-        over = run.finished or 0 < run.job.config.get("epochs", 0) <= epochs[-1].epoch
+        config, done = run.job.config, epochs[-1].epoch
+        stops_early = 0 < config.get("patience", 0) < done
+        over = run.finished or stops_early or 0 < config.get("epochs", 0) <= done
         if not over:
             return insufficient("the training goes on", len(epochs))
         late = epochs[-self.patience :]

@@ -155,8 +155,8 @@ def main() -> None:
             "",
             "The faults are ports of published kinds into programs written here, by the authors of the rules: a set "
             "that others wrote will be harder. A run is caught when a rule about the training fires that is not only "
-            "informative; the cause is right when one of the findings (no symptom of another) is a rule that names what "
-            "was planted.",
+            "informative; the cause is right when one of the findings (no symptom of another) is a rule that names "
+            "what was planted.",
             "",
             *half("Faults that defaults were chosen with", FROZEN_ON, said),
             *half("Held-out faults", HELD_OUT, said),

@@ -78,7 +78,7 @@ class LiveRules(Observer):
 
     def begin(self, mode: Mode, epoch: int, step: int) -> None:
         self._mode = mode
-        if self._is_setup_new:
+        if self._is_setup_new and self._file is not None:
             self._is_setup_new = False
             try:
                 SETUP.write(self._file.parent, asdict(self._run.job))

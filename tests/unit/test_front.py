@@ -167,6 +167,19 @@ def is_taken(connection: socket.socket) -> bool:
     return True
 
 
+def test_clients_that_never_finish_their_bodies_keep_nobody_out(start, monkeypatch):
+    monkeypatch.setattr(front, "MAX_CONNECTIONS", 2)
+    endpoint = start()
+    half = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc"
+    with closing(endpoint.connect()) as first, closing(endpoint.connect()) as second:
+        for slow in (first, second):
+            slow.sendall(half)
+        time.sleep(0.2)  # both are read as far as they go
+        for _ in range(3):
+            assert endpoint.ask()[0] == 200
+        assert first.recv(1) == b""
+
+
 def test_one_connection_too_many_is_refused_when_none_is_idle(start, monkeypatch):
     monkeypatch.setattr(front, "MAX_CONNECTIONS", 1)
     released = threading.Event()

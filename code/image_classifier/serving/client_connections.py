@@ -1,7 +1,8 @@
 """One client's connection to the front, and how many of them there are: aiohttp's, with an end to every patience.
 
 no complete request yet   -> 408 and closed after HEAD_LIMIT_S, between two requests after IDLE_LIMIT_S
-too many connections      -> the one that has been idle for longest makes room; none is idle: 503 and closed
+too many connections      -> the one that has been idle for longest makes room, else the oldest of those whose body
+                             has not come whole; there is none either: 503 and closed
 what is not HTTP          -> 400 or 431 in our words
 half closed               -> answered, then closed
 takes no answers          -> closed after STALL_LIMIT_S
@@ -69,14 +70,18 @@ class ConnectionLimit(web.Server):
         return ClientConnection(self, loop=self._loop, **self._kwargs)
 
     def has_room(self) -> bool:
-        """Whether one more connection may stay, after an idle one was closed for it where there was none."""
+        """Whether one more connection may stay, for which one that waits or is slow is closed if need be."""
         open_ones = [each for each in self.connections if isinstance(each, ClientConnection) and each.transport]
         if len(open_ones) <= self._max_connections:
             return True
-        idle = [each for each in open_ones[:-1] if each.is_idle]
-        if idle:
+        others = open_ones[:-1]
+        if idle := [each for each in others if each.is_idle]:
             min(idle, key=lambda each: each.idle_until).force_close()
-        return bool(idle)
+        elif sending := [each for each in others if each.is_sending]:
+            sending[0].force_close()
+        else:
+            return False
+        return True
 
     def close_idle(self) -> int:
         """Closes the connections on which no request is under way. Returns how many are left."""
@@ -106,6 +111,11 @@ class ClientConnection(web.RequestHandler):
     def is_idle(self) -> bool:
         """Whether no request is under way: the next one is waited for, and has not come whole with its headers."""
         return self._waiter is not None and not self._waiter.done() and not self._messages
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether the body of the request that is under way has not come whole."""
+        return self._current_request is not None and not self._current_request._payload.is_eof()
 
     @property
     def idle_until(self) -> float:
@@ -191,7 +201,7 @@ class ClientConnection(web.RequestHandler):
             self.force_close()
             return
         request = self._current_request
-        if request is not None and not request._payload.is_eof():  # the rest of its body will never come
+        if self.is_sending and request is not None:  # the rest of its body will never come
             self.has_broken_off = True
             request._payload.feed_eof()
         self._loop.call_later(_HALF_CLOSED_POLL_S, self._close_when_answered)

@@ -255,7 +255,7 @@ def with_latin_names(data: Path, target: Path) -> Path:
     shutil.copytree(data, target, symlinks=True)
     shutil.copytree(target / "test", target / "valid")
     for split in ("train", "valid", "test"):
-        first = min((target / split).iterdir())
+        first = min(folder for folder in (target / split).iterdir() if any(folder.glob("*.jpg")))
         image = min(first.glob("*.jpg"))
         image.rename(image.with_name(f"a{LATIN}.jpg"))
         first.rename(first.with_name(LATIN))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -80,3 +81,27 @@ def test_a_cpu_worker_never_imports_torch(model_dir: Path):
     )
     code = str(Path(__file__).parents[2] / "code")
     assert subprocess.run([sys.executable, "-c", program], env={"PYTHONPATH": code}, check=False).returncode == 0
+
+
+SIGNALLED = """
+import gc, os, signal, sys
+from pathlib import Path
+from image_classifier.serving.engines import OpenVinoEngine
+from image_classifier.vision.artifact import load_model
+artifact = load_model(Path(sys.argv[1]))
+first = OpenVinoEngine(artifact)
+second = OpenVinoEngine(artifact)
+del first
+gc.collect()
+del second
+gc.collect()
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_a_process_that_has_tried_several_engines_outlives_a_signal(model_dir: Path) -> None:
+    command = [sys.executable, "-c", SIGNALLED, str(model_dir)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "code")}
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

@@ -49,8 +49,7 @@ class OpenVinoEngine:
         """
         from safetensors.numpy import load_file
 
-        from image_classifier.serving.openvino_resnet import FoldedWeights, resnet50
-        from image_classifier.serving.quiet_openvino import openvino
+        from image_classifier.serving.openvino_resnet import FoldedWeights, core, resnet50
 
         self.precision = _precision(artifact, precision, self.name)
         size, ranges = artifact.preprocessing.image_size, artifact.manifest.ranges
@@ -70,7 +69,7 @@ class OpenVinoEngine:
         )
         self._shape = (3, size, size)
         try:
-            self._request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+            self._request = core().compile_model(model, "CPU", settings).create_infer_request()
         except RuntimeError as error:  # a processor for which OpenVINO lacks one of the kernels
             raise PlatformError(
                 f"OpenVINO cannot compute {self.precision} on this processor", f"serve {FLOAT32}: {PRECISION_VARIABLE}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import mmap
 import tempfile
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,16 @@ from image_classifier.vision import network
 
 _Weights = Mapping[str, NDArray[Any]]
 _TINY = 1e-9  # of a channel whose weights are all zeros
+
+
+@cache
+def core() -> openvino.Core:
+    """OpenVINO, once for the process and never given back.
+
+    Its CPU plugin gives the thread that makes it a stack for signal handlers, and gives back the one it found when it
+    ends. Of two, the one made first ends first: the thread is left with freed memory, and its next signal kills it.
+    """
+    return openvino.Core()
 
 
 class FoldedWeights:

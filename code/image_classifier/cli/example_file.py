@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import re
+import textwrap
 from collections.abc import Mapping
 
 from image_classifier.cli.settings import SEARCH_KEY, SECTIONS, General
@@ -52,7 +53,10 @@ def _settings(holder: type) -> str:
 def _line(left: str, comment: str) -> str:
     """With the comment at its right, or above where that would be too long."""
     line = f"{left:<{COMMENTS_AT - 1}} # {comment}"
-    return f"{line}\n" if len(line) <= MAX_LINE else f"# {comment}\n{left}\n"
+    if len(line) <= MAX_LINE:
+        return f"{line}\n"
+    above = textwrap.wrap(comment, MAX_LINE, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+    return "\n".join([*above, left]) + "\n"
 
 
 def _meaning(known: Param) -> str:

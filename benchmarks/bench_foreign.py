@@ -22,7 +22,8 @@ from multiprocessing import get_context
 
 import torch
 from benchmarks.aws_formulas import aws_fires
-from benchmarks.foreign_programs import FAULTS, FROZEN_ON, HEALTHY_PROGRAMS, HELD_OUT, SHORT_FAULTS, run_program
+from benchmarks.foreign_faults import FAULTS, FROZEN_ON, HELD_OUT, SHORT_FAULTS
+from benchmarks.foreign_programs import HEALTHY_PROGRAMS, run_program
 from benchmarks.record import write_result
 
 from image_classifier.debugging.rules import RULES

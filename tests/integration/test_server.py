@@ -1,25 +1,14 @@
-"""The real server program, the real model server under it, and clients on sockets."""
+"""What the real server program answers, with the real model server under it, to clients on sockets."""
 
 from __future__ import annotations
 
 import base64
 import concurrent.futures
 import csv
-import dataclasses
-import http.client
 import io
 import json
-import os
-import random
-import shutil
-import signal
 import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
-from dataclasses import dataclass
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -29,21 +18,25 @@ import requests
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
-from safetensors.numpy import load_file
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks as conformance
 from tests.conftest import MODEL_CLASSES, jpeg
 from tests.proxy import Proxy
+from tests.server_program import (
+    PATIENCE_S,
+    Program,
+    bad_post,
+    connect,
+    raw,
+    wait_until,
+)
 
-from image_classifier.contract.endpoint import MAX_PORT, parse_ready_line
 from image_classifier.contract.image_formats import FORMATS
 from image_classifier.serving.front import MAX_CONNECTIONS
 from image_classifier.serving.openapi import PATHS
-from image_classifier.vision.artifact import Artifact, load_model, write_model
+from image_classifier.vision.artifact import Artifact
 
-WORKERS = 2
-PATIENCE_S = 60.0
 CONFORMING = [
     not_a_server_error,
     conformance.status_code_conformance,
@@ -52,158 +45,6 @@ CONFORMING = [
     conformance.response_schema_conformance,
     conformance.allow_header_conformance,
 ]
-EVIL = "import pathlib\npathlib.Path({marker!r}).touch()\n"
-
-
-@dataclass
-class Program:
-    """A server program, everything it printed, and what /ping answered while it started."""
-
-    process: subprocess.Popen[bytes]
-    url: str
-    temporary: Path
-    log: Path
-    reports_at_first_ping: int | None = None
-
-    @property
-    def output(self) -> str:
-        return self.log.read_text(encoding="utf-8")
-
-    @property
-    def lines(self) -> list[str]:
-        return self.output.splitlines()
-
-    @property
-    def ready(self) -> bool:
-        return any(line.startswith("ready ") for line in self.lines)
-
-    def tree(self) -> list[psutil.Process]:
-        root = psutil.Process(self.process.pid)
-        return [root, *root.children(recursive=True)]
-
-    def workers(self) -> list[psutil.Process]:
-        """The forked processes that answer, not the one they are forked from."""
-        found = [p for p in self.tree() if _runs(p, "model_service_worker")]
-        return [p for p in found if p.parent() in found]
-
-    def post(self, body: bytes, **headers: str) -> requests.Response:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return requests.post(f"{self.url}/invocations", data=body, headers=named, timeout=PATIENCE_S)
-
-
-def _runs(process: psutil.Process, program: str) -> bool:
-    try:
-        return any(program in word for word in process.cmdline())
-    except psutil.Error:  # it ended meanwhile
-        return False
-
-
-def free_port() -> int:
-    """One that the model server takes: the system's own choice is always too high."""
-    while True:
-        port = random.randint(20_000, MAX_PORT)
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-
-
-def start(base: Path, temporary: Path, **environment: str) -> Program:
-    """Starts the program as a container does: through the environment only, in a folder it cannot rely on."""
-    temporary.mkdir()
-    port = int(environment.get("SAGEMAKER_BIND_TO_PORT") or free_port())
-    log = temporary.with_suffix(".log")
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "image_classifier.serving.entry", "serve"],
-            env={
-                "PATH": "/usr/bin:/bin",
-                "PYTHONPATH": str(Path(__file__).parents[2] / "code"),
-                "SAGEMAKER_BASE_DIR": str(base),
-                "SAGEMAKER_MODEL_SERVER_WORKERS": str(WORKERS),
-                "CLASSIFIER_BIND_TO_HOST": "127.0.0.1",
-                "TMPDIR": str(temporary),
-            }
-            | environment
-            | {"SAGEMAKER_BIND_TO_PORT": str(port)},
-            cwd="/",
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    return Program(process, f"http://127.0.0.1:{port}", temporary, log)
-
-
-def wait_until(condition: Callable[[], bool], program: Program) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, program.output
-        time.sleep(0.02)
-
-
-def wait_until_ready(program: Program) -> None:
-    """Asks /ping all the time, as SageMaker does, and notes how many workers had reported when it was first 200."""
-    while program.reports_at_first_ping is None or not program.ready:
-        assert program.process.poll() is None, program.output
-        if program.reports_at_first_ping is None:
-            with suppress(requests.ConnectionError):
-                assert requests.get(f"{program.url}/ping", timeout=5).status_code == 200
-                program.reports_at_first_ping = len(list(program.temporary.glob("ic-*/workers/*")))
-        time.sleep(0.005)
-
-
-def gone(processes: list[psutil.Process]) -> bool:
-    return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
-
-
-@pytest.fixture(scope="module")
-def artifact(model_dir: Path) -> Artifact:
-    return load_model(model_dir)
-
-
-@pytest.fixture(scope="module")
-def base(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base folder whose model folder also holds things that a trusting server would run or install."""
-    base = tmp_path_factory.mktemp("base")
-    shutil.copytree(model_dir, base / "model", copy_function=os.link)
-    evil = EVIL.format(marker=str(base / "executed"))
-    (base / "model" / "code").mkdir()
-    (base / "model" / "code" / "requirements.txt").write_text("/nowhere/to/be-found.whl\n")
-    for name in ("inference.py", "sitecustomize.py", "PIL.py", "json.py"):
-        (base / "model" / "code" / name).write_text(evil)
-        (base / "model" / name).write_text(evil)
-    for folder, _, _ in os.walk(base / "model"):
-        Path(folder).chmod(0o555)
-    return base
-
-
-@pytest.fixture(scope="module")
-def proxy() -> Iterator[Proxy]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield Proxy(listener)
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def server(base: Path, home: Path, proxy: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """Overheard: what it would send elsewhere comes to `proxy`."""
-    overheard = proxy.settings | {"HOME": str(home), "CLASSIFIER_ENGINE": "openvino"}
-    program = start(base, tmp_path_factory.mktemp("server") / "tmp", **overheard)
-    try:
-        wait_until_ready(program)
-        yield program
-    finally:
-        program.process.terminate()
-        program.process.wait(PATIENCE_S)
-
-
-def test_ping_is_refused_until_every_worker_reproduced_the_golden_samples(server: Program, artifact: Artifact):
-    assert server.reports_at_first_ping == WORKERS
-    (line,) = [line for line in server.lines if line.startswith("ready ")]
-    assert parse_ready_line(line) == (server.url, artifact.fingerprint)
-    assert f"workers={WORKERS}" in line
-    assert len(server.workers()) == WORKERS
 
 
 def test_served_probabilities_are_those_of_training(server: Program, artifact: Artifact):
@@ -248,25 +89,6 @@ def test_every_kind_of_picture_is_answered(server: Program, content_type: str, b
     rows = list(csv.reader(io.StringIO(response.content.decode("utf-8"))))
     assert len(rows) == 5
     assert {label for label, _ in rows} < set(MODEL_CLASSES)
-
-
-def connect(url: str) -> socket.socket:
-    host, port = url.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=PATIENCE_S)
-
-
-def raw(url: str, head: bytes, body: bytes = b"") -> tuple[int, bytes]:
-    """A request written byte by byte: (status, body of the answer)."""
-    with closing(connect(url)) as connection:
-        connection.sendall(head.replace(b"\n", b"\r\n") + b"Host: x\r\n\r\n" + body)
-        response = http.client.HTTPResponse(connection)
-        with closing(response):
-            response.begin()
-            return response.status, response.read()
-
-
-def bad_post(headers: bytes, body: bytes = b"x") -> tuple[bytes, bytes]:
-    return b"POST /invocations HTTP/1.1\nContent-Length: %d\n" % len(body) + headers, body
 
 
 def huge_png() -> bytes:
@@ -438,34 +260,6 @@ def test_the_server_and_its_workers_call_nobody_and_leave_nothing_at_home(server
     assert list(home.rglob("*")) == []
 
 
-def test_a_killed_worker_is_replaced(server: Program):
-    victim = server.workers()[0]
-    victim.kill()
-    wait_until(lambda: len(server.workers()) == WORKERS and victim.pid not in {p.pid for p in server.workers()}, server)
-    for seed in range(4):
-        assert server.post(jpeg(seed)).status_code == 200
-
-
-def test_a_worker_that_dies_over_a_request_costs_the_client_nothing(server: Program):
-    victim = server.workers()[0]
-    victim.suspend()  # so that one of the two requests is certainly with it when it dies
-    with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
-        answers = [pool.submit(server.post, jpeg(seed)) for seed in range(WORKERS)]
-        time.sleep(0.3)
-        victim.kill()
-        assert [answer.result(PATIENCE_S).status_code for answer in answers] == [200] * WORKERS
-    wait_until(lambda: len(server.workers()) == WORKERS, server)
-
-
-def test_a_worker_that_is_stopped_is_replaced_and_its_request_answered(server: Program):
-    victim = server.workers()[0]
-    victim.suspend()
-    with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
-        answers = list(pool.map(server.post, [jpeg(seed) for seed in range(WORKERS)]))
-    assert [answer.status_code for answer in answers] == [200] * WORKERS
-    wait_until(lambda: gone([victim]) and len(server.workers()) == WORKERS, server)
-
-
 def test_a_client_that_closes_its_side_after_asking_is_answered(server: Program):
     body = jpeg(0)
     with closing(connect(server.url)) as connection:
@@ -501,105 +295,3 @@ def test_two_thousand_bad_requests_cost_no_memory_and_leave_no_traceback(server:
     first = ask_all()
     assert ask_all() - first < 8 * 1024**2
     assert "Traceback" not in server.output
-
-
-def test_sigterm_answers_what_is_in_flight_and_leaves_nothing(server: Program):
-    tree, workers = server.tree(), server.workers()
-    for worker in workers:
-        worker.suspend()  # so that every request is certainly under way when the signal comes
-    with concurrent.futures.ThreadPoolExecutor(3 * WORKERS) as pool:
-        answers = [pool.submit(server.post, jpeg(seed)) for seed in range(3 * WORKERS)]
-        time.sleep(0.5)  # the server reads what the clients wrote
-        server.process.send_signal(signal.SIGTERM)
-        for worker in workers:
-            worker.resume()
-        assert [answer.result(PATIENCE_S).status_code for answer in answers] == [200] * len(answers)
-    assert server.process.wait(PATIENCE_S) == 0, server.output
-    wait_until(lambda: gone(tree), server)
-    assert list(server.temporary.iterdir()) == []
-    socket.create_server(("127.0.0.1", int(server.url.rsplit(":", 1)[1]))).close()
-
-
-def test_two_servers_run_side_by_side_and_each_end_is_clean(base: Path, tmp_path: Path):
-    first, second = (start(base, tmp_path / name, SAGEMAKER_MODEL_SERVER_WORKERS="1") for name in ("a", "b"))
-    wait_until_ready(first)
-    wait_until_ready(second)
-    trees = first.tree() + second.tree()
-    (jvm,) = [p for p in second.tree() if p.name() == "java"]
-
-    first.process.kill()
-    jvm.kill()
-    first.process.wait(PATIENCE_S)
-
-    assert second.process.wait(PATIENCE_S) == 1
-    wait_until(lambda: gone(trees), second)
-    wait_until(lambda: not list(first.temporary.iterdir()), first)
-    wait_until(lambda: "error: the model server ended by itself" in second.output, second)
-    assert list(second.temporary.iterdir()) == []
-
-
-def test_a_server_that_has_nothing_to_fork_workers_from_ends_with_a_sentence(base: Path, tmp_path: Path):
-    program = start(base, tmp_path / "tmp")
-    wait_until_ready(program)
-    workers = program.workers()
-    (parent,) = {worker.ppid() for worker in workers}
-    for process in (psutil.Process(parent), *workers):
-        process.kill()
-    assert program.process.wait(PATIENCE_S) == 1
-    wait_until(lambda: "error: the process that workers are forked from has died" in program.lines, program)
-    assert list(program.temporary.iterdir()) == []
-
-
-@pytest.mark.parametrize("victim", ["supervisor", "toolkit"])
-def test_a_server_whose_supervisor_or_program_is_killed_ends_and_leaves_nothing(
-    base: Path, tmp_path: Path, victim: str
-):
-    program = start(base, tmp_path / "tmp", SAGEMAKER_MODEL_SERVER_WORKERS="1")
-    wait_until_ready(program)
-    tree = program.tree()
-    (supervisor,) = psutil.Process(program.process.pid).children()
-    (toolkit,) = [p for p in supervisor.children() if _runs(p, "image_classifier.serving.model_server")]
-    {"supervisor": supervisor, "toolkit": toolkit}[victim].kill()
-    assert program.process.wait(PATIENCE_S) == 1
-    wait_until(lambda: gone(tree), program)
-    assert "error: the model server ended by itself" in program.output
-    assert list(program.temporary.iterdir()) == []
-
-
-def test_a_port_in_use_is_an_error_before_anything_is_loaded(tmp_path: Path):
-    port = str(free_port())
-    with socket.create_server(("127.0.0.1", int(port))):
-        program = start(tmp_path / "no-model-there", tmp_path / "tmp", SAGEMAKER_BIND_TO_PORT=port)
-        assert program.process.wait(PATIENCE_S) == 1
-    wait_until(lambda: f"error: port {port} on 127.0.0.1 is in use" in program.lines, program)
-    wait_until(lambda: any(line.startswith("hint: ") for line in program.lines), program)
-
-
-def test_a_model_that_does_not_reproduce_its_golden_samples_is_not_served(model_dir: Path, tmp_path: Path):
-    artifact = load_model(model_dir)
-    write_model(
-        tmp_path / "base" / "model",
-        weights=load_file(artifact.weights_path),
-        classes=artifact.classes,
-        preprocessing=artifact.preprocessing,
-        golden=[dataclasses.replace(s, probabilities=s.probabilities[::-1]) for s in artifact.golden],
-        config={},
-        metrics={},
-        data_fingerprint="",
-        versions={},
-    )
-    program = start(tmp_path / "base", tmp_path / "tmp")
-    assert program.process.wait(PATIENCE_S) == 1
-    wait_until(lambda: "error: the model does not reproduce its golden sample" in program.output, program)
-    assert list(program.temporary.iterdir()) == []
-
-
-def test_a_server_told_to_stop_while_starting_stops(base: Path, tmp_path: Path):
-    program = start(base, tmp_path / "tmp")
-    wait_until(lambda: any(p.name() == "java" for p in program.tree()), program)
-    tree = program.tree()
-    program.process.send_signal(signal.SIGINT)
-    assert program.process.wait(PATIENCE_S) == 0, program.output
-    wait_until(lambda: gone(tree), program)
-    assert not program.ready
-    assert list(program.temporary.iterdir()) == []

@@ -5,19 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.judged_jobs import FINE, change, make_clean_job
 from tests.report_folders import CLASSES, make_job, make_tuning
 
-from image_classifier.cli import show_jobs
-from image_classifier.contract.errors import ConfigError, JobStopped
-from image_classifier.contract.outputs import HISTORY, REPORT, RESULT, RULES, TRIALS_FOLDER
+from image_classifier.contract.outputs import HISTORY, REPORT, RESULT, TRIALS_FOLDER
 from image_classifier.debugging.rules import RULES as RULE_CLASSES
-from image_classifier.debugging.schema import RuleResult, Verdict, rule_results_to_json
+from image_classifier.debugging.schema import RuleResult, Verdict
 from image_classifier.debugging.scores import (
     balanced_accuracy,
     calibration_error,
@@ -25,64 +23,18 @@ from image_classifier.debugging.scores import (
     confusion_matrix,
     macro_f1,
 )
-from image_classifier.launch.runs import Run, Status, create_run
-from image_classifier.launch.training_run import Outcome
-from image_classifier.launch.view import View
 from image_classifier.report import gather, gather_tuning, render, write_report
-from image_classifier.report.before_serving import standing_of_archive, standing_of_run
+from image_classifier.report.before_serving import standing_of_run
 from image_classifier.report.confidence import exact_interval
 from image_classifier.report.standing import measured, standing
-from image_classifier.sagemaker import cost
-from image_classifier.vision.artifact import GoldenSample, write_model
-from image_classifier.vision.preprocess import Preprocessing
 
 Facts = dict[str, Any]
-FINE = RuleResult(rule="LossNotDecreasing", verdict=Verdict.NO_ISSUES, severity="warning", summary="it fell")
-
-
-@pytest.fixture(scope="module")
-def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A job of which nothing is left to say: learned, judged, without any advice. Shared: do not change it."""
-    folder = make_job(tmp_path_factory.mktemp("clean") / "train-1", epochs=3, test_per_class=6)
-    change(folder, tests=(58, 60, 6), rules=[FINE])
-    for name in ("per_class.csv", "confusion.csv", "test_predictions.csv", "steps.jsonl"):
-        (folder / "output/data" / name).unlink()
-    rows = [
-        {"epoch": epoch, "train:loss": 0.1, "train:accuracy": 0.99, "validation:loss": 0.1, "validation:accuracy": 0.99}
-        for epoch in (1, 2, 3)
-    ]
-    HISTORY.write(folder / "output/data", rows)
-    return folder
 
 
 @pytest.fixture
-def job(clean: Path, tmp_path: Path) -> Path:
-    """A copy to change."""
-    return shutil.copytree(clean, tmp_path / "train-1", symlinks=True)
-
-
-def change(
-    folder: Path,
-    *,
-    tests: tuple[int, int, int] | None = None,
-    validations: tuple[int, int, int] | None = None,
-    rules: list[RuleResult] | None = None,
-) -> None:
-    """Writes what a job was worth: (right, images, of the largest class), and what its rules said."""
-    data = folder / "output" / "data"
-    result = json.loads((data / RESULT.name).read_text())
-    if validations is not None:  # and no test
-        result["metrics"] = {name: value for name, value in result["metrics"].items() if not name.startswith("test:")}
-        result["answered"] = {}
-    for split, images_of, counts in (("test", "test", tests), ("validation", "valid", validations)):
-        if counts is not None:
-            right, images, largest = counts
-            result["metrics"][f"{split}:accuracy"] = right / images
-            five = min(images, 5 * largest)
-            result["answered"][images_of] = {"images": images, "largest_class": largest, "largest_five": five}
-    (data / RESULT.name).write_text(json.dumps(result))
-    if rules is not None:
-        (data / RULES.name).write_text(rule_results_to_json(rules))
+def job(tmp_path: Path) -> Path:
+    """A job of which nothing is left to say."""
+    return make_clean_job(tmp_path / "train-1")
 
 
 def first_line(facts: Facts) -> str:
@@ -313,110 +265,6 @@ def test_a_damaged_report_of_a_trial_spoils_no_search(tmp_path: Path, report: An
     trial = folder / TRIALS_FOLDER / f"{gather_tuning(folder)['best']['trial']:03}"
     REPORT.write(trial / "output/data", report)
     assert first_line(gather_tuning(folder)).startswith("Not known to be better")
-
-
-def printed(
-    job: Path, runs: Path, capsys: pytest.CaptureFixture[str], counts: tuple[int, int, int]
-) -> tuple[Run, str, str]:
-    """What is shown after a training that was worth so much."""
-    run = create_run(runs, "train")
-    shutil.copytree(job, run.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("job.json"))
-    change(run.path, tests=counts)
-    write_report(run.path)
-    run.end(Status.COMPLETED, exit_code=0)
-    show_jobs.trained(Outcome(run=run, result=run.result(), seconds=1.0))
-    found = capsys.readouterr()
-    return run, found.out, found.err
-
-
-def test_the_console_after_a_training_says_it(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run, out, err = printed(job, tmp_path / "runs", capsys, (27, 100, 20))
-    assert "test accuracy\t0.2700 (95 % interval 19–37 %, 100 images; not better than guessing (20 %))" in out
-    assert "warning: Not better than guessing (20 %)" in err
-    assert "next: python deploy.py serve" not in err
-    run, out, err = printed(job, tmp_path / "runs", capsys, (95, 100, 20))
-    assert "warning" not in err
-    assert f"next: python deploy.py serve {run.typed}" in err
-
-
-def test_serving_begins_with_a_warning(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    change(job, tests=(27, 100, 20))
-    write_report(job)
-    show_jobs.ServeView(job / "model.tar.gz")
-    assert "warning: Not better than guessing (20 %)" in capsys.readouterr().err
-    change(job, tests=(58, 60, 6))
-    write_report(job)
-    show_jobs.ServeView(job / "model.tar.gz")
-    assert "warning" not in capsys.readouterr().err
-    show_jobs.ServeView(tmp_path / "elsewhere" / "model.tar.gz")
-    assert "warning: Not known to be better than guessing" in capsys.readouterr().err
-
-
-Archive = Callable[[Mapping[str, float]], Path]
-
-
-@pytest.fixture
-def archive_of(tmp_path: Path) -> Archive:
-    """Makes a model.tar.gz that lies in no run, with those metrics."""
-    from tests.unit.test_artifact import CLASSES, GOLDEN, WEIGHTS
-
-    def make(metrics: Mapping[str, float]) -> Path:
-        from image_classifier.vision.artifact import pack
-
-        write_model(
-            tmp_path / "model",
-            weights=WEIGHTS,
-            classes=CLASSES,
-            preprocessing=Preprocessing.for_image_size(64),
-            golden=[GoldenSample(each.name, each.image, each.probabilities) for each in GOLDEN],
-            config={},
-            metrics=metrics,
-            data_fingerprint="f00d",
-            versions={},
-        )
-        (tmp_path / "alone").mkdir(exist_ok=True)
-        pack(tmp_path / "model", tmp_path / "alone" / "model.tar.gz")
-        return tmp_path / "alone" / "model.tar.gz"
-
-    return make
-
-
-def test_an_archive_alone_tells_whether_its_model_guesses(archive_of: Archive) -> None:
-    counts = {"test:images": 100.0, "test:largest_class": 20.0, "epochs": 10.0}
-    assert standing_of_archive(archive_of({"test:accuracy": 0.27} | counts))["verdict"] == "guessing"
-    assert standing_of_archive(archive_of({"test:accuracy": 0.9} | counts))["verdict"] == "unjudged"
-    assert standing_of_archive(archive_of({"test:accuracy": 0.9}))["verdict"] == "unknown"
-
-
-def test_a_damaged_archive_is_not_known_to_be_better(tmp_path: Path) -> None:
-    (tmp_path / "model.tar.gz").write_bytes(b"no archive")
-    assert standing_of_archive(tmp_path / "model.tar.gz")["verdict"] == "unknown"
-
-
-class Asked(View):
-    """Somebody at a terminal who says no."""
-
-    def __init__(self) -> None:
-        self.heard: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.heard.append(f"warning: {text}")
-
-    def ask(self, question: str) -> bool | None:
-        self.heard.append(question)
-        return False
-
-
-def test_the_question_before_money_is_spent_says_it() -> None:
-    view, estimate = Asked(), cost.Estimate(lines=("an endpoint: $1",), most=1.0)
-    doubt = "Not better than guessing (20 %): ..."
-    with pytest.raises(JobStopped):
-        cost.confirm(estimate, view, yes=False, doubt=doubt)
-    assert view.heard == [f"warning: {doubt}", f"{doubt} Go on all the same?"]
-    cost.confirm(estimate, view, yes=True, doubt=doubt)
-    assert view.heard[2:] == [f"warning: {doubt}"]
-    with pytest.raises(ConfigError):
-        cost.confirm(estimate, View(), yes=False)
 
 
 def test_only_tables_do_not_judge() -> None:

@@ -83,7 +83,7 @@ def start(base: Path, temporary: Path, **environment: str) -> Program:
             [sys.executable, "-m", "image_classifier.serving.entry", "serve"],
             env={
                 "PATH": "/usr/bin:/bin",
-                "PYTHONPATH": str(Path(__file__).parents[2] / "code"),
+                "PYTHONPATH": str(Path(__file__).parents[1] / "code"),
                 "SAGEMAKER_BASE_DIR": str(base),
                 "SAGEMAKER_MODEL_SERVER_WORKERS": str(WORKERS),
                 "CLASSIFIER_BIND_TO_HOST": "127.0.0.1",

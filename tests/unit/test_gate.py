@@ -14,7 +14,7 @@ from tests.unit.test_artifact import edit_manifest, write
 from image_classifier.contract.errors import ArtifactError
 from image_classifier.vision import network
 from image_classifier.vision.artifact import load_model, pack, unpack
-from image_classifier.vision.gate import FLOAT32_TOLERANCE, MAX_TOLERANCE, Gate, calibration_error, interval, measure
+from image_classifier.vision.gate import FLOAT32_TOLERANCE, MAX_TOLERANCE, Gate, measure
 
 GOOD = Gate(
     photos=100,
@@ -52,26 +52,24 @@ def test_an_answer_that_is_not_a_number_counts_as_wrong_and_not_as_equal() -> No
     assert found.largest == pytest.approx(0.9)
 
 
-def test_calibration_error_is_the_distance_of_confidence_from_accuracy() -> None:
+@pytest.mark.parametrize(
+    ("labels", "error"),
+    [([0] * 9 + [1], 0.0), ([0] * 10, 0.1), ([1] * 10, 0.9)],
+    ids=["as sure as right", "less", "more"],
+)
+def test_calibration_error_is_the_distance_of_confidence_from_accuracy(labels: list[int], error: float) -> None:
     sure = np.tile([0.9, 0.1], (10, 1))
-    assert calibration_error(sure, np.array([0] * 9 + [1])) == pytest.approx(0.0, abs=1e-9)
-    assert calibration_error(sure, np.zeros(10, int)) == pytest.approx(0.1)
-    assert calibration_error(sure, np.ones(10, int)) == pytest.approx(0.9)
-
-
-def test_the_interval_is_wilsons() -> None:
-    low, high = interval(0.5, 10)
-    assert (low, high) == (pytest.approx(0.2366, abs=1e-3), pytest.approx(0.7634, abs=1e-3))
-    assert interval(1.0, 100)[0] == pytest.approx(0.963, abs=1e-3)
+    found = measure(sure, sure, np.array(labels))
+    assert found.calibration_before == found.calibration_after == pytest.approx(error, abs=1e-9)
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"photos": 19}, "measured on 19 photos, 20 are needed"),
-        ({"agreement": 0.98}, "98.0% of 100 photos (93.0% .. 99.4%) have float32's answer, 99% are needed"),
+        ({"agreement": 0.98}, "98.0% of 100 photos (93.0% .. 99.8%) have float32's answer, 99% are needed"),
         ({"agreement": 0.9, "photos": 5000}, "90.0% of 5000 photos have float32's answer, 99% are needed"),
-        ({"accuracy_after": 0.89}, "accuracy falls by 1.0 points (0.2 .. 5.4) on 100 photos, 0.5 are allowed"),
+        ({"accuracy_after": 0.89}, "accuracy falls by 1.0 points (0.0 .. 5.4) on 100 photos, 0.5 are allowed"),
     ],
 )
 def test_what_is_refused_is_refused_with_the_figure(changes: dict[str, Any], sentence: str) -> None:

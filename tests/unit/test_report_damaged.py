@@ -17,7 +17,7 @@ from image_classifier.debugging.rules import judge, parse_rules
 from image_classifier.debugging.saved import read_files
 from image_classifier.debugging.schema import StepRecord, Verdict, read_steps, read_system, to_json
 from image_classifier.report import write_report
-from image_classifier.report.confidence import exact_interval
+from image_classifier.vision.confidence import exact_interval
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda text: b"",

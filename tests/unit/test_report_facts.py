@@ -30,12 +30,12 @@ from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.schema import JobFacts, StepRecord
 from image_classifier.report import gather, gather_tuning, render, write_report
 from image_classifier.report.advice import what_next
-from image_classifier.report.confidence import exact_interval
 from image_classifier.report.curves import step_time
 from image_classifier.report.facts import to_text
 from image_classifier.report.results import SPLIT_NAMES
 from image_classifier.report.search_facts import importance
 from image_classifier.vision import network
+from image_classifier.vision.confidence import exact_interval
 
 PARTS = [part.name for part in (HISTORY, RESULT, STEPS, STATISTICS, RULES, CONFUSION, SETUP)]
 MORE_PARTS = [part.name for part in (PER_CLASS, TEST_PREDICTIONS, BAD_IMAGES, REPORT)]

@@ -16,17 +16,11 @@ from tests.report_folders import CLASSES, make_job, make_tuning
 from image_classifier.contract.outputs import HISTORY, REPORT, RESULT, TRIALS_FOLDER
 from image_classifier.debugging.rules import RULES as RULE_CLASSES
 from image_classifier.debugging.schema import RuleResult, Verdict
-from image_classifier.debugging.scores import (
-    balanced_accuracy,
-    calibration_error,
-    confidence_bins,
-    confusion_matrix,
-    macro_f1,
-)
+from image_classifier.debugging.scores import balanced_accuracy, confusion_matrix, macro_f1
 from image_classifier.report import gather, gather_tuning, render, write_report
 from image_classifier.report.before_serving import standing_of_run
-from image_classifier.report.confidence import exact_interval
 from image_classifier.report.standing import measured, standing
+from image_classifier.vision.confidence import calibration_error, confidence_bins, exact_interval
 
 Facts = dict[str, Any]
 

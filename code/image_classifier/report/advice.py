@@ -12,9 +12,9 @@ from typing import Any
 
 from image_classifier.debugging.rules import RULES
 from image_classifier.debugging.rules.base import Aspect
-from image_classifier.report.confidence import exact_interval
 from image_classifier.report.formats import count, interval, percent, points, sentence, words
 from image_classifier.report.standing import found_nothing, guessing_in_words, in_words, standing
+from image_classifier.vision.confidence import exact_interval
 
 MAX_ITEMS = 6
 LARGE_GAP = 0.05  # training minus validation accuracy worth acting on, if it is no sampling noise either

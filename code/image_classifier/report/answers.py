@@ -15,15 +15,9 @@ import numpy as np
 from image_classifier.contract.errors import RequestError
 from image_classifier.contract.outputs import CONFUSION, PER_CLASS, TEST_PREDICTIONS, Table
 from image_classifier.debugging.rundata import RunData
-from image_classifier.debugging.scores import (
-    balanced_accuracy,
-    calibration_error,
-    confidence_bins,
-    confusion_matrix,
-    macro_f1,
-)
-from image_classifier.report.confidence import exact_interval
+from image_classifier.debugging.scores import balanced_accuracy, confusion_matrix, macro_f1
 from image_classifier.report.sources import Sources
+from image_classifier.vision.confidence import calibration_error, confidence_bins, exact_interval
 from image_classifier.vision.decode import decode
 
 SCORES = ("balanced_accuracy", "macro_f1", "calibration_error")  # metrics' quantities

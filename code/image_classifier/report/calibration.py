@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from image_classifier.debugging.scores import CALIBRATION_BINS
 from image_classifier.report.charts import Axis, Curve, frame, line_chart
-from image_classifier.report.confidence import exact_interval
 from image_classifier.report.formats import count, percent, share_tick
 from image_classifier.report.html import Markup, joined, tag
 from image_classifier.report.page import Facts, details, figure, note, table
 from image_classifier.report.scales import fit
+from image_classifier.vision.confidence import CALIBRATION_BINS, exact_interval
 
 WIDTH, HEIGHT = 480.0, 320.0
 CLOSE = 0.05  # an error up to which confidence is called about right

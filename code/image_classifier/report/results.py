@@ -11,7 +11,6 @@ from image_classifier.contract.outputs import CONFUSION, PER_CLASS
 from image_classifier.report.advice import best_row, first_peak
 from image_classifier.report.answers import MAX_CLASS_ROWS
 from image_classifier.report.charts import Axis, Curve, frame, line_chart, mark, meter
-from image_classifier.report.confidence import exact_interval
 from image_classifier.report.formats import DASH, count, duration, interval, number, percent, points, share_tick, short
 from image_classifier.report.grids import confusion as confusion_chart
 from image_classifier.report.html import Markup, joined, tag
@@ -19,6 +18,7 @@ from image_classifier.report.page import Facts, details, figure, missing, next_s
 from image_classifier.report.scales import fit, spans_decades
 from image_classifier.report.sources import as_float
 from image_classifier.report.standing import could_not_judge, found_nothing
+from image_classifier.vision.confidence import exact_interval
 
 FILE_NAME_CHARS = 30
 SPLIT_NAMES = {"train": "training", "validation": "validation", "test": "test", "best": "best"}  # of metrics

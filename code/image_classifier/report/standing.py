@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from image_classifier.debugging.rules import RULES
-from image_classifier.report.confidence import exact_interval
 from image_classifier.report.formats import GAP, count, interval, share_tick
+from image_classifier.vision.confidence import exact_interval
 
 Facts = Mapping[str, Any]
 SPLITS = (

@@ -42,8 +42,8 @@ from image_classifier.serving.codec import (
     check_length,
     encode_error,
     is_top_k_given,
+    make_request,
     parse_headers,
-    parse_request,
 )
 from image_classifier.serving.envelopes import Opened, compose, open_envelope
 from image_classifier.serving.meters import Meters
@@ -202,7 +202,7 @@ class Api:
             self.num_under_way += 1
             try:
                 if media_type not in wire.ENVELOPE_TYPES:
-                    return _passed_on(await self._ask(parse_request(headers, body), asked))
+                    return _passed_on(await self._ask(make_request(media_type, response_type, top_k, body), asked))
                 opened = await open_envelope(media_type, request, body)
                 if opened.top_k is not None and not is_top_k_given(headers):
                     top_k = opened.top_k

@@ -71,6 +71,8 @@ class ConnectionLimit(web.Server):
 
     def has_room(self) -> bool:
         """Whether one more connection may stay, for which one that waits or is slow is closed if need be."""
+        if len(self._connections) <= self._max_connections:
+            return True
         open_ones = [each for each in self.connections if isinstance(each, ClientConnection) and each.transport]
         if len(open_ones) <= self._max_connections:
             return True

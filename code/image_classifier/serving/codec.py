@@ -72,7 +72,11 @@ def parse_request(headers: Mapping[str, str], body: object) -> Request:
         TooLarge: more than MAX_BODY_BYTES.
         RequestError: no body, or a top_k that is not a whole number of 1 or more.
     """
-    media_type, response_type, top_k = parse_headers(headers)
+    return make_request(*parse_headers(headers), body)
+
+
+def make_request(media_type: str, response_type: str, top_k: int, body: object) -> Request:
+    """The same of headers that are parsed already. Raises as `parse_request`."""
     if not isinstance(body, (bytes, bytearray)) or not body:
         raise RequestError("the request has no body", "send the bytes of one image")
     check_length(len(body))

@@ -43,7 +43,7 @@ from image_classifier.vision.artifact import Artifact, check_answer, load_model
 from image_classifier.vision.manifest import GoldenSample
 
 _STARTUP_POLL_S = 0.05
-_WATCH_POLL_S = 0.1
+_WATCH_POLL_S = 0.25
 _ENDING_S = 0.5
 DRAIN_LIMIT_S = 25.0  # SageMaker sends SIGKILL 30 s after SIGTERM
 _MAX_TEMPORARY_BYTES = 70  # of the 107 that a socket's path has at most; ours add 30

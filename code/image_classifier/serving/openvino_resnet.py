@@ -135,16 +135,13 @@ class _Graph:
         return ops.relu(ops.add(self.convolution(y, third), shortcut))
 
     def convolution(self, x: Any, layer: network.Convolution) -> Any:
-        """The batch norm is folded in: with s = gamma / sqrt(variance + eps), w' = w s and b' = beta - mean s."""
-        gamma, beta, mean, variance = (
-            _array(self._weights, f"{layer.norm}.{part}").astype(np.float64)
-            for part in ("weight", "bias", "running_mean", "running_var")
-        )
-        scale = gamma / np.sqrt(variance + network.BATCH_NORM_EPS)
+        """The batch norm is folded in."""
+        norm = (_array(self._weights, f"{layer.norm}.{part}").astype(np.float64) for part in network.NORM_PARTS)
+        scale, shift = network.folded(*norm)
         weight = _array(self._weights, f"{layer.name}.weight")
         folded = self._store.empty(weight.shape)
         np.multiply(weight, scale.astype(np.float32)[:, None, None, None], out=folded)
-        bias = (beta - mean * scale).astype(np.float32)[None, :, None, None]
+        bias = shift.astype(np.float32)[None, :, None, None]
         stride, pad = [layer.stride] * 2, [layer.kernel // 2] * 2
         return ops.add(ops.convolution(x, self.weight(folded), stride, pad, pad, [1, 1]), _constant(bias))
 

@@ -50,13 +50,13 @@ class Workers:
         now = time.monotonic()
         living = []
         for process, report in self._scratch.reports().items():
+            if report.error:  # also of one that has ended since
+                raise ArtifactError(report.error, report.hint)
             state = _state(process)
             if state in _ENDED:
                 self._scratch.forget(process)
                 self._stopped_at.pop(process, None)
                 self._check_parent(report)
-            elif report.error:
-                raise ArtifactError(report.error, report.hint)
             else:
                 self._check_parent(report)
                 living.append(report)

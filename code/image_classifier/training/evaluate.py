@@ -13,17 +13,12 @@ from torch import nn
 
 from image_classifier.contract.errors import DataError
 from image_classifier.debugging.observer import Observer
-from image_classifier.debugging.scores import (
-    balanced_accuracy,
-    calibration_error,
-    confidence_bins,
-    confusion_matrix,
-    macro_f1,
-)
+from image_classifier.debugging.scores import balanced_accuracy, confusion_matrix, macro_f1
 from image_classifier.training.data import BadImages, Loader
 from image_classifier.training.feature_loader import FeatureLoader
 from image_classifier.training.setup import Setup
 from image_classifier.training.stop import Interrupted, StopFlag
+from image_classifier.vision.confidence import calibration_error, confidence_bins
 
 log = logging.getLogger(__name__)
 TOP_K = 5

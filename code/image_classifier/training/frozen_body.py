@@ -128,8 +128,7 @@ class _PlainBody:
 
 
 class _FoldedBody:
-    """ResNet50's convolutions with their batch norms folded in: w' = w s and b' = beta - mean s, where s is
-    gamma / sqrt(variance + eps)."""
+    """ResNet50's convolutions with their batch norms folded in."""
 
     def __init__(self, model: ResNet, setup: Setup, images: torch.Tensor) -> None:
         self._dtype = torch.bfloat16 if setup.bf16 else torch.float32
@@ -137,13 +136,10 @@ class _FoldedBody:
         state = model.state_dict()
         self._layers: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         for layer in network.convolutions():
-            gamma, beta, mean, variance = (
-                state[f"{layer.norm}.{part}"].double() for part in ("weight", "bias", "running_mean", "running_var")
-            )
-            scale = gamma / (variance + network.BATCH_NORM_EPS).sqrt()
+            scale, shift = network.folded(*(state[f"{layer.norm}.{part}"].double() for part in network.NORM_PARTS))
             weight = (state[f"{layer.name}.weight"].double() * scale[:, None, None, None]).to(self._dtype)
             weight = weight.contiguous(memory_format=torch.channels_last)
-            self._layers[layer.name] = weight, (beta - mean * scale).to(self._dtype)
+            self._layers[layer.name] = weight, shift.to(self._dtype)
         if self._fused:
             self._pack(images)
 

@@ -208,13 +208,10 @@ class Folded:
         self.weights: dict[str, Tensor] = {network.HEAD: state[f"{network.HEAD}.weight"].float()}
         self.biases: dict[str, Tensor] = {network.HEAD: state[f"{network.HEAD}.bias"].float()}
         for layer in network.convolutions():
-            gamma, beta, mean_, variance = (
-                state[f"{layer.norm}.{part}"].double() for part in ("weight", "bias", "running_mean", "running_var")
-            )
-            scale = gamma / (variance + network.BATCH_NORM_EPS).sqrt()
+            scale, shift = network.folded(*(state[f"{layer.norm}.{part}"].double() for part in network.NORM_PARTS))
             weight = state[f"{layer.name}.weight"].float() * scale.float()[:, None, None, None]
             self.weights[layer.name] = weight.contiguous(memory_format=torch.channels_last)
-            self.biases[layer.name] = (beta - mean_ * scale).float()
+            self.biases[layer.name] = shift.float()
 
     def rounded(self, to: Callable[[Tensor], Tensor]) -> Folded:
         """The same network with other weights."""

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from image_classifier.vision.confidence import calibration_error, confidence_bins, exact_interval
+
 FLOAT32, BFLOAT16, FLOAT16, INT8 = "float32", "bfloat16", "float16", "int8"
 
 MIN_PHOTOS = 20  # fewer tell nothing of a hundredth
@@ -28,8 +30,6 @@ moves it by less than 1e-4 (measured on ResNet50)."""
 UNMEASURED_TOLERANCE = 0.05  # of a 16-bit format for whose cost a model has no figure, where somebody asks for it
 MAX_TOLERANCE = 0.25  # with more, an answer proves nothing
 _MARGIN = 1.5  # the photographs of the gate are others than the golden samples
-_CALIBRATION_BINS = 15  # as in Guo et al. 2017, "On Calibration of Modern Neural Networks"
-_Z_95 = 1.96
 _ROUNDING = 1e-9  # one of 200 is half a point, whatever floats make of it
 
 
@@ -81,7 +81,7 @@ class Gate:
             return f"{self.answers}, {MIN_AGREEMENT:.0%} are needed"
         loss = self.accuracy_before - self.accuracy_after
         if loss > MAX_ACCURACY_LOSS + _ROUNDING:
-            low, high = (100 * end for end in interval(loss, self.photos))
+            low, high = (100 * end for end in exact_interval(loss * self.photos, self.photos))
             chance = f" ({low:.1f} .. {high:.1f})" if self.photos < FEW_PHOTOS else ""
             points, most = 100 * loss, 100 * MAX_ACCURACY_LOSS
             return f"accuracy falls by {points:.1f} points{chance} on {self.photos} photos, {most:g} are allowed"
@@ -90,7 +90,7 @@ class Gate:
     @property
     def answers(self) -> str:
         """How often the answer is float32's, in words."""
-        low, high = interval(self.agreement, self.photos)
+        low, high = exact_interval(self.agreement * self.photos, self.photos)
         chance = f" ({low:.1%} .. {high:.1%})" if self.photos < FEW_PHOTOS else ""
         return f"{self.agreement:.1%} of {self.photos} photos{chance} have float32's answer"
 
@@ -121,22 +121,7 @@ def measure(
         accuracy_after=float((after == labels).mean()),
         largest=float(changes.max()),
         median=float(np.median(changes)),
-        calibration_before=calibration_error(exact, labels),
-        calibration_after=calibration_error(rounded, labels),
+        calibration_before=calibration_error(confidence_bins(exact.max(1), before == labels)),
+        calibration_after=calibration_error(confidence_bins(rounded.max(1), after == labels)),
         method=method,
     )
-
-
-def calibration_error(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """Mean distance of confidence from accuracy, weighted over bins of equal width of the confidence; 0..1."""
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
-    bins = np.minimum((confidence * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
-    gaps = [abs(float((right[bins == i] - confidence[bins == i]).sum())) for i in range(_CALIBRATION_BINS)]
-    return min(1.0, sum(gaps) / len(labels))
-
-
-def interval(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share seen in `count` photographs."""
-    centre, square = share + _Z_95**2 / (2 * count), _Z_95**2 / count
-    half = math.sqrt(share * (1 - share) * square + square**2 / 4)
-    return max(0.0, (centre - half) / (1 + square)), min(1.0, (centre + half) / (1 + square))

@@ -7,6 +7,7 @@ server rebuilds it from the weights alone, the artifact's manifest, the report a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 NAME = "resnet50"  # torchvision's, and the manifest's `architecture`
 TITLE = "ResNet50"  # for people
@@ -17,6 +18,7 @@ EXPANSION = 4  # channels that leave a block / those of its 3x3 convolution
 FEATURES = WIDTH * 2 ** (len(BLOCKS) - 1) * EXPANSION  # 2048, which the head sees
 HEAD = "fc"
 BATCH_NORM_EPS = 1e-5  # torch's default
+NORM_PARTS = ("weight", "bias", "running_mean", "running_var")  # of a batch norm in evaluation, as torch names them
 
 # torchvision's IMAGENET1K_V2. build_and_push.sh reads this line. The name carries the first digits of the SHA-256.
 IMAGENET_FILE = "resnet50-11ad3fa6.pth"
@@ -98,6 +100,17 @@ def activations() -> dict[str, bool]:
     """
     found = {each.name: each is STEM for each in convolutions()} | {HEAD: False}
     return found | {shortcut_output(each.shortcut): True for each in blocks() if each.shortcut is not None}
+
+
+def folded(gamma: Any, beta: Any, mean: Any, variance: Any) -> tuple[Any, Any]:
+    """A batch norm in evaluation as (scale, shift) of each channel: w' = w scale and b' = shift fold it into the
+    convolution before it.
+
+    Args:
+        gamma, beta, mean, variance: (channels,), arrays or tensors of float64.
+    """
+    scale = gamma / (variance + BATCH_NORM_EPS) ** 0.5
+    return scale, beta - mean * scale
 
 
 def tensor_shapes(num_classes: int) -> dict[str, tuple[int, ...]]:

@@ -128,7 +128,7 @@ class StaleGradient(Rule):
             return healthy(f"{percent(float(values.min()))} of a gradient is from before the step", len(values))
         return issue(
             f"{percent(float(np.median(values)))} of the last layer's gradient is left from earlier steps",
-            "call optimizer.zero_grad() once a step, before the backward pass",
+            self.remedy,
             [Evidence(step=int(steps[0]), name="gradient stale", value=float(values[0]))],
             len(values),
         )

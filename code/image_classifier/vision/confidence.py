@@ -1,4 +1,4 @@
-"""How far a measured share can be trusted, and whether it is better than guessing.
+"""How far a measured share can be trusted, and whether it is better than guessing; and how far probabilities can.
 
 The interval is Clopper and Pearson's (1934), the exact one of a binomial share. A narrower one, Wilson's, is right on
 average over shares, but its lower end is too high too often where guessing is: of networks that guess among 133 classes
@@ -9,9 +9,14 @@ at most 2.5 in 100 are, whatever the number of classes and images.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 LEVEL = 0.95  # of all intervals
+CALIBRATION_BINS = 15  # of Guo et al. 2017, "On Calibration of Modern Neural Networks", section 2
 _TINY = 1e-300
 _MAX_TERMS = 10_000
 
@@ -73,3 +78,55 @@ def _solve(rising: Callable[[float], float]) -> float:
         else:
             high = middle
     return (low + high) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfidenceBin:
+    """The answers whose probability lies in (low, high]; the first bin has 0 too.
+
+    Args:
+        images: how many.
+        confidence: their mean probability.
+        accuracy: the share of them that is right.
+    """
+
+    low: float
+    high: float
+    images: int
+    confidence: float
+    accuracy: float
+
+
+def confidence_bins(
+    probability: NDArray[np.floating], right: NDArray[np.bool_], num_bins: int = CALIBRATION_BINS
+) -> list[ConfidenceBin]:
+    """The answers by the probability of the class they name, in bins of equal width; bins without answers are left out.
+
+    Args:
+        probability: (n,) of the named class, 0..1.
+        right: (n,) whether it is the true one.
+    """
+    confidence = np.nan_to_num(np.asarray(probability, np.float64))  # of a network that diverged
+    place = np.clip(np.ceil(confidence * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
+    return [
+        ConfidenceBin(
+            low=index / num_bins,
+            high=(index + 1) / num_bins,
+            images=int(inside.sum()),
+            confidence=float(confidence[inside].mean()),
+            accuracy=float(right[inside].mean()),
+        )
+        for index in range(num_bins)
+        if (inside := place == index).any()
+    ]
+
+
+def calibration_error(bins: Sequence[ConfidenceBin]) -> float:
+    """The expected calibration error (Naeini et al. 2015; Guo et al. 2017, equation 3): the mean of
+    |accuracy - confidence| over the bins, weighted by their images. 0..1; 0 without an answer.
+
+    Of few images even a perfectly calibrated network has one above 0: within a bin of n images an accuracy moves by
+    chance by about 0.4 / sqrt(n).
+    """
+    total = sum(each.images for each in bins)
+    return sum(each.images * abs(each.accuracy - each.confidence) for each in bins) / max(total, 1)

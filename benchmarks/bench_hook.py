@@ -119,6 +119,7 @@ class Training:
             classes=tuple(str(index) for index in range(CLASSES)),
             images={},
             steps_per_epoch=1_000,
+            begun=time.time(),
             done={"train": 0, "eval": 0, "test": 0},
             setup=Setup(device=self.device, device_name=describe_device(self.device), bf16=self.bf16),
         )

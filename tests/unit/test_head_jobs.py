@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,7 @@ def test_a_job_on_a_full_disk_trains_without_keeping_features(
     assert "features are not kept for the next job" in caplog.text
 
 
+@pytest.mark.filterwarnings("ignore:tostring:DeprecationWarning")  # smdebug, as each tensor is written
 def test_hook_rules_metrics_and_report_see_the_training(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -172,3 +174,18 @@ def test_one_view_without_augmentation_ends_as_the_network_would(tmp_path: Path,
     found, wanted = (json.loads((paths.output_data / "metrics.json").read_text())["metrics"] for paths in (fast, slow))
     for metric in ("validation:loss", "train:loss", "test:loss", "validation:accuracy", "test:accuracy"):
         assert found[metric] == pytest.approx(wanted[metric], rel=1e-3)
+
+
+def test_a_job_in_a_process_that_is_old_did_not_wait_for_its_first_step(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.Process.create_time", lambda self: time.time() - 7200)
+    config = CONFIG.replace(epochs=1, profile=True)
+    for name, begun, expected in (("now", None, "NoIssuesFound"), ("then", time.time() - 7200, "IssuesFound")):
+        paths = MlPaths(base=tmp_path / name)
+        paths.data.parent.mkdir(parents=True)
+        paths.data.symlink_to(data)
+        run_in(Group(), config, paths, StopFlag(), begun)
+        report(paths)
+        verdicts = {row["rule"]: row["verdict"] for row in json.loads((paths.output_data / "rules.json").read_text())}
+        assert verdicts["MaxInitializationTime"] == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def hook_for(paths: MlPaths, model: nn.Module, config: TrainConfig = CONFIG, sto
         classes=("cat", "dog"),
         images={"train": 12, "valid": 4},
         steps_per_epoch=3,
+        begun=time.time(),
         done={"train": 0, "eval": 0, "test": 0},
         setup=Setup(device=torch.device("cpu")),
     )

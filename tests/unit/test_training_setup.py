@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,6 +52,7 @@ def written(setup: Setup, folder: Path) -> JobFacts:
         classes=("cat", "dog"),
         images={"train": 4, "valid": 2},
         steps_per_epoch=1,
+        begun=time.time(),
         done={"train": 0, "eval": 0, "test": 0},
         setup=setup,
     )

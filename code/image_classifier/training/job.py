@@ -60,18 +60,22 @@ log = logging.getLogger(__name__)
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors")  # whose versions the model's manifest names
 
 
-def run(config: TrainConfig, paths: MlPaths, stop: StopFlag) -> None:
+def run(config: TrainConfig, paths: MlPaths, stop: StopFlag, begun: float | None = None) -> None:
     """Trains, tests, and writes the model and its metrics; with other processes, if the environment says so.
+
+    Args:
+        begun: Unix seconds from which the rules count the time to the first step; default: now.
 
     Raises:
         ClassifierError: bad settings, data or weights; a full disk; a training that diverged or was stopped.
     """
     with joined(stop) as group:
-        run_in(group, config, paths, stop)
+        run_in(group, config, paths, stop, begun)
 
 
-def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag) -> None:
+def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag, begun: float | None = None) -> None:
     """One process's part of the job: all of it, or, for a follower, the training steps."""
+    begun = time.time() if begun is None else begun
     smallest = min_images(config.fine_tune) * group.size
     if config.batch_size < smallest:
         raise ConfigError(
@@ -109,7 +113,7 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag) ->
         stop=stop,
         paths=paths,
     )
-    hook = make_hook(watched(training, folders), paths, stop, lambda fired: end_hung(training, fired, paths))
+    hook = make_hook(watched(training, folders, begun), paths, stop, lambda fired: end_hung(training, fired, paths))
     try:
         compute_features(training, hook)
         with one_thread_for_the_head(training):
@@ -167,7 +171,7 @@ def stopped_result(progress: Progress, fired: JobStopped) -> dict[str, object]:
     }
 
 
-def watched(training: Training, folders: ImageFolders) -> Watched:
+def watched(training: Training, folders: ImageFolders, begun: float) -> Watched:
     """What the observers want to know of the training."""
     progress, steps = training.progress, training.train.num_steps
     return Watched(
@@ -176,6 +180,7 @@ def watched(training: Training, folders: ImageFolders) -> Watched:
         classes=folders.classes,
         images={split.name: len(split) for split in folders.splits},
         steps_per_epoch=steps,
+        begun=begun,
         done={
             "train": (progress.epoch - 1) * steps + progress.step,
             "eval": len(progress.history) * training.valid.num_steps,

@@ -6,12 +6,10 @@ import logging
 import math
 import platform
 import socket
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 
-import psutil
 from torch import nn
 
 from image_classifier.contract.config import TrainConfig
@@ -42,6 +40,7 @@ class Watched:
 
     Args:
         steps_per_epoch: training steps.
+        begun: Unix seconds at which this attempt of the job began.
         done: steps made before, in earlier attempts, by mode.
         rank, world_size: of this process; only rank 0 judges and keeps tensors.
         node: `algo-N`, of this host.
@@ -53,6 +52,7 @@ class Watched:
     classes: tuple[str, ...]
     images: Mapping[str, int]
     steps_per_epoch: int
+    begun: float
     done: Mapping[Mode, int]
     setup: Setup
     rank: int = 0
@@ -102,7 +102,7 @@ def make_hook(watched: Watched, paths: MlPaths, stop: StopFlag, on_hang: Callabl
     if live is not None:
         members.append(live)
         if math.isfinite(live.patience_s):
-            members.append(HangWatch(live, begun=process_started(), on_hang=on_hang))
+            members.append(HangWatch(live, begun=watched.begun, on_hang=on_hang))
     return Observers([*members, recorder])  # the recorder last: what the others take counts as the step's `hook_s`
 
 
@@ -136,7 +136,7 @@ def job_facts(watched: Watched) -> JobFacts:
         classes=list(watched.classes),
         images=dict(watched.images),
         steps_per_epoch=watched.steps_per_epoch,
-        started=process_started(),
+        started=watched.begun,
         cores=setup.cores,
         gpus=list(setup.gpus),
         world_size=watched.world_size,
@@ -151,11 +151,3 @@ def job_facts(watched: Watched) -> JobFacts:
             **{name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
         },
     )
-
-
-def process_started() -> float:
-    """Unix seconds at which this process began."""
-    try:
-        return psutil.Process().create_time()
-    except psutil.Error:
-        return time.time()

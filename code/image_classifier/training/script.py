@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
+
+import psutil
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import EXIT_PLATFORM, ClassifierError, JobStopped, PlatformError
@@ -36,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
         config = TrainConfig.from_argv(argv)
         from image_classifier.training.job import run  # after the arguments: torch takes seconds to import
 
-        run(config, paths, stop)
+        run(config, paths, stop, begun=process_started())
     except Exception as caught:
         error = explain(caught)
         if not isinstance(caught, (ClassifierError, OSError)):
@@ -52,6 +55,14 @@ def main(argv: Sequence[str]) -> int:
         if is_main:
             report(paths)
     return 0
+
+
+def process_started() -> float:
+    """Unix seconds at which this process began."""
+    try:
+        return psutil.Process().create_time()
+    except psutil.Error:
+        return time.time()
 
 
 def configure_logging(level: int = logging.INFO) -> None:

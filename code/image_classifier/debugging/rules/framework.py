@@ -75,7 +75,7 @@ class StepOutlier(ClockRule):
 class MaxInitializationTime(ClockRule):
     """It takes too long until the first step.
 
-    Fires when the first step ended more than `threshold_s` seconds after the job's process began, or has not ended
+    Fires when the first step ended more than `threshold_s` seconds after the job began, or has not ended
     for that long. Each attempt of a job counts for itself; the time in which features were computed does not count.
     """
 

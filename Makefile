@@ -27,16 +27,14 @@ setup: $(STAMP) ## only make the environment: .venv
 demo: $(STAMP) ## the main job on this machine: sample images -> tuned -> trained -> served -> predicted
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python deploy.py demo
 
+# Two tests at a time: most wait for programs that they start. The slow files come first, and are not put in another order.
+PYTEST := $(BIN)/python -m pytest --numprocesses $${TEST_PROCESSES:-2} --no-loadscope-reorder
+
 test: $(STAMP) ## every test; COVER=1 also counts the lines they reach, and fails below the floor in pyproject.toml
-ifdef COVER
-	@mkdir -p build && $(BIN)/coverage run -m pytest $(TESTS)
-	@$(BIN)/coverage report
-else
-	@$(BIN)/python -m pytest $(TESTS)
-endif
+	@$(PYTEST) $(if $(COVER),--cov) $(TESTS)
 
 unit: $(STAMP) ## the fast tests only
-	@$(BIN)/python -m pytest tests/unit
+	@$(PYTEST) tests/unit
 
 endure: $(STAMP) ## kill trainings and searches, and fill their disk, INTERRUPTIONS (20) times each at random moments
 	@INTERRUPTIONS=$${INTERRUPTIONS:-20} $(BIN)/python -m pytest -s tests/integration/test_interruptions.py

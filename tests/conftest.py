@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from PIL import Image
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from image_classifier.debugging.smdebug_loading import make_importable
 
@@ -29,6 +31,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks every test by its folder: `pytest -m "not container"` leaves out what needs Docker."""
     for item in items:
         item.add_marker(item.path.relative_to(TESTS).parts[0])
+
+
+class ByFile(LoadScopeScheduling):
+    """Shares the tests out by file; those of the images and of the account's stand-in stay together, as what they share
+    is slow to make."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        folder = nodeid.split("/")[1]
+        return folder if folder in ("aws", "container") else nodeid.split("::", 1)[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    """How `pytest -n` shares the tests out."""
+    return ByFile(config, log)
 
 
 def jpeg(seed: int, width: int = 90, height: int = 70) -> bytes:

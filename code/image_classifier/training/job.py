@@ -43,7 +43,7 @@ from image_classifier.training.head_only import (
 from image_classifier.training.loop import fit
 from image_classifier.training.number_formats import Measured, measure_formats
 from image_classifier.training.observe import Watched, make_hook
-from image_classifier.training.optim import make_optimizer
+from image_classifier.training.optim import make_optimizer, resume_optimizer
 from image_classifier.training.setup import Setup, choose_device, make_setup
 from image_classifier.training.state import Training
 from image_classifier.training.steps import min_images
@@ -241,7 +241,7 @@ def make_training(
         log.info("processes: %d, this is number %d", group.size, group.rank)
     optimizer = make_optimizer(model, config)
     if checkpoint is not None and checkpoint.optimizer:
-        optimizer.load_state_dict(checkpoint.optimizer)
+        resume_optimizer(optimizer, checkpoint.optimizer)
     progress = Progress() if checkpoint is None else checkpoint.progress
     on_features = serves(config, folders, paths, group)
     return Training(

@@ -16,8 +16,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  # everybody's name for it
+from numpy.typing import NDArray
 from torch import nn
 
 from image_classifier.contract.errors import describe
@@ -176,6 +178,11 @@ class Recorder(Observer):
     def skip_step(self) -> None:
         self._guarded(self._clock.begin)
         self._step += 1
+
+    def whole_split(self, labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> None:
+        num_classes = self._counts.shape[1]
+        rows = [np.bincount(each, minlength=num_classes) for each in (labels, labels[predicted == labels])]
+        self._guarded(lambda: self._counts.copy_(torch.from_numpy(np.stack(rows))))
 
     def end_epoch(self) -> None:
         self._guarded(self._end_epoch)

@@ -256,7 +256,9 @@ def make_training(
             else image_loader(folders.train, config, setup, group)
         ),
         valid=(
-            served_loader(folders.valid, config) if on_features else evaluation_loader(folders.valid, config, setup)
+            served_loader(folders.valid, config)
+            if on_features
+            else evaluation_loader(folders.valid, config, setup, group)
         ),
         bad=BadImages(
             config.max_bad_images,
@@ -285,29 +287,28 @@ def still_shown(contrast: Mapping[str, str], folders: ImageFolders) -> dict[str,
 
 def image_loader(split: Split, config: TrainConfig, setup: Setup, group: Group) -> Loader:
     """The training images with new crops in every epoch: this process's share of each batch."""
-    dataset = ImageDataset(
-        split,
-        Preprocessing.for_image_size(config.image_size),
-        augment=config.augment,
-        seed=config.seed,
-        cache=setup.kept.get(split.name),
-    )
+    return loader_of(split, config, setup, group, augment=config.augment, shuffle_seed=config.seed)
+
+
+def evaluation_loader(split: Split, config: TrainConfig, setup: Setup, group: Group) -> Loader:
+    """A split as it is served: no crops, no shuffling; this process's share of it."""
+    return loader_of(split, config, setup, group, augment="none", shuffle_seed=None)
+
+
+def loader_of(
+    split: Split, config: TrainConfig, setup: Setup, group: Group, *, augment: str, shuffle_seed: int | None
+) -> Loader:
+    """A split's images as batches."""
+    preprocessing, cache = Preprocessing.for_image_size(config.image_size), setup.kept.get(split.name)
     return Loader(
-        dataset,
+        ImageDataset(split, preprocessing, augment=augment, seed=config.seed, cache=cache),
         config.batch_size,
         workers=setup.workers,
-        shuffle_seed=config.seed,
+        shuffle_seed=shuffle_seed,
         pin_memory=setup.device.type == "cuda",
         rank=group.rank,
         size=group.size,
     )
-
-
-def evaluation_loader(split: Split, config: TrainConfig, setup: Setup) -> Loader:
-    """A split as it is served: no crops, no shuffling."""
-    preprocessing = Preprocessing.for_image_size(config.image_size)
-    dataset = ImageDataset(split, preprocessing, cache=setup.kept.get(split.name))
-    return Loader(dataset, config.batch_size, workers=setup.workers, pin_memory=setup.device.type == "cuda")
 
 
 def finish(training: Training, hook: Observer, folders: ImageFolders, data_fingerprint: str, paths: MlPaths) -> None:
@@ -372,7 +373,7 @@ def run_test(training: Training, hook: Observer, split: Split, extraction: Extra
         if extraction is not None:
             loader = test_loader(training, split, extraction)
         else:
-            loader = evaluation_loader(split, training.config, training.setup)
+            loader = evaluation_loader(split, training.config, training.setup, Group())
         hook.begin("test", training.progress.best_epoch, 0)
         return evaluate(training.trained, loader, hook, training.bad, training.stop, setup=setup)
     except Interrupted:

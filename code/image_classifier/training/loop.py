@@ -15,6 +15,7 @@ from image_classifier.contract.metrics import metric_line, with_best
 from image_classifier.contract.outputs import best_epoch
 from image_classifier.debugging.observer import Observer
 from image_classifier.training.checkpoint import Progress, Weights
+from image_classifier.training.distributed import Group
 from image_classifier.training.evaluate import Evaluation, evaluate
 from image_classifier.training.setup import Setup
 from image_classifier.training.state import Training
@@ -40,7 +41,7 @@ def fit(training: Training, hook: Observer) -> None:
             try:
                 train_epoch(training, hook)
                 hook.begin("eval", progress.epoch, (progress.epoch - 1) * training.valid.num_steps)
-                evaluation = training.group.from_main(lambda: validate(training, hook))
+                evaluation = validate(training, hook)
             finally:
                 progress.total_seconds += time.perf_counter() - started
             end_epoch(training, evaluation)
@@ -84,8 +85,16 @@ def train_step(
 
 
 def validate(training: Training, hook: Observer) -> Evaluation:
-    """The network's answers to the validation images after the current epoch."""
-    return evaluate(training.trained, training.valid, hook, training.bad, training.stop, setup=training.step_setup)
+    """The network's answers to the validation images after the current epoch, the same in every process: each has its
+    share of the images, or, where only rows of features are left to look at, the main process all of them."""
+
+    def run(group: Group) -> Evaluation:
+        watched = (training.trained, training.valid, hook, training.bad, training.stop)
+        return evaluate(*watched, setup=training.step_setup, group=group)
+
+    if training.on_features:
+        return training.group.from_main(lambda: run(Group()))
+    return run(training.group)
 
 
 def saved_and_stopped(training: Training) -> JobStopped:

@@ -20,7 +20,7 @@ class HostCopy:
         if values.device.type != "cuda":
             self._values = values.to("cpu", copy=True)
             return
-        self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        self._values = torch.empty_like(values, device="cpu", pin_memory=True)
         self._values.copy_(values, non_blocking=True)
         self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._event.record()

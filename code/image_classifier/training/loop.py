@@ -13,6 +13,7 @@ from torch import nn
 from image_classifier.contract.errors import DataError, JobStopped
 from image_classifier.contract.metrics import metric_line, with_best
 from image_classifier.contract.outputs import best_epoch
+from image_classifier.debugging.host_copy import HostCopy
 from image_classifier.debugging.observer import Observer
 from image_classifier.training.checkpoint import Progress, Weights
 from image_classifier.training.distributed import Group
@@ -141,19 +142,20 @@ def end_epoch(training: Training, evaluation: Evaluation) -> None:
     else:
         progress.start_epoch(progress.epoch + 1)
         if training.checkpoints.due:
-            training.checkpoints.save(progress, training.model, training.optimizer, training.best)
+            training.checkpoints.save_behind(progress, training.model, training.optimizer, training.best)
     training.on_epoch(copy.deepcopy(progress))
 
 
 def best_weights(training: Training) -> Weights:
     """A copy of the weights on the CPU; what is frozen is copied from a device once, and never where it lies there."""
+    copies: dict[str, HostCopy] = {}
     found: Weights = {}
     for name, value in training.model.state_dict().items():
         if training.config.fine_tune == "full" or name.startswith(f"{HEAD}."):
-            found[name] = value.detach().to("cpu", copy=True)
+            copies[name] = HostCopy(value)
         else:
             found[name] = training.best[name] if name in training.best else value.detach().cpu()
-    return found
+    return found | {name: copy.read() for name, copy in copies.items()}
 
 
 def is_best(progress: Progress) -> bool:

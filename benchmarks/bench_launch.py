@@ -199,7 +199,7 @@ def main() -> None:
         f"`PYTHONPATH=code:. python benchmarks/bench_launch.py --rounds {options.rounds} --steps {options.steps}"
         f"{' --before FOLDER' if options.before else ''}`",
         "",
-        f"No network, batch {BATCH}, torch {torch.__version__}, Python {platform.python_version()}, a CPU's one thread, "
+        f"No network, batch {BATCH}, torch {torch.__version__}, Python {platform.python_version()}, one thread, "
         f"{options.rounds} rounds of {options.steps - WARM_UP} steps in processes of their own that took turns. "
         "Milliseconds a step, median (smallest .. largest round); the last column compares the launching thread's "
         f"with a step of {STEP_MS:g} ms.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,46 @@ def test_progress_and_weights_come_back(tmp_path: Path, model: nn.Module) -> Non
     assert checkpoint.progress == progress
     assert torch.equal(checkpoint.model["weight"], model.weight)
     assert torch.equal(checkpoint.best["w"], torch.ones(1))
+
+
+@pytest.mark.parametrize("optimizer_name", ["sgd", "adamw"])
+def test_a_checkpoint_written_behind_the_training_holds_what_was_when_it_was_asked_for(
+    tmp_path: Path, model: nn.Module, optimizer_name: str
+) -> None:
+    progress, optimizer = Progress(epoch=2), make_optimizer(model, CONFIG.replace(optimizer=optimizer_name))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(torch.ones(2, 300)).sum().backward()
+        optimizer.step()
+
+    step()
+    expected, moments = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
+    checkpoints = Checkpoints(tmp_path, {})
+    checkpoints.save_behind(progress, model, optimizer, {"w": torch.ones(1)})
+    step()
+    progress.start_epoch(3)
+    checkpoints.finish(Progress(epoch=1), {})  # waits for what is being written, and keeps the newest
+    found = checkpoints.load()
+    assert found is not None
+    assert found.progress == Progress(epoch=2)
+    torch.testing.assert_close(found.model, dict(expected), rtol=0, atol=0)
+    torch.testing.assert_close(found.optimizer["state"], moments["state"], rtol=0, atol=0)
+    assert found.optimizer["param_groups"] == moments["param_groups"]
+
+
+def test_a_checkpoint_that_could_not_be_written_behind_the_training_is_told_of(
+    tmp_path: Path, model: nn.Module
+) -> None:
+    checkpoints, optimizer = Checkpoints(tmp_path, {}), make_optimizer(model, CONFIG)
+    checkpoints.save(Progress(epoch=1), model, optimizer, {})
+    with no_file_larger_than(10_000):
+        checkpoints.save_behind(Progress(epoch=2), model, optimizer, {})
+        with pytest.raises(PlatformError, match="cannot write"):
+            checkpoints.save(Progress(epoch=3), model, optimizer, {})
+    assert [path.name for path in files(tmp_path)] == ["epoch-00001-step-0000000.ckpt"]
+    checkpoints.save(Progress(epoch=3), model, optimizer, {})
+    assert not checkpoints.due  # so soon after it
 
 
 def test_two_newest_are_kept_and_a_killed_writers_leftover_is_removed(tmp_path: Path, model: nn.Module) -> None:

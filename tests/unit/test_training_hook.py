@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -23,6 +25,7 @@ from image_classifier.debugging.schema import RuleResult
 from image_classifier.training.hook import SmdebugSink
 from image_classifier.training.observe import Watched, make_hook
 from image_classifier.training.setup import Setup
+from image_classifier.training.smdebug_files import WORKER, StepFiles
 from image_classifier.training.stop import StopFlag
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # smdebug and what it imports are of 2023
@@ -77,6 +80,20 @@ def train(hook: Observer, model: nn.Module, epochs: int = 1, lr: float = 0.1) ->
         hook.end_epoch()
 
 
+def configure_hook(paths: MlPaths) -> None:
+    """What SageMaker writes for a job with a debugger configuration."""
+    paths.config.mkdir(parents=True)
+    paths.debug_hook_config.write_text(
+        json.dumps(
+            {
+                "LocalPath": str(paths.tensors),
+                "HookParameters": {"save_interval": "1"},
+                "CollectionConfigurations": [{"CollectionName": "weights"}, {"CollectionName": "gradients"}],
+            }
+        )
+    )
+
+
 def network() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 2))
 
@@ -113,16 +130,7 @@ def test_every_attempt_has_its_own_folder(paths: MlPaths) -> None:
 def test_debughookconfig_of_sagemaker_is_honoured(paths: MlPaths) -> None:
     from smdebug.trials import create_trial
 
-    paths.config.mkdir(parents=True)
-    paths.debug_hook_config.write_text(
-        json.dumps(
-            {
-                "LocalPath": str(paths.tensors),
-                "HookParameters": {"save_interval": "1"},
-                "CollectionConfigurations": [{"CollectionName": "weights"}, {"CollectionName": "gradients"}],
-            }
-        )
-    )
+    configure_hook(paths)
     model = network()
     hook = hook_for(paths, model)
     train(hook, model)
@@ -149,11 +157,34 @@ def test_smdebug_that_fails_is_switched_off_and_the_rules_go_on(
     assert [each["rule"] for each in json.loads((paths.output_data / "rules.json").read_text())] == list(RULES)
 
 
-def test_a_disk_that_fills_up_does_not_hang_the_training(
+def finish_in_a_thread(hook: Observer, model: nn.Module) -> None:
+    """The rest of a training, so that one that waits for ever fails its test and nothing else."""
+    rest = threading.Thread(target=lambda: (train(hook, model), hook.close()), daemon=True)
+    rest.start()
+    rest.join(timeout=60)
+    assert not rest.is_alive()
+
+
+def test_a_disk_that_fills_up_switches_the_hook_off(paths: MlPaths, caplog: pytest.LogCaptureFixture) -> None:
+    model = network()
+    hook = hook_for(paths, model)
+    train(hook, model)
+    index = paths.tensors / "attempt-1" / "index"
+    shutil.rmtree(index)
+    index.write_text("")  # from now on nothing can be written below
+    finish_in_a_thread(hook, model)
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("image_classifier")]
+    assert len(ours) == 1
+    assert ours[0].startswith("SmdebugSink failed and is switched off: ")
+    assert [each["rule"] for each in json.loads((paths.output_data / "rules.json").read_text())] == list(RULES)
+
+
+def test_a_disk_that_fills_up_does_not_hang_a_training_that_smdebug_writes_of(
     paths: MlPaths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from smdebug.core.tfevent.events_writer import EventsWriter
 
+    configure_hook(paths)
     model = network()
     hook = hook_for(paths, model)
     train(hook, model)
@@ -162,12 +193,44 @@ def test_a_disk_that_fills_up_does_not_hang_the_training(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(EventsWriter, "write_event", full_disk)
-    # in a thread, so that a training that waits for ever fails this test and nothing else
-    rest = threading.Thread(target=lambda: (train(hook, model), hook.close()), daemon=True)
-    rest.start()
-    rest.join(timeout=60)
-    assert not rest.is_alive()
+    finish_in_a_thread(hook, model)
     assert "the debug hook cannot write, what follows is lost: No space left on device" in caplog.messages
+
+
+def test_the_files_of_a_step_are_those_that_smdebug_writes(tmp_path: Path) -> None:
+    from smdebug.core.modes import ModeKeys
+    from smdebug.core.writer import FileWriter
+
+    tensors = {"CrossEntropyLoss_output_0": [0.5], "labels": [float(i) for i in range(133)], "größe/1": [1e-9, -2.0]}
+    for step, mode, mode_step in ((0, ModeKeys.TRAIN, 0), (1, ModeKeys.EVAL, 300), (70_000, ModeKeys.PREDICT, 128)):
+        theirs = FileWriter(trial_dir=str(tmp_path / "theirs"), worker=WORKER, step=step)
+        ours = StepFiles(tmp_path / "ours", step, mode, mode_step)
+        for name, values in tensors.items():
+            theirs.write_tensor(np.array(values, np.float32), name, mode=mode, mode_step=mode_step)
+            ours.add(name, values)
+        theirs.close()
+        ours.close()
+    files = [sorted(path for path in (tmp_path / whose).rglob("*") if path.is_file()) for whose in ("ours", "theirs")]
+    names = [
+        [path.relative_to(tmp_path / whose) for path in found]
+        for whose, found in zip(("ours", "theirs"), files, strict=True)
+    ]
+    assert len(names[0]) == 6
+    assert names[0] == names[1]
+    for mine, other in zip(*files, strict=True):
+        assert without_wall_times(mine) == without_wall_times(other)
+
+
+def without_wall_times(path: Path) -> bytes:
+    """The bytes of a file of smdebug's, but for the time that stands in each record."""
+    content = bytearray(path.read_bytes())
+    if path.suffix == ".tfevents":
+        place = 0
+        while place < len(content):
+            assert content[place + 12] == 0x09  # the field wall_time
+            content[place + 13 : place + 21] = bytes(8)
+            place += 16 + int.from_bytes(content[place : place + 8], "little")
+    return bytes(content)
 
 
 def test_hook_that_cannot_start_is_done_without(paths: MlPaths, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from image_classifier.contract.config import TrainConfig
-from image_classifier.training.optim import learning_rate, make_optimizer, set_learning_rate
+from image_classifier.training.optim import learning_rate, make_optimizer, resume_optimizer, set_learning_rate
 
 CONFIG = TrainConfig(weights="none", epochs=10, warmup_epochs=2.0, lr=0.4)
 
@@ -39,3 +39,21 @@ def test_weight_decay_spares_biases_and_batch_norms_and_frozen_parameters_are_le
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     set_learning_rate(optimizer, 0.5)
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_job_goes_on_with_the_kernels_of_its_own_device(name: str) -> None:
+    """A checkpoint of a GPU's job asks for fused updates; on a CPU they would be others than before."""
+    model = nn.Linear(3, 2)
+    optimizer = make_optimizer(model, CONFIG.replace(optimizer=name))
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        group |= {"fused": True, "lr": 0.125}
+    resumed = make_optimizer(model, CONFIG.replace(optimizer=name))
+    resume_optimizer(resumed, state)
+    assert [(group["fused"], group["lr"]) for group in resumed.param_groups] == [(None, 0.125)] * 2
+    for parameter, kept in optimizer.state.items():
+        for key, value in kept.items():
+            torch.testing.assert_close(resumed.state[parameter][key], value)

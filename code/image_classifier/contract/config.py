@@ -140,7 +140,7 @@ class TrainConfig:
     )
     profile: bool = param(True, "sample the machine and time the parts of each step", changes_result=False)
     trace_steps: int = param(
-        3, "training steps to trace with torch.profiler, 0 for none", low=0, high=100, changes_result=False
+        0, "training steps to trace with torch.profiler, 0 for none", low=0, high=100, changes_result=False
     )
     rules: str = param(
         "all", "debugger rules to judge the job by: all, none, or names with commas between", changes_result=False

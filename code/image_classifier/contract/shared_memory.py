@@ -29,7 +29,7 @@ def batch_bytes(batch_size: int, image_size: int) -> int:
 def needed_bytes(batch_size: int, image_size: int, workers: int) -> int:
     """Bytes of shared memory that so many loading processes fill at most; zero for none, who load in the training.
 
-    Also of several training processes on one host, which share every batch, and of which one alone validates.
+    Also of several training processes on one host, which share every batch.
     """
     return (AHEAD * workers + IN_HAND) * batch_bytes(batch_size, image_size) if workers else 0
 

@@ -10,11 +10,17 @@ from image_classifier.debugging.schema import GPU_PHASES
 
 
 class Phases:
-    """The durations of one step's phases; those on a GPU are known once it has come that far."""
+    """The durations of one step's phases; those on a GPU are known once it has come that far.
 
-    def __init__(self) -> None:
+    Args:
+        pool: takes the events back when they have been read: to make new ones in each step costs more than to record.
+    """
+
+    def __init__(self, pool: list[torch.cuda.Event]) -> None:
         self._seconds: dict[str, float] = {}
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._spent: list[torch.cuda.Event] = []
+        self._pool = pool
 
     def add(self, phase: str, seconds: float) -> None:
         """Seconds by the CPU's clock; a phase may come more than once in a step."""
@@ -24,12 +30,17 @@ class Phases:
         """What the GPU did between two events."""
         self._events.append((phase, start, end))
 
+    def spend(self, event: torch.cuda.Event) -> None:
+        """An event that nothing after this step needs."""
+        self._spent.append(event)
+
     def resolve(self) -> dict[str, float]:
-        """Phase -> seconds. Waits for the GPU where it has not come that far."""
+        """Phase -> seconds. The GPU must have come that far: the step's loss has been read, say."""
         for phase, start, end in self._events:
-            end.synchronize()
             self.add(phase, start.elapsed_time(end) / 1000)
         self._events.clear()
+        self._pool += self._spent
+        self._spent.clear()
         return self._seconds
 
 
@@ -41,13 +52,14 @@ class StepClock:
         self._last_end = time.perf_counter()
         self._last_mark = self._last_end
         self._last_event: torch.cuda.Event | None = None
-        self._phases = Phases()
+        self._pool: list[torch.cuda.Event] = []
+        self._phases = Phases(self._pool)
 
     def begin(self) -> None:
         """What has passed since the last step does not belong to the next: another epoch or mode begins."""
         self._last_end = self._last_mark = time.perf_counter()
         self._last_event = self._event()
-        self._phases = Phases()
+        self._phases = Phases(self._pool)
 
     def mark(self, phase: str) -> None:
         """The phase that began with the last mark ends here."""
@@ -56,17 +68,19 @@ class StepClock:
             self._phases.add_events(phase, self._last_event, event)
         else:
             self._phases.add(phase, now - self._last_mark)
+        if self._last_event is not None:
+            self._phases.spend(self._last_event)
         self._last_mark, self._last_event = now, event
 
     def end(self) -> tuple[float, Phases]:
         """Ends the step. Returns its seconds by the CPU's clock, and its phases."""
         now, phases = self._last_mark, self._phases
-        seconds, self._last_end, self._phases = now - self._last_end, now, Phases()
+        seconds, self._last_end, self._phases = now - self._last_end, now, Phases(self._pool)
         return seconds, phases
 
     def _event(self) -> torch.cuda.Event | None:
         if not self._cuda:
             return None
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event = self._pool.pop() if self._pool else torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event

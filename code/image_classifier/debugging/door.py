@@ -58,7 +58,15 @@ def observers_of(
     """The rules that judge what a recorder sees while it goes on; None where nobody judges (all ranks but 0)."""
     if recorder.run is None:
         return None
-    return LiveRules(recorder.run, folder, rules, stop_on, flush=recorder.flush, on_stop=on_stop)
+    return LiveRules(
+        recorder.run,
+        folder,
+        rules,
+        stop_on,
+        flush=recorder.flush,
+        flush_arrived=lambda: recorder.flush(wait=False),
+        on_stop=on_stop,
+    )
 
 
 def watch(

@@ -34,6 +34,7 @@ class LiveRules(Observer):
     Args:
         run: filled by a recorder and a sampler.
         flush: brings `run` up to date.
+        flush_arrived: the same as far as no GPU is waited for, between two steps; default: `flush`.
         folder: where rules.json goes; None for nowhere.
         stop_on: rules that may stop the job; they are looked at every STOP_STEPS steps and after each epoch.
         on_stop: called with the verdict that stops it, once.
@@ -47,6 +48,7 @@ class LiveRules(Observer):
         stop_on: Sequence[Rule],
         *,
         flush: Callable[[], None],
+        flush_arrived: Callable[[], None] | None = None,
         on_stop: Callable[[RuleResult], None],
     ) -> None:
         self._run = run
@@ -54,6 +56,7 @@ class LiveRules(Observer):
         self._rules = [*rules, *(rule for rule in stop_on if rule not in rules)]
         self._stop_on = list(stop_on)
         self._flush = flush
+        self._flush_arrived = flush if flush_arrived is None else flush_arrived
         self._on_stop = on_stop
         self._clock_rules = [rule for rule in self._rules if math.isfinite(rule.idle_s)]
         self._mode: Mode = "train"
@@ -88,7 +91,7 @@ class LiveRules(Observer):
     def end_step(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
         self._steps += self._mode == "train"
         if self._stop_on and not self._stopped and self._mode == "train" and self._steps % STOP_STEPS == 0:
-            self._flush()
+            self._flush_arrived()
             self._stop_if_fired(self._judge(self._stop_on))
 
     def end_epoch(self) -> None:

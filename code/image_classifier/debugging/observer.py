@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from image_classifier.debugging.schema import Mode
 
 if TYPE_CHECKING:  # an observer of numbers needs no torch
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from image_classifier.debugging.tensorstats import Scalars
 
@@ -18,8 +20,8 @@ class Observer:
 
     begin (once an epoch), mark("data_wait_s"), mark("h2d_s"), before_forward, mark("forward_s"), mark("backward_s"),
     after_backward, mark("optimizer_s"), after_update, end_step; at last end_epoch. With several processes, also
-    mark("sync_s") wherever they have waited for each other. An evaluation leaves out what it does not do. With gradient
-    accumulation, a phase is marked as often as it comes; the rest is once an optimiser step.
+    mark("sync_s") wherever they have waited for each other, and whole_split. An evaluation leaves out what it does not
+    do. With gradient accumulation, a phase is marked as often as it comes; the rest is once an optimiser step.
     """
 
     def begin(self, mode: Mode, epoch: int, step: int) -> None:
@@ -63,6 +65,9 @@ class Observer:
 
     def skip_step(self) -> None:
         """A step had no readable image."""
+
+    def whole_split(self, labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> None:
+        """An evaluation that several processes shared: what all of them were answered, before `end_epoch`."""
 
     def end_epoch(self) -> None:
         """The epoch's training, or the evaluation, is over."""
@@ -131,6 +136,10 @@ class Observers(Observer):
     def skip_step(self) -> None:
         for member in self._members:
             member.skip_step()
+
+    def whole_split(self, labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> None:
+        for member in self._members:
+            member.whole_split(labels, predicted)
 
     def end_epoch(self) -> None:
         for member in reversed(self._members):  # the recorder first, so that the rules see the whole epoch

@@ -1,8 +1,9 @@
 """The live observer of a training: told of each step, it measures, keeps what it saw, and hands it to its sinks.
 
-Per step it costs a few appends: losses and statistics stay on the device as scalars and are fetched together, after the
-first step, every FLUSH_STEPS steps or FLUSH_S seconds, and at the end of an epoch. A recorder is an observer: when it
-fails, it is switched off with a warning and the training goes on.
+Per step it costs a few appends: losses and statistics stay on the device as scalars and set out for the host together,
+after the first step, every FLUSH_STEPS steps or FLUSH_S seconds, and at the end of an epoch. From a GPU they are read
+when the next ones set out, and nothing waits; at the end of an evaluation all of them are. A recorder is an observer:
+when it fails, it is switched off with a warning and the training goes on.
 """
 
 from __future__ import annotations
@@ -10,16 +11,20 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  # everybody's name for it
+from numpy.typing import NDArray
 from torch import nn
 
 from image_classifier.contract.errors import describe
 from image_classifier.debugging.clock import Phases, StepClock
+from image_classifier.debugging.host_copy import HostCopy, ScalarCopies
 from image_classifier.debugging.observer import Observer
 from image_classifier.debugging.outputstats import are_classes, mode_statistics, output_statistics
 from image_classifier.debugging.rundata import RunData
@@ -29,8 +34,9 @@ from image_classifier.debugging.tensorstats import (
     Scalars,
     WeightWatch,
     activation_statistics,
+    flat_scalars,
     input_statistics,
-    to_numbers,
+    named_numbers,
     unwrap,
 )
 
@@ -64,6 +70,17 @@ class _Pending:
     clean_loss: torch.Tensor
     phases: Phases
     tensors: dict[str, Scalars] = field(default_factory=dict)
+
+
+@dataclass
+class _Sent:
+    """Steps, or an epoch's counts by class, whose numbers are on their way to the host."""
+
+    steps: list[_Pending]
+    copy: ScalarCopies | HostCopy
+    mode: Mode
+    step: int
+    epoch: int
 
 
 class Recorder(Observer):
@@ -103,6 +120,7 @@ class Recorder(Observer):
         self._bf16 = bf16
         self._activation_steps = FIRST_ACTIVATION_STEPS | late_steps(planned_steps)
         self._pending: list[_Pending] = []
+        self._sent: deque[_Sent] = deque()
         self._mode: Mode = "train"
         self._step, self._epoch = 0, 1
         self._tensors: dict[str, Scalars] = {}
@@ -161,12 +179,17 @@ class Recorder(Observer):
         self._guarded(self._clock.begin)
         self._step += 1
 
+    def whole_split(self, labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> None:
+        num_classes = self._counts.shape[1]
+        rows = [np.bincount(each, minlength=num_classes) for each in (labels, labels[predicted == labels])]
+        self._guarded(lambda: self._counts.copy_(torch.from_numpy(np.stack(rows))))
+
     def end_epoch(self) -> None:
         self._guarded(self._end_epoch)
 
-    def flush(self) -> None:
-        """Fetches what is still on the device and makes it safe."""
-        self._guarded(self._flush)
+    def flush(self, *, wait: bool = True) -> None:
+        """Fetches what is still on the device and makes it safe; without `wait`, as far as it has come by now."""
+        self._guarded(lambda: self._flush(wait=wait))
 
     def close(self) -> None:
         """Flushes, and closes the sinks."""
@@ -225,7 +248,7 @@ class Recorder(Observer):
         self._pending.append(pending)
         self._tensors, self._batch = {}, {}
         if len(self._pending) >= FLUSH_STEPS or time.monotonic() - self._flushed > FLUSH_S:
-            self._flush()
+            self._flush(wait=False)
             self._clock.mark("hook_s")  # counts for the next step
 
     def _count_classes(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -244,25 +267,43 @@ class Recorder(Observer):
         return F.cross_entropy(logits.float(), kept)
 
     def _end_epoch(self) -> None:
-        self._flush()
-        if not self._counts.shape[1]:  # no classifier
-            self._each_sink("flush")
-            return
-        labels, hits = self._counts.tolist()
-        counts = ClassCounts(
-            mode=self._mode, step=self._step - 1, epoch=self._epoch, labels=tuple(labels), hits=tuple(hits)
-        )
-        if self.run is not None:
-            self.run.add_classes(counts)
-        self._each_sink("add_classes", counts)
-        self._each_sink("flush")
+        """What follows an epoch's training need not wait for its numbers; what follows an evaluation is judged by."""
+        self._send()
+        if self._counts.shape[1]:  # of a classifier
+            self._sent.append(_Sent([], HostCopy(self._counts), self._mode, self._step - 1, self._epoch))
+        self._receive(wait=self._mode != "train")
 
-    def _flush(self) -> None:
+    def _flush(self, *, wait: bool = True) -> None:
+        self._send()
+        self._receive(wait=wait)
+
+    def _send(self) -> None:
+        """Lets the numbers of the steps since the last time set out for the host."""
         pending, self._pending, self._flushed = self._pending, [], time.monotonic()
         if not pending:
             return
-        losses = torch.stack([torch.stack([each.loss.float(), each.clean_loss.float()]) for each in pending]).tolist()
-        for each, (loss, clean_loss) in zip(pending, losses, strict=True):
+        scalars = [scalar for each in pending for scalar in (each.loss, each.clean_loss, *flat_scalars(each.tensors))]
+        self._sent.append(_Sent(pending, ScalarCopies(scalars), self._mode, self._step, self._epoch))
+
+    def _receive(self, *, wait: bool) -> None:
+        """Hands out what has come; with `wait`, all that has set out."""
+        while self._sent and (wait or self._sent[0].copy.arrived):
+            sent = self._sent.popleft()
+            if isinstance(sent.copy, HostCopy):
+                self._hand_out_classes(sent, sent.copy)
+            else:
+                self._hand_out_steps(sent.steps, iter(sent.copy.read()))
+        self._each_sink("flush")
+
+    def _hand_out_classes(self, sent: _Sent, copy: HostCopy) -> None:
+        labels, hits = copy.read().tolist()
+        counts = ClassCounts(mode=sent.mode, step=sent.step, epoch=sent.epoch, labels=tuple(labels), hits=tuple(hits))
+        if self.run is not None:
+            self.run.add_classes(counts)
+        self._each_sink("add_classes", counts)
+
+    def _hand_out_steps(self, steps: Sequence[_Pending], numbers: Iterator[float]) -> None:
+        for each in steps:
             record = StepRecord(
                 step=each.step,
                 epoch=each.epoch,
@@ -270,13 +311,12 @@ class Recorder(Observer):
                 time=round(each.time, 4),
                 seconds=_digits(each.seconds),
                 images=each.images,
-                loss=loss,
-                clean_loss=clean_loss,
+                loss=next(numbers),
+                clean_loss=next(numbers),
                 **{phase: _digits(seconds) for phase, seconds in each.phases.resolve().items()},
             )
-            statistics = StatisticsRecord(step=each.step, **to_numbers(each.tensors)) if each.tensors else None
-            self._hand_out(record, statistics)
-        self._each_sink("flush")
+            tensors = named_numbers(each.tensors, numbers)
+            self._hand_out(record, StatisticsRecord(step=each.step, **tensors) if tensors else None)
 
     def _hand_out(self, record: StepRecord, statistics: StatisticsRecord | None) -> None:
         if self.run is not None:

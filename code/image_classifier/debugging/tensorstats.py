@@ -14,6 +14,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from image_classifier.debugging.host_copy import ScalarCopies
+
 DEAD_BELOW = 0.01  # a unit active in less than this share of images and positions is dead: the managed DeadRelu's 1 %
 EPSILON = 1e-9  # the managed WeightUpdateRatio's
 PROBE_VECTORS = 64  # the same of a batch without positions: of fewer, a unit that is seldom active looks dead
@@ -172,7 +174,7 @@ def _of_output(output: torch.Tensor) -> dict[str, torch.Tensor]:
         "abs_max": torch.stack(extremes).float().abs().max(),
         "zero_share": (sample == 0).float().mean(),
         "dead_share": (active < DEAD_BELOW).float().mean(),
-        "looks": sample.new_tensor(float(sample[:, 0].numel())),
+        "looks": sample.new_full((), float(sample[:, 0].numel())),
     }
 
 
@@ -199,9 +201,17 @@ def input_statistics(images: torch.Tensor) -> Scalars:
 
 
 def to_numbers(parts: Mapping[str, Scalars]) -> dict[str, dict[str, dict[str, float]]]:
-    """The scalars of all parts as Python numbers, in one transfer from the device."""
-    flat = [value for scalars in parts.values() for values in scalars.values() for value in values.values()]
-    numbers = iter(torch.stack(flat).float().tolist() if flat else ())
+    """The scalars of all parts as Python numbers, in one transfer from each device."""
+    return named_numbers(parts, iter(ScalarCopies(flat_scalars(parts)).read()))
+
+
+def flat_scalars(parts: Mapping[str, Scalars]) -> list[torch.Tensor]:
+    """The scalars of all parts, in the order in which `named_numbers` takes them."""
+    return [value for scalars in parts.values() for values in scalars.values() for value in values.values()]
+
+
+def named_numbers(parts: Mapping[str, Scalars], numbers: Iterator[float]) -> dict[str, dict[str, dict[str, float]]]:
+    """Numbers in the places of the scalars that `flat_scalars` took them from."""
     return {
         part: {name: {statistic: next(numbers) for statistic in values} for name, values in scalars.items()}
         for part, scalars in parts.items()

@@ -6,12 +6,14 @@ of its own: shuffling and augmentation derive from (seed, epoch, index), the lea
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import math
 import time
 import zipfile
 from collections.abc import Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +25,7 @@ from torch import nn
 from image_classifier.contract.config import TrainConfig, format_value, parameters
 from image_classifier.contract.errors import JobError, describe
 from image_classifier.contract.files import open_plain, replacing
+from image_classifier.debugging.host_copy import HostCopy
 from image_classifier.vision.fingerprint import Digests
 
 log = logging.getLogger(__name__)
@@ -143,11 +146,39 @@ class Checkpoints:
         self._data_before = data_before
         self._writes = writes
         self._due = -math.inf  # of time.monotonic()
+        self._writer: ThreadPoolExecutor | None = None
+        self._writing: Future[None] | None = None
 
     @property
     def due(self) -> bool:
-        """Whether enough time has passed since the last checkpoint; that took a second or so for a ResNet50."""
+        """Whether enough time has passed since the last checkpoint; that took a second or so for a ResNet50.
+
+        Raises:
+            PlatformError: that one could not be written.
+        """
+        if self._writing is not None and not self._writing.done():
+            return False
+        self._wait()
         return time.monotonic() >= self._due
+
+    def save_behind(
+        self, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer, best: Weights
+    ) -> None:
+        """As `save`, of the state as it is now, written while the training goes on. What that raises, the next call of
+        a method raises."""
+        self._wait()
+        if not self._writes:
+            return
+        copied = copy_tensors({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+        kept = copy.deepcopy(progress)
+
+        def write() -> None:
+            state = read_tensors(copied)
+            self._save(Checkpoint(kept, state["model"], state["optimizer"], best))
+
+        if self._writer is None:
+            self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
+        self._writing = self._writer.submit(write)
 
     def save(self, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer, best: Weights) -> None:
         """Writes a checkpoint and removes all but the newest KEPT.
@@ -155,14 +186,16 @@ class Checkpoints:
         Raises:
             PlatformError: the disk is full or not writable; the checkpoints there are stay as they are.
         """
-        started = time.monotonic()
-        self._write(Checkpoint(progress, model.state_dict(), optimizer.state_dict(), best))
-        self._keep(KEPT)
-        ended = time.monotonic()
-        self._due = ended + (ended - started) / MAX_SHARE
+        self._wait()
+        self._save(Checkpoint(progress, model.state_dict(), optimizer.state_dict(), best))
 
     def finish(self, progress: Progress, best: Weights) -> None:
-        """Marks the job as finished: started again, it finds its result instead of training. Keeps nothing else."""
+        """Marks the job as finished: started again, it finds its result instead of training. Keeps nothing else.
+
+        Raises:
+            PlatformError: as `save`.
+        """
+        self._wait()
         self._write(Checkpoint(progress, {}, {}, best))
         self._keep(1)
 
@@ -193,6 +226,19 @@ class Checkpoints:
             log.info("resuming from %s", path)
             return checkpoint
         return None
+
+    def _wait(self) -> None:
+        """Until nothing is being written. Raises what the writing raised."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _save(self, checkpoint: Checkpoint) -> None:
+        started = time.monotonic()
+        self._write(checkpoint)
+        self._keep(KEPT)
+        ended = time.monotonic()
+        self._due = ended + (ended - started) / MAX_SHARE
 
     def _write(self, checkpoint: Checkpoint) -> None:
         if not self._writes:
@@ -236,6 +282,24 @@ class Checkpoints:
     def _files(self) -> list[Path]:
         """Newest first: the names sort by progress."""
         return sorted(self._folder.glob("epoch-*.ckpt"), reverse=True)
+
+
+def copy_tensors(state: Any) -> Any:
+    """A state dict with a HostCopy in the place of each tensor: what it holds now, whatever the next step does."""
+    if isinstance(state, torch.Tensor):
+        return HostCopy(state)
+    if isinstance(state, Mapping):
+        return {key: copy_tensors(value) for key, value in state.items()}
+    return [copy_tensors(value) for value in state] if isinstance(state, list) else state
+
+
+def read_tensors(state: Any) -> Any:
+    """What `copy_tensors` made a copy of, on the CPU."""
+    if isinstance(state, HostCopy):
+        return state.read()
+    if isinstance(state, dict):
+        return {key: read_tensors(value) for key, value in state.items()}
+    return [read_tensors(value) for value in state] if isinstance(state, list) else state
 
 
 def check_sums(file: IO[bytes]) -> None:

@@ -24,6 +24,7 @@ from image_classifier.contract.shared_memory import AHEAD
 from image_classifier.contract.text import as_text
 from image_classifier.debugging.observer import Observer
 from image_classifier.training.cache import PixelCache
+from image_classifier.training.side_stream import SideStream
 from image_classifier.training.stop import Interrupted, StopFlag, ignore_stop_signals
 from image_classifier.vision.contrast import contrast_findings, contrast_of_file
 from image_classifier.vision.decode import decode
@@ -234,6 +235,7 @@ class Loader:
         self.split = dataset.split
         self._dataset = dataset
         self._waiting = Waiting()
+        self._side_stream = SideStream()
         self._constants = [torch.from_numpy(array) for array in scale_and_shift(dataset.preprocessing)]
         self._batches = EpochBatches(len(dataset), batch_size, shuffle_seed=shuffle_seed, rank=rank, size=size)
         self._loader: DataLoader[Batch] = DataLoader(
@@ -279,10 +281,10 @@ class Loader:
         Returns:
             (n, 3, image_size, image_size) float32, channels last in memory; (n,) int64.
         """
-        images = batch.images.to(device, non_blocking=True)
+        images, labels = self._side_stream.copy((batch.images, batch.labels), device)
         self._constants = [tensor.to(device) for tensor in self._constants]  # copies once
         scale, shift = self._constants
-        return (images * scale).sub_(shift), batch.labels.to(device, non_blocking=True)
+        return (images * scale).sub_(shift), labels
 
 
 def collate(samples: Sequence[_Sample]) -> Batch:

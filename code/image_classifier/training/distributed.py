@@ -2,7 +2,7 @@
 
 A process is told its place by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as by torchrun. The main
 process (rank 0) owns everything that is written: checkpoints, metrics, tensors, the model. The others, the followers,
-train their share of each batch and wait while it validates. All of them take the same steps and end together.
+train and validate their share of each batch. All of them take the same steps and end together.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,7 +28,9 @@ from image_classifier.training.stop import StopFlag
 
 Item = TypeVar("Item")
 log = logging.getLogger(__name__)
-TIMEOUT = timedelta(hours=2)  # followers wait this long for a validation; a process that ended is noticed at once
+TIMEOUT = timedelta(
+    hours=2
+)  # followers wait this long for features and checkpoints; a process that ended is noticed at once
 MEETING_TIMEOUT_S = 1800.0  # hosts start at different times: each copies its images first
 _TURN_S = 0.2
 _ARRIVED = "arrived"  # the store's count of processes
@@ -77,6 +79,40 @@ class Group:
             raise made
         return made  # type: ignore[return-value]  # what was sent
 
+    def from_each(self, make: Callable[[], Item]) -> list[Item]:
+        """What each process makes, by rank; or the first exception that one of them raises, in every process."""
+        if self.control is None:
+            return [make()]
+        try:
+            made: Item | Exception = make()
+        except Exception as error:  # any: the others would wait for ever
+            made = error
+        everybodys = self.exchange(made)
+        for each in everybodys:
+            if isinstance(each, Exception):
+                raise each
+        return everybodys  # type: ignore[return-value]  # none is an exception
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """The main process's buffers for everybody: the running statistics that its batch norms have."""
+        buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        if self.control is None or not buffers:
+            return
+        with torch.no_grad():
+            flat = torch.cat([buffer.flatten() for buffer in buffers])
+            dist.broadcast(flat, src=0)
+            parts = torch.split(flat, [buffer.numel() for buffer in buffers])
+            for buffer, values in zip(buffers, parts, strict=True):
+                buffer.copy_(values.view_as(buffer))
+
+    def gather(self, numbers: Sequence[int]) -> list[list[int]]:
+        """Everybody's whole numbers, by rank; all give the same count of them. One exchange, and nothing is pickled."""
+        if self.control is None:
+            return [list(numbers)]
+        gathered = torch.empty(self.size * len(numbers), dtype=torch.int64)
+        dist.all_gather_into_tensor(gathered, torch.tensor(list(numbers)), group=self.control)
+        return gathered.reshape(self.size, -1).tolist()
+
     def largest(self, value: int) -> int:
         """The largest of everybody's values."""
         if self.control is None:
@@ -87,7 +123,7 @@ class Group:
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum of everybody's tensors, on the CPU."""
-        total = values.cpu()
+        total = values.cpu()  # no copy of one that lies there
         if self.control is not None:
             total = total.clone()
             dist.all_reduce(total, group=self.control)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +17,12 @@ from image_classifier.contract.errors import DataError
 from image_classifier.debugging.observer import Observer
 from image_classifier.debugging.scores import balanced_accuracy, confusion_matrix, macro_f1
 from image_classifier.training.data import BadImages, Loader
+from image_classifier.training.distributed import Group
 from image_classifier.training.feature_loader import FeatureLoader
 from image_classifier.training.setup import Setup
 from image_classifier.training.stop import Interrupted, StopFlag
 from image_classifier.vision.confidence import calibration_error, confidence_bins
+from image_classifier.vision.folders import Split
 
 log = logging.getLogger(__name__)
 TOP_K = 5
@@ -59,7 +63,21 @@ class Evaluation:
         }
 
 
-@torch.inference_mode()
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What one process was told by the network of its share of a split.
+
+    Args:
+        columns: (n,) arrays: index into the split, label, predicted class, its probability, loss, whether the label is
+            among the TOP_K.
+        unreadable, contrast: as of Batch, of the whole share.
+    """
+
+    columns: tuple[NDArray[Any], ...]
+    unreadable: Mapping[int, str]
+    contrast: Mapping[int, str]
+
+
 def evaluate(
     model: nn.Module,
     loader: Loader | FeatureLoader,
@@ -68,18 +86,51 @@ def evaluate(
     stop: StopFlag,
     *,
     setup: Setup,
+    group: Group | None = None,
 ) -> Evaluation:
     """Runs the split through the network, or its head where the loader gives features, in evaluation mode: batch norms
     on their running statistics.
 
     The hook has been told which evaluation this is (`begin`).
 
+    Args:
+        group: whose processes evaluate together, each with a loader of its share, on the main process's batch norms.
+            What is returned and raised is the same in all of them. Default: this process has the whole split.
+
     Raises:
         Interrupted: the stop flag was set.
         DataError: no image could be read, or too many could not.
     """
+    group = Group() if group is None else group
+    group.share_buffers(model)
+    shares = group.from_each(lambda: answer(model, loader, hook, bad, stop, setup=setup))
+    for share in shares:
+        for reason in bad.add(loader.split, share.unreadable):  # that other processes have met
+            log.warning("skipped: %s", reason)
+        bad.note(loader.split, share.contrast)
+    evaluation = group.from_main(lambda: evaluation_of(shares, loader.split))
+    if group.size > 1:
+        hook.whole_split(evaluation.labels, evaluation.predicted)
+    hook.end_epoch()
+    return evaluation
+
+
+@torch.inference_mode()
+def answer(
+    model: nn.Module,
+    loader: Loader | FeatureLoader,
+    hook: Observer,
+    bad: BadImages,
+    stop: StopFlag,
+    *,
+    setup: Setup,
+) -> Answers:
+    """The network's answers to what the loader has of a split; `bad` has been told. Raises as `evaluate`, but for a
+    share of which nothing can be read."""
     model.eval()
     columns: list[list[torch.Tensor]] = [[], [], [], [], [], []]
+    unreadable: dict[int, str] = {}
+    contrast: dict[int, str] = {}
     for batch in loader.epoch(stop=stop):
         hook.mark("data_wait_s")
         if stop:
@@ -87,6 +138,8 @@ def evaluate(
         for reason in bad.add(loader.split, batch.unreadable):
             log.warning("skipped: %s", reason)
         bad.note(loader.split, batch.contrast)
+        unreadable |= batch.unreadable
+        contrast |= batch.contrast
         if len(batch.labels) == 0:
             hook.skip_step()
             continue
@@ -102,16 +155,24 @@ def evaluate(
         row = (batch.indices, labels, ranked[:, 0], probability[:, 0], losses, hits.any(1))
         for column, values in zip(columns, row, strict=True):
             column.append(values)
-    hook.end_epoch()
-    if not columns[0]:
-        raise DataError(f"no image of the {loader.split.name} split can be read", "bad_images.json names the reasons")
-    indices, labels_, predicted, probability_, losses_, in_top = (torch.cat(column).cpu().numpy() for column in columns)
+    found = tuple(torch.cat(column).cpu().numpy() if column else np.empty(0) for column in columns)
+    return Answers(columns=found, unreadable=unreadable, contrast=contrast)
+
+
+def evaluation_of(shares: Sequence[Answers], split: Split) -> Evaluation:
+    """What the answers are worth, in the order of the split. Raises DataError when there is none."""
+    shares = [share for share in shares if len(share.columns[0])]
+    if not shares:
+        raise DataError(f"no image of the {split.name} split can be read", "bad_images.json names the reasons")
+    columns = [np.concatenate([share.columns[i] for share in shares]) for i in range(len(shares[0].columns))]
+    order = np.argsort(columns[0], kind="stable")
+    indices, labels, predicted, probability, losses, in_top = (column[order] for column in columns)
     return Evaluation(
-        loss=float(losses_.astype(np.float64).mean()),
-        accuracy=float((predicted == labels_).mean()),
+        loss=float(losses.astype(np.float64).mean()),
+        accuracy=float((predicted == labels).mean()),
         top5_accuracy=float(in_top.mean()),
         indices=indices,
-        labels=labels_,
+        labels=labels,
         predicted=predicted,
-        probability=probability_,
+        probability=probability,
     )

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -32,6 +31,7 @@ from image_classifier.debugging.smdebug_names import (
     tensor_name,
 )
 from image_classifier.debugging.tensorstats import unwrap
+from image_classifier.training.smdebug_files import StepFiles
 
 log = logging.getLogger(__name__)
 COLLECTIONS = {  # ours, besides smdebug's own losses, gradients, weights
@@ -55,8 +55,9 @@ class SmdebugSink:
         smd = _smdebug()
         self._modes = {mode: smd.modes[name] for mode, name in MODE_NAMES.items()}
         self._model_name = type(unwrap(model)).__name__
+        self._folder = _fresh_folder(paths)
         self._hook: Any = smd.Hook(
-            out_dir=_fresh_folder(paths),
+            out_dir=str(self._folder),
             save_config=smd.SaveConfig(save_interval=1),
             include_collections=["losses", "gradients", "weights", *COLLECTIONS],
         )
@@ -64,32 +65,40 @@ class SmdebugSink:
             self._hook.get_collection(name).include(pattern)
         self._probe = nn.Identity()
         self._hook.register_module(self._probe)
-        self._nothing = torch.zeros(())
+        self._number = 0
+        self._step: StepFiles | None = None
 
     def add(self, record: StepRecord, statistics: StatisticsRecord | None) -> None:
-        """Makes one step of smdebug's: calling the registered module begins it."""
+        """Makes one step of smdebug's, numbered in its mode as ours, also in a new attempt. Raises OSError."""
         mode = self._modes[record.mode]
-        self._hook.set_mode(mode)
-        self._hook.mode_steps[mode] = record.step - 1  # the call adds 1; so steps keep their numbers in a new attempt
-        self._probe(self._nothing)
-        self._write(LOSS, [record.loss])
-        self._write(STEP_FACTS, [record.epoch, record.images, record.clean_loss])
+        if self._step is None:  # the first call of the registered module writes what smdebug says of the whole
+            self._hook.set_mode(mode)
+            self._probe(torch.zeros(()))
+        else:
+            self._step.close()
+        self._step = step = StepFiles(self._folder, self._number, mode, record.step)
+        self._number += 1
+        step.add(LOSS, [record.loss])
+        step.add(STEP_FACTS, [record.epoch, record.images, record.clean_loss])
         if statistics is not None:
-            self._add_statistics(statistics)
+            self._add_statistics(step, statistics)
 
     def add_classes(self, counts: ClassCounts) -> None:
         """Adds to the step that was added last."""
-        self._write(LABELS, counts.labels)
-        self._write(HITS, counts.hits)
+        if self._step is not None:
+            self._step.add(LABELS, counts.labels)
+            self._step.add(HITS, counts.hits)
 
     def flush(self) -> None:
-        """Nothing: smdebug writes a step when the next begins."""
+        """Nothing: a step is written when the next begins."""
 
     def close(self) -> None:
-        """Writes the last step and marks the recording as ended."""
+        """Writes the last step and marks the recording as ended. Raises OSError."""
+        if self._step is not None:
+            self._step.close()
         self._hook.close()
 
-    def _add_statistics(self, record: StatisticsRecord) -> None:
+    def _add_statistics(self, step: StepFiles, record: StatisticsRecord) -> None:
         parts = {
             "gradients": record.gradients,
             "weights": record.weights,
@@ -103,11 +112,7 @@ class SmdebugSink:
                 for statistic, value in statistics.items():
                     reduction, absolute = reduction_of(statistic)
                     reduced = self._hook._get_reduction_tensor_name(tensor, reduction, absolute)
-                    self._write(reduced, [value])
-
-    def _write(self, name: str, values: Sequence[float]) -> None:
-        """Below smdebug's public methods, which make a histogram of everything first and cost three times as much."""
-        self._hook._write_raw_tensor_simple(name, np.array(values, np.float32))
+                    step.add(reduced, [value])
 
 
 class ManagedHook(Observer):
@@ -195,9 +200,9 @@ class _Draining:
             self._queue.task_done()
 
 
-def _fresh_folder(paths: MlPaths) -> str:
+def _fresh_folder(paths: MlPaths) -> Path:
     """tensors/attempt-N, one for each start of the job: smdebug cannot go on in a folder it finished."""
     number = 1
     while (folder := paths.tensors / f"attempt-{number}").exists():
         number += 1
-    return str(folder)
+    return folder

@@ -43,7 +43,7 @@ from image_classifier.training.head_only import (
 from image_classifier.training.loop import fit
 from image_classifier.training.number_formats import Measured, measure_formats
 from image_classifier.training.observe import Watched, make_hook
-from image_classifier.training.optim import make_optimizer
+from image_classifier.training.optim import make_optimizer, resume_optimizer
 from image_classifier.training.setup import Setup, choose_device, make_setup
 from image_classifier.training.state import Training
 from image_classifier.training.steps import min_images
@@ -241,7 +241,7 @@ def make_training(
         log.info("processes: %d, this is number %d", group.size, group.rank)
     optimizer = make_optimizer(model, config)
     if checkpoint is not None and checkpoint.optimizer:
-        optimizer.load_state_dict(checkpoint.optimizer)
+        resume_optimizer(optimizer, checkpoint.optimizer)
     progress = Progress() if checkpoint is None else checkpoint.progress
     on_features = serves(config, folders, paths, group)
     return Training(
@@ -256,7 +256,9 @@ def make_training(
             else image_loader(folders.train, config, setup, group)
         ),
         valid=(
-            served_loader(folders.valid, config) if on_features else evaluation_loader(folders.valid, config, setup)
+            served_loader(folders.valid, config)
+            if on_features
+            else evaluation_loader(folders.valid, config, setup, group)
         ),
         bad=BadImages(
             config.max_bad_images,
@@ -285,29 +287,28 @@ def still_shown(contrast: Mapping[str, str], folders: ImageFolders) -> dict[str,
 
 def image_loader(split: Split, config: TrainConfig, setup: Setup, group: Group) -> Loader:
     """The training images with new crops in every epoch: this process's share of each batch."""
-    dataset = ImageDataset(
-        split,
-        Preprocessing.for_image_size(config.image_size),
-        augment=config.augment,
-        seed=config.seed,
-        cache=setup.kept.get(split.name),
-    )
+    return loader_of(split, config, setup, group, augment=config.augment, shuffle_seed=config.seed)
+
+
+def evaluation_loader(split: Split, config: TrainConfig, setup: Setup, group: Group) -> Loader:
+    """A split as it is served: no crops, no shuffling; this process's share of it."""
+    return loader_of(split, config, setup, group, augment="none", shuffle_seed=None)
+
+
+def loader_of(
+    split: Split, config: TrainConfig, setup: Setup, group: Group, *, augment: str, shuffle_seed: int | None
+) -> Loader:
+    """A split's images as batches."""
+    preprocessing, cache = Preprocessing.for_image_size(config.image_size), setup.kept.get(split.name)
     return Loader(
-        dataset,
+        ImageDataset(split, preprocessing, augment=augment, seed=config.seed, cache=cache),
         config.batch_size,
         workers=setup.workers,
-        shuffle_seed=config.seed,
+        shuffle_seed=shuffle_seed,
         pin_memory=setup.device.type == "cuda",
         rank=group.rank,
         size=group.size,
     )
-
-
-def evaluation_loader(split: Split, config: TrainConfig, setup: Setup) -> Loader:
-    """A split as it is served: no crops, no shuffling."""
-    preprocessing = Preprocessing.for_image_size(config.image_size)
-    dataset = ImageDataset(split, preprocessing, cache=setup.kept.get(split.name))
-    return Loader(dataset, config.batch_size, workers=setup.workers, pin_memory=setup.device.type == "cuda")
 
 
 def finish(training: Training, hook: Observer, folders: ImageFolders, data_fingerprint: str, paths: MlPaths) -> None:
@@ -372,7 +373,7 @@ def run_test(training: Training, hook: Observer, split: Split, extraction: Extra
         if extraction is not None:
             loader = test_loader(training, split, extraction)
         else:
-            loader = evaluation_loader(split, training.config, training.setup)
+            loader = evaluation_loader(split, training.config, training.setup, Group())
         hook.begin("test", training.progress.best_epoch, 0)
         return evaluate(training.trained, loader, hook, training.bad, training.stop, setup=setup)
     except Interrupted:

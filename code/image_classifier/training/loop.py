@@ -13,8 +13,10 @@ from torch import nn
 from image_classifier.contract.errors import DataError, JobStopped
 from image_classifier.contract.metrics import metric_line, with_best
 from image_classifier.contract.outputs import best_epoch
+from image_classifier.debugging.host_copy import HostCopy
 from image_classifier.debugging.observer import Observer
 from image_classifier.training.checkpoint import Progress, Weights
+from image_classifier.training.distributed import Group
 from image_classifier.training.evaluate import Evaluation, evaluate
 from image_classifier.training.setup import Setup
 from image_classifier.training.state import Training
@@ -40,7 +42,7 @@ def fit(training: Training, hook: Observer) -> None:
             try:
                 train_epoch(training, hook)
                 hook.begin("eval", progress.epoch, (progress.epoch - 1) * training.valid.num_steps)
-                evaluation = training.group.from_main(lambda: validate(training, hook))
+                evaluation = validate(training, hook)
             finally:
                 progress.total_seconds += time.perf_counter() - started
             end_epoch(training, evaluation)
@@ -84,8 +86,16 @@ def train_step(
 
 
 def validate(training: Training, hook: Observer) -> Evaluation:
-    """The network's answers to the validation images after the current epoch."""
-    return evaluate(training.trained, training.valid, hook, training.bad, training.stop, setup=training.step_setup)
+    """The network's answers to the validation images after the current epoch, the same in every process: each has its
+    share of the images, or, where only rows of features are left to look at, the main process all of them."""
+
+    def run(group: Group) -> Evaluation:
+        watched = (training.trained, training.valid, hook, training.bad, training.stop)
+        return evaluate(*watched, setup=training.step_setup, group=group)
+
+    if training.on_features:
+        return training.group.from_main(lambda: run(Group()))
+    return run(training.group)
 
 
 def saved_and_stopped(training: Training) -> JobStopped:
@@ -132,19 +142,20 @@ def end_epoch(training: Training, evaluation: Evaluation) -> None:
     else:
         progress.start_epoch(progress.epoch + 1)
         if training.checkpoints.due:
-            training.checkpoints.save(progress, training.model, training.optimizer, training.best)
+            training.checkpoints.save_behind(progress, training.model, training.optimizer, training.best)
     training.on_epoch(copy.deepcopy(progress))
 
 
 def best_weights(training: Training) -> Weights:
     """A copy of the weights on the CPU; what is frozen is copied from a device once, and never where it lies there."""
+    copies: dict[str, HostCopy] = {}
     found: Weights = {}
     for name, value in training.model.state_dict().items():
         if training.config.fine_tune == "full" or name.startswith(f"{HEAD}."):
-            found[name] = value.detach().to("cpu", copy=True)
+            copies[name] = HostCopy(value)
         else:
             found[name] = training.best[name] if name in training.best else value.detach().cpu()
-    return found
+    return found | {name: copy.read() for name, copy in copies.items()}
 
 
 def is_best(progress: Progress) -> bool:

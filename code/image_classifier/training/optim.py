@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,16 +14,27 @@ from image_classifier.contract.config import TrainConfig
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, or AdamW, over the parameters that train.
 
-    Weight decay pulls on matrices and filters only: shrinking a bias or a batch norm's scale regularises nothing.
+    Weight decay pulls on matrices and filters only: shrinking a bias or a batch norm's scale regularises nothing. On a
+    GPU one kernel updates them all.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    fused = True if trained and all(parameter.is_cuda for parameter in trained) else None
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+        return torch.optim.AdamW(groups, lr=config.lr, fused=fused)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=fused)
+
+
+def resume_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Loads a checkpoint's state. How an update is computed is not of it: the job may go on on another device."""
+    groups = [
+        {**saved, "fused": ours["fused"]}
+        for saved, ours in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:

@@ -83,6 +83,7 @@ def choose_device(local_rank: int = 0) -> torch.device:
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
         return torch.device("cpu")
     torch.cuda.set_device(local_rank)
+    torch.backends.cudnn.benchmark = True  # every batch but an epoch's last has the same shape
     return torch.device("cuda", local_rank)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import ChainMap
+from collections import ChainMap, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -17,12 +17,13 @@ import torch
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import JobError
+from image_classifier.debugging.host_copy import HostCopy
 from image_classifier.debugging.observer import Observer
 from image_classifier.training.checkpoint import Progress
 from image_classifier.training.data import Batch
 from image_classifier.training.optim import learning_rate, set_learning_rate
 from image_classifier.training.state import Training
-from image_classifier.training.stop import Interrupted
+from image_classifier.training.stop import Interrupted, StopFlag
 
 log = logging.getLogger(__name__)
 
@@ -53,56 +54,66 @@ def steps(training: Training, hook: Observer) -> Iterator[Step]:
         JobError: the loss is not finite.
         DataError: too many images cannot be read.
     """
-    config, progress, group, num_steps = training.config, training.progress, training.group, training.train.num_steps
-    several = group.size > 1
-    # (loss sum, correct answers) stay on the device: reading them every step would make the GPU wait for Python
-    sums = torch.tensor([progress.loss_sum, progress.correct], dtype=torch.float64, device=training.setup.device)
-    sums *= group.is_main  # what is known already counts once
+    config, progress, num_steps = training.config, training.progress, training.train.num_steps
+    sums = EpochSums(training)
     batches = training.train.epoch(progress.epoch, first_step=progress.step, stop=training.stop)
     window = Window()
     clock = time.perf_counter()
-    while progress.step < num_steps and not stop_agreed(training):
-        if several:
-            hook.mark("sync_s")
+    while progress.step < num_steps:
         with hook.phase("data_wait"):
-            batch = next_batch(batches)
+            batch = next_batch(batches, training.stop)
         waited = time.perf_counter() - clock
-        shares = group.exchange(None if batch is None else (len(batch.labels), batch.unreadable, batch.contrast))
-        counted = [share for share in shares if share is not None]
-        if batch is None or len(counted) < group.size:  # all processes give up the same step
-            break
-        if several:
+        counts = tell_of_batch(training, batch)
+        if training.group.size > 1:
             hook.mark("sync_s")
-        for reason in training.bad.add(training.train.split, dict(ChainMap(*(bad for _, bad, _ in counted)))):
-            log.warning("skipped: %s", reason)
-        training.bad.note(training.train.split, dict(ChainMap(*(contrast for _, _, contrast in counted))))
-        num_images = sum(count for count, _, _ in counted)
-        if min(count for count, _, _ in counted) >= min_images(config.fine_tune):
+        if batch is None or min(counts) < 0:  # all processes give up the same step
+            break
+        if min(counts) >= min_images(config.fine_tune):
             rate = learning_rate(config, (progress.epoch - 1) * num_steps + progress.step, num_steps)
             set_learning_rate(training.optimizer, rate)
-            step = Step(batch, len(batch.labels) * group.size / num_images)
+            step = Step(batch, len(batch.labels) * training.group.size / sum(counts))
             yield step
-            loss, correct = step.result
-            sums += torch.stack([loss.detach().double() * len(batch.labels), correct.double()])
-            progress.images += num_images
+            sums.add(*step.result, images=len(batch.labels), of_all=sum(counts))
         else:
             hook.skip_step()
         progress.step += 1
         report = progress.step % config.log_interval == 0 or progress.step == num_steps
         if report:
-            read_sums(training, sums)
+            sums.look()
         spent, clock = time.perf_counter() - clock, time.perf_counter()
         progress.seconds += spent
-        window.add(num_images, spent, waited)
+        window.add(sum(counts), spent, waited)
         if report:
-            log_step(progress, config, num_steps, training.optimizer.param_groups[0]["lr"], window)
-    read_sums(training, sums)
+            log_step(training, window, sums.mean_loss)
+    sums.finish()
     if progress.step < num_steps or stop_agreed(training):
         raise Interrupted
 
 
-def next_batch(batches: Iterator[Batch]) -> Batch | None:
-    """The next batch; None when a stop is asked for while it does not come."""
+def tell_of_batch(training: Training, batch: Batch | None) -> list[int]:
+    """Every process's number of images in this step, by rank; negative where it has no batch, because of a stop.
+
+    One exchange of two numbers; what is to be said of images is sent only by a step in which there is something.
+
+    Raises:
+        DataError: too many images cannot be read.
+    """
+    group, split = training.group, training.train.split
+    told = batch is not None and bool(batch.unreadable or batch.contrast)
+    numbers = group.gather((-1 if batch is None else len(batch.labels), int(told)))
+    if any(told for _, told in numbers):
+        shares = group.exchange(None if batch is None else (batch.unreadable, batch.contrast))
+        known = [share for share in shares if share is not None]
+        for reason in training.bad.add(split, dict(ChainMap(*(unreadable for unreadable, _ in known)))):
+            log.warning("skipped: %s", reason)
+        training.bad.note(split, dict(ChainMap(*(contrast for _, contrast in known))))
+    return [count for count, _ in numbers]
+
+
+def next_batch(batches: Iterator[Batch], stop: StopFlag) -> Batch | None:
+    """The next batch; None when a stop is asked for, also while it does not come."""
+    if stop:
+        return None
     try:
         return next(batches)
     except Interrupted:
@@ -119,13 +130,56 @@ def min_images(fine_tune: str) -> int:
     return 2 if fine_tune == "full" else 1
 
 
-def read_sums(training: Training, sums: torch.Tensor) -> None:
-    """Fetches the sums of all processes. Raises JobError when the loss of any step so far was not finite."""
-    progress = training.progress
-    loss_sum, correct = training.group.sum(sums).tolist()
-    if not math.isfinite(loss_sum):
-        raise not_finite("training loss", loss_sum, progress, training.config)
-    progress.loss_sum, progress.correct = loss_sum, int(correct)
+class EpochSums:
+    """Loss and right answers of the current epoch, added up where they are computed.
+
+    The host reads them at every progress line. From a GPU it takes those that set out a line before: they have come, so
+    that it need not wait until the GPU has made the steps which it was just given.
+    """
+
+    def __init__(self, training: Training) -> None:
+        progress = training.progress
+        self._training = training
+        self._sums = torch.tensor(
+            [progress.loss_sum, progress.correct], dtype=torch.float64, device=training.setup.device
+        )
+        self._sums *= training.group.is_main  # what is known already counts once
+        self._late = training.setup.device.type != "cpu"
+        self._sent: deque[tuple[HostCopy, int]] = deque()
+        self.mean_loss = progress.loss_sum / max(1, progress.images)
+
+    def add(self, loss: torch.Tensor, correct: torch.Tensor, *, images: int, of_all: int) -> None:
+        """One step more.
+
+        Args:
+            loss, correct: as of `Step.result`.
+            images: of this process; `of_all`: of all processes.
+        """
+        self._sums += torch.stack([loss.detach().double() * images, correct.double()])
+        self._training.progress.images += of_all
+
+    def look(self) -> None:
+        """Brings `mean_loss` up to date, on a GPU to the last look. Raises JobError when a loss was not finite."""
+        first = not self._sent
+        self._sent.append((HostCopy(self._sums), self._training.progress.images))
+        if first and self._late:
+            self._sent.append(self._sent[0])  # an epoch's first line shows its own steps
+        self._read_one()
+
+    def finish(self) -> None:
+        """Puts the sums of all processes into the progress. Raises JobError when a loss was not finite."""
+        self._sent.clear()
+        self._sent.append((HostCopy(self._sums), self._training.progress.images))
+        self._training.progress.loss_sum, correct = self._read_one()
+        self._training.progress.correct = int(correct)
+
+    def _read_one(self) -> tuple[float, float]:
+        copy, images = self._sent.popleft()
+        loss_sum, correct = self._training.group.sum(copy.read()).tolist()
+        if not math.isfinite(loss_sum):
+            raise not_finite("training loss", loss_sum, self._training.progress, self._training.config)
+        self.mean_loss = loss_sum / max(1, images)
+        return loss_sum, correct
 
 
 def not_finite(what: str, value: float, progress: Progress, config: TrainConfig) -> JobError:
@@ -149,12 +203,13 @@ class Window:
         self.images, self.seconds, self.waited = self.images + images, self.seconds + seconds, self.waited + waited
 
 
-def log_step(progress: Progress, config: TrainConfig, num_steps: int, rate: float, window: Window) -> None:
-    """The progress line; `loss` is the epoch's mean so far, the speed is since the last line."""
+def log_step(training: Training, window: Window, loss: float) -> None:
+    """The progress line; `loss` is the epoch's mean, the speed is since the last line."""
+    progress, rate = training.progress, training.optimizer.param_groups[0]["lr"]
     seconds = max(window.seconds, 1e-9)
     log.info(
-        f"epoch={progress.epoch}/{config.epochs} step={progress.step}/{num_steps} "
-        f"loss={progress.loss_sum / max(1, progress.images):.4f} lr={rate:.3g} "
+        f"epoch={progress.epoch}/{training.config.epochs} step={progress.step}/{training.train.num_steps} "
+        f"loss={loss:.4f} lr={rate:.3g} "
         f"images/s={window.images / seconds:.1f} data_wait={window.waited / seconds:.0%}"
     )
     window.images, window.seconds, window.waited = 0, 0.0, 0.0

@@ -19,7 +19,6 @@ import PIL
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torchvision.models.resnet import ResNet
 
 import image_classifier
 from image_classifier.contract.errors import RequestError
@@ -37,6 +36,7 @@ from image_classifier.vision.fingerprint import Digests
 from image_classifier.vision.folders import Split
 from image_classifier.vision.network import FEATURES, HEAD
 from image_classifier.vision.preprocess import IMAGENET_STD, Preprocessing
+from image_classifier.vision.resnet import ResNet
 
 log = logging.getLogger(__name__)
 

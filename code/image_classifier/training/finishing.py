@@ -170,7 +170,7 @@ def body_of(
         unreadable=training.bad.found,
         skip=golden,
         pause=pause,
-        extraction=lambda bf16: extraction_of(training, replace(training.setup, bf16=bf16), Group(), hook),
+        in_float32=extraction_of(training, replace(training.setup, bf16=False), Group(), hook),
     )
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchvision.models.resnet import ResNet
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.machine import memory
@@ -29,6 +28,7 @@ from image_classifier.training.stop import Interrupted
 from image_classifier.training.views import CENTRE, view_index, views_of
 from image_classifier.vision.folders import ImageFolders, Split
 from image_classifier.vision.preprocess import Preprocessing, load
+from image_classifier.vision.resnet import ResNet
 
 log = logging.getLogger(__name__)
 MEMORY_SHARE = 0.25  # of the free memory may hold features

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import time
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from torchvision.models.resnet import ResNet
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ConfigError, DataError, JobStopped, RuleFired
@@ -42,6 +42,7 @@ from image_classifier.vision.fingerprint import digests, fingerprint, fingerprin
 from image_classifier.vision.folders import SPLIT_FOLDERS, ImageFolders, Split, name_in, scan
 from image_classifier.vision.model import build_model, head, load_starting_weights
 from image_classifier.vision.preprocess import Preprocessing
+from image_classifier.vision.resnet import ResNet
 
 log = logging.getLogger(__name__)
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors")  # whose versions the model's manifest names
@@ -207,7 +208,7 @@ def make_model(
     if config.fine_tune == "head":
         model.requires_grad_(False)
         head(model).requires_grad_(True)
-    return model.to(device, memory_format=torch.channels_last)
+    return model.to(device).to(memory_format=torch.channels_last)
 
 
 def make_training(
@@ -272,6 +273,7 @@ def still_shown(contrast: Mapping[str, str], folders: ImageFolders) -> dict[str,
 
 def image_loader(split: Split, config: TrainConfig, setup: Setup, group: Group) -> Loader:
     """The training images with new crops in every epoch: this process's share of each batch."""
+    importlib.import_module("torchvision.transforms")  # once, and not in every process that `random_view` runs in
     dataset = ImageDataset(
         split,
         Preprocessing.for_image_size(config.image_size),

@@ -1,31 +1,30 @@
 """What number formats make of a body, on the CPU: computed by every core, and of a frozen one kept for the next job.
 
-In float32, and in bfloat16 where the processor computes in it, the photographs go through the body that trainings on
-features use; the other formats are simulated. What depends on the head alone is computed in every job.
+In float32 the photographs go through the body that trainings on features use; the other formats are simulated. What
+depends on the head is computed in every job.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from image_classifier.contract.errors import RequestError
 from image_classifier.contract.text import as_text
 from image_classifier.training.feature_store import FeatureStore, row_name
 from image_classifier.training.features import Extraction
 from image_classifier.training.golden import by_turns
-from image_classifier.training.number_formats import GATE_PHOTOS, RANGE_PHOTOS, Body, Photos, photos
-from image_classifier.training.setup import use_bf16
+from image_classifier.training.number_formats import GATE_PHOTOS, RANGE_PHOTOS, Body, Photos, in_batches
 from image_classifier.training.views import CENTRE
 from image_classifier.vision import network
 from image_classifier.vision.fingerprint import file_digests
 from image_classifier.vision.folders import Split
-from image_classifier.vision.preprocess import Preprocessing
+from image_classifier.vision.preprocess import Preprocessing, load
 
 
 class KeptBody(Body):
@@ -35,7 +34,7 @@ class KeptBody(Body):
         train, valid: the splits with their files' digests, as `digests_of` gives them.
         unreadable: paths as text, of images that are known not to be readable.
         skip: as of `measure_formats`.
-        extraction: in bf16 or not -> what computes features, and has a store or none.
+        in_float32: what computes features, and has a store or none.
     """
 
     def __init__(
@@ -48,11 +47,11 @@ class KeptBody(Body):
         unreadable: Collection[str],
         skip: int,
         pause: Callable[[], None],
-        extraction: Callable[[bool], Extraction],
+        in_float32: Extraction,
     ) -> None:
         nothing = Photos(images=(), labels=np.empty(0, np.int64))
         super().__init__(model, nothing, nothing, pause)
-        self._preprocessing, self._extraction = preprocessing, extraction
+        self._preprocessing, self._in_float32 = preprocessing, in_float32
         self._last: tuple[Split, Photos] | None = None
         self._train, self._train_digests = chosen(*train, RANGE_PHOTOS, 0, unreadable)
         self._valid, self._valid_digests = chosen(*valid, GATE_PHOTOS, skip, unreadable)
@@ -66,13 +65,15 @@ class KeptBody(Body):
         return not len(self._train) or not len(self._valid)
 
     def exact(self) -> NDArray[np.float32]:
-        return self._extracted(self._in_float32)
+        self._pause()
+        wanted = np.ones((len(self._valid), 1), np.bool_)
+        found = self._in_float32.split(self._valid, self._valid_digests, (CENTRE,), wanted, said=False)
+        if found.unreadable:
+            raise PhotosChanged
+        return found.rows[found.places[:, 0], : network.FEATURES]
 
     def half(self, dtype: torch.dtype) -> NDArray[np.float32]:
-        if dtype != torch.bfloat16 or not use_bf16("auto", torch.device("cpu")):
-            self._unseen = self._read(self._valid)
-            return super().half(dtype)
-        return self._extracted(self._extraction(True))
+        return self._rounded({"of": str(dtype)}, lambda: super(KeptBody, self).half(dtype))
 
     def maxima(self) -> Mapping[str, NDArray[np.float64]]:
         names = tuple(network.activations())
@@ -87,24 +88,16 @@ class KeptBody(Body):
         return {name: rows[:, column] for column, name in enumerate(names)}
 
     def int8(self, ranges: Mapping[str, float]) -> NDArray[np.float32]:
+        return self._rounded({"of": "int8", "ranges": dict(ranges)}, lambda: super(KeptBody, self).int8(ranges))
+
+    def _rounded(self, what: Mapping[str, object], simulate: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
+        """A row for each validation image; `simulate` gives those of `_unseen`."""
+
         def compute(missing: Split) -> NDArray[np.float32]:
             self._unseen = self._read(missing)
-            return super(KeptBody, self).int8(ranges)
+            return simulate()
 
-        store = self._in_float32.store_of({"of": "int8", "ranges": dict(ranges)}, network.FEATURES)
-        return kept(store, self._valid, self._valid_digests, compute)
-
-    @cached_property
-    def _in_float32(self) -> Extraction:
-        return self._extraction(False)
-
-    def _extracted(self, extraction: Extraction) -> NDArray[np.float32]:
-        self._pause()
-        wanted = np.ones((len(self._valid), 1), np.bool_)
-        found = extraction.split(self._valid, self._valid_digests, (CENTRE,), wanted, said=False)
-        if found.unreadable:
-            raise PhotosChanged
-        return found.rows[found.places[:, 0], : network.FEATURES]
+        return kept(self._in_float32.store_of(what, network.FEATURES), self._valid, self._valid_digests, compute)
 
     def _read(self, split: Split) -> Photos:
         """The pictures of validation images; those that were read last are not read again."""
@@ -128,11 +121,12 @@ def chosen(
 
 
 def as_photos(split: Split, preprocessing: Preprocessing) -> Photos:
-    """Every image of a split, read. Raises PhotosChanged when one can no longer be."""
-    found = photos(split, preprocessing, len(split))
-    if len(found.labels) < len(split):
-        raise PhotosChanged
-    return found
+    """Every image of a split, read, in its order. Raises PhotosChanged when one can no longer be."""
+    try:
+        images = [torch.from_numpy(load(path, preprocessing)) for path in split.paths]
+    except (RequestError, OSError) as error:
+        raise PhotosChanged from error
+    return Photos(images=in_batches(images), labels=np.asarray(split.labels, np.int64))
 
 
 def kept(

@@ -8,7 +8,7 @@ makes of it in the end is held against the golden samples, within what was measu
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -199,8 +199,12 @@ def photos(split: Split, preprocessing: Preprocessing, count: int, skip: int = 0
         except (RequestError, OSError):  # counted and named when it was evaluated
             continue
         labels.append(label_of[path])
-    batches = tuple(torch.stack(images[i : i + _BATCH]) for i in range(skip, len(images), _BATCH))
-    return Photos(images=batches, labels=np.asarray(labels[skip:], np.int64))
+    return Photos(images=in_batches(images[skip:]), labels=np.asarray(labels[skip:], np.int64))
+
+
+def in_batches(images: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """As many at a time as go through the network together."""
+    return tuple(torch.stack(list(images[i : i + _BATCH])) for i in range(0, len(images), _BATCH))
 
 
 def observe(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
 from image_classifier.contract.config import TrainConfig
+
+_WRAPPED = ("add_param_group", "state_dict", "load_state_dict", "zero_grad")
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -20,9 +25,28 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+    kind: type[Any] = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.SGD
+    if trained[0].device.type == "cpu":
+        kind = uncompiled(kind)
+    momentum = {} if config.optimizer == "adamw" else {"momentum": config.momentum, "nesterov": config.momentum > 0}
+    optimizer: torch.optim.Optimizer = kind(groups, lr=config.lr, **momentum)
+    return optimizer
+
+
+def uncompiled(kind: type[torch.optim.Optimizer]) -> type[Any]:
+    """An optimiser's class without what torch wraps around its methods for the sake of its compiler.
+
+    The wrappers change nothing where nothing is compiled, as on a CPU here, but they import the compiler: a second and
+    a half of a job that is over in six. A method that torch no longer wraps is taken as it is.
+    """
+    plain: Callable[..., Any] = inspect.unwrap(kind.step)
+
+    def step(self: torch.optim.Optimizer, closure: Callable[[], float] | None = None) -> float | None:
+        with torch.no_grad():
+            return plain(self, closure)  # type: ignore[no-any-return]
+
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in _WRAPPED}
+    return type(kind.__name__, (kind,), {**methods, "step": step})
 
 
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:

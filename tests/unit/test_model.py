@@ -17,7 +17,8 @@ from image_classifier.contract.errors import ConfigError, WeightsError
 from image_classifier.launch.training_run import resolve_weights
 from image_classifier.vision.artifact import load_model, pack
 from image_classifier.vision.foreign_weights import check_file
-from image_classifier.vision.model import IMAGENET, build_model, load_safetensors, load_starting_weights, state_arrays
+from image_classifier.vision.model import build_model, load_safetensors, load_starting_weights, state_arrays
+from image_classifier.vision.network import IMAGENET_FILE
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_imagenet_comes_from_the_channel_then_from_the_cache(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     from_channel, from_cache = build_model(2), build_model(2)
     assert load_starting_weights(from_channel, "imagenet", channel=weights_file.parent) == str(weights_file)
-    cached = tmp_path / "hub" / "checkpoints" / IMAGENET.url.rsplit("/", 1)[1]
+    cached = tmp_path / "hub" / "checkpoints" / IMAGENET_FILE
     cached.parent.mkdir(parents=True)
     cached.symlink_to(weights_file)
     empty = tmp_path / "channel"

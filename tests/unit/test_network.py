@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torchvision.models import get_model
+from torchvision.models import ResNet50_Weights, get_model
 
 from image_classifier.vision import network
 from image_classifier.vision.manifest import Manifest
-from image_classifier.vision.model import IMAGENET, build_model, head
+from image_classifier.vision.model import build_model, head
 
 ROOT = Path(__file__).parents[2]
 NUM_CLASSES = 7
@@ -34,6 +34,23 @@ def test_names_and_shapes_are_those_of_the_model_and_of_torchvisions() -> None:
     assert facts == shapes(model())
     with torch.device("meta"):
         assert facts == shapes(get_model(network.NAME, num_classes=NUM_CLASSES))
+
+
+def test_weights_drawn_and_answers_are_torchvisions_bit_for_bit() -> None:
+    torch.manual_seed(3)
+    ours = build_model(NUM_CLASSES)
+    torch.manual_seed(3)
+    theirs = get_model(network.NAME, num_classes=NUM_CLASSES, zero_init_residual=True)
+    for (name, mine), value in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+        assert torch.equal(mine, value), name
+    assert [name for name, _ in ours.named_modules()] == [name for name, _ in theirs.named_modules()]
+    images = torch.randn(2, 3, 64, 64)
+    for network_of in (ours, theirs):
+        for module in network_of.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.ones_(module.weight)
+    assert torch.equal(ours(images), theirs(images))  # with the batch's statistics
+    assert torch.equal(ours.eval()(images), theirs.eval()(images))
 
 
 @pytest.mark.parametrize("layer", network.convolutions(), ids=lambda layer: layer.name)
@@ -63,7 +80,7 @@ def test_the_manifest_calls_it_by_its_name() -> None:
 
 def test_the_weights_file_is_torchvisions_and_the_images() -> None:
     """The Dockerfile cannot read the name where it stands."""
-    assert IMAGENET.url.rsplit("/", 1)[1] == network.IMAGENET_FILE
+    assert ResNet50_Weights.IMAGENET1K_V2.url.rsplit("/", 1)[1] == network.IMAGENET_FILE
     dockerfile = (ROOT / "docker" / "train" / "Dockerfile").read_text(encoding="utf-8")
     assert re.findall(r"^ADD .*/(\S+\.pth) ", dockerfile, flags=re.MULTILINE) == [network.IMAGENET_FILE]
     assert f"COPY weights/{network.NAME}-*.pth " in dockerfile

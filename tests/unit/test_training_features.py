@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from tests.conftest import jpeg
 from tests.head_training import CONFIG, SIZE, make_pictures, split_of
-from torchvision.models.resnet import ResNet
 
 from image_classifier.contract.errors import DataError
 from image_classifier.debugging.observer import Observer
@@ -34,6 +33,7 @@ from image_classifier.vision.folders import Split, scan
 from image_classifier.vision.model import build_model, head
 from image_classifier.vision.network import FEATURES
 from image_classifier.vision.preprocess import Preprocessing, load_pixels, normalise
+from image_classifier.vision.resnet import ResNet
 
 PREPROCESSING = Preprocessing.for_image_size(SIZE)
 FLOAT32, BF16 = (Setup(device=torch.device("cpu"), bf16=bf16) for bf16 in (False, True))

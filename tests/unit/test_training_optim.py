@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -57,3 +59,43 @@ def test_a_job_goes_on_with_the_kernels_of_its_own_device(name: str) -> None:
     for parameter, kept in optimizer.state.items():
         for key, value in kept.items():
             torch.testing.assert_close(resumed.state[parameter][key], value)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_steps_and_state_are_torchs_own_bit_for_bit(name: str) -> None:
+    kind = torch.optim.AdamW if name == "adamw" else torch.optim.SGD
+    config = CONFIG.replace(optimizer=name, weight_decay=0.1)
+    models = []
+    for plain in (False, True):
+        torch.manual_seed(5)
+        model = nn.Linear(6, 3)
+        optimizer = make_optimizer(model, config)
+        if plain:
+            momentum = {} if name == "adamw" else {"momentum": config.momentum, "nesterov": True}
+            optimizer = kind(optimizer.param_groups, lr=config.lr, **momentum)
+        for step in range(6):
+            if step == 3:
+                optimizer.load_state_dict(optimizer.state_dict())
+            optimizer.zero_grad(set_to_none=True)
+            model(torch.full((2, 6), float(step))).square().sum().backward()
+            optimizer.step()
+        models.append((model.weight.detach(), model.bias.detach()))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*models, strict=True))
+
+
+def test_a_training_step_on_the_cpu_imports_neither_torchs_compiler_nor_torchvision() -> None:
+    program = """
+import sys, torch
+import image_classifier.training.job
+from image_classifier.contract.config import TrainConfig
+from image_classifier.training.optim import make_optimizer
+from image_classifier.vision.model import build_model, head
+layer = head(build_model(3))
+optimizer = make_optimizer(layer, TrainConfig(weights="none"))
+layer(torch.ones(2, 2048)).sum().backward()
+optimizer.step()
+optimizer.load_state_dict(optimizer.state_dict())
+print([name for name in ("torch._dynamo", "torchvision", "sympy", "scipy", "pandas") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stderr

@@ -159,6 +159,10 @@ BEST = Document("best.json")
 STUDY = "study.journal"
 TUNING_PICTURE = "tuning.svg"
 
+# of input/config: what a search asks of a trial
+TRIAL = Document("trial.json")
+TRIED = "tried"  # the outcome, in metrics.json, of a trial that has neither been tested nor written a model
+
 # of output/data
 HISTORY = Lines("history.jsonl", number="epoch")
 RESULT = Document("metrics.json")

@@ -23,6 +23,7 @@ from image_classifier.contract.outputs import (
     STATISTICS,
     STEPS,
     TRACE,
+    TRIED,
     best_epoch,
     read_failure,
     read_json,
@@ -204,6 +205,7 @@ def _outcome(
         "answered": answered,
         "classes": metrics.get("classes"),
         "images": images,
+        "tested": metrics.get("outcome") != TRIED,
     }
 
 

@@ -292,6 +292,8 @@ def confusion(facts: Facts) -> Markup:
 
 def _no_answers(facts: Facts) -> Markup:
     finished = facts["outcome"]["status"] == "completed"
+    if not facts["outcome"]["tested"]:
+        return note("A search tests its best trial alone.")
     return note("There were no test images." if finished else "The job ended before its test.")
 
 

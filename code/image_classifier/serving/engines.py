@@ -102,7 +102,7 @@ class TorchEngine:
         model = build_model(len(artifact.classes))
         load_safetensors(model, artifact.weights_path)
         self._torch = torch
-        self._model = model.eval().to(device, memory_format=torch.channels_last)
+        self._model = model.eval().to(device).to(memory_format=torch.channels_last)
         self._autocast = torch.autocast(
             torch.device(device).type,
             dtype=torch.float16 if self.precision == FLOAT16 else torch.bfloat16,

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # everybody's name for it
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
-from torchvision.transforms import RandomResizedCrop
 
 from image_classifier.contract.errors import DataError, JobError, RequestError
 from image_classifier.contract.shared_memory import AHEAD
@@ -144,6 +143,8 @@ def random_view(image: torch.Tensor, size: int, augment: str, seed: Sequence[int
     Returns:
         (size, size, 3) uint8.
     """
+    from torchvision.transforms import RandomResizedCrop  # takes a second to import, and a head does without it
+
     planes = image.permute(2, 0, 1)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]))

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,7 +19,6 @@ import PIL
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torchvision.models.resnet import ResNet
 
 import image_classifier
 from image_classifier.contract.errors import RequestError
@@ -37,6 +36,7 @@ from image_classifier.vision.fingerprint import Digests
 from image_classifier.vision.folders import Split
 from image_classifier.vision.network import FEATURES, HEAD
 from image_classifier.vision.preprocess import IMAGENET_STD, Preprocessing
+from image_classifier.vision.resnet import ResNet
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ class Extraction:
         setup: device and number format of the features.
         store_folder: see FeatureStore.
         preparing: called now and then while it computes, with the seconds since the last call.
+        digest: `body_digest` of the model, if it is known.
     """
 
     def __init__(
@@ -101,28 +102,37 @@ class Extraction:
         stop: StopFlag,
         bad: BadImages,
         preparing: Callable[[float], None] = lambda _: None,
+        digest: str = "",
     ) -> None:
         self._model, self._preprocessing, self._setup = model, preprocessing, setup
         self._group, self._stop, self._bad, self._preparing = group, stop, bad, preparing
-        key = {
-            "weights": body_digest(model) if store_folder else "",
+        self._folder = store_folder
+        self._key = {
+            "weights": digest or body_digest(model) if store_folder else "",
             "preprocessing": preprocessing.to_json(),
             "engine": name_of(setup),
             "program": [image_classifier.__version__, PIL.__version__],
         }
-        self._store = FeatureStore(store_folder, key, WIDTH)
+        self._store = FeatureStore(store_folder, self._key, WIDTH)
         self._body: FrozenBody | None = None
         self.computed = 0  # rows, by this process
         self._told = self._alive = time.monotonic()
 
     def split(
-        self, split: Split, contents: Sequence[str], views: Sequence[str], wanted: NDArray[np.bool_]
+        self,
+        split: Split,
+        contents: Sequence[str],
+        views: Sequence[str],
+        wanted: NDArray[np.bool_],
+        *,
+        said: bool = True,
     ) -> SplitFeatures:
         """The features of a split.
 
         Args:
             contents: the files' digests.
             wanted: (images, views), which of them.
+            said: whether the log tells how many there are and how fast they were computed.
 
         Raises:
             Interrupted: a stop was asked for, in any process; what was computed is in the store.
@@ -150,7 +160,8 @@ class Extraction:
                 log.warning("skipped: %s", reason)
         self._bad.note(split, contrast_in(split, rows, places))
         seconds = max(time.perf_counter() - started, 1e-9)
-        log.info(
+        log.log(
+            logging.INFO if said else logging.DEBUG,
             "features of %s: %d kept from before, %d computed at %.1f images/s",
             split.name,
             filled - (self.computed - before),
@@ -268,6 +279,10 @@ class Extraction:
                 self._store.save({name: row})
             self._body = body
         return row[:FEATURES].copy()  # what the store gives is not to be written to
+
+    def store_of(self, what: Mapping[str, object], width: int) -> FeatureStore:
+        """Where something else that the body alone decides is kept, `width` numbers a picture."""
+        return FeatureStore(self._folder, {**self._key, **what}, width)
 
     def statistics(self, images: Sequence[str], compute: Callable[[], Scalars]) -> Scalars:
         """What was computed of these images' activations before, or is now: a frozen body's are always the same.

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # everybody's name for it
 from numpy.typing import NDArray
 from torch import nn
-from torchvision.models.resnet import ResNet
 
 from image_classifier.contract.errors import describe
 from image_classifier.training.setup import Setup
 from image_classifier.vision import network
 from image_classifier.vision.preprocess import Preprocessing, scale_and_shift
+from image_classifier.vision.resnet import ResNet
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchvision.models.resnet import ResNet
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.machine import memory
@@ -21,7 +20,7 @@ from image_classifier.debugging.observer import Observer
 from image_classifier.debugging.tensorstats import PROBE_IMAGES, Scalars, activation_statistics
 from image_classifier.training.distributed import Group
 from image_classifier.training.feature_loader import FeatureLoader
-from image_classifier.training.features import WIDTH, Extraction, digests_of
+from image_classifier.training.features import WIDTH, Extraction, body_digest, digests_of
 from image_classifier.training.loop import saved_and_stopped
 from image_classifier.training.setup import Setup
 from image_classifier.training.state import Training
@@ -29,6 +28,7 @@ from image_classifier.training.stop import Interrupted
 from image_classifier.training.views import CENTRE, view_index, views_of
 from image_classifier.vision.folders import ImageFolders, Split
 from image_classifier.vision.preprocess import Preprocessing, load
+from image_classifier.vision.resnet import ResNet
 
 log = logging.getLogger(__name__)
 MEMORY_SHARE = 0.25  # of the free memory may hold features
@@ -149,9 +149,11 @@ def served_extraction(training: Training, hook: Observer) -> Extraction | None:
 
 
 def extraction_of(training: Training, setup: Setup, group: Group, hook: Observer) -> Extraction:
-    """What computes features for this training."""
-    folder = os.environ.get(FEATURES_VARIABLE)
+    """What computes features of this training's body; they are kept where it is frozen."""
+    folder = os.environ.get(FEATURES_VARIABLE) if training.on_features else None
     assert isinstance(training.model, ResNet)
+    if folder and not training.frozen_digest:
+        training.frozen_digest = body_digest(training.model)
     return Extraction(
         training.model,
         Preprocessing.for_image_size(training.config.image_size),
@@ -161,6 +163,7 @@ def extraction_of(training: Training, setup: Setup, group: Group, hook: Observer
         stop=training.stop,
         bad=training.bad,
         preparing=hook.preparing,
+        digest=training.frozen_digest,
     )
 
 

@@ -2,59 +2,47 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
-import platform
 import time
 from collections.abc import Mapping
-from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
 import torch
-from torchvision.models.resnet import ResNet
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ConfigError, DataError, JobStopped, RuleFired
-from image_classifier.contract.metrics import metric_line
 from image_classifier.contract.outputs import BAD_IMAGES, FINDINGS, HISTORY, RESULT
 from image_classifier.contract.paths import MlPaths
 from image_classifier.contract.text import as_text
-from image_classifier.debugging.observer import Observer
 from image_classifier.debugging.schema import RuleResult
 from image_classifier.training.checkpoint import Checkpoint, Checkpoints, Progress, identity
 from image_classifier.training.data import BadImages, ImageDataset, Loader
 from image_classifier.training.distributed import Group, joined
 from image_classifier.training.ending import leave
-from image_classifier.training.evaluate import Evaluation, evaluate
-from image_classifier.training.feature_loader import FeatureLoader
-from image_classifier.training.features import Extraction
-from image_classifier.training.golden import golden_samples
+from image_classifier.training.finishing import evaluation_loader, finish
 from image_classifier.training.head_only import (
     compute_features,
     one_thread_for_the_head,
-    served_extraction,
     served_loader,
     serves,
-    test_loader,
     training_loader,
 )
 from image_classifier.training.loop import fit
-from image_classifier.training.number_formats import Measured, measure_formats
 from image_classifier.training.observe import Watched, make_hook
 from image_classifier.training.optim import make_optimizer, resume_optimizer
 from image_classifier.training.setup import Setup, choose_device, make_setup
 from image_classifier.training.state import Training
 from image_classifier.training.steps import min_images
-from image_classifier.training.stop import Interrupted, StopFlag
-from image_classifier.training.tables import guessing_metrics, readable_labels, what_guessing_gets, write_test_results
-from image_classifier.vision.artifact import write_model
+from image_classifier.training.stop import StopFlag
 from image_classifier.vision.findings import LEFTOVER, by_level
 from image_classifier.vision.fingerprint import digests, fingerprint, fingerprint_by_name, in_order, order_fingerprint
 from image_classifier.vision.folders import SPLIT_FOLDERS, ImageFolders, Split, name_in, scan
-from image_classifier.vision.model import build_model, head, load_starting_weights, state_arrays
+from image_classifier.vision.model import build_model, head, load_starting_weights
 from image_classifier.vision.preprocess import Preprocessing
+from image_classifier.vision.resnet import ResNet
 
 log = logging.getLogger(__name__)
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors")  # whose versions the model's manifest names
@@ -220,7 +208,7 @@ def make_model(
     if config.fine_tune == "head":
         model.requires_grad_(False)
         head(model).requires_grad_(True)
-    return model.to(device, memory_format=torch.channels_last)
+    return model.to(device).to(memory_format=torch.channels_last)
 
 
 def make_training(
@@ -287,111 +275,20 @@ def still_shown(contrast: Mapping[str, str], folders: ImageFolders) -> dict[str,
 
 def image_loader(split: Split, config: TrainConfig, setup: Setup, group: Group) -> Loader:
     """The training images with new crops in every epoch: this process's share of each batch."""
-    return loader_of(split, config, setup, group, augment=config.augment, shuffle_seed=config.seed)
-
-
-def evaluation_loader(split: Split, config: TrainConfig, setup: Setup, group: Group) -> Loader:
-    """A split as it is served: no crops, no shuffling; this process's share of it."""
-    return loader_of(split, config, setup, group, augment="none", shuffle_seed=None)
-
-
-def loader_of(
-    split: Split, config: TrainConfig, setup: Setup, group: Group, *, augment: str, shuffle_seed: int | None
-) -> Loader:
-    """A split's images as batches."""
-    preprocessing, cache = Preprocessing.for_image_size(config.image_size), setup.kept.get(split.name)
+    importlib.import_module("torchvision.transforms")  # once, and not in every process that `random_view` runs in
+    dataset = ImageDataset(
+        split,
+        Preprocessing.for_image_size(config.image_size),
+        augment=config.augment,
+        seed=config.seed,
+        cache=setup.kept.get(split.name),
+    )
     return Loader(
-        ImageDataset(split, preprocessing, augment=augment, seed=config.seed, cache=cache),
+        dataset,
         config.batch_size,
         workers=setup.workers,
-        shuffle_seed=shuffle_seed,
+        shuffle_seed=config.seed,
         pin_memory=setup.device.type == "cuda",
         rank=group.rank,
         size=group.size,
     )
-
-
-def finish(training: Training, hook: Observer, folders: ImageFolders, data_fingerprint: str, paths: MlPaths) -> None:
-    """Tests the best epoch's weights, then writes metrics and model. Raises JobStopped when a stop is asked for."""
-    started = time.perf_counter()
-    progress, config, model = training.progress, training.config, training.model
-    HISTORY.write(paths.output_data, progress.history)
-    model.load_state_dict(training.best)
-    metrics = dict(progress.history[progress.best_epoch - 1])
-    extraction = served_extraction(training, hook)
-    answered = {"valid": what_guessing_gets(readable_labels(folders.valid, training.bad.found))}
-    if folders.test is not None:
-        test = run_test(training, hook, folders.test, extraction)
-        write_test_results(paths.output_data, test, folders.test, folders.classes)
-        log.info(metric_line(progress.best_epoch, test.metrics("test")))
-        metrics |= test.metrics("test")
-        answered["test"] = what_guessing_gets(test.labels.tolist())
-    preprocessing = Preprocessing.for_image_size(config.image_size)
-    measured = run_formats(training, folders, preprocessing)
-    golden = golden_samples(
-        model,
-        folders.test or folders.valid,
-        preprocessing,
-        config.golden_samples,
-        features=None if extraction is None or training.setup.device.type != "cpu" else extraction.of_bytes,
-    )
-    write_model(
-        paths.model,
-        weights=state_arrays(model),
-        classes=folders.classes,
-        preprocessing=preprocessing,
-        golden=golden,
-        config={name: as_text(value) for name, value in config.to_hyperparameters().items()},
-        metrics=metrics | guessing_metrics(answered, len(progress.history)),
-        data_fingerprint=data_fingerprint,
-        versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        ranges=measured.ranges,
-        gates=measured.gates,
-    )
-    result = {
-        "outcome": "completed",
-        "best_epoch": progress.best_epoch,
-        "epochs": len(progress.history),
-        "metrics": {name: value for name, value in metrics.items() if ":" in name},
-        "classes": len(folders.classes),
-        "images": {split.name: len(split) for split in folders.splits},
-        "answered": answered,
-        "unreadable_images": len(training.bad.found),
-        "seconds": round(progress.total_seconds + time.perf_counter() - started, 3),
-        "device": training.setup.device_name,
-        "bf16": training.setup.bf16,
-    }
-    RESULT.write(paths.output_data, result)
-    log.info("done: best epoch %d of %d, model in %s", progress.best_epoch, len(progress.history), paths.model)
-
-
-def run_test(training: Training, hook: Observer, split: Split, extraction: Extraction | None) -> Evaluation:
-    """Answers to the test images in float32, the precision in which the model is stored and served."""
-    setup = replace(training.setup, bf16=False)
-    loader: Loader | FeatureLoader
-    try:
-        if extraction is not None:
-            loader = test_loader(training, split, extraction)
-        else:
-            loader = evaluation_loader(split, training.config, training.setup, Group())
-        hook.begin("test", training.progress.best_epoch, 0)
-        return evaluate(training.trained, loader, hook, training.bad, training.stop, setup=setup)
-    except Interrupted:
-        raise training.stop.error(
-            "while testing; the training has finished and is saved",
-            "start again with the same checkpoint folder to test and write the model",
-        ) from None
-
-
-def run_formats(training: Training, folders: ImageFolders, preprocessing: Preprocessing) -> Measured:
-    """What the number formats of a server would cost this model. Raises JobStopped when a stop is asked for."""
-
-    def pause() -> None:
-        if training.stop:
-            raise training.stop.error(
-                "while measuring number formats; the training has finished and is saved",
-                "start again with the same checkpoint folder to write the model",
-            )
-
-    golden = training.config.golden_samples if folders.test is None else 0
-    return measure_formats(training.model, folders.train, folders.valid, preprocessing, skip=golden, pause=pause)

@@ -8,8 +8,9 @@ makes of it in the end is held against the golden samples, within what was measu
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -52,6 +53,64 @@ class Photos:
     labels: NDArray[np.int64]
 
 
+class Body:
+    """What lies before the head, on photographs and in every number format; computed anew.
+
+    Args:
+        seen: training images, for ranges.
+        unseen: validation images, for the gates.
+        pause: called between batches; what it raises ends the measurement.
+    """
+
+    def __init__(self, model: nn.Module, seen: Photos, unseen: Photos, pause: Callable[[], None]) -> None:
+        self.on_gpu = next(model.parameters()).device.type == "cuda"
+        self._model, self._seen, self._unseen, self._pause = model, seen, unseen, pause
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(n,), of the validation images."""
+        return self._unseen.labels
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to measure on."""
+        return not len(self._seen.labels) or not len(self._unseen.labels)
+
+    def exact(self) -> NDArray[np.float32]:
+        """(n, FEATURES), in float32."""
+        return self._features(self._folded, as_it_is)
+
+    def half(self, dtype: torch.dtype) -> NDArray[np.float32]:
+        """(n, FEATURES), in a 16-bit format."""
+        to_half = Half(dtype)
+        return self._features(self._folded.rounded(to_half.weight), to_half)
+
+    def maxima(self) -> Mapping[str, NDArray[np.float64]]:
+        """Name of an activation -> its largest absolute value in each training image."""
+        return observe(self._folded, self._seen, next(self._model.parameters()).device, self._pause)
+
+    def int8(self, ranges: Mapping[str, float]) -> NDArray[np.float32]:
+        """(n, FEATURES), in int8 with these ranges."""
+        return self._features(self._in_int8, Int8(ranges))
+
+    @cached_property
+    def _folded(self) -> Folded:
+        return Folded(self._model.state_dict())
+
+    @cached_property
+    def _in_int8(self) -> Folded:
+        return self._folded.rounded(to_int8)
+
+    def _features(self, work: Folded, rounded: Round) -> NDArray[np.float32]:
+        device = next(self._model.parameters()).device
+        found = []
+        for batch in self._unseen.images:
+            self._pause()
+            images = batch.to(device, memory_format=torch.channels_last)
+            found.append(work.features(images, rounded).cpu().numpy())
+        return np.concatenate(found)
+
+
 def measure_formats(
     model: nn.Module,
     train: Split,
@@ -63,43 +122,45 @@ def measure_formats(
 ) -> Measured:
     """Takes ranges from training images and measures every format on validation images, on the model's device.
 
-    Of several ways to choose ranges the first that is good enough is kept, else the one with most answers in common.
-
     Args:
         skip: the first so many validation images are golden samples.
         pause: called between batches; what it raises ends the measurement.
     """
-    device = next(model.parameters()).device
-    on_gpu = device.type == "cuda"
+    on_gpu = next(model.parameters()).device.type == "cuda"
     seen = photos(train, preprocessing, RANGE_PHOTOS)
     unseen = photos(valid, preprocessing, GATE_PHOTOS_ON_GPU if on_gpu else GATE_PHOTOS, skip)
-    if not len(seen.labels) or not len(unseen.labels):
-        return Measured(ranges={}, gates={})
-    folded = Folded(model.state_dict())
+    return measure_body(model, Body(model, seen, unseen, pause))
 
-    def answers(work: Folded, rounded: Round) -> NDArray[np.float64]:
-        found = []
-        for batch in unseen.images:
-            pause()
-            logits = work.logits(batch.to(device, memory_format=torch.channels_last), rounded)
-            found.append(logits.double().softmax(1).cpu().numpy())
-        return np.concatenate(found)
+
+def measure_body(model: nn.Module, body: Body) -> Measured:
+    """What each format costs the answers of `model`'s head to what its body gives.
+
+    Of several ways to choose ranges the first that is good enough is kept, else the one with most answers in common.
+    """
+    if body.is_empty:
+        return Measured(ranges={}, gates={})
+    head = model.get_submodule(network.HEAD).state_dict()
+    weight, bias = head["weight"].float().cpu(), head["bias"].float().cpu()
+
+    def answers(features: NDArray[np.float32], rounded: Round, to: Callable[[Tensor], Tensor]) -> NDArray[np.float64]:
+        entering = rounded(network.HEAD, torch.from_numpy(features))
+        probabilities: NDArray[np.float64] = F.linear(entering, to(weight), bias).double().softmax(1).numpy()
+        return probabilities
 
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        exact = answers(folded, as_it_is)
+        exact = answers(body.exact(), as_it_is, lambda weight: weight)
         gates = {}
         for name, dtype in ((gate.BFLOAT16, torch.bfloat16), (gate.FLOAT16, torch.float16)):
-            if name == gate.FLOAT16 and not on_gpu:
+            if name == gate.FLOAT16 and not body.on_gpu:
                 continue  # no CPU engine computes in it
             to_half = Half(dtype)
-            half = answers(folded.rounded(to_half.weight), to_half)
-            gates[name] = gate.measure(exact, half, unseen.labels)
-        whole = folded.rounded(to_int8)
+            gates[name] = gate.measure(exact, answers(body.half(dtype), to_half, to_half.weight), body.labels)
         tried: list[tuple[Gate, dict[str, float]]] = []
-        maxima = observe(folded, seen, device, pause)
+        maxima = body.maxima()
         for method, choose in RANGES.items():
             ranges = {name: max(_LEAST_RANGE, choose(values)) for name, values in maxima.items()}
-            tried.append((gate.measure(exact, answers(whole, Int8(ranges)), unseen.labels, method), ranges))
+            in_int8 = answers(body.int8(ranges), Int8(ranges), to_int8)
+            tried.append((gate.measure(exact, in_int8, body.labels, method), ranges))
             if not tried[-1][0].refusal:
                 break
     gates[gate.INT8], ranges = max(tried, key=lambda each: (not each[0].refusal, each[0].agreement))
@@ -138,8 +199,12 @@ def photos(split: Split, preprocessing: Preprocessing, count: int, skip: int = 0
         except (RequestError, OSError):  # counted and named when it was evaluated
             continue
         labels.append(label_of[path])
-    batches = tuple(torch.stack(images[i : i + _BATCH]) for i in range(skip, len(images), _BATCH))
-    return Photos(images=batches, labels=np.asarray(labels[skip:], np.int64))
+    return Photos(images=in_batches(images[skip:]), labels=np.asarray(labels[skip:], np.int64))
+
+
+def in_batches(images: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """As many at a time as go through the network together."""
+    return tuple(torch.stack(list(images[i : i + _BATCH])) for i in range(0, len(images), _BATCH))
 
 
 def observe(
@@ -147,9 +212,12 @@ def observe(
 ) -> dict[str, NDArray[np.float64]]:
     """Name of an activation -> (n,) float64, its largest absolute value in each photo."""
     found: dict[str, list[Tensor]] = {}
+    signed = network.activations()
 
     def look(name: str, x: Tensor) -> Tensor:
-        found.setdefault(name, []).append(x.abs().flatten(1).amax(1).double().cpu())
+        every = tuple(range(1, x.ndim))
+        largest_of_each = torch.maximum(x.amax(every), -x.amin(every)) if signed.get(name) else x.amax(every)
+        found.setdefault(name, []).append(largest_of_each.double().cpu())
         return x
 
     for batch in seen.images:
@@ -221,13 +289,17 @@ class Folded:
 
     def logits(self, images: Tensor, rounded: Round) -> Tensor:
         """(n, 3, H, W) float32, normalised -> (n, num_classes). What enters a layer goes through `rounded`."""
+        features = rounded(network.HEAD, self.features(images, rounded))
+        return F.linear(features, self.weights[network.HEAD], self.biases[network.HEAD])
+
+    def features(self, images: Tensor, rounded: Round) -> Tensor:
+        """The same up to the head: (n, FEATURES), not rounded."""
         stem = network.STEM
         x = F.relu(self._convolution(rounded(stem.name, images), stem))
         x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
         for block in network.blocks():
             x = self._block(x, block, rounded)
-        features = rounded(network.HEAD, x.mean((2, 3)))
-        return F.linear(features, self.weights[network.HEAD], self.biases[network.HEAD])
+        return x.mean((2, 3))
 
     def _block(self, x: Tensor, block: network.Block, rounded: Round) -> Tensor:
         first, second, third = block.path

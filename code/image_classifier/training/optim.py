@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from image_classifier.contract.config import TrainConfig
+
+_WRAPPED = ("add_param_group", "state_dict", "load_state_dict", "zero_grad")
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -22,10 +26,13 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    fused = True if trained and all(parameter.is_cuda for parameter in trained) else None
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, fused=fused)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=fused)
+    on_gpu = bool(trained) and all(parameter.is_cuda for parameter in trained)
+    kind: type[Any] = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.SGD
+    if not on_gpu:
+        kind = uncompiled(kind)
+    momentum = {} if config.optimizer == "adamw" else {"momentum": config.momentum, "nesterov": config.momentum > 0}
+    optimizer: torch.optim.Optimizer = kind(groups, lr=config.lr, fused=True if on_gpu else None, **momentum)
+    return optimizer
 
 
 def resume_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -35,6 +42,22 @@ def resume_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) ->
         for saved, ours in zip(state["param_groups"], optimizer.param_groups, strict=True)
     ]
     optimizer.load_state_dict({**state, "param_groups": groups})
+
+
+def uncompiled(kind: type[torch.optim.Optimizer]) -> type[Any]:
+    """An optimiser's class without what torch wraps around its methods for the sake of its compiler.
+
+    The wrappers change nothing where nothing is compiled, as on a CPU here, but they import the compiler: a second and
+    a half of a job that is over in six. A method that torch no longer wraps is taken as it is.
+    """
+    plain: Callable[..., Any] = inspect.unwrap(kind.step)
+
+    def step(self: torch.optim.Optimizer, closure: Callable[[], float] | None = None) -> float | None:
+        with torch.no_grad():
+            return plain(self, closure)  # type: ignore[no-any-return]
+
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in _WRAPPED}
+    return type(kind.__name__, (kind,), {**methods, "step": step})
 
 
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:

@@ -26,6 +26,7 @@ class Training:
         model: the network. `trained` is the part that sees the batches: all of it, or the head where the loaders give
             features; `replica` is the same as the training step calls it, averaging gradients over the group.
         best: weights of the best epoch so far, on the CPU; empty before the first validation.
+        frozen_digest: `body_digest` of a frozen body, once it was needed.
         on_epoch: called after each epoch.
     """
 
@@ -43,6 +44,7 @@ class Training:
     stop: StopFlag
     progress: Progress
     best: Weights = field(default_factory=dict)
+    frozen_digest: str = ""
     on_epoch: Callable[[Progress], None]
 
     def __post_init__(self) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import shutil
 import time
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack, suppress
@@ -27,6 +26,7 @@ from image_classifier.launch.progress import JobProgress
 from image_classifier.launch.runs import ACTIVE, Record, Run, Status, create_run, find_run, open_run, still_running
 from image_classifier.launch.training_run import check_data, check_weights, resolve_weights, silent_end
 from image_classifier.launch.view import SILENT, View
+from image_classifier.tuning.best_trial import ask_for_metrics_alone, finish, is_whole, make_room
 from image_classifier.tuning.plan import Plan, combinations, fit_trials, make_plan
 from image_classifier.tuning.search_view import SearchView
 from image_classifier.tuning.study import distribution, open_study, sampler_of
@@ -126,6 +126,7 @@ def run(search: Search, *, starter: local.Starter = local, view: View = SILENT) 
                 Tuner(search, SearchView(live, search.run.log, search.tune), interrupts, starter, view) as tuner,
             ):
                 tuner.work()
+                tuner.finish_best()
                 rows = tuner.rows()
             found = write_results(search.run, rows, search.tune.objective, search.space, carried=search.carried)
         except JobStopped as stopped:
@@ -193,7 +194,8 @@ class Tuner:
             PlatformError: the machine refuses a trial's job, which no other trial would mend.
             JobError: all fail.
         """
-        self._make_room(self.rows())  # what a killed search did not get to
+        tune = self._search.tune
+        make_room(self.rows(), tune.objective, keep_models=tune.keep_models)  # what a killed search did not get to
         self._shown.finished(self.rows())
         while True:
             self._obey()
@@ -214,6 +216,18 @@ class Tuner:
         if all(row.value is None for row in self.rows()):
             failures = [row.failure for row in self.rows() if row.failure]
             raise JobError(f"no trial finished; the first one failed with: {failures[0] if failures else 'no reason'}")
+
+    def finish_best(self) -> None:
+        """Has the best trial tested and its model written. Raises as `finish`."""
+        tune = self._search.tune
+        best = pick_best(self.rows(), tune.objective)
+        if best is None or is_whole(run := Run(path=best.path)):
+            return
+        self._shown.say(f"trial {best.number}/{tune.trials}  is the best: tested, its model written")
+        local.prepare_training(run, best.config, find_channels(self._search.data))
+        again = f"deploy.py tune --resume {self._search.run.typed}"
+        finish(run, self._starter, self._interrupts, self._view, how_to_resume=again)
+        make_room(self.rows(), tune.objective, keep_models=tune.keep_models)
 
     def rows(self) -> list[TrialRow]:
         """All trials so far, in the order of their numbers."""
@@ -250,6 +264,8 @@ class Tuner:
             self._prune(trial, number, run, epoch)
             return True
         local.prepare_training(run, config, find_channels(self._search.data))
+        if not self._search.tune.keep_models:
+            ask_for_metrics_alone(run)
         job = self._jobs.enter_context(
             self._starter.start_training(run, share=self._search.tune.parallel, view=self._view)
         )
@@ -379,14 +395,5 @@ class Tuner:
 
     def _over(self, number: int) -> None:
         rows = self.rows()
-        self._make_room(rows)
+        make_room(rows, self._search.tune.objective, keep_models=self._search.tune.keep_models)
         self._shown.finished(rows, number)
-
-    def _make_room(self, rows: list[TrialRow]) -> None:
-        """A finished trial needs no checkpoints, and only the best one so far needs its weights."""
-        best = pick_best(rows, self._search.tune.objective)
-        for row in rows:
-            if row.finished:
-                shutil.rmtree(Run(path=row.path).paths.checkpoints, ignore_errors=True)
-                if row is not best and not self._search.tune.keep_models:
-                    shutil.rmtree(Run(path=row.path).paths.model, ignore_errors=True)

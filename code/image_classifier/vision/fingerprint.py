@@ -43,6 +43,11 @@ def digests(folders: ImageFolders, on_files: Callable[[], None] = lambda: None) 
     return found
 
 
+def file_digests(paths: Sequence[Path]) -> list[str]:
+    """sha256 (hex) of each file, or UNREADABLE, as `digests` has them; one that has not changed is not read again."""
+    return [_digest(path) for path in paths]
+
+
 def fingerprint(folders: ImageFolders, known: Digests | None = None) -> str:
     """sha256 (hex) over channel, class and content of every file. Names do not count, nor which images of a train
     channel without a valid one were kept aside.

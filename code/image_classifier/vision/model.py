@@ -1,7 +1,7 @@
 """The network in torch, as torchvision builds it, and every way its weights come in and go out.
 
-The only module of `vision` that imports torch. No function here unpickles anything: `.safetensors` files hold plain
-arrays and `.pth` files are read with `weights_only=True`.
+With `resnet`, the only module of `vision` that imports torch. No function here unpickles anything: `.safetensors` files
+hold plain arrays and `.pth` files are read with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torchvision.models import ResNet50_Weights
-from torchvision.models.resnet import Bottleneck, ResNet
 
 from image_classifier.contract.errors import ArtifactError, WeightsError
 from image_classifier.contract.files import open_plain
@@ -37,9 +35,9 @@ from image_classifier.vision.foreign_weights import (
     own_names,
     unwrapped,
 )
-from image_classifier.vision.network import BLOCKS, HEAD
+from image_classifier.vision.network import HEAD, IMAGENET_FILE
+from image_classifier.vision.resnet import ResNet
 
-IMAGENET = ResNet50_Weights.IMAGENET1K_V2
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt")
 DOWNLOAD_TIMEOUT_SECONDS = 20.0  # a job without a way out must fail at once, not hang on a connection
 _HEAD = (f"{HEAD}.weight", f"{HEAD}.bias")
@@ -51,7 +49,7 @@ def build_model(num_classes: int) -> ResNet:
     `zero_init_residual` starts every residual block as the identity: without it the network does not learn from
     scratch in the few hundred steps of a small data set. Draws from torch's global random generator.
     """
-    return ResNet(Bottleneck, list(BLOCKS), num_classes=num_classes, zero_init_residual=True)
+    return ResNet(num_classes)
 
 
 def head(model: ResNet) -> nn.Module:
@@ -114,7 +112,7 @@ def _imagenet_file(channel: Path | None) -> Path:
             )
         if found:
             return found[0]
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(IMAGENET.url).name
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / IMAGENET_FILE
     if cached.is_file():
         return cached
     return _download(cached)
@@ -122,16 +120,17 @@ def _imagenet_file(channel: Path | None) -> Path:
 
 def _download(target: Path) -> Path:
     """Fetches the ImageNet weights to `target`, whole or not at all (torch checks the hash in the file's name)."""
+    from torchvision.models import ResNet50_Weights
+
+    url = ResNet50_Weights.IMAGENET1K_V2.url
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(
-            IMAGENET.url, str(target), hash_prefix=target.stem.rsplit("-", 1)[-1], progress=False
-        )
+        torch.hub.download_url_to_file(url, str(target), hash_prefix=target.stem.rsplit("-", 1)[-1], progress=False)
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; a wrong hash is a RuntimeError
         raise WeightsError(
-            f"the ImageNet weights cannot be had from {IMAGENET.url}: {_first_line(error)}",
+            f"the ImageNet weights cannot be had from {url}: {_first_line(error)}",
             f"put {target.name} into the weights channel or {target.parent}, or train with weights=none",
         ) from None
     finally:

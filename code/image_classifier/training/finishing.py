@@ -1,0 +1,186 @@
+"""The end of a training: the best epoch's weights are tested, their number formats measured, the model written."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from importlib.metadata import version
+
+from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.metrics import metric_line
+from image_classifier.contract.outputs import HISTORY, RESULT, TRIAL, TRIED
+from image_classifier.contract.paths import MlPaths
+from image_classifier.contract.text import as_text
+from image_classifier.debugging.observer import Observer
+from image_classifier.training.data import ImageDataset, Loader
+from image_classifier.training.distributed import Group
+from image_classifier.training.evaluate import Evaluation, evaluate
+from image_classifier.training.feature_loader import FeatureLoader
+from image_classifier.training.features import Extraction, digests_of
+from image_classifier.training.golden import golden_samples
+from image_classifier.training.head_only import extraction_of, served_extraction, test_loader
+from image_classifier.training.kept_formats import KeptBody, PhotosChanged
+from image_classifier.training.number_formats import Measured, measure_body, measure_formats
+from image_classifier.training.setup import Setup
+from image_classifier.training.state import Training
+from image_classifier.training.stop import Interrupted
+from image_classifier.training.tables import guessing_metrics, readable_labels, what_guessing_gets, write_test_results
+from image_classifier.vision.artifact import write_model
+from image_classifier.vision.folders import ImageFolders, Split
+from image_classifier.vision.model import state_arrays
+from image_classifier.vision.preprocess import Preprocessing
+
+log = logging.getLogger(__name__)
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors")  # whose versions the model's manifest names
+
+
+def finish(training: Training, hook: Observer, folders: ImageFolders, data_fingerprint: str, paths: MlPaths) -> None:
+    """Tests the best epoch's weights, then writes metrics and model. Raises JobStopped when a stop is asked for."""
+    started = time.perf_counter()
+    progress, config, model = training.progress, training.config, training.model
+    HISTORY.write(paths.output_data, progress.history)
+    if TRIAL.read_object(paths.config):
+        RESULT.write(paths.output_data, trial_result(training, folders))
+        log.info("done: best epoch %d of %d; a trial writes no model", progress.best_epoch, len(progress.history))
+        return
+    model.load_state_dict(training.best)
+    metrics = dict(progress.history[progress.best_epoch - 1])
+    extraction = served_extraction(training, hook)
+    answered = {"valid": what_guessing_gets(readable_labels(folders.valid, training.bad.found))}
+    if folders.test is not None:
+        test = run_test(training, hook, folders.test, extraction)
+        write_test_results(paths.output_data, test, folders.test, folders.classes)
+        log.info(metric_line(progress.best_epoch, test.metrics("test")))
+        metrics |= test.metrics("test")
+        answered["test"] = what_guessing_gets(test.labels.tolist())
+    preprocessing = Preprocessing.for_image_size(config.image_size)
+    measured = run_formats(training, hook, folders, preprocessing)
+    golden = golden_samples(
+        model,
+        folders.test or folders.valid,
+        preprocessing,
+        config.golden_samples,
+        features=None if extraction is None or training.setup.device.type != "cpu" else extraction.of_bytes,
+    )
+    write_model(
+        paths.model,
+        weights=state_arrays(model),
+        classes=folders.classes,
+        preprocessing=preprocessing,
+        golden=golden,
+        config={name: as_text(value) for name, value in config.to_hyperparameters().items()},
+        metrics=metrics | guessing_metrics(answered, len(progress.history)),
+        data_fingerprint=data_fingerprint,
+        versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        ranges=measured.ranges,
+        gates=measured.gates,
+    )
+    result = {
+        "outcome": "completed",
+        "best_epoch": progress.best_epoch,
+        "epochs": len(progress.history),
+        "metrics": {name: value for name, value in metrics.items() if ":" in name},
+        "classes": len(folders.classes),
+        "images": {split.name: len(split) for split in folders.splits},
+        "answered": answered,
+        "unreadable_images": len(training.bad.found),
+        "seconds": round(progress.total_seconds + time.perf_counter() - started, 3),
+        "device": training.setup.device_name,
+        "bf16": training.setup.bf16,
+    }
+    RESULT.write(paths.output_data, result)
+    log.info("done: best epoch %d of %d, model in %s", progress.best_epoch, len(progress.history), paths.model)
+
+
+def trial_result(training: Training, folders: ImageFolders) -> dict[str, object]:
+    """metrics.json of a trial that is not to be tested: what validation says."""
+    progress = training.progress
+    best = progress.history[progress.best_epoch - 1]
+    return {
+        "outcome": TRIED,
+        "best_epoch": progress.best_epoch,
+        "epochs": len(progress.history),
+        "metrics": {name: value for name, value in best.items() if ":" in name},
+        "classes": len(folders.classes),
+        "images": {split.name: len(split) for split in (folders.train, folders.valid)},
+        "answered": {"valid": what_guessing_gets(readable_labels(folders.valid, training.bad.found))},
+        "unreadable_images": len(training.bad.found),
+        "seconds": round(progress.total_seconds, 3),
+        "device": training.setup.device_name,
+        "bf16": training.setup.bf16,
+    }
+
+
+def run_test(training: Training, hook: Observer, split: Split, extraction: Extraction | None) -> Evaluation:
+    """Answers to the test images in float32, the precision in which the model is stored and served."""
+    setup = replace(training.setup, bf16=False)
+    loader: Loader | FeatureLoader
+    try:
+        if extraction is not None:
+            loader = test_loader(training, split, extraction)
+        else:
+            loader = evaluation_loader(split, training.config, training.setup, Group())
+        hook.begin("test", training.progress.best_epoch, 0)
+        return evaluate(training.trained, loader, hook, training.bad, training.stop, setup=setup)
+    except Interrupted:
+        raise training.stop.error(
+            "while testing; the training has finished and is saved",
+            "start again with the same checkpoint folder to test and write the model",
+        ) from None
+
+
+def run_formats(training: Training, hook: Observer, folders: ImageFolders, preprocessing: Preprocessing) -> Measured:
+    """What the number formats of a server would cost this model. Raises JobStopped when a stop is asked for."""
+
+    def pause() -> None:
+        if training.stop:
+            raise Interrupted
+
+    golden = training.config.golden_samples if folders.test is None else 0
+    try:
+        if training.setup.device.type == "cpu":
+            with suppress(PhotosChanged):
+                return measure_body(training.model, body_of(training, hook, folders, golden, pause))
+        return measure_formats(training.model, folders.train, folders.valid, preprocessing, skip=golden, pause=pause)
+    except Interrupted:
+        raise training.stop.error(
+            "while measuring number formats; the training has finished and is saved",
+            "start again with the same checkpoint folder to write the model",
+        ) from None
+
+
+def body_of(
+    training: Training, hook: Observer, folders: ImageFolders, golden: int, pause: Callable[[], None]
+) -> KeptBody:
+    """The training's body for measuring number formats on the CPU.
+
+    Args:
+        golden: the first so many validation images are golden samples.
+    """
+    contents = training.checkpoints.contents
+    return KeptBody(
+        training.model,
+        (folders.train, digests_of(contents, folders.train)),
+        (folders.valid, digests_of(contents, folders.valid)),
+        Preprocessing.for_image_size(training.config.image_size),
+        unreadable=training.bad.found,
+        skip=golden,
+        pause=pause,
+        in_float32=extraction_of(training, replace(training.setup, bf16=False), Group(), hook),
+    )
+
+
+def evaluation_loader(split: Split, config: TrainConfig, setup: Setup, group: Group) -> Loader:
+    """A split as it is served: no crops, no shuffling; this process's share of it."""
+    return Loader(
+        ImageDataset(split, Preprocessing.for_image_size(config.image_size), cache=setup.kept.get(split.name)),
+        config.batch_size,
+        workers=setup.workers,
+        pin_memory=setup.device.type == "cuda",
+        rank=group.rank,
+        size=group.size,
+    )

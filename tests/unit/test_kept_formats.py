@@ -1,0 +1,140 @@
+"""What number formats make of a frozen body: computed once, and the same as what is simulated from nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.conftest import jpeg
+from tests.head_training import SIZE, make_pictures, split_of
+
+from image_classifier.training.data import BadImages
+from image_classifier.training.distributed import Group
+from image_classifier.training.features import Extraction
+from image_classifier.training.kept_formats import KeptBody, PhotosChanged
+from image_classifier.training.number_formats import Measured, measure_body, measure_formats
+from image_classifier.training.setup import Setup
+from image_classifier.training.stop import StopFlag
+from image_classifier.vision.fingerprint import file_digests
+from image_classifier.vision.model import build_model
+from image_classifier.vision.preprocess import Preprocessing
+from image_classifier.vision.resnet import ResNet
+
+PREPROCESSING = Preprocessing.for_image_size(SIZE)
+
+
+@pytest.fixture(scope="module")
+def model() -> ResNet:
+    """Random weights whose blocks do something."""
+    torch.manual_seed(0)
+    found = build_model(3)
+    for module in found.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.0)
+    return found.eval()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return make_pictures(tmp_path / "data")
+
+
+class Counted:
+    """Counts what is computed: the batches of the simulation, and the rows of extractions."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self.extractions: list[Extraction] = []
+
+    def pause(self) -> None:
+        self.batches += 1
+
+    @property
+    def rows(self) -> int:
+        return sum(each.computed for each in self.extractions)
+
+
+def body(model: ResNet, data: Path, store: Path | None, counted: Counted, unreadable: tuple[str, ...] = ()) -> KeptBody:
+    computing = Extraction(
+        model,
+        PREPROCESSING,
+        Setup(device=torch.device("cpu")),
+        store_folder=store,
+        group=Group(),
+        stop=StopFlag(),
+        bad=BadImages(0),
+    )
+    counted.extractions.append(computing)
+    splits = [(split, file_digests(split.paths)) for split in (split_of(data), split_of(data, "valid"))]
+    return KeptBody(
+        model, *splits, PREPROCESSING, unreadable=unreadable, skip=2, pause=counted.pause, in_float32=computing
+    )
+
+
+def close(left: Measured, right: Measured) -> None:
+    assert left.gates.keys() == right.gates.keys()
+    assert dict(left.ranges) == pytest.approx(dict(right.ranges), rel=1e-5)
+    for name, gate in left.gates.items():
+        other = right.gates[name]
+        assert (gate.photos, gate.method) == (other.photos, other.method)
+        assert gate.largest == pytest.approx(other.largest, abs=2e-4)
+        assert gate.accuracy_before == pytest.approx(other.accuracy_before, abs=0.11)
+
+
+def test_a_kept_body_says_what_the_simulation_says_and_computes_nothing_twice(
+    model: ResNet, data: Path, tmp_path: Path
+) -> None:
+    plain = measure_formats(model, split_of(data), split_of(data, "valid"), PREPROCESSING, skip=2)
+    first, second = Counted(), Counted()
+    found = measure_body(model, body(model, data, tmp_path / "store", first))
+    close(found, plain)
+    assert first.rows >= 10
+    assert measure_body(model, body(model, data, tmp_path / "store", second)) == found
+    assert second.rows == 0
+    assert second.batches == 1  # before the rows are asked for
+    with torch.no_grad():  # another head on the same body
+        model.fc.weight.mul_(3)
+    close(
+        measure_body(model, body(model, data, tmp_path / "store", second)),
+        measure_formats(model, split_of(data), split_of(data, "valid"), PREPROCESSING, skip=2),
+    )
+    assert second.rows == 0
+    close(measure_body(model, body(model, data, None, Counted())), measure_body(model, body(model, data, None, first)))
+
+
+def test_changed_photos_never_meet_old_rows(model: ResNet, data: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    before = body(model, data, store, Counted())
+    old, ranges = before.maxima(), {}
+    ranges = {name: float(values.max()) for name, values in old.items()}
+    rows = before.int8(ranges)
+    for split in ("train", "valid"):
+        split_of(data, split).paths[3].write_bytes(jpeg(777))
+    late = body(model, data, store, Counted())
+    changed = [not np.array_equal(late.int8(ranges)[i], rows[i]) for i in range(len(rows))]
+    assert sum(changed) == 1
+    assert sum(late.maxima()["conv1"] != old["conv1"]) == 1
+    fresh = body(model, data, None, Counted())
+    assert np.allclose(fresh.int8(ranges), late.int8(ranges), atol=1e-4)
+
+
+def test_a_photo_that_is_rewritten_while_it_is_computed_is_kept_under_no_name(
+    model: ResNet, data: Path, tmp_path: Path
+) -> None:
+    slow = body(model, data, tmp_path / "store", Counted())
+    split_of(data, "valid").paths[1].write_bytes(jpeg(778))  # after its digest was taken
+    ranges = {name: float(values.max()) for name, values in slow.maxima().items()}
+    slow.int8(ranges)
+    counted = Counted()
+    body(model, data, tmp_path / "store", counted).int8(ranges)
+    assert counted.batches == 1  # all are computed again
+
+
+def test_what_cannot_be_read_is_left_out_or_said(model: ResNet, data: Path) -> None:
+    path = split_of(data, "valid").paths[1]
+    path.write_bytes(b"no picture")
+    assert len(body(model, data, None, Counted(), (str(path),)).labels) == 12 - 1 - 2
+    with pytest.raises(PhotosChanged):
+        body(model, data, None, Counted()).int8(dict.fromkeys(body(model, data, None, Counted()).maxima(), 1.0))

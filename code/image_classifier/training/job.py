@@ -30,6 +30,7 @@ from image_classifier.training.ending import leave
 from image_classifier.training.evaluate import Evaluation, evaluate
 from image_classifier.training.feature_loader import FeatureLoader
 from image_classifier.training.features import Extraction
+from image_classifier.training.first_look import before_first_step
 from image_classifier.training.golden import golden_samples
 from image_classifier.training.head_only import (
     compute_features,
@@ -116,6 +117,7 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag, be
     hook = make_hook(watched(training, folders, begun), paths, stop, lambda fired: end_hung(training, fired, paths))
     try:
         compute_features(training, hook)
+        before_first_step(training, hook)
         with one_thread_for_the_head(training):
             fit(training, hook)
         if group.is_main:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from benchmarks.rule_replay import Recording, play
@@ -15,10 +16,31 @@ from benchmarks.system_runs import MACHINES, record, timed
 
 from image_classifier.debugging.rules.base import Rule
 from image_classifier.debugging.rules.batches import ConstantOutput, LabelsOutside, NormMode, ShortTraining, WrongHead
-from image_classifier.debugging.rules.classes import CheckInputImages, ClassImbalance, NoBetterThanGuessing
+from image_classifier.debugging.rules.before_start import (
+    AugmentedInputs,
+    FrozenUntrained,
+    GradientReach,
+    InitialLoss,
+    InputsForWeights,
+    ModesAgree,
+    OneBatch,
+)
+from image_classifier.debugging.rules.classes import (
+    CheckInputImages,
+    ClassImbalance,
+    LabelsPermuted,
+    NoBetterThanGuessing,
+)
+from image_classifier.debugging.rules.dynamics import (
+    OscillatingLoss,
+    Plateau,
+    Regulariser,
+    RepeatedOrder,
+    ReplicasDrift,
+)
 from image_classifier.debugging.rules.framework import MaxInitializationTime, StepOutlier
 from image_classifier.debugging.rules.losses import ExplodingTensor, LossNotDecreasing, StartsAnew
-from image_classifier.debugging.rules.optimizers import LearningRate, LeftOutParameters, StaleGradient
+from image_classifier.debugging.rules.optimizers import DecayedNorms, LearningRate, LeftOutParameters, StaleGradient
 from image_classifier.debugging.rules.overall import OverallFrameworkMetrics, OverallSystemUsage
 from image_classifier.debugging.rules.overfitting import Overfit, Overtraining
 from image_classifier.debugging.rules.system import (
@@ -116,6 +138,50 @@ def batches(**parts: Mapping[str, float]) -> RunData:
     return run
 
 
+LOOKED: Mapping[str, Any] = {
+    "initial": {"loss": 1.4, "cross_entropy": 1.4, "columns": 4},
+    "one_batch": {"first": 1.4, "best": 0.5, "steps": 4, "rate": 0.001, "distinct": 4},
+    "gradients": {"trained": 5, "unreached": []},
+    "augmentation": {"shift": 0.1, "stretch": 0.9},
+    "modes": {"difference": 1e-6, "norms": 4, "several": 0},
+    "inputs": {"as_given": 0.4, "reversed": 0.5},
+    "frozen": {"looked_at": 20, "fresh": []},
+}
+
+
+def penalised(excess: float) -> RunData:
+    """A run of four classes whose loss is that much above the cross entropy."""
+    run = RunData(JobFacts(config=CONFIG, classes=list("abcd"), steps_per_epoch=20))
+    for step, loss in enumerate(1.4 + noise(160)):
+        values = {"seconds": 1.0, "loss": float(loss) + excess, "clean_loss": float(loss)}
+        run.add_step(StepRecord(step=step, epoch=step // 20 + 1, mode="train", time=1000.0 + step, images=32, **values))
+    return run
+
+
+def replicas(*differing: int) -> RunData:
+    """The epochs of two processes, of which so many had other weights than the first."""
+    return RunData(JobFacts(config=CONFIG, world_size=2, replicas=list(differing)))
+
+
+def named(valid_hits: int) -> RunData:
+    """A run whose training images are nearly all right, and of 80 validation images so many."""
+    run = RunData(JobFacts(config=CONFIG))
+    for epoch in range(1, 9):
+        run.add_classes(ClassCounts(mode="train", step=epoch, epoch=epoch, labels=(50,) * 4, hits=(48,) * 4))
+        hits = (valid_hits, 0, 0, 0)
+        run.add_classes(ClassCounts(mode="eval", step=epoch, epoch=epoch, labels=(20,) * 4, hits=hits))
+    return run
+
+
+ORDER = noise(20)
+
+
+def looked(**parts: Mapping[str, Any]) -> RunData:
+    """A run before its first step; a part that is given changes what the preflight found."""
+    found = {name: {**part, **parts.get(name, {})} for name, part in LOOKED.items()}
+    return RunData(JobFacts(config=CONFIG, preflight=found))
+
+
 def answered(hits: Counts) -> RunData:
     """A run of 8 epochs with ten training images of each of four classes, of which so many are right."""
     run = RunData(JobFacts(config=CONFIG))
@@ -169,11 +235,34 @@ class Example:
 
 
 EXAMPLES: Mapping[type[Rule], Example] = {
+    InitialLoss: Example(lambda: looked(initial={"cross_entropy": 40.0}), looked),
+    OneBatch: Example(lambda: looked(one_batch={"best": 1.3}), looked),
+    GradientReach: Example(lambda: looked(gradients={"unreached": ["conv1.weight"]}), looked),
+    AugmentedInputs: Example(lambda: looked(augmentation={"shift": 3.0}), looked),
+    ModesAgree: Example(lambda: looked(modes={"difference": 1.5}), looked),
+    InputsForWeights: Example(lambda: looked(inputs={"as_given": 80.0}), looked),
+    FrozenUntrained: Example(lambda: looked(frozen={"fresh": ["conv1.weight"] * 20}), looked),
     ExplodingTensor: Example(lambda: run_with([1.0, 2.0, math.nan]), lambda: run_with([1.0, 0.9, 0.8])),
     LossNotDecreasing: Example(
         lambda: run_with((1.4 + noise(300)).tolist()),
         lambda: run_with((1.5 * np.exp(-np.arange(300) / 150) + 0.5 + noise(300)).tolist()),
     ),
+    OscillatingLoss: Example(
+        lambda: run_with((1.5 + 0.7 * np.sign(np.sin(np.arange(320) / 12)) + noise(320)).tolist(), per_epoch=40),
+        lambda: run_with((1.5 * np.exp(-np.arange(320) / 150) + 0.5 + noise(320)).tolist(), per_epoch=40),
+    ),
+    Plateau: Example(
+        lambda: run_with((1.5 * np.exp(-np.arange(300) / 15) + 0.8 + noise(300)).tolist()),
+        lambda: run_with((1.5 * np.exp(-np.arange(300) / 150) + 0.5 + noise(300, 0.05)).tolist()),
+    ),
+    Regulariser: Example(lambda: penalised(6.0), lambda: penalised(0.3)),
+    RepeatedOrder: Example(
+        lambda: run_with((np.tile(ORDER, 8) + 1.4 + noise(160, 0.03)).tolist()),
+        lambda: run_with((1.4 + noise(160)).tolist()),
+    ),
+    ReplicasDrift: Example(lambda: replicas(0, 1, 1), lambda: replicas(0, 0, 0)),
+    LabelsPermuted: Example(lambda: named(2), lambda: named(18)),
+    DecayedNorms: Example(lambda: batches(optimizer={"decayed": 6.0}), lambda: batches(optimizer={"decayed": 0.0})),
     VanishingGradient: Example(
         lambda: recorded("gradients", first=always(abs_mean=1e-12), last=always(abs_mean=1e-3)),
         lambda: recorded("gradients", first=always(abs_mean=1e-4), last=always(abs_mean=1e-3)),

@@ -142,6 +142,12 @@ class TrainConfig:
     trace_steps: int = param(
         0, "training steps to trace with torch.profiler, 0 for none", low=0, high=100, changes_result=False
     )
+    preflight: str = param(
+        "auto",
+        "look at a copy of the network before the first step: auto (where 4,000 images or more will be seen), on, off",
+        choices=("auto", "on", "off"),
+        changes_result=False,
+    )
     rules: str = param(
         "all", "debugger rules to judge the job by: all, none, or names with commas between", changes_result=False
     )

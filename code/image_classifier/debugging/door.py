@@ -20,20 +20,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F  # noqa: N812  # everybody's name for it
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from image_classifier.contract.errors import describe
 from image_classifier.contract.outputs import SETUP
 from image_classifier.debugging.live import LiveRules
 from image_classifier.debugging.observer import Observers
 from image_classifier.debugging.optimizerstats import FreshGradient, optimizer_statistics
+from image_classifier.debugging.preflight import Criterion, look_ahead
 from image_classifier.debugging.recorder import Recorder
 from image_classifier.debugging.rules import judge, parse_rules
 from image_classifier.debugging.rules.base import Rule
@@ -161,6 +165,7 @@ class Watch:
         live = observers_of(self._recorder, rules, stop_on, folder=folder, on_stop=self._stop)
         self._observers = Observers([*([live] if live else []), self._recorder])
         self._handles: list[Any] = []
+        self._watching: RemovableHandle | None = None
         self._fresh: FreshGradient | None = None
         self._epoch, self._mode = 1, "train"
         self._counts = {"train": 0, "eval": 0}
@@ -176,13 +181,50 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for handle in self._handles:
+        for handle in [*self._handles, *([] if self._watching is None else [self._watching])]:
             handle.remove()
         self._handles.clear()
+        self._watching = None
         if self._mode == "eval" or self._counts["train"]:
             self._observers.end_epoch()
         self.run.finished = True
         self._observers.close()
+
+    def preflight(
+        self,
+        inputs: torch.Tensor,
+        labels: torch.Tensor,
+        criterion: Criterion = F.cross_entropy,
+        *,
+        plain: torch.Tensor | None = None,
+    ) -> None:
+        """Looks at a copy of the network and a batch, before the first step; the training is the same with and without.
+
+        Args:
+            inputs: (n, ...), of two images or more, best of 32.
+            labels: (n,) int64 of classes, or what the criterion takes.
+            criterion: outputs and labels -> scalar.
+            plain: the same inputs without augmentation.
+        """
+        try:
+            with self._unseen():
+                found = look_ahead(self._model, inputs.detach(), labels, criterion, plain=plain)
+        except Exception as error:  # any: as of all that watches
+            log.warning("no preflight: %s", describe(error))
+        else:
+            self._observers.preflight(found)
+
+    @contextmanager
+    def _unseen(self) -> Iterator[None]:
+        """Nothing stands on the network while it is copied."""
+        own = self._watching
+        if own is not None:
+            own.remove()
+        try:
+            yield
+        finally:
+            if own is not None:
+                self._stand()
 
     def step(
         self,
@@ -255,7 +297,7 @@ class Watch:
 
     def _register(self) -> None:
         network = unwrap(self._model)
-        self._handles.append(network.register_forward_pre_hook(self._before_forward))
+        self._stand()
         if self._optimizer is not None:
             self._fresh = FreshGradient(network, self._optimizer, lambda: self._recorder.records_this_step)
             self._handles += [
@@ -263,6 +305,9 @@ class Watch:
                 self._optimizer.register_step_pre_hook(self._before_update),
                 self._optimizer.register_step_post_hook(self._after_update),
             ]
+
+    def _stand(self) -> None:
+        self._watching = unwrap(self._model).register_forward_pre_hook(self._before_forward)
 
     def _before_forward(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         inputs = next((each for each in arguments if isinstance(each, torch.Tensor)), None)

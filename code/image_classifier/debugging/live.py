@@ -6,10 +6,10 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from image_classifier.contract.errors import describe
 from image_classifier.contract.files import write_text
@@ -79,14 +79,33 @@ class LiveRules(Observer):
             self._run.job = replace(job, prepared=[*job.prepared[:-1], sum(job.prepared[-1:]) + seconds])
         self._is_setup_new = True
 
+    def preflight(self, found: Mapping[str, Any]) -> None:
+        """Judges at once: what is wrong before the first step need not wait for an epoch."""
+        self._learn(preflight=dict(found))
+        self._write_setup()
+        self.look()
+
+    def replicas(self, differing: int) -> None:
+        self._learn(replicas=[*self._run.job.replicas, differing])
+        self._write_setup()
+
+    def _learn(self, **facts: Any) -> None:
+        """Keeps something of the job that was not known when it began."""
+        with self._run.lock:
+            self._run.job = replace(self._run.job, **facts)
+        self._is_setup_new = True
+
     def begin(self, mode: Mode, epoch: int, step: int) -> None:
         self._mode = mode
+        self._write_setup()
+
+    def _write_setup(self) -> None:
         if self._is_setup_new and self._file is not None:
             self._is_setup_new = False
             try:
                 SETUP.write(self._file.parent, asdict(self._run.job))
             except Exception as error:  # as of the verdicts
-                log.warning("how long features were computed cannot be written: %s", describe(error))
+                log.warning("what was learned of the job cannot be written: %s", describe(error))
 
     def end_step(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
         self._steps += self._mode == "train"
@@ -99,6 +118,7 @@ class LiveRules(Observer):
             self.look()
 
     def close(self) -> None:
+        self._write_setup()
         self.look()
 
     def look(self) -> list[RuleResult]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from image_classifier.debugging.schema import Mode
 
@@ -47,6 +47,12 @@ class Observer:
 
     def preparing(self, seconds: float) -> None:
         """So many seconds more went into what is computed before the first step."""
+
+    def preflight(self, found: Mapping[str, Any]) -> None:
+        """What a copy of the network has shown before the first step, see debugging/preflight.py."""
+
+    def replicas(self, differing: int) -> None:
+        """An epoch's training is over, after which so many processes have other weights than the first."""
 
     def after_backward(self) -> None:
         """The gradients are what the optimiser will use."""
@@ -120,6 +126,14 @@ class Observers(Observer):
     def preparing(self, seconds: float) -> None:
         for member in self._members:
             member.preparing(seconds)
+
+    def preflight(self, found: Mapping[str, Any]) -> None:
+        for member in self._members:
+            member.preflight(found)
+
+    def replicas(self, differing: int) -> None:
+        for member in self._members:
+            member.replicas(differing)
 
     def after_backward(self) -> None:
         for member in self._members:

@@ -188,6 +188,8 @@ class JobFacts:
         workers: data loading processes, as `auto` decided.
         cached: whether decoded training images are kept in memory: wanted, and granted by the system.
         environment: name -> text: python, torch, platform, device, number format, host.
+        preflight: what was found before the first step, see debugging/preflight.py; empty where nobody looked.
+        replicas: of each epoch's end, how many processes had other weights than the first; empty with one process.
     """
 
     config: dict[str, Any]
@@ -203,6 +205,8 @@ class JobFacts:
     workers: int = 0
     cached: bool = False
     environment: dict[str, str] = field(default_factory=dict)
+    preflight: dict[str, Any] = field(default_factory=dict)
+    replicas: list[int] = field(default_factory=list)
 
 
 class Verdict(StrEnum):

@@ -91,6 +91,10 @@ class ImageDataset(Dataset[_Sample]):
         self._cache = cache
         self.between: Callable[[], None] | None = None  # called before each picture that this process reads itself
 
+    def unchanged(self) -> ImageDataset | None:
+        """The same images without augmentation; None where these are."""
+        return None if self._augment == "none" else ImageDataset(self.split, self.preprocessing)
+
     def __len__(self) -> int:
         return len(self.split)
 
@@ -271,6 +275,13 @@ class Loader:
         if self._loader.num_workers:
             self._waiting.watch(iterator)
         return iterator  # type: ignore[no-any-return]
+
+    def sample(self, indices: Sequence[int]) -> tuple[Batch, Batch | None]:
+        """A few images as the first epoch has them, read here and now, and the same without augmentation if there is
+        one. Raises Interrupted as `epoch`."""
+        augmented = collate([self._dataset[1, index] for index in indices])
+        plain = self._dataset.unchanged()
+        return augmented, None if plain is None else collate([plain[1, int(index)] for index in augmented.indices])
 
     def show(self, batch: Batch, inputs: torch.Tensor, hook: Observer) -> None:
         """Shows an observer what the network is about to see."""

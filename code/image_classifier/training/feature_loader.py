@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -57,6 +57,10 @@ class FeatureLoader:
             if stop:
                 raise Interrupted
             yield self._batch(epoch, np.array([index for _, index in keys], np.int64))
+
+    def sample(self, indices: Sequence[int]) -> tuple[Batch, None]:
+        """A few rows as the first epoch has them, and nothing of what they would be without augmentation."""
+        return self._batch(1, np.array(indices, np.int64)), None
 
     def _batch(self, epoch: int, indices: np.typing.NDArray[np.int64]) -> Batch:
         features = self.features

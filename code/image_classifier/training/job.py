@@ -23,6 +23,7 @@ from image_classifier.training.data import BadImages, ImageDataset, Loader
 from image_classifier.training.distributed import Group, joined
 from image_classifier.training.ending import leave
 from image_classifier.training.finishing import evaluation_loader, finish
+from image_classifier.training.first_look import before_first_step
 from image_classifier.training.head_only import (
     compute_features,
     one_thread_for_the_head,
@@ -104,6 +105,7 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag, be
     hook = make_hook(watched(training, folders, begun), paths, stop, lambda fired: end_hung(training, fired, paths))
     try:
         compute_features(training, hook)
+        before_first_step(training, hook)
         with one_thread_for_the_head(training):
             fit(training, hook)
         if group.is_main:

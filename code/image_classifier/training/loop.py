@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 import math
 import time
@@ -60,7 +61,23 @@ def train_epoch(training: Training, hook: Observer) -> None:
     hook.begin("train", progress.epoch, (progress.epoch - 1) * training.train.num_steps + progress.step)
     for step in steps(training, hook):
         step.result = train_step(training, step, criterion, hook, setup)
+    compare_replicas(training, hook)
     hook.end_epoch()
+
+
+def compare_replicas(training: Training, hook: Observer) -> None:
+    """Tells how many processes have other weights than the first, where there are several."""
+    if training.group.size > 1:
+        first, *others = training.group.exchange(weights_digest(training.trained))
+        hook.replicas(sum(each != first for each in others))
+
+
+def weights_digest(model: nn.Module) -> bytes:
+    """A hash of the parameters, bit for bit. Statistics of batch norms are each process's own until the next step."""
+    digest = hashlib.blake2b(digest_size=16)
+    for parameter in model.parameters():
+        digest.update(parameter.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.digest()
 
 
 def train_step(

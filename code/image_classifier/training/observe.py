@@ -124,6 +124,7 @@ def prepare_run(watched: Watched, paths: MlPaths) -> RunData:
     if earlier is not None:
         prepared = [*earlier.prepared, 0.0]
         job = replace(job, started=earlier.started, restarts=[*earlier.restarts, job.started], prepared=prepared)
+        job = replace(job, preflight=earlier.preflight, replicas=earlier.replicas)
     SETUP.write(paths.output_data, asdict(job))
     return read_files(paths.output, before=watched.done)
 

@@ -12,7 +12,9 @@ from image_classifier.contract.errors import ConfigError
 # in the order of the report: each module's rules enter RULES when it is imported
 # isort: off
 from image_classifier.debugging.rules import (
+    before_start,
     losses,
+    dynamics,
     tensors,
     batches,
     optimizers,
@@ -29,7 +31,20 @@ from image_classifier.debugging.rules.base import RULES, Rule
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.schema import RuleResult, Verdict
 
-MODULES = (losses, tensors, batches, optimizers, overfitting, classes, waiting, system, framework, overall)
+MODULES = (
+    before_start,
+    losses,
+    dynamics,
+    tensors,
+    batches,
+    optimizers,
+    overfitting,
+    classes,
+    waiting,
+    system,
+    framework,
+    overall,
+)
 __all__ = ["MODULES", "RULES", "judge", "parse_rules"]
 
 
@@ -51,12 +66,17 @@ def judge(run: RunData, rules: Sequence[Rule]) -> list[RuleResult]:
 # from what is given to what comes of it: of two rules that account for each other, the first that fired is the cause
 CAUSES_FIRST = (
     "LabelsOutside",
+    "LabelsPermuted",
+    "GradientReach",
+    "FrozenUntrained",
     "StaleGradient",
     "LeftOutParameters",
     "LearningRate",
     "CheckInputImages",
     "WrongHead",
     "NormMode",
+    "OneBatch",
+    "Regulariser",
     "ShortTraining",
     "StartsAnew",
     "AllZero",

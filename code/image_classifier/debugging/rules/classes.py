@@ -8,7 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from image_classifier.debugging.rules.base import Finding, Rule, healthy, insufficient, issue, listed, percent, short
+from image_classifier.debugging.rules.base import (
+    Finding,
+    Rule,
+    healthy,
+    insufficient,
+    issue,
+    listed,
+    not_applicable,
+    percent,
+    short,
+)
 from image_classifier.debugging.rules.managed import Managed
 from image_classifier.debugging.rundata import Floats, RunData, Series
 from image_classifier.debugging.schema import ClassCounts, Evidence
@@ -261,6 +271,56 @@ class CheckInputImages(Rule):
             ],
             count,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelsPermuted(Rule):
+    """The classes of training and validation have other numbers: what was learned is counted as wrong.
+
+    Answers that have nothing to do with the images, also one and the same for all, are right at least as often as the
+    smallest class comes, p; with a class that validation lacks, that is never. Fires when, in each of the `patience`
+    latest validations, so few answers or fewer are right with a probability below `alpha` for that p, while more than
+    `learned` of the training images are answered rightly. What was learned may not hold for other images, but that is
+    not below chance. Where only some of many classes are swapped, the numbers are those of classes that are hard to
+    tell apart: ClassImbalance may name them, this rule does not.
+    """
+
+    severity = "critical"
+    looks_at = "right answers in validation, and what chance would give"
+    remedy = "make the numbers of the classes of one sorted list of names for all splits"
+    source = "ours"
+    explains = ("Overfit", "ClassImbalance")
+    managed = None
+    aspect = "classes"
+    patience: int = 2
+    alpha: float = 1e-3
+    learned: float = 0.6
+
+    def judge(self, run: RunData) -> Finding:
+        counted = [each for each in run.classes if any(each.labels)]
+        train = [each for each in counted if each.mode == "train"]
+        valid = [each for each in counted if each.mode == "eval"]
+        if not train or len(valid) < self.patience:
+            return not_applicable("needs classes of two validations")
+        right = sum(train[-1].hits) / sum(train[-1].labels)
+        latest = valid[-self.patience :]
+        chances = [_of_no_more(sum(each.hits), each.labels) for each in latest]
+        hits, images = sum(latest[-1].hits), sum(latest[-1].labels)
+        said = f"{hits} of {images} validation images are right, of the training images {percent(right)}"
+        if right <= self.learned or not all(each < self.alpha for each in chances):
+            return healthy(said, len(valid))
+        return issue(
+            f"{said}: fewer than chance would get right",
+            "number the classes of all splits alike, from one sorted list of their names",
+            [Evidence(step=latest[-1].step, name="eval right answers", value=float(hits))],
+            len(valid),
+        )
+
+
+def _of_no_more(hits: int, labels: Sequence[int]) -> float:
+    """How likely it is that so many answers or fewer are right, where each is with the share of the smallest class."""
+    images = sum(labels)
+    return binomial_tail(images - hits, images, 1 - min(labels) / images)
 
 
 def binomial_tail(at_least: int, trials: int, probability: float) -> float:

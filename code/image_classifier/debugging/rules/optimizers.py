@@ -174,3 +174,31 @@ class LearningRate(Rule):
                 len(values),
             )
         return healthy(f"learning rate from {short(float(values.min()))} to {short(float(values.max()))}", len(values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecayedNorms(Rule):
+    """Weight decay pulls on biases and on the parameters of norms, where it regularises nothing.
+
+    Fires when, at the latest recorded step, the optimiser decays a bias or a parameter of a norm.
+    """
+
+    severity = "info"  # many trainings come through it unharmed
+    looks_at = "how many biases and parameters of norms are in a group with weight decay"
+    remedy = "two groups of parameters: weight_decay for filters and matrices, 0 for all with one dimension"
+    source = "ours; He et al. 2019, Bag of Tricks for Image Classification, 3.1: no bias decay"
+    managed = None
+
+    def judge(self, run: RunData) -> Finding:
+        decayed = of_batches(run, "optimizer").get("decayed")
+        if decayed is None:
+            return not_applicable(UNSEEN)
+        if not decayed.values[-1]:
+            return healthy("no bias or norm is decayed", len(decayed))
+        count = int(decayed.values[-1])
+        return issue(
+            f"{count} biases and parameters of norms are decayed",
+            "give the optimiser two groups of parameters, and weight_decay 0 for those with one dimension",
+            [Evidence(step=int(decayed.steps[-1]), name="optimizer decayed", value=float(count))],
+            len(decayed),
+        )

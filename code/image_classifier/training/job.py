@@ -49,6 +49,7 @@ from image_classifier.training.state import Training
 from image_classifier.training.steps import min_images
 from image_classifier.training.stop import Interrupted, StopFlag
 from image_classifier.training.tables import guessing_metrics, readable_labels, what_guessing_gets, write_test_results
+from image_classifier.training.usual import usual_sight
 from image_classifier.vision.artifact import write_model
 from image_classifier.vision.findings import LEFTOVER, by_level
 from image_classifier.vision.fingerprint import digests, fingerprint, fingerprint_by_name, in_order, order_fingerprint
@@ -327,6 +328,7 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
         answered["test"] = what_guessing_gets(test.labels.tolist())
     preprocessing = Preprocessing.for_image_size(config.image_size)
     measured = run_formats(training, folders, preprocessing)
+    reference = usual_sight(training, folders.valid, hook)
     golden = golden_samples(
         model,
         folders.test or folders.valid,
@@ -346,6 +348,7 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         ranges=measured.ranges,
         gates=measured.gates,
+        reference=reference,
     )
     result = {
         "outcome": "completed",

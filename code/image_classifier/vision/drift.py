@@ -10,6 +10,7 @@ freedom (Yurdakul and Naranjo 2020, "Statistical properties of the population st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -78,15 +79,14 @@ class Histogram:
             (np.asarray(counts) + _PRIOR) / (sum(counts) + _PRIOR * len(counts))
             for counts in (self.counts, _count(self.edges, values))
         )
-        index: float = np.sum((now - usual) * np.log(now / usual)).item()
-        return index
+        return float(np.sum((now - usual) * np.log(now / usual)))
 
     def limit(self, num_values: int) -> float:
         """What the index of `num_values` values must exceed to be a departure."""
         freedom = max(1, len(self.edges))
         # the chi-square quantile by Wilson and Hilferty (1931)
         spread = 2 / (9 * freedom)
-        quantile = freedom * (1 - spread + NormalDist().inv_cdf(1 - CHANCE) * spread**0.5) ** 3
+        quantile = freedom * (1 - spread + NormalDist().inv_cdf(1 - CHANCE) * math.sqrt(spread)) ** 3
         return max(LARGE_SHIFT, quantile * (1 / num_values + 1 / sum(self.counts)))
 
 

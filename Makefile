@@ -7,7 +7,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-LOCKS := torch train serve deploy dev
+LOCKS := torch train serve serve-cpu deploy dev
 export PYTHONPATH := code
 
 .PHONY: help setup demo test unit endure cover lint format types check build push smoke lock lock-check bench docs clean

@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# Build both images, and push them to Amazon ECR or to any other registry.
+# Build the images, and push them to Amazon ECR or to any other registry: train, serve, and serve-cpu, which is a tenth
+# of serve's size and for machines without a GPU.
 #
-#   ./build_and_push.sh build [train|serve]     build, tag by git revision, write build/images.json
-#   ./build_and_push.sh push  [train|serve]     the same, then push, and write URI@digest there too
-#   ./build_and_push.sh dockerfile train|serve  print the whole Dockerfile, for a docker build --file - of your own
+#   ./build_and_push.sh build [train|serve|serve-cpu ...]  build, tag by git revision, write build/images.json
+#   ./build_and_push.sh push  [train|serve|serve-cpu ...]  the same, then push, and write URI@digest there too
+#   ./build_and_push.sh dockerfile train|serve             print the whole Dockerfile, for a docker build --file - of
+#                                                          your own; serve's with --target serve-cpu makes that one
 #
 # Settings, from the environment:
 #   AWS_REGION, AWS_PROFILE ...  as for the AWS CLI; the account is the one the credentials belong to
 #   REGISTRY            push to this registry instead of ECR, e.g. registry.example.com/team (log in yourself)
-#   REPOSITORY_PREFIX   images are named PREFIX-train and PREFIX-serve            (image-classifier)
+#   REPOSITORY_PREFIX   images are named PREFIX-train, -serve and -serve-cpu       (image-classifier)
 #   CUDA                13, or 12 for drivers older than 580                      (13)
 #   IMAGENET_WEIGHTS    none; download; or file: weights/resnet50-11ad3fa6.pth    (none)
 #   BASE_IMAGE          a Debian with Python 3.11 in its packages                 (debian:bookworm-slim)
@@ -56,10 +58,11 @@ check_weights() {
 }
 
 # One text for the stages that both images begin with, so that they share layers.
-dockerfile() { cat docker/shared.Dockerfile "docker/$1/Dockerfile"; }
+dockerfile() { cat docker/shared.Dockerfile "docker/${1%-cpu}/Dockerfile"; }
 
 build() {
-  local kind=$1 name=$PREFIX-$1 flags=()
+  local kind=$1 name=$PREFIX-$1 cuda=$CUDA flags=(--target "$1")
+  [[ $kind != *-cpu ]] || cuda=0
   [[ -n ${PIP_CONF:-} ]] && flags+=(--secret "id=pip_conf,src=$PIP_CONF")
   [[ -n ${CA_BUNDLE:-} ]] && flags+=(--secret "id=ca_bundle,src=$CA_BUNDLE")
   [[ -n ${BUILD_NETWORK:-} ]] && flags+=(--network "$BUILD_NETWORK")
@@ -71,7 +74,7 @@ build() {
     --build-arg "CUDA_VARIANT=$VARIANT" --build-arg "CUDA_MAJOR=$CUDA" --build-arg "REVISION=$TAG" \
     --file "build/$kind.Dockerfile" --tag "$name:$TAG" --tag "$name:latest" . >"build/$kind.log" 2>&1 \
     || fail_build "$kind" "$name"
-  record "$kind" image "$name:$TAG" cuda_major "$CUDA"
+  record "$kind" image "$name:$TAG" cuda_major "$cuda"
 }
 
 # What a step of ours, or the download, says in the log; else the log's last lines.
@@ -178,12 +181,12 @@ push() {
 COMMAND=${1:-}
 [[ $COMMAND == @(build|push|dockerfile) ]] || { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit 2; }
 KINDS=("${@:2}")
-((${#KINDS[@]})) || KINDS=(train serve)
+((${#KINDS[@]})) || KINDS=(train serve serve-cpu)
 for kind in "${KINDS[@]}"; do
-  [[ -f docker/$kind/Dockerfile ]] || fail "there is no image $kind" "the images are train and serve"
+  [[ $kind == @(train|serve|serve-cpu) ]] || fail "there is no image $kind" "the images are train, serve and serve-cpu"
 done
 if [[ $COMMAND == dockerfile ]]; then
-  ((${#KINDS[@]} == 1)) || fail "there is one Dockerfile for each image" "ask for train or for serve"
+  ((${#KINDS[@]} == 1)) || fail "there is one Dockerfile for an image" "ask for train or for serve"
   dockerfile "${KINDS[0]}"
   exit
 fi

@@ -105,6 +105,28 @@ def test_any_other_registry_needs_no_aws(checkout: Checkout) -> None:
     assert "CUDA_VARIANT=-cu12 --build-arg CUDA_MAJOR=12" in checkout.calls.read_text()
 
 
+def test_all_images_are_made_of_their_targets_and_the_small_one_is_of_no_cuda(checkout: Checkout) -> None:
+    done = checkout.run("build")
+    assert done.returncode == 0, done.stderr
+    recorded = json.loads((checkout.root / "build" / "images.json").read_text())
+    assert {kind: entry["cuda_major"] for kind, entry in recorded.items()} == {
+        "train": "13",
+        "serve": "13",
+        "serve-cpu": "0",
+    }
+    calls = checkout.calls.read_text()
+    for kind in recorded:
+        assert f"--target {kind} " in calls
+        assert f"--tag image-classifier-{kind}:latest" in calls
+    text = checkout.run("dockerfile", "serve-cpu").stdout
+    assert text.endswith("FROM base AS serve\n")
+    unknown = checkout.run("build", "serve-gpu")
+    assert (unknown.returncode, unknown.stderr) == (
+        1,
+        "error: there is no image serve-gpu\nhint: the images are train, serve and serve-cpu\n",
+    )
+
+
 def test_a_changed_tree_is_tagged_by_its_change(checkout: Checkout) -> None:
     def tag() -> str:
         done = checkout.run("build", "train")

@@ -22,6 +22,18 @@ def dockerfile(kind: str) -> str:
     return subprocess.check_output([ROOT / "build_and_push.sh", "dockerfile", kind], text=True)
 
 
+def test_the_small_serving_image_has_the_versions_of_the_large_one_and_no_torch() -> None:
+    def pins(name: str) -> set[str]:
+        lock = (ROOT / "requirements" / f"{name}.txt").read_text()
+        return set(re.findall(r"^([a-z0-9.-]+==[^ \n]+)", lock, flags=re.MULTILINE))
+
+    small = pins("serve-cpu")
+    assert small <= pins("serve")
+    assert not [pin for pin in small if re.match("torch|nvidia|triton|cuda", pin)]
+    assert "FROM base AS serve-cpu" in dockerfile("serve-cpu") == dockerfile("serve")
+    assert dockerfile("serve").rindex("AS serve-cpu") < dockerfile("serve").rindex("FROM runtime AS serve")
+
+
 def test_both_images_share_their_first_stages() -> None:
     shared = SHARED.read_text()
     assert "FROM torch AS packages" in shared
@@ -34,7 +46,12 @@ def test_hadolint_and_shellcheck_find_nothing(tmp_path: Path) -> None:
         (tmp_path / kind).write_text(dockerfile(kind))
     for command in (
         ["hadolint", *(tmp_path / kind for kind in KINDS)],
-        ["shellcheck", ROOT / "build_and_push.sh", ROOT / "docker/ci-engine.sh", ROOT / "docker/serve/serve"],
+        [
+            "shellcheck",
+            ROOT / "build_and_push.sh",
+            ROOT / "docker/ci-engine.sh",
+            *(ROOT / "docker/serve").glob("[a-z]*"),
+        ],
     ):
         program = BIN / str(command[0])
         if not program.exists():
@@ -72,4 +89,5 @@ def test_a_variant_is_of_its_cuda_and_its_torch_was_examined_for_the_stubs(varia
     assert runtime.partition(".")[0] == major
     for kind in KINDS:
         names = re.findall(r"COPY (requirements/\S+)", dockerfile(kind))
-        assert [(ROOT / name.replace("${CUDA_VARIANT}", variant)).is_file() for name in names] == [True, True]
+        assert len(names) == {"train": 2, "serve": 3}[kind]
+        assert all((ROOT / name.replace("${CUDA_VARIANT}", variant)).is_file() for name in names)

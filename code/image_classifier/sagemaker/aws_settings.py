@@ -115,6 +115,11 @@ class SageMakerSettings:
         """Whether the endpoint changes its number of instances by itself."""
         return self.variant != "serverless" and self.max_instances > self.min_instances
 
+    @property
+    def serves_on_gpu(self) -> bool:
+        """Whether the endpoint's machine has a GPU; a serverless one never has."""
+        return self.variant != "serverless" and is_gpu(self.serve_instance)
+
     def parsed_tags(self) -> dict[str, str]:
         """`tags` as a mapping. Raises ConfigError on anything but key=value pairs."""
         pairs = [item.partition("=") for item in _items(self.tags)]

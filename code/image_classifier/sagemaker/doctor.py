@@ -148,7 +148,7 @@ def _bucket(session: Session) -> Check:
 
 def _image(session: Session, which: Literal["train", "serve"]) -> Check:
     name = {"train": "training image", "serve": "serving image"}[which]
-    image = find_image(which, session.settings)
+    image = find_image(which, session.settings, on_gpu=which == "train" or session.settings.serves_on_gpu)
     session.require_region(image)
     identifier = {"imageDigest" if image.is_digest else "imageTag": image.reference}
     session.call(

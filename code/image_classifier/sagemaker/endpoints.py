@@ -119,7 +119,7 @@ def serve(
     """
     session = Session(aws, view)
     session.require_role()
-    image = find_image("serve", aws)
+    image = find_image("serve", aws, on_gpu=aws.serves_on_gpu)
     session.require_region(image)
     with tempfile.TemporaryDirectory() as folder:
         model = artifact.unpack(archive, Path(folder) / "model")  # before anything costs money

@@ -4,18 +4,20 @@ The script writes `build/images.json`, with the digest in the URI, so that a job
 
     {"train": {"image": "image-classifier-train:0ec4773b0e73", "cuda_major": "13",
                "uri": "123456789012.dkr.ecr.eu-west-1.amazonaws.com/image-classifier-train@sha256:..."},
-     "serve": {...}}
+     "serve": {...}, "serve-cpu": {...}}
 
-An entry without `uri` was built here and not pushed.
+An entry without `uri` was built here and not pushed. Endpoints and batch jobs without a GPU get `serve-cpu`, a tenth of
+the size, where it was pushed and is of the other's revision.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from image_classifier.contract.errors import ConfigError
 from image_classifier.launch.docker import IMAGES_FILE
@@ -43,14 +45,22 @@ class Image:
         return self.reference.startswith("sha256:")
 
 
-def find_image(which: Literal["train", "serve"], settings: SageMakerSettings, file: Path = IMAGES_FILE) -> Image:
-    """The image of training or serving. Raises ConfigError when none is known, or it is not in ECR."""
+def find_image(
+    which: Literal["train", "serve"], settings: SageMakerSettings, file: Path = IMAGES_FILE, *, on_gpu: bool = True
+) -> Image:
+    """The image of training or serving. Raises ConfigError when none is known, or it is not in ECR.
+
+    Args:
+        on_gpu: whether the machine may have a GPU; without one serving takes less.
+    """
     uri = settings.train_image if which == "train" else settings.serve_image
     if uri != AUTO:
         return parse_uri(uri, settings.cuda_major)
     try:
         images = json.loads(file.read_text(encoding="utf-8"))
         entry = images.get(which) or {}
+        if which == "serve" and not on_gpu and (small := _small(images)):
+            entry = small
         if "uri" not in entry:
             raise ConfigError(f"the {which} image has not been pushed", _PUSH_HINT)
         return parse_uri(str(entry["uri"]), int(entry["cuda_major"]))
@@ -58,6 +68,13 @@ def find_image(which: Literal["train", "serve"], settings: SageMakerSettings, fi
         raise ConfigError("no images have been built and pushed from here", _PUSH_HINT) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ConfigError(f"{file} is damaged", _PUSH_HINT) from None
+
+
+def _small(images: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The serving image without torch; empty when it was not pushed, or is of another revision than the other."""
+    small, large = (images.get(name) or {} for name in ("serve-cpu", "serve"))
+    tags = {str(each["image"]).rpartition(":")[2] for each in (small, large) if "image" in each}
+    return small if "uri" in small and len(tags) == 1 else {}
 
 
 def parse_uri(uri: str, cuda_major: int) -> Image:

@@ -140,6 +140,8 @@ def load_engine(artifact: Artifact, *, gpu_id: int | None = None, precision: str
 def engine_here() -> str:
     """The name of the engine that `load_engine` takes. Raises its ConfigError and PlatformError."""
     wanted = requested_engine()
+    if wanted == TorchEngine.name and importlib.util.find_spec("torch") is None:
+        raise PlatformError("there is no torch here", f"unset {ENGINE_VARIABLE}, or take the image that has it: serve")
     if wanted == TorchEngine.name or (wanted == "auto" and has_gpu()):
         import torch
 

@@ -34,6 +34,7 @@ from image_classifier.contract.text import visible
 from image_classifier.contract.wire import JSON_TYPE, TOP_K_HEADER
 from image_classifier.serving.access_log import AccessLog
 from image_classifier.serving.capacity import default_workers
+from image_classifier.serving.drift_watch import DriftWatch
 from image_classifier.serving.engines import requested_precision
 from image_classifier.serving.front import Behind, Front
 from image_classifier.serving.scratch import Scratch
@@ -112,6 +113,9 @@ def _serve(stop: threading.Event) -> None:
         for sample in artifact.golden:
             answer = _invoke(scratch.front_socket, artifact, sample)
             check_answer(sample, artifact.classes, answer, tolerance=tolerance)
+        drift = DriftWatch(scratch, artifact.manifest.reference)
+        drift.begin()
+        front.watch_drift(drift)
         with address.errors():
             front.listen(listener)
         if metrics_listener is not None:
@@ -122,7 +126,7 @@ def _serve(stop: threading.Event) -> None:
             url=address.url, model=artifact.fingerprint, engine=engine, workers=num_workers, startup_s=startup_s
         )
         print(line, flush=True)
-        _watch(server, workers, stop)
+        _watch(server, workers, drift, stop)
         front.drain(DRAIN_LIMIT_S)
 
 
@@ -149,9 +153,10 @@ def _wait_for_workers(
     return None
 
 
-def _watch(server: ServerProcess, workers: Workers, stop: threading.Event) -> None:
+def _watch(server: ServerProcess, workers: Workers, drift: DriftWatch, stop: threading.Event) -> None:
     """Returns when told to stop. Raises when the server is gone, or workers are and stay away."""
     while not stop.wait(_WATCH_POLL_S):
+        drift.read()
         try:
             workers.look()
         except PlatformError:

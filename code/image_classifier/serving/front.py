@@ -21,6 +21,7 @@ from image_classifier.serving.access_log import AccessLog
 from image_classifier.serving.api import Api
 from image_classifier.serving.backend import Backend
 from image_classifier.serving.client_connections import ConnectionLimit
+from image_classifier.serving.drift_watch import DriftWatch
 from image_classifier.serving.meters import CONTENT_TYPE, Meters
 
 MAX_CONNECTIONS = 512
@@ -98,6 +99,10 @@ class Front:
         """Answers the public on a socket that is bound. Raises OSError when it cannot."""
         self._listeners.append(listener.dup())  # so that it outlives the server: `drain` takes what waits in it
         self._servers.append(self._run(self._loop.create_server(self._limit, sock=listener, backlog=_BACKLOG)))
+
+    def watch_drift(self, watch: DriftWatch) -> None:
+        """Has the meters show what it finds."""
+        self._meters.watch_drift(lambda: watch.found, lambda: watch.num_answers)
 
     def show_meters(self, listener: socket.socket) -> None:
         """Answers GET /metrics on another socket that is bound."""

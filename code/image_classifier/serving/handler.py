@@ -13,19 +13,24 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from image_classifier.contract.errors import RequestError
+import numpy as np
+from numpy.typing import NDArray
+
+from image_classifier.contract.errors import RequestError, describe
 from image_classifier.contract.paths import MlPaths
 from image_classifier.contract.wire import ENGINE_HEADER, REQUEST_ID_HEADER
 from image_classifier.serving.choice import choose
 from image_classifier.serving.classifier import Classifier
 from image_classifier.serving.codec import Response, encode, encode_error, encode_internal_error, parse_request
 from image_classifier.serving.scratch import PRELOAD_VARIABLE, BusyMark, Scratch
+from image_classifier.serving.sightings import SightingWriter
 from image_classifier.vision.artifact import load_model
 
 _log = logging.getLogger("image_classifier.serving")
 _worker: dict[str, Classifier] = {}  # filled at load: a worker is a process with one model
 _headers: dict[str, str] = {}  # of every answer, filled at load
 _marks: dict[int, BusyMark] = {}  # by process id
+_rings: dict[int, SightingWriter | None] = {}  # by process id; None where there is no room for one
 
 
 def handle(data: Sequence[Mapping[str, object]] | None, context: Any) -> list[bytes] | None:
@@ -57,6 +62,8 @@ def _load(context: Any) -> None:
         scratch.report_failure(error)
         raise
     _worker["classifier"] = classifier
+    if artifact.manifest.reference:
+        classifier.note = _note
     _headers[ENGINE_HEADER] = choice.header
     scratch.write_choice(choice.to_json())
     if os.environ.get(PRELOAD_VARIABLE) != "true":
@@ -86,6 +93,24 @@ def _mark() -> BusyMark:
         _marks.clear()
         _marks[process] = Scratch.from_environment().busy_mark()
     return _marks[process]
+
+
+def _note(pixels: NDArray[np.uint8], probabilities: NDArray[np.float64]) -> None:
+    """Leaves what was seen and answered for the drift watch."""
+    process = os.getpid()
+    if process not in _rings:
+        _rings.clear()
+        _rings[process] = _make_ring()
+    if (ring := _rings[process]) is not None:
+        ring.write(pixels, probabilities)
+
+
+def _make_ring() -> SightingWriter | None:
+    try:
+        return SightingWriter(Scratch.from_environment().ring)
+    except OSError as error:  # a full disk costs the watch, and no answer
+        _log.warning("drift: what this worker answers is not watched: %s", describe(error))
+        return None
 
 
 def _respond(classifier: Classifier, headers: Mapping[str, str], body: object, request_id: str) -> Response:

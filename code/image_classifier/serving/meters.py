@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from image_classifier.serving.drift_watch import Departure
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Seconds: an answer takes from a hundredth (int8 on a fast chip) to some tenths (fp32 in a queue); the last is a limit.
@@ -49,6 +53,31 @@ class Meters:
         ):
             Gauge(name, text, registry=self._registry).set_function(value)
 
+    def watch_drift(self, found: Callable[[], Mapping[str, Departure]], num_answers: Callable[[], float]) -> None:
+        """Shows also what a drift watch found at its last look."""
+        self._registry.register(_DriftMeters(found, num_answers))
+
     def text(self) -> bytes:
         """All of it, as a scraper reads it."""
         return generate_latest(self._registry)
+
+
+class _DriftMeters(Collector):
+    def __init__(self, found: Callable[[], Mapping[str, Departure]], num_answers: Callable[[], float]) -> None:
+        self._found = found
+        self._num_answers = num_answers
+
+    def collect(self) -> Iterator[Metric]:
+        index = GaugeMetricFamily(
+            "classifier_drift_index",
+            "Population stability index of the latest answers against the validation images.",
+            labels=["statistic"],
+        )
+        departed = GaugeMetricFamily(
+            "classifier_drift_departed", "1 where the index is above what chance can do and 0.25.", labels=["statistic"]
+        )
+        for name, each in self._found().items():
+            index.add_metric([name], each.index)
+            departed.add_metric([name], float(each.is_one))
+        answers = CounterMetricFamily("classifier_drift_answers", "Answers that were compared.", self._num_answers())
+        yield from (index, departed, answers)

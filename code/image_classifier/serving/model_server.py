@@ -11,8 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import psutil
-from sagemaker_inference import environment, model_server
 
+from image_classifier.serving.lean_toolkit import environment, model_server
 from image_classifier.serving.scratch import Scratch
 from image_classifier.serving.server import SOURCE
 

@@ -4,6 +4,7 @@
     SCRATCH/workers/PID       what became of a worker's start: the engine's name, or the first cause of its failure
     SCRATCH/engine.json       which engine serves, and why (`choice.Choice.to_json`)
     SCRATCH/busy/PID          since when a worker has been answering a request, or that it does not
+    SCRATCH/seen/PID          what a worker saw and answered lately (`sightings.py`)
     SCRATCH/front.sock        our front, for this program only; SCRATCH/model.sock the model server behind it
     SCRATCH/...               sockets, pid file, configuration of the model server
 
@@ -58,7 +59,7 @@ class Scratch:
 
     def create(self) -> None:
         """Makes the folders below `root`."""
-        for folder in (self.model, self._workers, self._busy):
+        for folder in (self.model, self._workers, self._busy, self._seen):
             folder.mkdir()
 
     @property
@@ -80,6 +81,10 @@ class Scratch:
     @property
     def _busy(self) -> Path:
         return self.root / "busy"
+
+    @property
+    def _seen(self) -> Path:
+        return self.root / "seen"
 
     @property
     def front_socket(self) -> Path:
@@ -124,7 +129,7 @@ class Scratch:
 
     def forget(self, process: int) -> None:
         """Removes what a worker that has ended left here."""
-        for folder in (self._workers, self._busy):
+        for folder in (self._workers, self._busy, self._seen):
             (folder / str(process)).unlink(missing_ok=True)
 
     def busy_since(self, process: int) -> float | None:
@@ -133,6 +138,17 @@ class Scratch:
             (since,) = _SINCE.unpack((self._busy / str(process)).read_bytes())
             return since or None
         return None
+
+    @property
+    def ring(self) -> Path:
+        """This process's own."""
+        return self._seen / str(os.getpid())
+
+    def rings(self) -> dict[int, Path]:
+        """Those of the workers, by process id; none once the server has ended."""
+        with suppress(FileNotFoundError):
+            return {int(path.name): path for path in self._seen.iterdir()}
+        return {}
 
     def busy_mark(self) -> BusyMark:
         """This process's own."""

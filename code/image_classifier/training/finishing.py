@@ -29,6 +29,7 @@ from image_classifier.training.setup import Setup
 from image_classifier.training.state import Training
 from image_classifier.training.stop import Interrupted
 from image_classifier.training.tables import guessing_metrics, readable_labels, what_guessing_gets, write_test_results
+from image_classifier.training.usual import usual_sight
 from image_classifier.vision.artifact import write_model
 from image_classifier.vision.folders import ImageFolders, Split
 from image_classifier.vision.model import state_arrays
@@ -59,6 +60,7 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
         answered["test"] = what_guessing_gets(test.labels.tolist())
     preprocessing = Preprocessing.for_image_size(config.image_size)
     measured = run_formats(training, hook, folders, preprocessing)
+    reference = usual_sight(training, folders.valid, hook)
     golden = golden_samples(
         model,
         folders.test or folders.valid,
@@ -78,6 +80,7 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         ranges=measured.ranges,
         gates=measured.gates,
+        reference=reference,
     )
     result = {
         "outcome": "completed",

@@ -20,7 +20,7 @@ from image_classifier.debugging.observer import Observer
 from image_classifier.debugging.tensorstats import PROBE_IMAGES, Scalars, activation_statistics
 from image_classifier.training.distributed import Group
 from image_classifier.training.feature_loader import FeatureLoader
-from image_classifier.training.features import WIDTH, Extraction, body_digest, digests_of
+from image_classifier.training.features import WIDTH, Extraction, SplitFeatures, body_digest, digests_of
 from image_classifier.training.loop import saved_and_stopped
 from image_classifier.training.setup import Setup
 from image_classifier.training.state import Training
@@ -139,6 +139,14 @@ def test_loader(training: Training, split: Split, extraction: Extraction) -> Fea
     contents = digests_of(training.checkpoints.contents, split)
     loader.features = extraction.split(split, contents, (CENTRE,), np.ones((len(split), 1), np.bool_))
     return loader
+
+
+def validation_features(training: Training, hook: Observer) -> SplitFeatures:
+    """The validation images' features as the training saw them, by this process alone. Raises as `test_loader`."""
+    split = training.valid.split
+    contents = digests_of(training.checkpoints.contents, split)
+    extraction = extraction_of(training, training.setup, Group(), hook)
+    return extraction.split(split, contents, (CENTRE,), np.ones((len(split), 1), np.bool_))
 
 
 def served_extraction(training: Training, hook: Observer) -> Extraction | None:

@@ -33,6 +33,7 @@ from safetensors import numpy as safetensors_numpy
 from image_classifier.contract.errors import ArtifactError, ClassifierError, PlatformError, describe
 from image_classifier.contract.files import open_plain, replacing
 from image_classifier.contract.image_formats import JPEG, SUFFIXES
+from image_classifier.vision.drift import Histogram
 from image_classifier.vision.gate import FLOAT32_TOLERANCE, Gate
 from image_classifier.vision.manifest import (
     MANIFEST,
@@ -109,6 +110,7 @@ def write_model(
     versions: Mapping[str, str],
     ranges: Mapping[str, float] | None = None,
     gates: Mapping[str, Gate] | None = None,
+    reference: Mapping[str, Histogram] | None = None,
     created: str | None = None,
 ) -> Manifest:
     """Writes the artifact into `directory`, which may exist and may hold an older one.
@@ -121,6 +123,7 @@ def write_model(
         metrics: final numbers; one that is not finite is recorded as null.
         ranges: largest absolute value of each of `network.activations`, for int8.
         gates: number format -> what it costs.
+        reference: what answers and pictures usually look like, for the drift watch.
         created: ISO 8601 time; now when None.
 
     Raises:
@@ -144,6 +147,7 @@ def write_model(
         ),
         ranges=dict(ranges or {}),
         gates=dict(gates or {}),
+        reference=dict(reference or {}),
         members={name: Member(len(data), hashlib.sha256(data).hexdigest()) for name, data in contents.items()},
     )
     manifest.check()

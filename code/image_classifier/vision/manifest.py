@@ -17,6 +17,7 @@ from typing import Any
 from image_classifier.contract.errors import ArtifactError, describe
 from image_classifier.contract.image_formats import SUFFIXES
 from image_classifier.vision import gate, network
+from image_classifier.vision.drift import STATISTICS, Histogram
 from image_classifier.vision.gate import Gate
 from image_classifier.vision.preprocess import Preprocessing
 
@@ -70,6 +71,7 @@ class Manifest:
         members: every file of the artifact but the manifest.
         ranges: largest absolute value of each of `network.activations`, for int8; empty where nobody measured it.
         gates: number format -> what it costs; older models have none.
+        reference: what answers and pictures usually look like (`drift.reference_of`); older models have none.
     """
 
     classes: tuple[str, ...]
@@ -85,12 +87,13 @@ class Manifest:
     precision: str = gate.FLOAT32
     ranges: Mapping[str, float] = field(default_factory=dict)
     gates: Mapping[str, Gate] = field(default_factory=dict)
+    reference: Mapping[str, Histogram] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values. Without ranges and gates they are those of older models, as is the checksum."""
+        """The fields as JSON values. Without the last three they are those of older models, as is the checksum."""
         values = dataclasses.asdict(self) | {"preprocessing": self.preprocessing.to_json()}
-        return {name: value for name, value in values.items() if value or name not in ("ranges", "gates")}
+        return {name: value for name, value in values.items() if value or name not in ("ranges", "gates", "reference")}
 
     def refusal(self, precision: str) -> str:
         """Why a server should not take a number format of its own accord; empty when it may."""
@@ -163,6 +166,7 @@ class Manifest:
             precision=_text(values["precision"]),
             ranges={_text(k): float(v) for k, v in values.get("ranges", {}).items()},
             gates={_text(k): Gate.from_json(v) for k, v in values.get("gates", {}).items()},
+            reference={_text(k): Histogram.from_json(v) for k, v in values.get("reference", {}).items()},
             format_version=FORMAT_VERSION,
         )
 
@@ -189,6 +193,8 @@ class Manifest:
             raise ArtifactError("a range in the manifest is no number above 0")
         if (gate.INT8 in self.gates) != bool(self.ranges):
             raise ArtifactError("the manifest has ranges for int8 without what they cost, or the other way round")
+        if self.reference and self.reference.keys() != set(STATISTICS):
+            raise ArtifactError("the manifest's reference for the drift watch is of other statistics")
         for _, name, probabilities in self.golden:
             _check_probabilities(name, probabilities, len(self.classes))
 

@@ -14,7 +14,7 @@ from tests.conftest import jpeg
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ConfigError, DataError
 from image_classifier.launch.client import find_images
-from image_classifier.launch.training_run import check_data
+from image_classifier.launch.job_data import check_data
 from image_classifier.launch.view import View
 from image_classifier.vision.check import check_dataset
 from image_classifier.vision.findings import by_level, parse_levels

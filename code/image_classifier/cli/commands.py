@@ -58,7 +58,7 @@ class Commands(flags.StoryGroup):
         "token_normalize_func": lambda text: text.replace("_", "-"),
     },
     epilog="""
-python deploy.py sample-data data                  # or your own data/train/CLASS/*.jpg
+python deploy.py sample-data data                  # or your own data/CLASS/*.jpg
 python deploy.py tune --data data --trials 8
 python deploy.py train --data data --best tune-20260102-030405
 python deploy.py serve                             # in one terminal
@@ -82,7 +82,7 @@ def app(call: Call, file: Path | None, target: str | None, runs_dir: str | None,
 @AS_JSON
 @click.pass_obj
 def check(call: Call, data: Path | None, as_json: bool) -> int:
-    """Look for unreadable files, duplicates and imbalance in DATA."""
+    """Look for unreadable files, duplicates, lookalikes and imbalance in DATA."""
     from image_classifier.cli import show_data
 
     settings = call.settings()

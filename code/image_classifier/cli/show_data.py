@@ -26,6 +26,7 @@ def check(data: Path, config: TrainConfig, *, as_json: bool) -> int:
         report = check_dataset(
             data,
             valid_fraction=config.valid_fraction,
+            test_fraction=config.test_fraction,
             seed=config.seed,
             progress=lambda done, total: live.draw(lambda: one_line(f"{done} of {total} images read")),
         )
@@ -43,6 +44,8 @@ def _check_tables(report: CheckReport) -> None:
     render.table(["class", *splits], rows, title=f"{report.root}: images", numbers=splits)
     if report.valid_split_off:
         render.note("there is no valid folder: these images are split off train")
+    if report.split_made:
+        render.note("no folders say what is train, valid and test: images are split, those that look alike on one side")
     for label, findings in (("error", report.errors), ("warning", report.warnings)):
         for _, alike in itertools.groupby(findings, key=lambda finding: (finding.kind, finding.hint)):
             _findings(label, list(alike))

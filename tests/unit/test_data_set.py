@@ -18,7 +18,7 @@ from image_classifier.launch.job_data import channels_for, check_data, data_of, 
 from image_classifier.launch.runs import Run, create_run
 from image_classifier.sagemaker.upload import read_data_set
 from image_classifier.vision.check import check_dataset
-from image_classifier.vision.data_set import DataSet, near_to, open_data
+from image_classifier.vision.data_set import OpenedData, near_to, open_data
 from image_classifier.vision.folders import ImageFolders, scan
 
 
@@ -35,7 +35,7 @@ def flat(root: Path, count: int = 10, classes: tuple[str, ...] = ("cat", "dog"))
     return put(root, *(f"{name}/{name}-{number}.jpg" for name in classes for number in range(count)))
 
 
-def opened(data: Path, *, seed: int = 0, valid: float = 0.2, test: float = 0.1, kept: Path | None = None) -> DataSet:
+def opened(data: Path, *, seed: int = 0, valid: float = 0.2, test: float = 0.1, kept: Path | None = None) -> OpenedData:
     return open_data(data, valid_fraction=valid, test_fraction=test, seed=seed, kept=kept)
 
 

@@ -90,7 +90,7 @@ def test_a_leftover_that_nobody_may_list_ends_nothing(data: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        ({"train/cat/a.HEIC": "", "train/dog/b.tif": ""}, "files passed over: 1 .heic, 1 .tif (train/cat/a.HEIC,"),
+        ({"train/cat/a.HEIC": "", "train/dog/b.jxl": ""}, "files passed over: 1 .heic, 1 .jxl (train/cat/a.HEIC,"),
         ({"train/cat/a.txt": "", "test/dog/b": ""}, "passed over for their names: 1 .txt, 1 without a suffix (train/"),
         (
             {"train/cat/.a.jpg.icloud": "", "train/.owl/1.jpg": ""},

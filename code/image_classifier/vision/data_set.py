@@ -29,6 +29,7 @@ from image_classifier.vision.folders import (
     loose_images,
     planned,
     scan,
+    with_reasons,
 )
 from image_classifier.vision.image_list import (
     LIST_HINT,
@@ -56,7 +57,7 @@ def _unheard(done: int, total: int) -> None:
 
 
 @dataclass(frozen=True)
-class DataSet:
+class OpenedData:
     """A data set that can be used.
 
     Args:
@@ -82,7 +83,7 @@ def open_data(
     seed: int,
     kept: Path | None = None,
     progress: Progress = _unheard,
-) -> DataSet:
+) -> OpenedData:
     """Finds the images of a data set, their classes and their splits.
 
     Args:
@@ -97,7 +98,7 @@ def open_data(
         DataError: it cannot be used.
     """
     if kept is not None and kept.is_dir():
-        return DataSet(data, scan({"train": data, SPLIT_CHANNEL: kept}, valid_fraction=valid_fraction, seed=seed))
+        return OpenedData(data, scan({"train": data, SPLIT_CHANNEL: kept}, valid_fraction=valid_fraction, seed=seed))
     if not data.exists():
         near = near_to(data)
         raise DataError(f"the data set {data} does not exist", f"did you mean {near}?" if near else LAYOUT_HINT)
@@ -106,13 +107,13 @@ def open_data(
         root, images = _listed(data, over)
     elif _has_split_folders(data):
         folders = scan(find_channels(data), valid_fraction=valid_fraction, seed=seed)
-        return DataSet(data, folders, beside_channels(data))
+        return OpenedData(data, folders, beside_channels(data))
     else:
         root, images = data, _flat(data, over)
     alike = groups_of(look_at_all([root / image.path for image in images], progress))
     together = sum(first != index for index, first in enumerate(alike))
     split = split_images(images, alike, valid_fraction=valid_fraction, test_fraction=test_fraction, seed=seed)
-    return DataSet(root, planned(SplitPlan(root, split, over.findings(), together)))
+    return OpenedData(root, planned(SplitPlan(root, split, over.findings(), together)))
 
 
 def _listed(file: Path, over: PassedOver) -> tuple[Path, tuple[ListedImage, ...]]:
@@ -161,6 +162,12 @@ def _require_class_folders(root: Path) -> None:
             above = _data_set_above(root)
             hint = f"did you mean {above}?" if above else "put the images of each class into a folder named for it"
             raise DataError(f"{root} has {len(loose)} images of its own and no class folders", hint)
+        over = PassedOver()
+        list(Walk(root, over).images(root))
+        if any(finding.hint == Why.FORMAT.value[1] for finding in over.findings()):
+            raise with_reasons(
+                DataError(f"there are no images ({' '.join(sorted(SUFFIXES))}) in {root}", LAYOUT_HINT), over
+            )
         find_channels(root)  # raises: there is nothing to train on
     if split_named(_absolute(root).name) and (above := _data_set_above(root)):
         raise DataError(f"{root} is one split of a data set", f"did you mean {above}?")

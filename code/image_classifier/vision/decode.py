@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from image_classifier.contract.errors import ClassifierError, ImageError, TooLarge, describe
-from image_classifier.contract.image_formats import FORMATS, JPEG, OTHER_KINDS, PILLOW_NAMES, SEND_HINT
+from image_classifier.contract.image_formats import FORMATS, JPEG, OTHER_KINDS, PILLOW_NAMES, SEND_HINT, format_begun
 from image_classifier.contract.text import as_text
 from image_classifier.vision.containers import bare, num_scans
 
@@ -36,6 +37,8 @@ MAX_FILE_BYTES = (
 )
 MAX_DECODE_S = 10.0  # of this thread's own time on a core; the largest accepted pictures take 2 to 4
 MAX_HEADER_READS = 4096  # of a decoder before the pixels; three a segment or chunk: a file has dozens, not thousands
+MAX_HEADER_COPIES = 4  # the size of the file, read so often before the pixels: a TIFF's entries may all name the same
+MAX_STRIPS = 200_000  # of a TIFF: three a row of the tallest picture
 
 _ROWS = 64  # taken at a time
 
@@ -51,6 +54,7 @@ _UPRIGHT: dict[
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION_TAG = 0x0112
+_TILE_WIDTH, _TILE_HEIGHT, _OFFSETS = 0x0142, 0x0143, (0x0111, 0x0144)  # TIFF 6.0: tags of tiles, of strips and tiles
 
 # Pillow's own limit warns on stderr and then goes on; ours is checked right after the header is read.
 Image.MAX_IMAGE_PIXELS = None
@@ -134,6 +138,8 @@ class _Metered:
         self._what = what
         self._until = until
         self.reads_left = MAX_HEADER_READS
+        self.bytes_left = MAX_HEADER_COPIES * max(stream.seek(0, io.SEEK_END), io.DEFAULT_BUFFER_SIZE)
+        stream.seek(0)
 
     def read(self, size: int = -1) -> bytes:
         """As of any file.
@@ -142,12 +148,14 @@ class _Metered:
             TooLarge: the time is up.
             ImageError: the header is so cut up that reading it would take longer than decoding the picture.
         """
-        if self.reads_left <= 0:
+        if self.reads_left <= 0 or self.bytes_left <= 0:
             raise ImageError(f"{self._what} is damaged: its header has no end", "save the picture again")
         self.reads_left -= 1
         if time.thread_time() > self._until:
             raise TooLarge(f"{self._what} takes longer to decode than {MAX_DECODE_S:g} s", "save the picture again")
-        return self._stream.read(size)
+        data = self._stream.read(size)
+        self.bytes_left -= len(data)
+        return data
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -159,11 +167,13 @@ def _decode(stream: Any, what: str, min_side: int | None) -> Image.Image:
     except UnidentifiedImageError as error:
         stream.seek(0)
         raise _not_an_image(stream.read(64), what) from error
-    stream.reads_left = sys.maxsize
+    stream.reads_left = stream.bytes_left = sys.maxsize
     width, height = image.size
     _check_size(image.format, width, height, what)
     if isinstance(image, JpegImageFile):  # an MPO is one too
         _check_scans(stream, width * height, what)
+    if isinstance(image, TiffImageFile):
+        _check_tiff(image, what)
     if min_side is not None:
         image.draft(None, (min_side, min_side))
     image.load()
@@ -194,9 +204,21 @@ def _check_scans(stream: Any, pixels: int, what: str) -> None:
         )
 
 
+def _check_tiff(image: TiffImageFile, what: str) -> None:
+    """Raises ImageError for a TIFF that is no photograph, TooLarge for one whose parts are larger than it could be."""
+    if image.mode in {"F", "I"}:
+        raise ImageError(f"{what} is a TIFF of 32 bits a pixel, no photograph", "save it with 8 or 16 bits a channel")
+    tile = int(image.tag_v2.get(_TILE_WIDTH, 0)) * int(image.tag_v2.get(_TILE_HEIGHT, 0))
+    strips = max(len(image.tag_v2.get(tag, ())) for tag in _OFFSETS)
+    if tile > 1_000_000 * JPEG.max_megapixels // 4 or strips > MAX_STRIPS:
+        raise TooLarge(f"{what} is a TIFF of parts that are too large or too many", "save the picture again")
+
+
 def _not_an_image(head: bytes, what: str) -> ImageError:
     if not head:
         return ImageError(f"{what} is empty (zero bytes)", SEND_HINT)
+    if (begun := format_begun(head)) is not None:
+        return ImageError(f"{what} is a {begun.name} file, but damaged", "replace the file with an intact copy")
     text = head.removeprefix(codecs.BOM_UTF8).lstrip().lower()
     for kind in OTHER_KINDS:
         for offset, magic in kind.signatures:

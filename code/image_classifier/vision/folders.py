@@ -149,7 +149,7 @@ def scan(channels: Mapping[str, Path], *, valid_fraction: float, seed: int) -> I
         images = {name: class_images(channels[name], name, found) for name, found in over.items()}
         classes = _check_classes(channels["train"], images)
     except DataError as error:
-        raise DataError(error.message, "; ".join([error.hint, *_reasons(over.values())])) from None
+        raise with_reasons(error, _together(over.values())) from None
     for name, found in over.items():
         for unknown in sorted(set(images[name]) - set(classes)):  # without images, or it would be an error
             found.add(Why.EMPTY_CLASS, unknown, is_folder=True)
@@ -184,9 +184,12 @@ def _together(over: Iterable[PassedOver]) -> PassedOver:
     return found
 
 
-def _reasons(over: Iterable[PassedOver]) -> list[str]:
-    """What may be why images are missing."""
-    return [finding.line for finding in _together(over).findings() if finding.kind != LEFTOVER]
+def with_reasons(error: DataError, over: PassedOver) -> DataError:
+    """The error of images that are missing, with what may be why: of photos in other formats it is these."""
+    reasons = [finding for finding in over.findings() if finding.kind != LEFTOVER]
+    other = [finding.hint for finding in reasons if finding.hint == Why.FORMAT.value[1]]
+    hint = other[0] if other and error.hint == LAYOUT_HINT else error.hint
+    return DataError(error.message, "; ".join([hint, *(finding.line for finding in reasons)]))
 
 
 def name_in(split: Split, path: Path) -> str:

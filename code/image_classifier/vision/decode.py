@@ -37,7 +37,6 @@ MAX_FILE_BYTES = (
 )
 MAX_DECODE_S = 10.0  # of this thread's own time on a core; the largest accepted pictures take 2 to 4
 MAX_HEADER_READS = 4096  # of a decoder before the pixels; three a segment or chunk: a file has dozens, not thousands
-MAX_HEADER_COPIES = 4  # the size of the file, read so often before the pixels: a TIFF's entries may all name the same
 MAX_STRIPS = 200_000  # of a TIFF: three a row of the tallest picture
 
 _ROWS = 64  # taken at a time
@@ -138,8 +137,6 @@ class _Metered:
         self._what = what
         self._until = until
         self.reads_left = MAX_HEADER_READS
-        self.bytes_left = MAX_HEADER_COPIES * max(stream.seek(0, io.SEEK_END), io.DEFAULT_BUFFER_SIZE)
-        stream.seek(0)
 
     def read(self, size: int = -1) -> bytes:
         """As of any file.
@@ -148,14 +145,12 @@ class _Metered:
             TooLarge: the time is up.
             ImageError: the header is so cut up that reading it would take longer than decoding the picture.
         """
-        if self.reads_left <= 0 or self.bytes_left <= 0:
+        if self.reads_left <= 0:
             raise ImageError(f"{self._what} is damaged: its header has no end", "save the picture again")
         self.reads_left -= 1
         if time.thread_time() > self._until:
             raise TooLarge(f"{self._what} takes longer to decode than {MAX_DECODE_S:g} s", "save the picture again")
-        data = self._stream.read(size)
-        self.bytes_left -= len(data)
-        return data
+        return self._stream.read(size)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -167,7 +162,7 @@ def _decode(stream: Any, what: str, min_side: int | None) -> Image.Image:
     except UnidentifiedImageError as error:
         stream.seek(0)
         raise _not_an_image(stream.read(64), what) from error
-    stream.reads_left = stream.bytes_left = sys.maxsize
+    stream.reads_left = sys.maxsize
     width, height = image.size
     _check_size(image.format, width, height, what)
     if isinstance(image, JpegImageFile):  # an MPO is one too

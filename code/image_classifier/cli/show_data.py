@@ -84,14 +84,15 @@ def predictions(url: str, answers: Iterable[Answer], *, as_json: bool) -> int:
     if as_json:
         render.document({"url": url, "predictions": [answer.to_json() for answer in collected]})
     else:
-        _prediction_table(collected)
+        prediction_table(collected)
     failed = sum(bool(answer.error) for answer in collected)
     if failed:
         render.note(f"{failed} of {len(collected)} images could not be classified")
     return 1 if failed else 0
 
 
-def _prediction_table(answers: list[Answer]) -> None:
+def prediction_table(answers: list[Answer]) -> None:
+    """Prints a table of answers."""
     most = max((len(answer.predictions) for answer in answers), default=1)
     rows = []
     for answer in answers:

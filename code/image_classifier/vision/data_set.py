@@ -116,6 +116,59 @@ def open_data(
     return OpenedData(root, planned(SplitPlan(root, split, over.findings(), together)))
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """Images with the labels that somebody gave them.
+
+    Args:
+        what: of them, in words: `test`, `valid`, `train`, or `all`.
+        root: the folder that they lie in.
+        files, labels: as many of each, sorted by path.
+        findings: what was passed over.
+    """
+
+    what: str
+    root: Path
+    files: tuple[Path, ...]
+    labels: tuple[str, ...]
+    findings: tuple[DataFinding, ...] = ()
+
+
+def labelled_images(data: Path) -> Labelled:
+    """The images to compare a model's answers with: a data set's test images, without any its valid ones, else all.
+
+    Args:
+        data: a data set as of `open_data`, or one split's folder of class folders.
+
+    Raises:
+        DataError: it cannot be used, or has no images.
+    """
+    if not data.exists():
+        near = near_to(data)
+        raise DataError(f"there is no data {data}", f"did you mean {near}?" if near else LAYOUT_HINT)
+    over = PassedOver()
+    what, root = "all", data
+    if data.is_file():
+        root, listed = _listed(data, over)
+        what = next(
+            (split for split in ("test", "valid", "train") if any(each.split == split for each in listed)), what
+        )
+        pairs = [(each.path, each.label) for each in listed if each.split in {what, ""}]
+    else:
+        if _has_split_folders(data):
+            channels = find_channels(data)
+            what = next(split for split in ("test", "valid", "train") if split in channels)
+            root = channels[what]
+        try:
+            found = class_images(root, what if root != data else "data", over)
+        except DataError as error:
+            raise with_reasons(error, over) from None
+        pairs = [(path.relative_to(root), label) for label, paths in found.items() for path in paths]
+    pairs.sort(key=lambda pair: pair[0].as_posix())
+    files, labels = tuple(root / path for path, _ in pairs), tuple(label for _, label in pairs)
+    return Labelled(what, root, files, labels, over.findings())
+
+
 def _listed(file: Path, over: PassedOver) -> tuple[Path, tuple[ListedImage, ...]]:
     """The root and the images of a list. Raises DataError."""
     suffix = file.suffix.lower()

@@ -55,7 +55,7 @@ def test_golden_samples_and_predictions_come_from_the_real_server(
         images = [str(tmp_path / name) for name in ("golden.jpg", "bad.jpg", "large.png")]
         code, out, err = deploy("predict", *images, "--json", "--top-k", "6")
     assert code == 1  # one image is bad
-    right, bad, large = json.loads(out)["predictions"]
+    right, bad, large = map(json.loads, out.splitlines())
     answered = {each["label"]: each["probability"] for each in right["predictions"]}
     expected = dict(zip(load_model(model_dir).classes, golden.probabilities, strict=True))
     assert max(abs(answered[label] - probability) for label, probability in expected.items()) < 0.02

@@ -63,7 +63,7 @@ def test_endpoint_is_made_checked_asked_and_deleted(
     (tmp_path / "a.jpg").write_bytes(golden[0].image)
     code, out, err = deploy("predict", str(tmp_path / "a.jpg"), "--json", "--top-k", "2")
     assert code == 0, err
-    (answer,) = json.loads(out)["predictions"]
+    (answer,) = map(json.loads, out.splitlines())
     assert answer["predictions"] == [{"label": "daisy", "probability": 0.7}, {"label": "rose", "probability": 0.2}]
     (tmp_path / "bad.jpg").write_bytes(b"no image")
     code, out, err = deploy("predict", str(tmp_path / "bad.jpg"))

@@ -45,6 +45,11 @@ def test_newest_model_is_served_until_ctrl_c_and_predicts_as_trained(model_dir: 
     for sample in golden:
         (images / sample.name).write_bytes(sample.image)
     (images / "text.jpg").write_text("no image")
+    names = load_model(model_dir).classes
+    for sample in golden:
+        labelled = tmp_path / "labelled" / max(zip(sample.probabilities, names, strict=True))[1]
+        labelled.mkdir(parents=True, exist_ok=True)
+        (labelled / sample.name).write_bytes(sample.image)
 
     port = str(free_port())
     serve = [sys.executable, str(DEPLOY), "serve", "--port", port]
@@ -60,6 +65,7 @@ def test_newest_model_is_served_until_ctrl_c_and_predicts_as_trained(model_dir: 
         done = deploy(tmp_path, "predict", "images", "--url", url, "--top-k", "6", "--json")
         table = deploy(tmp_path, "predict", str(images / golden[0].name), "--url", url, "--top-k", "1")
         second = deploy(tmp_path, "serve", "--port", port)
+        evaluated = deploy(tmp_path, "evaluate", "labelled", url, "--json")
 
         server.send_signal(signal.SIGINT)
         assert server.wait(timeout=30) == 0
@@ -67,12 +73,14 @@ def test_newest_model_is_served_until_ctrl_c_and_predicts_as_trained(model_dir: 
     assert served.record().status == Status.STOPPED
 
     assert done.returncode == 1  # the text file
-    answers = {Path(each["file"]).name: each for each in json.loads(done.stdout)["predictions"]}
+    answers = {Path(each["file"]).name: each for each in map(json.loads, done.stdout.splitlines())}
     assert answers["text.jpg"]["error"]
     classes = load_model(model_dir).classes
     for sample in golden:
         given = {each["label"]: each["probability"] for each in answers[sample.name]["predictions"]}
         assert [given[name] for name in classes] == pytest.approx(sample.probabilities, abs=1e-3)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert json.loads(evaluated.stdout)["metrics"]["accuracy"] == 1.0
     best = max(zip(golden[0].probabilities, classes, strict=True))[1]
     assert table.returncode == 0
     header, row = table.stdout.splitlines()

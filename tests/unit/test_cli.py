@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from image_classifier.cli.commands import app
+from image_classifier.cli.answer_commands import app
 from image_classifier.cli.main import main
 from image_classifier.contract.config import parameters
 from image_classifier.contract.endpoint import MAX_PORT

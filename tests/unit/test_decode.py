@@ -51,7 +51,15 @@ def with_exif(orientation: int) -> Image.Exif:
     return exif
 
 
-HELD = {"JPEG": "1 L RGB CMYK", "PNG": "1 L LA P RGB RGBA", "WEBP": "L LA P RGB RGBA CMYK", "BMP": "1 L P RGB RGBA"}
+HELD = {
+    "JPEG": "1 L RGB CMYK",
+    "PNG": "1 L LA P RGB RGBA",
+    "WEBP": "L LA P RGB RGBA CMYK",
+    "BMP": "1 L P RGB RGBA",
+    "GIF": "1 L P RGB",
+    "TIFF": "1 L LA P RGB RGBA CMYK",
+    "AVIF": "L RGB RGBA",
+}
 
 
 @pytest.mark.parametrize(("kind", "mode"), [(kind, mode) for kind, modes in HELD.items() for mode in modes.split()])

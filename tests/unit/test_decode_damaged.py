@@ -44,6 +44,13 @@ def pictures() -> Mapping[str, list[bytes]]:
             ("WEBP", "RGB", more),
         ],
         "BMP": [("BMP", mode, {}) for mode in ("1", "L", "P", "RGB", "RGBA")],
+        "GIF": [*(("GIF", mode, {}) for mode in ("1", "L", "P", "RGB")), ("GIF", "RGB", more)],
+        "TIFF": [
+            *(("TIFF", mode, {}) for mode in ("1", "LA", "P", "RGB", "CMYK")),
+            *(("TIFF", "RGB", {"compression": kind}) for kind in ("tiff_lzw", "jpeg", "tiff_adobe_deflate")),
+            ("TIFF", "RGB", {"exif": exif}),
+        ],
+        "AVIF": [("AVIF", "RGB", {}), ("AVIF", "RGBA", {}), ("AVIF", "RGB", extra), ("AVIF", "RGB", more)],
     }
     files: dict[str, list[bytes]] = {}
     for name, variants in kinds.items():

@@ -14,7 +14,7 @@ from tests.conftest import jpeg
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ConfigError, DataError
 from image_classifier.launch.client import find_images
-from image_classifier.launch.training_run import check_data
+from image_classifier.launch.job_data import check_data
 from image_classifier.launch.view import View
 from image_classifier.vision.check import check_dataset
 from image_classifier.vision.findings import by_level, parse_levels
@@ -90,7 +90,7 @@ def test_a_leftover_that_nobody_may_list_ends_nothing(data: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        ({"train/cat/a.HEIC": "", "train/dog/b.tif": ""}, "files passed over: 1 .heic, 1 .tif (train/cat/a.HEIC,"),
+        ({"train/cat/a.HEIC": "", "train/dog/b.jxl": ""}, "files passed over: 1 .heic, 1 .jxl (train/cat/a.HEIC,"),
         ({"train/cat/a.txt": "", "test/dog/b": ""}, "passed over for their names: 1 .txt, 1 without a suffix (train/"),
         (
             {"train/cat/.a.jpg.icloud": "", "train/.owl/1.jpg": ""},

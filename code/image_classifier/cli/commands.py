@@ -10,7 +10,7 @@ import click
 
 import image_classifier
 from image_classifier.cli import flags
-from image_classifier.cli.settings import General, PredictSettings, ServeSettings, Settings, load
+from image_classifier.cli.settings import General, ServeSettings, Settings, load
 from image_classifier.cli.targets import target_of
 from image_classifier.contract.config import Value, parameters_of
 from image_classifier.contract.endpoint import MAX_PORT
@@ -45,7 +45,7 @@ class Commands(flags.StoryGroup):
     """The commands in the order of the story."""
 
     stories = {  # noqa: RUF012  # a constant of the class
-        "From images to predictions": ("check", "sample-data", "tune", "train", "serve", "predict"),
+        "From images to predictions": ("check", "sample-data", "tune", "train", "serve", "predict", "evaluate"),
         "Look after it": ("report", "rules", "status", "logs", "config", "demo"),
         "On SageMaker (--target sagemaker)": ("doctor", "batch", "delete"),
     }
@@ -58,7 +58,7 @@ class Commands(flags.StoryGroup):
         "token_normalize_func": lambda text: text.replace("_", "-"),
     },
     epilog="""
-python deploy.py sample-data data                  # or your own data/train/CLASS/*.jpg
+python deploy.py sample-data data                  # or your own data/CLASS/*.jpg
 python deploy.py tune --data data --trials 8
 python deploy.py train --data data --best tune-20260102-030405
 python deploy.py serve                             # in one terminal
@@ -82,7 +82,7 @@ def app(call: Call, file: Path | None, target: str | None, runs_dir: str | None,
 @AS_JSON
 @click.pass_obj
 def check(call: Call, data: Path | None, as_json: bool) -> int:
-    """Look for unreadable files, duplicates and imbalance in DATA."""
+    """Look for unreadable files, duplicates, lookalikes and imbalance in DATA."""
     from image_classifier.cli import show_data
 
     settings = call.settings()
@@ -206,27 +206,6 @@ python deploy.py serve model.tar.gz
 def serve(call: Call, /, model: str, yes: bool, dry_run: bool, **given: Any) -> None:
     """Serve a model.tar.gz, or the model of a run (the newest without a name), until Ctrl-C."""
     target_of(call.settings(flags.given(given, "serve")), yes=yes, dry_run=dry_run).serve(model)
-
-
-@app.command(
-    epilog="""
-python deploy.py predict photo.jpg
-python deploy.py predict data/test --top-k 1 --json > predictions.json
-""",
-)
-@click.argument("images", metavar="IMAGE|FOLDER...", nargs=-1, required=True, type=PATH, help="files and folders")
-@flags.settings_of(PredictSettings, "predict", "Options")
-@AS_JSON
-@click.pass_obj
-def predict(call: Call, /, images: tuple[Path, ...], as_json: bool, **given: Any) -> int:
-    """Ask the endpoint about images."""
-    from image_classifier.cli import render, show_data
-    from image_classifier.launch.client import find_images
-
-    settings = call.settings(flags.given(given, "predict"))
-    connection = target_of(settings).connection()
-    answers = connection.predict_all(find_images(images, render.Console()), top_k=settings.predict.top_k)
-    return show_data.predictions(connection.url, answers, as_json=as_json)
 
 
 @app.command(

@@ -31,7 +31,7 @@ def table(
     """Prints a table; the columns named in `numbers` are right-aligned on a terminal."""
     if not sys.stdout.isatty():
         for row in (columns, *rows):
-            print("\t".join(_flat(cell) for cell in row))
+            print("\t".join(flat(cell) for cell in row))
         return
     from rich import box
     from rich.console import Console
@@ -39,7 +39,7 @@ def table(
     from rich.text import Text
 
     console = Console()
-    cells = [[_flat(cell) for cell in row] for row in rows]
+    cells = [[flat(cell) for cell in row] for row in rows]
     longest = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     if sum(min(length, NARROWEST) + GAP for length in longest) > console.width:  # it would be squeezed to nothing
         for row in cells:
@@ -66,7 +66,7 @@ def facts(pairs: Iterable[tuple[str, object]], *, title: str = "") -> None:
     texts = [(name, str(value)) for name, value in pairs]
     if not sys.stdout.isatty():
         for name, text in texts:
-            print(f"{visible(name)}\t{_flat(text)}")
+            print(f"{visible(name)}\t{flat(text)}")
         return
     from rich.console import Console
     from rich.table import Table
@@ -193,7 +193,8 @@ def _text(cell: str) -> Text:
     return Text(visible(cell))
 
 
-def _flat(cell: object) -> str:
+def flat(cell: object) -> str:
+    """A cell of a table, on one line and without what a terminal would obey."""
     return visible(" ".join(str(cell).split(" ")))
 
 

@@ -51,7 +51,7 @@ class General:
 
     target: str = param("local", "where jobs run: local, docker (in the images), sagemaker", choices=TARGETS)
     runs_dir: str = param(DEFAULT_RUNS_DIR, "folder that gets one folder a job")
-    data: str = param("data", "folder with train/CLASS, valid/CLASS and test/CLASS")
+    data: str = param("data", "folder with CLASS/ or train/CLASS, valid/CLASS, test/CLASS; or a CSV list")
 
 
 @dataclass(frozen=True, kw_only=True)

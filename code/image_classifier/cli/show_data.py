@@ -26,6 +26,7 @@ def check(data: Path, config: TrainConfig, *, as_json: bool) -> int:
         report = check_dataset(
             data,
             valid_fraction=config.valid_fraction,
+            test_fraction=config.test_fraction,
             seed=config.seed,
             progress=lambda done, total: live.draw(lambda: one_line(f"{done} of {total} images read")),
         )
@@ -43,6 +44,8 @@ def _check_tables(report: CheckReport) -> None:
     render.table(["class", *splits], rows, title=f"{report.root}: images", numbers=splits)
     if report.valid_split_off:
         render.note("there is no valid folder: these images are split off train")
+    if report.split_made:
+        render.note("no folders say what is train, valid and test: images are split, those that look alike on one side")
     for label, findings in (("error", report.errors), ("warning", report.warnings)):
         for _, alike in itertools.groupby(findings, key=lambda finding: (finding.kind, finding.hint)):
             _findings(label, list(alike))
@@ -81,14 +84,15 @@ def predictions(url: str, answers: Iterable[Answer], *, as_json: bool) -> int:
     if as_json:
         render.document({"url": url, "predictions": [answer.to_json() for answer in collected]})
     else:
-        _prediction_table(collected)
+        prediction_table(collected)
     failed = sum(bool(answer.error) for answer in collected)
     if failed:
         render.note(f"{failed} of {len(collected)} images could not be classified")
     return 1 if failed else 0
 
 
-def _prediction_table(answers: list[Answer]) -> None:
+def prediction_table(answers: list[Answer]) -> None:
+    """Prints a table of answers."""
     most = max((len(answer.predictions) for answer in answers), default=1)
     rows = []
     for answer in answers:

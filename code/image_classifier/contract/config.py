@@ -97,6 +97,7 @@ class TrainConfig:
         high=64,
     )
     valid_fraction: float = param(0.2, "share split off train when there is no valid folder", low=0.01, high=0.5)
+    test_fraction: float = param(0.1, "share kept for test of a data set without folders for splits", low=0.0, high=0.5)
     max_bad_images: int = param(10, "unreadable images to skip before the job fails", low=0, changes_result=False)
 
     epochs: int = param(10, "passes over the training images", low=1, high=10_000, section="Optimisation")

@@ -19,7 +19,7 @@ class ImageFormat:
         pillow: Pillow's name, as `Image.open(formats=...)` takes it.
         suffixes: of its files, in lower case with the dot; they are compared in lower case. The first is the usual one.
         media_types: of a request's body, in lower case. The first is the one a client sends.
-        signature: (offset, bytes there) of the first bytes of its files.
+        signatures: (offset, bytes there) of the first bytes of its files, any of which tells it.
         max_megapixels: larger pictures are refused. 100 are above any camera in common use, at most 0.4 GB once
             decoded, and the decoder can be stopped on the way.
     """
@@ -28,7 +28,7 @@ class ImageFormat:
     pillow: str
     suffixes: tuple[str, ...]
     media_types: tuple[str, ...]
-    signature: tuple[int, bytes]
+    signatures: tuple[tuple[int, bytes], ...]
     max_megapixels: int = 100
 
 
@@ -53,12 +53,16 @@ JPEG = ImageFormat(
     pillow="JPEG",
     suffixes=(".jpg", ".jpeg"),
     media_types=("image/jpeg",),
-    signature=(0, b"\xff\xd8\xff"),
+    signatures=((0, b"\xff\xd8\xff"),),
 )
 FORMATS: tuple[ImageFormat, ...] = (
     JPEG,
     ImageFormat(
-        name="PNG", pillow="PNG", suffixes=(".png",), media_types=("image/png",), signature=(0, b"\x89PNG\r\n\x1a\n")
+        name="PNG",
+        pillow="PNG",
+        suffixes=(".png",),
+        media_types=("image/png",),
+        signatures=((0, b"\x89PNG\r\n\x1a\n"),),
     ),
     # WebP's decoder takes 16 bytes a pixel and reads the file in one go: nothing stops it. 25 megapixels are 0.4 GB.
     ImageFormat(
@@ -66,21 +70,38 @@ FORMATS: tuple[ImageFormat, ...] = (
         pillow="WEBP",
         suffixes=(".webp",),
         media_types=("image/webp",),
-        signature=(8, b"WEBP"),
+        signatures=((8, b"WEBP"),),
         max_megapixels=25,
     ),
-    ImageFormat(name="BMP", pillow="BMP", suffixes=(".bmp",), media_types=("image/bmp",), signature=(0, b"BM")),
+    ImageFormat(name="BMP", pillow="BMP", suffixes=(".bmp",), media_types=("image/bmp",), signatures=((0, b"BM"),)),
+    # Of an animation the first frame, of several pages the first.
+    ImageFormat(name="GIF", pillow="GIF", suffixes=(".gif",), media_types=("image/gif",), signatures=((0, b"GIF8"),)),
+    # libtiff takes a strip or a tile at a time, which may be the whole picture at 8 bytes a pixel; nothing stops it.
+    ImageFormat(
+        name="TIFF",
+        pillow="TIFF",
+        suffixes=(".tif", ".tiff"),
+        media_types=("image/tiff",),
+        signatures=((0, b"II*\0"), (0, b"MM\0*"), (0, b"II+\0"), (0, b"MM\0+")),
+        max_megapixels=50,
+    ),
+    # As of WebP: read in one go, 16 bytes a pixel.
+    ImageFormat(
+        name="AVIF",
+        pillow="AVIF",
+        suffixes=(".avif",),
+        media_types=("image/avif",),
+        signatures=((4, b"ftypavif"), (4, b"ftypavis")),
+        max_megapixels=25,
+    ),
 )
 
 # In the order in which their signatures are compared. What has an accepted suffix is passed over below.
 _KNOWN_KINDS = (
-    OtherKind(name="a GIF", suffixes=(".gif",), signatures=((0, b"GIF8"),)),
-    OtherKind(name="a TIFF", suffixes=(".tif", ".tiff"), signatures=((0, b"II*\0"), (0, b"MM\0*"))),
     OtherKind(name="a Photoshop file", signatures=((0, b"8BPS"),)),
     OtherKind(name="a PDF", signatures=((0, b"%PDF"),)),
     OtherKind(name="a zip archive", signatures=((0, b"PK\3\4"),)),
     OtherKind(name="an icon", signatures=((0, b"\0\0\1\0"),)),
-    OtherKind(name="an AVIF", suffixes=(".avif",), signatures=((4, b"ftypavif"), (4, b"ftypavis"))),
     OtherKind(
         name="a HEIC",
         suffixes=(".heic", ".heif"),
@@ -116,7 +137,15 @@ def one_of(words: Sequence[str]) -> str:
 
 def begins_as_image(data: bytes) -> bool:
     """Whether the first bytes are those of a format that is accepted. What follows may still be damaged."""
-    return any(data[offset : offset + len(magic)] == magic for offset, magic in (each.signature for each in FORMATS))
+    return format_begun(data) is not None
+
+
+def format_begun(data: bytes) -> ImageFormat | None:
+    """The accepted format whose first bytes these are; None for anything else."""
+    for each in FORMATS:
+        if any(data.startswith(magic, offset) for offset, magic in each.signatures):
+            return each
+    return None
 
 
 PILLOW_NAMES: tuple[str, ...] = tuple(each.pillow for each in FORMATS)

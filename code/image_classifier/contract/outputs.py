@@ -1,6 +1,7 @@
 """The files of a run: their names, who writes them, and how each is read back in whatever state it is found.
 
     RUN/job.json                what runs, since when, how it ended (launch)
+    RUN/split/split.csv         which image is in which split, of data without folders for that (launch)
     RUN/model.tar.gz            the artifact (vision/artifact is its only writer and reader)
     RUN/logs/job.log            all the job printed
     RUN/logs/access.log         a line of JSON for each request (serving), begun anew when it is long
@@ -150,6 +151,7 @@ class Table:
 # of a run's folder
 JOB = Document("job.json")
 ARCHIVE = "model.tar.gz"
+SPLIT_FOLDER = "split"
 LOG = "logs/job.log"
 ACCESS_LOG = "logs/access.log"
 TRIALS_FOLDER = "trials"

@@ -2,7 +2,8 @@
 
     BASE/code/                          the source the toolkit runs
     BASE/input/config/*.json            hyperparameters, channels, hosts
-    BASE/input/data/CHANNEL/            the data, one folder a channel
+    BASE/input/data/CHANNEL/            the data, one folder a channel: train, valid, test; with split, all images are
+                                        in train, and split/split.csv says which is which
     BASE/checkpoints/                   kept across restarts of the same job
     BASE/model/                         becomes model.tar.gz
     BASE/output/failure                 the first cause of a failed job

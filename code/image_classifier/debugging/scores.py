@@ -5,6 +5,8 @@ One function each for the numbers that the training logs and the report shows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,3 +33,14 @@ def macro_f1(confusion: NDArray[np.int64]) -> float:
     both = confusion.sum(0) + confusion.sum(1)
     there = both > 0
     return float((2 * np.diag(confusion)[there] / both[there]).mean()) if there.any() else 0.0
+
+
+def per_class(confusion: NDArray[np.int64], classes: Sequence[str]) -> list[tuple[str, int, str, str, str]]:
+    """Class, images, precision, recall, F1; 0 where a ratio has no denominator (scikit-learn's zero_division=0)."""
+    hits, images, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    precision, recall = hits / np.maximum(predicted, 1), hits / np.maximum(images, 1)
+    f1 = 2 * hits / np.maximum(predicted + images, 1)
+    return [
+        (name, int(images[i]), f"{precision[i]:.4f}", f"{recall[i]:.4f}", f"{f1[i]:.4f}")
+        for i, name in enumerate(classes)
+    ]

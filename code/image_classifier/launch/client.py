@@ -98,7 +98,7 @@ class Connection(ABC):
             try:
                 for future in futures:
                     yield future.result()
-            except ClassifierError:
+            except BaseException:  # Ctrl-C, or nobody wants the rest
                 threads.shutdown(cancel_futures=True)
                 raise
 

@@ -13,7 +13,6 @@ from image_classifier.contract.config import NAMED_WEIGHTS, TrainConfig
 from image_classifier.contract.errors import (
     EXIT_PLATFORM,
     ConfigError,
-    DataError,
     JobError,
     JobStopped,
     PlatformError,
@@ -22,14 +21,14 @@ from image_classifier.contract.errors import (
 from image_classifier.contract.files import open_plain
 from image_classifier.contract.outputs import ARCHIVE
 from image_classifier.contract.paths import path_here
-from image_classifier.debugging.rules import parse_rules
 from image_classifier.launch import local
+from image_classifier.launch.job_data import channels_for, check_data, data_of, keep_split
 from image_classifier.launch.process import Interrupts, follow
 from image_classifier.launch.progress import ProgressView
 from image_classifier.launch.runs import ACTIVE, Run, Status, create_run, still_running
-from image_classifier.launch.view import SILENT, View, tell_findings
+from image_classifier.launch.view import SILENT, View
 from image_classifier.vision import artifact
-from image_classifier.vision.folders import ImageFolders, beside_channels, find_channels, scan
+from image_classifier.vision.folders import ImageFolders
 from image_classifier.vision.foreign_weights import check_file
 from image_classifier.vision.weights_preview import check_contents
 
@@ -50,29 +49,6 @@ class Outcome:
     def metrics(self) -> Mapping[str, float]:
         """Metric name -> value, of the best epoch and of the test."""
         return self.result.get("metrics", {})  # type: ignore[no-any-return]  # see `read_result`
-
-
-def check_data(data: Path, config: TrainConfig, view: View = SILENT) -> ImageFolders:
-    """Reads the folder names and the rules before a job is started, and tells `view` what was found.
-
-    Raises:
-        ConfigError: there is no such rule.
-        DataError: the folders cannot be used.
-    """
-    parse_rules(config.rules)
-    parse_rules(config.stop_on)
-    if not data.is_dir():
-        raise DataError(
-            f"there is no data folder {data}",
-            "name one with --data DIR, or make an example with `deploy.py sample-data DIR`",
-        )
-    folders = scan(find_channels(data), valid_fraction=config.valid_fraction, seed=config.seed)
-    counts = ", ".join(f"{len(split)} {split.name}" for split in folders.splits)
-    view.note(f"data {data}: {len(folders.classes)} classes, {counts} images")
-    if folders.valid_split_off:
-        view.note(f"there is no valid folder: {len(folders.valid)} of the train images are kept aside for it")
-    tell_findings((*beside_channels(data), *folders.findings), view)
-    return folders
 
 
 def resolve_weights(config: TrainConfig, runs_dir: Path) -> TrainConfig:
@@ -126,12 +102,15 @@ def train(
         JobError: it failed; the message is the first cause.
     """
     config = resolve_weights(config, runs_dir)
-    check_weights(config, check_data(data, config, view))
+    folders = check_data(data, config, view)
+    check_weights(config, folders)
     local.require_free_disk(runs_dir)
-    run = create_run(runs_dir, KIND, name, data=str(data.resolve()), config=config.to_hyperparameters())
+    data = data_of(data, folders)
+    run = create_run(runs_dir, KIND, name, data=str(data), config=config.to_hyperparameters())
     view.note(f"run {run.path}")
     with run.held():
-        local.prepare_training(run, config, find_channels(data))
+        keep_split(run, folders)
+        local.prepare_training(run, config, channels_for(data, run))
         return _run_to_the_end(run, config, starter, view)
 
 
@@ -143,10 +122,11 @@ def resume(run: Run, *, starter: local.Starter = local, view: View = SILENT) -> 
     if record.status == Status.COMPLETED:
         raise ConfigError(f"{run.name} has finished", f"serve its model with `deploy.py serve {run.typed}`")
     config = TrainConfig.from_hyperparameters(record.config)
-    check_data(Path(record.data), config, view)
+    data = Path(record.data)
+    check_data(data, config, view, run=run)
     local.require_free_disk(run.path)
     view.note(f"run {run.path}, attempt {record.attempts + 1}")
-    local.prepare_training(run, config, find_channels(Path(record.data)))
+    local.prepare_training(run, config, channels_for(data, run))
     return _run_to_the_end(run, config, starter, view)
 
 

@@ -19,7 +19,7 @@ from image_classifier.contract.paths import MlPaths
 from image_classifier.report.sources import Sources
 from image_classifier.vision.findings import parse_levels
 from image_classifier.vision.fingerprint import fingerprint
-from image_classifier.vision.folders import SPLIT_FOLDERS, ImageFolders, scan
+from image_classifier.vision.folders import ImageFolders, channels_of_job, scan
 
 MAX_FILES = 20  # named of one finding
 MAX_HEADERS = 200  # pictures whose size is looked at: the median of so many is good to a few percent
@@ -56,10 +56,9 @@ def findings(sources: Sources) -> list[dict[str, Any]]:
 
 
 def _scan(paths: MlPaths, config: Mapping[str, Any]) -> ImageFolders | None:
-    channels = {name: paths.channel(name) for name in SPLIT_FOLDERS if paths.channel(name).is_dir()}
     fraction = float(config.get("valid_fraction", TrainConfig.valid_fraction))
     try:
-        return scan(channels, valid_fraction=fraction, seed=int(config.get("seed", TrainConfig.seed)))
+        return scan(channels_of_job(paths), valid_fraction=fraction, seed=int(config.get("seed", TrainConfig.seed)))
     except (ClassifierError, OSError):
         return None
 

@@ -16,10 +16,11 @@ from image_classifier.contract.config import NAMED_WEIGHTS, TrainConfig
 from image_classifier.contract.errors import ConfigError, JobError, JobStopped, PlatformError
 from image_classifier.contract.files import write_text
 from image_classifier.contract.text import as_text
+from image_classifier.launch.job_data import check_data, keep_split
 from image_classifier.launch.process import Interrupts
 from image_classifier.launch.progress import ProgressView
 from image_classifier.launch.runs import ACTIVE, Run, Status
-from image_classifier.launch.training_run import KIND, Outcome, check_data, check_weights, last_lines, resolve_weights
+from image_classifier.launch.training_run import KIND, Outcome, check_weights, last_lines, resolve_weights
 from image_classifier.launch.view import SILENT, View, one_line
 from image_classifier.sagemaker import cost, jobs, remote
 from image_classifier.sagemaker.aws_settings import SageMakerSettings
@@ -79,7 +80,9 @@ class Inputs:
     def create_run(self, runs_dir: Path, kind: str, name: str, config: TrainConfig, **record: Any) -> tuple[Run, Place]:
         """Makes the run's folder and says where it is."""
         data, values = str(self.folder.resolve()), config.to_hyperparameters()
-        return remote.create(self.session, runs_dir, kind, name, data=data, config=values, **record)
+        run, place = remote.create(self.session, runs_dir, kind, name, data=data, config=values, **record)
+        keep_split(run, self.folders)
+        return run, place
 
     def upload(self) -> None:
         """Sends what S3 does not have yet. Raises AwsError."""

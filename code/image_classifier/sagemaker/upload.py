@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from image_classifier.sagemaker.aws_settings import AUTO, NONE
 from image_classifier.sagemaker.failures import MISSING, AwsError, describe_call, translated
 from image_classifier.sagemaker.session import Session
 from image_classifier.vision.folders import ImageFolders
+from image_classifier.vision.image_list import SPLIT_CHANNEL
 
 THREADS = 16
 INDEX = "index.json"
@@ -36,12 +38,14 @@ MAX_KEY_BYTES = 900  # S3 allows 1024, the prefix needs some
 
 @dataclass(frozen=True, kw_only=True)
 class DataFile:
-    """One image: its key below the data set (`train/daisy/1.jpg`), where it lies, sha256 (hex) and size in bytes."""
+    """One image: its key below the data set (`train/daisy/1.jpg`), where it lies, sha256 (hex) and size in bytes; or,
+    where nothing lies anywhere, its content."""
 
     key: str
     path: Path
     sha256: str
     size: int
+    content: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +93,12 @@ def read_data_set(folders: ImageFolders) -> DataSet:
     """
     pairs = []
     for split in folders.splits:
-        channel = "train" if split.name == "valid" and folders.valid_split_off else split.name
+        is_train = folders.plan is not None or (split.name == "valid" and folders.valid_split_off)
+        channel = "train" if is_train else split.name
         pairs += [(f"{channel}/{as_text(path.relative_to(split.root))}", path) for path in split.paths]
     with ThreadPoolExecutor(THREADS) as threads:
-        files = tuple(sorted(threads.map(lambda pair: _read(*pair), pairs), key=lambda file: file.key))
+        found = [*threads.map(lambda pair: _read(*pair), pairs), *_split_files(folders)]
+    files = tuple(sorted(found, key=lambda file: file.key))
     if twice := [key for key, count in Counter(file.key for file in files).items() if count > 1]:
         raise DataError(f"two files have the same name in S3: {twice[0]}", "rename one of them")
     listing = "".join(f"{file.key}\0{file.sha256}\n" for file in files)
@@ -101,6 +107,13 @@ def read_data_set(folders: ImageFolders) -> DataSet:
         channels=tuple(dict.fromkeys(file.key.partition("/")[0] for file in files)),
         files=files,
     )
+
+
+def _split_files(folders: ImageFolders) -> Iterator[DataFile]:
+    """What says which image of the train channel is in which split, where folders do not."""
+    for name, content in ({} if folders.plan is None else folders.plan.files(as_names=True)).items():
+        digest, key = hashlib.sha256(content).hexdigest(), f"{SPLIT_CHANNEL}/{name}"
+        yield DataFile(key=key, path=Path(name), sha256=digest, size=len(content), content=content)
 
 
 def upload_data_set(session: Session, data: DataSet, progress: Callable[[Sent], None]) -> Sent:
@@ -227,7 +240,7 @@ def _place(session: Session, file: DataFile, key: str, source: str | None) -> bo
         session.call("s3", "copy_object", Bucket=session.bucket, Key=key, CopySource=origin, **_put_options(session))
         return False
     checksum = base64.b64encode(bytes.fromhex(file.sha256)).decode()
-    with file.path.open("rb") as body:
+    with io.BytesIO(file.content) if file.content else file.path.open("rb") as body:
         put(session, key, body, ChecksumSHA256=checksum)
     return True
 

@@ -371,11 +371,7 @@ class BadImages:
         if not self.found:
             return
         read = {label for path, label in zip(split.paths, split.labels, strict=True) if as_text(path) not in self.found}
-        lost = {
-            as_text(path.relative_to(split.root).parts[0])
-            for path, label in zip(split.paths, split.labels, strict=True)
-            if label not in read
-        }
+        lost = {split.class_of(index) for index, label in enumerate(split.labels) if label not in read}
         if lost:
             raise DataError(
                 f"no image of {listing(sorted(lost))} in {split.name} can be read",

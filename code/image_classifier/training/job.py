@@ -40,13 +40,12 @@ from image_classifier.training.steps import min_images
 from image_classifier.training.stop import StopFlag
 from image_classifier.vision.findings import LEFTOVER, by_level
 from image_classifier.vision.fingerprint import digests, fingerprint, fingerprint_by_name, in_order, order_fingerprint
-from image_classifier.vision.folders import SPLIT_FOLDERS, ImageFolders, Split, name_in, scan
+from image_classifier.vision.folders import ImageFolders, Split, channels_of_job, name_in, scan
 from image_classifier.vision.model import build_model, head, load_starting_weights
 from image_classifier.vision.preprocess import Preprocessing
 from image_classifier.vision.resnet import ResNet
 
 log = logging.getLogger(__name__)
-PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors")  # whose versions the model's manifest names
 
 
 def run(config: TrainConfig, paths: MlPaths, stop: StopFlag, begun: float | None = None) -> None:
@@ -71,8 +70,7 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag, be
             f"batch_size {config.batch_size} cannot train batch norms in {group.size} processes",
             f"use {smallest} or more, or fine_tune=head",
         )
-    channels = {name: paths.channel(name) for name in SPLIT_FOLDERS if paths.channel(name).is_dir()}
-    folders = scan(channels, valid_fraction=config.valid_fraction, seed=config.seed)
+    folders = scan(channels_of_job(paths), valid_fraction=config.valid_fraction, seed=config.seed)
     describe_data(folders)
     contents = digests(folders, lambda: end_if_asked(stop))
     data_fingerprint = fingerprint(folders, contents)

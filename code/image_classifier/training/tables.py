@@ -6,12 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from image_classifier.contract.outputs import CONFUSION, PER_CLASS, TEST_PREDICTIONS
 from image_classifier.contract.text import as_text
-from image_classifier.debugging.scores import confusion_matrix
+from image_classifier.debugging.scores import confusion_matrix, per_class
 from image_classifier.training.evaluate import TOP_K, Evaluation
 from image_classifier.vision.folders import Split
 
@@ -53,14 +50,3 @@ def guessing_metrics(answered: Mapping[str, Mapping[str, int]], epochs: int) -> 
     `valid:images`, `valid:largest_class`, ..., and out of how many epochs the best was taken."""
     counts = {f"{split}:{name}": float(count) for split, of in answered.items() for name, count in of.items()}
     return {**counts, "epochs": float(epochs)}
-
-
-def per_class(confusion: NDArray[np.int64], classes: Sequence[str]) -> list[tuple[str, int, str, str, str]]:
-    """Class, images, precision, recall, F1; 0 where a ratio has no denominator (scikit-learn's zero_division=0)."""
-    hits, images, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
-    precision, recall = hits / np.maximum(predicted, 1), hits / np.maximum(images, 1)
-    f1 = 2 * hits / np.maximum(predicted + images, 1)
-    return [
-        (name, int(images[i]), f"{precision[i]:.4f}", f"{recall[i]:.4f}", f"{f1[i]:.4f}")
-        for i, name in enumerate(classes)
-    ]

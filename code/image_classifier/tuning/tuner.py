@@ -21,10 +21,11 @@ from image_classifier.contract.metrics import metric_line, parse_metric_line
 from image_classifier.contract.outputs import BEST, JOB, TRIALS_FOLDER, best_epoch
 from image_classifier.contract.search import Range, parse_search_space, with_values
 from image_classifier.launch import local
+from image_classifier.launch.job_data import channels_for, check_data, data_of, keep_split
 from image_classifier.launch.process import POLL_S, Interrupts, Job
 from image_classifier.launch.progress import JobProgress
 from image_classifier.launch.runs import ACTIVE, Record, Run, Status, create_run, find_run, open_run, still_running
-from image_classifier.launch.training_run import check_data, check_weights, resolve_weights, silent_end
+from image_classifier.launch.training_run import check_weights, resolve_weights, silent_end
 from image_classifier.launch.view import SILENT, View
 from image_classifier.tuning.best_trial import ask_for_metrics_alone, finish, is_whole, make_room
 from image_classifier.tuning.plan import Plan, combinations, fit_trials, make_plan
@@ -32,7 +33,6 @@ from image_classifier.tuning.search_view import SearchView
 from image_classifier.tuning.study import distribution, open_study, sampler_of
 from image_classifier.tuning.trials import Found, TrialRow, pick_best, write_results
 from image_classifier.tuning.tune_settings import TuneSettings
-from image_classifier.vision.folders import find_channels
 
 if TYPE_CHECKING:
     import optuna
@@ -82,8 +82,10 @@ def create(
     plan = make_plan(base, space, tune, folders, given=given, view=view)
     local.require_free_disk(runs_dir, plan.tune.parallel)
     values = plan.base.to_hyperparameters()
-    run = create_run(runs_dir, KIND, name, data=str(data.resolve()), config=values, details=plan.to_json())
-    return Search(run=run, data=data.resolve(), **vars(plan))
+    data = data_of(data, folders)
+    run = create_run(runs_dir, KIND, name, data=str(data), config=values, details=plan.to_json())
+    keep_split(run, folders)
+    return Search(run=run, data=data, **vars(plan))
 
 
 def resume(run: Run, changes: Mapping[str, Value], view: View = SILENT) -> Search:
@@ -104,7 +106,7 @@ def resume(run: Run, changes: Mapping[str, Value], view: View = SILENT) -> Searc
         tune = fit_trials(tune, space, view)
     run.update(details={**record.details, "tune": dataclasses.asdict(tune)})
     data, base = Path(record.data), TrainConfig.from_hyperparameters(record.config)
-    check_data(data, base, view)
+    check_data(data, base, view, run=run)
     local.require_free_disk(run.path, tune.parallel)
     return Search(run=run, data=data, base=base, space=space, tune=tune, carried=carried)
 
@@ -224,7 +226,7 @@ class Tuner:
         if best is None or is_whole(run := Run(path=best.path)):
             return
         self._shown.say(f"trial {best.number}/{tune.trials}  is the best: tested, its model written")
-        local.prepare_training(run, best.config, find_channels(self._search.data))
+        local.prepare_training(run, best.config, channels_for(self._search.data, self._search.run))
         again = f"deploy.py tune --resume {self._search.run.typed}"
         finish(run, self._starter, self._interrupts, self._view, how_to_resume=again)
         make_room(self.rows(), tune.objective, keep_models=tune.keep_models)
@@ -263,7 +265,7 @@ class Tuner:
         if epoch := self._pruned_at(trial, max(reported, default=config.epochs), config.epochs):
             self._prune(trial, number, run, epoch)
             return True
-        local.prepare_training(run, config, find_channels(self._search.data))
+        local.prepare_training(run, config, channels_for(self._search.data, self._search.run))
         if not self._search.tune.keep_models:
             ask_for_metrics_alone(run)
         job = self._jobs.enter_context(

@@ -11,6 +11,8 @@ Warnings, which a person should know:
     imbalance       the largest class of train has IMBALANCE_RATIO times the images of the smallest, or more
     few             a class of train with fewer than FEW_IMAGES images
     missing         a class without images in valid or test: its accuracy cannot be known
+    lookalike       pictures that look the same and are not the same bytes (`vision/lookalikes.py`); in two splits, the
+                    test asks for what was learned by heart
     small           images with a side shorter than SMALL_SIDE
     flat, faint     pictures of one colour, and pictures that use few of their 256 levels (`vision/contrast.py`)
     ignored         whatever is passed over, by reason (`vision/passed_over.py`)
@@ -41,10 +43,12 @@ from image_classifier.contract.files import open_plain
 from image_classifier.contract.machine import usable_cores
 from image_classifier.contract.text import as_text
 from image_classifier.vision.contrast import contrast_findings, contrast_of
+from image_classifier.vision.data_set import open_data
 from image_classifier.vision.decode import check_file_size, decode
 from image_classifier.vision.findings import LEFTOVER, DataFinding, listing
 from image_classifier.vision.fingerprint import fingerprint
-from image_classifier.vision.folders import ImageFolders, beside_channels, find_channels, scan
+from image_classifier.vision.folders import ImageFolders
+from image_classifier.vision.lookalikes import Looks, groups_of, looks_of
 
 IMBALANCE_RATIO = 5
 FEW_IMAGES = 10
@@ -54,7 +58,7 @@ _IMAGES_A_WORKER = 1000  # fewer are decoded sooner than another process has sta
 _MIN_IMAGES_A_CALL = 8
 
 Progress = Callable[[int, int], None]
-_Inspected = tuple[str, tuple[int, int] | None, str, str]
+_Inspected = tuple[Looks, tuple[int, int] | None, str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,7 @@ class CheckReport:
         classes: sorted class names.
         counts: split -> class -> number of images, unreadable ones included.
         valid_split_off: there is no valid folder, so valid is a share of train.
+        split_made: neither folders nor the data set say which image is in which split, so that training splits them.
         smallest, largest: (width, height) of the images with the fewest and the most pixels; None without any.
         fingerprint: names the data (`vision.fingerprint`).
     """
@@ -80,6 +85,7 @@ class CheckReport:
     errors: tuple[DataFinding, ...]
     warnings: tuple[DataFinding, ...]
     notes: tuple[DataFinding, ...] = ()
+    split_made: bool = False
 
     @property
     def ok(self) -> bool:
@@ -103,7 +109,7 @@ class _Image:
     split: str
     label: int
     name: str
-    digest: str
+    looks: Looks
     size: tuple[int, int] | None
     fault: str
     contrast: str
@@ -113,14 +119,16 @@ def check_dataset(
     root: Path,
     *,
     valid_fraction: float = TrainConfig.valid_fraction,
+    test_fraction: float = TrainConfig.test_fraction,
     seed: int = TrainConfig.seed,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> CheckReport:
-    """Decodes every image of the data set `root`, which holds train and optionally valid and test folders.
+    """Decodes every image of the data set `root`.
 
     Args:
-        valid_fraction, seed: as in training, for the split when there is no valid folder.
+        root: a folder, or a list; see `vision/data_set.py`.
+        valid_fraction, test_fraction, seed: as in training, for the split where no folders make one.
         workers: processes to decode in; None for one a core, or none at all for a small data set.
         progress: called with (images done, images in all) now and then.
 
@@ -128,21 +136,21 @@ def check_dataset(
         DataError: the folders cannot be used at all.
         PlatformError: a decoding process was killed, most likely for lack of memory.
     """
-    channels = find_channels(root)
-    folders = scan(channels, valid_fraction=valid_fraction, seed=seed)
-    images = list(_inspect_all(root, folders, workers, progress))
+    data = open_data(root, valid_fraction=valid_fraction, test_fraction=test_fraction, seed=seed)
+    folders = data.folders
+    images = list(_inspect_all(data.root, folders, workers, progress))
     readable = [image for image in images if image.size is not None]
     sizes = sorted((image.size for image in images if image.size is not None), key=math.prod)
     counts = {
         split.name: {name: Counter(split.labels)[label] for label, name in enumerate(folders.classes)}
         for split in folders.splits
     }
-    passed_over = (*beside_channels(root), *folders.findings)
     return CheckReport(
         root=as_text(root),
         classes=folders.classes,
         counts=counts,
         valid_split_off=folders.valid_split_off,
+        split_made=folders.plan is not None,
         smallest=sizes[0] if sizes else None,
         largest=sizes[-1] if sizes else None,
         fingerprint=fingerprint(folders),
@@ -153,12 +161,13 @@ def check_dataset(
         ),
         warnings=(
             *_same_bytes(readable, folders, errors=False),
+            *_alike(readable, folders),
             *_uneven(counts),
             *_small(readable),
             *contrast_findings({image.name: image.contrast for image in readable}),
-            *(finding for finding in passed_over if finding.kind != LEFTOVER),
+            *(finding for finding in data.findings if finding.kind != LEFTOVER),
         ),
-        notes=tuple(finding for finding in passed_over if finding.kind == LEFTOVER),
+        notes=tuple(finding for finding in data.findings if finding.kind == LEFTOVER),
     )
 
 
@@ -195,21 +204,21 @@ def _ignore_interrupts() -> None:
 
 
 def _inspect(path: Path) -> _Inspected:
-    """(sha256 of the bytes, size in pixels or None, why it cannot be decoded, its contrast)."""
+    """(digest and looks, size in pixels or None, why it cannot be decoded, its contrast)."""
     try:
         check_file_size(path)
         with open_plain(path) as file:
             data = file.read()
     except OSError as error:
-        return "", None, error.strerror or describe(error), ""
+        return Looks(""), None, error.strerror or describe(error), ""
     except ClassifierError as error:
-        return "", None, error.message, ""
+        return Looks(""), None, error.message, ""
     digest = hashlib.sha256(data).hexdigest()
     try:
         picture = decode(data)
     except ClassifierError as error:
-        return digest, None, error.message, ""
-    return digest, picture.size, "", contrast_of(picture)
+        return Looks(digest), None, error.message, ""
+    return looks_of(picture, digest), picture.size, "", contrast_of(picture)
 
 
 def _unreadable(images: Iterable[_Image]) -> Iterator[DataFinding]:
@@ -242,7 +251,7 @@ def _same_bytes(images: Iterable[_Image], folders: ImageFolders, *, errors: bool
     """A finding for each group of identical files: those that are errors, or those that are warnings."""
     groups = defaultdict(list)
     for image in images:
-        groups[image.digest].append(image)
+        groups[image.looks.digest].append(image)
     for same in groups.values():
         if len(same) == 1:
             continue
@@ -262,6 +271,29 @@ def _same_bytes(images: Iterable[_Image], folders: ImageFolders, *, errors: bool
                 hint="keep one of the files",
                 files=files,
             )
+
+
+def _alike(images: Sequence[_Image], folders: ImageFolders) -> Iterator[DataFinding]:
+    """A finding for each group of pictures that look alike; of the same bytes one stands for all."""
+    first_of = {image.looks.digest: image for image in reversed(images)}
+    distinct = list(first_of.values())[::-1]
+    groups = defaultdict(list)
+    for image, first in zip(distinct, groups_of([image.looks for image in distinct]), strict=True):
+        groups[first].append(image)
+    for same in groups.values():
+        if len(same) == 1:
+            continue
+        splits = list(dict.fromkeys(image.split for image in same))
+        labels = sorted({image.label for image in same})
+        hint = "keep one of the files, unless a look at them tells a difference"
+        if len(splits) > 1:
+            where = f"in {' and '.join(splits)}"
+        elif len(labels) > 1:
+            where = f"in the classes {' and '.join(folders.classes[label] for label in labels)}"
+        else:
+            where = f"{len(same)} times in {splits[0]}"
+        files = tuple(image.name for image in same)
+        yield DataFinding(kind="lookalike", message=f"pictures that look alike are {where}", hint=hint, files=files)
 
 
 def _uneven(counts: Mapping[str, Mapping[str, int]]) -> Iterator[DataFinding]:

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from image_classifier.contract.errors import ClassifierError, ImageError, TooLarge, describe
-from image_classifier.contract.image_formats import FORMATS, JPEG, OTHER_KINDS, PILLOW_NAMES, SEND_HINT
+from image_classifier.contract.image_formats import FORMATS, JPEG, OTHER_KINDS, PILLOW_NAMES, SEND_HINT, format_begun
 from image_classifier.contract.text import as_text
 from image_classifier.vision.containers import bare, num_scans
 
@@ -36,6 +37,7 @@ MAX_FILE_BYTES = (
 )
 MAX_DECODE_S = 10.0  # of this thread's own time on a core; the largest accepted pictures take 2 to 4
 MAX_HEADER_READS = 4096  # of a decoder before the pixels; three a segment or chunk: a file has dozens, not thousands
+MAX_STRIPS = 200_000  # of a TIFF: three a row of the tallest picture
 
 _ROWS = 64  # taken at a time
 
@@ -51,6 +53,7 @@ _UPRIGHT: dict[
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION_TAG = 0x0112
+_TILE_WIDTH, _TILE_HEIGHT, _OFFSETS = 0x0142, 0x0143, (0x0111, 0x0144)  # TIFF 6.0: tags of tiles, of strips and tiles
 
 # Pillow's own limit warns on stderr and then goes on; ours is checked right after the header is read.
 Image.MAX_IMAGE_PIXELS = None
@@ -164,6 +167,8 @@ def _decode(stream: Any, what: str, min_side: int | None) -> Image.Image:
     _check_size(image.format, width, height, what)
     if isinstance(image, JpegImageFile):  # an MPO is one too
         _check_scans(stream, width * height, what)
+    if isinstance(image, TiffImageFile):
+        _check_tiff(image, what)
     if min_side is not None:
         image.draft(None, (min_side, min_side))
     image.load()
@@ -194,9 +199,21 @@ def _check_scans(stream: Any, pixels: int, what: str) -> None:
         )
 
 
+def _check_tiff(image: TiffImageFile, what: str) -> None:
+    """Raises ImageError for a TIFF that is no photograph, TooLarge for one whose parts are larger than it could be."""
+    if image.mode in {"F", "I"}:
+        raise ImageError(f"{what} is a TIFF of 32 bits a pixel, no photograph", "save it with 8 or 16 bits a channel")
+    tile = int(image.tag_v2.get(_TILE_WIDTH, 0)) * int(image.tag_v2.get(_TILE_HEIGHT, 0))
+    strips = max(len(image.tag_v2.get(tag, ())) for tag in _OFFSETS)
+    if tile > 1_000_000 * JPEG.max_megapixels // 4 or strips > MAX_STRIPS:
+        raise TooLarge(f"{what} is a TIFF of parts that are too large or too many", "save the picture again")
+
+
 def _not_an_image(head: bytes, what: str) -> ImageError:
     if not head:
         return ImageError(f"{what} is empty (zero bytes)", SEND_HINT)
+    if (begun := format_begun(head)) is not None:
+        return ImageError(f"{what} is a {begun.name} file, but damaged", "replace the file with an intact copy")
     text = head.removeprefix(codecs.BOM_UTF8).lstrip().lower()
     for kind in OTHER_KINDS:
         for offset, magic in kind.signatures:

@@ -1,7 +1,8 @@
 """Image folders: which files there are, what class each has, and which split it belongs to.
 
-The layout is torchvision's ImageFolder, `train|valid|test/CLASS/**/*.jpg`; the folder's name is the class. Nothing
-here opens an image. What is passed over is in the findings, with the reason.
+The layout is torchvision's ImageFolder, `train|valid|test/CLASS/**/*.jpg`; the folder's name is the class. A job whose
+data was split for it gets all images in the channel `train`, and in the channel `split` which is which. Nothing here
+opens an image. What is passed over is in the findings, with the reason.
 """
 
 from __future__ import annotations
@@ -10,21 +11,18 @@ import hashlib
 import os
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from image_classifier.contract.errors import DataError
 from image_classifier.contract.image_formats import SUFFIXES
+from image_classifier.contract.paths import MlPaths
 from image_classifier.contract.text import as_text
 from image_classifier.vision.findings import LEFTOVER, DataFinding, listing
+from image_classifier.vision.image_list import SPLIT_CHANNEL, SPLIT_FOLDERS, SplitPlan, by_split, read_plan, split_named
 from image_classifier.vision.passed_over import PassedOver, Why
 from image_classifier.vision.walk import Entry, Kind, Walk, entries_of
 
-SPLIT_FOLDERS: Mapping[str, tuple[str, ...]] = {
-    "train": ("train",),
-    "valid": ("valid", "validation", "val"),
-    "test": ("test",),
-}
 LAYOUT_HINT = "the layout is train/CLASS/*.jpg, and optionally valid/CLASS/*.jpg and test/CLASS/*.jpg"
 
 
@@ -37,15 +35,23 @@ class Split:
         root: the folder that holds the class folders; the train folder for a valid split taken off it.
         paths: the files, sorted by class, then by path.
         labels: index into `ImageFolders.classes` for each of `paths`.
+        classes: the names, where they are not those of the folders.
     """
 
     name: str
     root: Path
     paths: tuple[Path, ...]
     labels: tuple[int, ...]
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def class_of(self, index: int) -> str:
+        """The name of an image's class, as text."""
+        if self.classes:
+            return self.classes[self.labels[index]]
+        return as_text(self.paths[index].relative_to(self.root).parts[0])
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ class ImageFolders:
     Args:
         valid_split_off: valid was taken off train.
         findings: what lies in the folders and is no image of any class.
+        plan: which image is in which split, where folders do not say it.
     """
 
     classes: tuple[str, ...]
@@ -63,6 +70,7 @@ class ImageFolders:
     test: Split | None
     valid_split_off: bool
     findings: tuple[DataFinding, ...] = ()
+    plan: SplitPlan | None = None
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -73,7 +81,7 @@ class ImageFolders:
 def find_channels(root: Path) -> dict[str, Path]:
     """The folders of a data set by split: `train`, and `valid` and `test` where they exist.
 
-    `val` and `validation` count as valid; upper and lower case are the same.
+    Other names of them count too (SPLIT_FOLDERS); upper and lower case are the same.
 
     Raises:
         DataError: no such folder, no train folder in it, or two folders for one split.
@@ -90,28 +98,28 @@ def find_channels(root: Path) -> dict[str, Path]:
     if "train" not in channels:
         loose = [folder for folder in folders if loose_images(folder)]
         hint = f"if {loose[0].name} is a class, move the class folders into {root / 'train'}" if loose else LAYOUT_HINT
-        broken = [entry.path for entry in entries_of(root) if _split_of(entry) == "train"]
+        broken = [entry.path for entry in entries_of(root) if split_named(entry.name) == "train"]
         if broken:
             hint = f"{broken[0]} is no folder: restore it, or remove it and make one; {LAYOUT_HINT}"
         raise DataError(f"there is no train folder in {root}", hint)
     return channels
 
 
+def channels_of_job(paths: MlPaths) -> dict[str, Path]:
+    """The folders of images that a job was given, by channel, and the one with the split if there is one."""
+    return {name: paths.channel(name) for name in (*SPLIT_FOLDERS, SPLIT_CHANNEL) if paths.channel(name).is_dir()}
+
+
 def beside_channels(root: Path) -> tuple[DataFinding, ...]:
     """What lies in a data set beside the folders of `find_channels`, and so is used for nothing."""
     over = PassedOver()
     for entry in entries_of(root):
-        if _split_of(entry):
+        if split_named(entry.name):
             if entry.kind is not Kind.FOLDER:
                 over.add(Why.UNUSED_SPLIT, entry.name)
         elif not entry.take_down_hidden(over, entry.name):
             over.add(Why.UNUSED, entry.name, is_folder=entry.kind is Kind.FOLDER)
     return over.findings()
-
-
-def _split_of(entry: Entry) -> str:
-    """The split that an entry of a data set is named for; empty for none."""
-    return next((split for split, names in SPLIT_FOLDERS.items() if entry.name.lower() in names), "")
 
 
 def scan(channels: Mapping[str, Path], *, valid_fraction: float, seed: int) -> ImageFolders:
@@ -123,7 +131,8 @@ def scan(channels: Mapping[str, Path], *, valid_fraction: float, seed: int) -> I
     by a hash of seed and name: adding images later does not reshuffle the others.
 
     Args:
-        channels: split name -> folder; `train` is required, `valid` and `test` are optional.
+        channels: split name -> folder; `train` is required, `valid` and `test` are optional. With `split`, the images
+            are those that its list names below `train`, and nothing is split off.
         valid_fraction: share of train to split off, 0..1.
         seed: chooses which images are split off.
 
@@ -133,12 +142,14 @@ def scan(channels: Mapping[str, Path], *, valid_fraction: float, seed: int) -> I
     """
     if "train" not in channels:
         raise DataError("there is no train channel", LAYOUT_HINT)
+    if SPLIT_CHANNEL in channels:
+        return planned(read_plan(channels[SPLIT_CHANNEL], channels["train"]))
     over = {name: PassedOver(as_text(channels[name].name)) for name in SPLIT_FOLDERS if name in channels}
     try:
-        images = {name: _class_images(channels[name], name, found) for name, found in over.items()}
+        images = {name: class_images(channels[name], name, found) for name, found in over.items()}
         classes = _check_classes(channels["train"], images)
     except DataError as error:
-        raise DataError(error.message, "; ".join([error.hint, *_reasons(over.values())])) from None
+        raise with_reasons(error, _together(over.values())) from None
     for name, found in over.items():
         for unknown in sorted(set(images[name]) - set(classes)):  # without images, or it would be an error
             found.add(Why.EMPTY_CLASS, unknown, is_folder=True)
@@ -151,6 +162,21 @@ def scan(channels: Mapping[str, Path], *, valid_fraction: float, seed: int) -> I
     return ImageFolders(classes, splits["train"], splits["valid"], test, split_off, _together(over.values()).findings())
 
 
+def planned(plan: SplitPlan) -> ImageFolders:
+    """The images of a data set that was split by a plan. Raises DataError as `scan`."""
+    images = by_split(plan.images, plan.root)
+    if "train" not in images:
+        raise DataError("no image is in the split train", LAYOUT_HINT)
+    classes = _check_classes(plan.root, images)
+    if "valid" not in images:
+        message = f"no class in {plan.root} has two images that differ, so none can be split off for validation"
+        raise DataError(message, "add images")
+    train, valid, test = (
+        replace(_split(name, plan.root, classes, images.get(name, {})), classes=classes) for name in SPLIT_FOLDERS
+    )
+    return ImageFolders(classes, train, valid, test if len(test) else None, False, plan.findings, plan)
+
+
 def _together(over: Iterable[PassedOver]) -> PassedOver:
     found = PassedOver()
     for each in over:
@@ -158,9 +184,12 @@ def _together(over: Iterable[PassedOver]) -> PassedOver:
     return found
 
 
-def _reasons(over: Iterable[PassedOver]) -> list[str]:
-    """What may be why images are missing."""
-    return [finding.line for finding in _together(over).findings() if finding.kind != LEFTOVER]
+def with_reasons(error: DataError, over: PassedOver) -> DataError:
+    """The error of images that are missing, with what may be why: of photos in other formats it is these."""
+    reasons = [finding for finding in over.findings() if finding.kind != LEFTOVER]
+    other = [finding.hint for finding in reasons if finding.hint == Why.FORMAT.value[1]]
+    hint = other[0] if other and error.hint == LAYOUT_HINT else error.hint
+    return DataError(error.message, "; ".join([hint, *(finding.line for finding in reasons)]))
 
 
 def name_in(split: Split, path: Path) -> str:
@@ -189,7 +218,7 @@ def _is_loose(entry: Entry) -> bool:
     return entry.has_image_name and entry.kind is not Kind.FOLDER and not entry.is_hidden
 
 
-def _class_images(root: Path, name: str, over: PassedOver) -> dict[str, list[Path]]:
+def class_images(root: Path, name: str, over: PassedOver) -> dict[str, list[Path]]:
     """Class name -> sorted images; a class without images has an empty list. A name that is not UTF-8 has escapes."""
     _require_folder(root, name)
     images: dict[str, list[Path]] = {}
@@ -211,7 +240,10 @@ def _class_images(root: Path, name: str, over: PassedOver) -> dict[str, list[Pat
     if not any(images.values()):
         if loose := loose_images(root):
             message = f"the {name} folder {root} has {len(loose)} images of its own but none in class folders"
-            raise DataError(message, "put the images of each class into a folder named for the class")
+            hint = "put the images of each class into a folder named for the class"
+            if name == "test":
+                hint += ", or move the folder away: `predict` answers to images without labels"
+            raise DataError(message, hint)
         suffixes = " ".join(sorted(SUFFIXES))
         raise DataError(f"there are no images ({suffixes}) in the {name} folder {root}", LAYOUT_HINT)
     return images

@@ -58,6 +58,7 @@ class Why(Enum):
     CIRCLE = ("links passed over because they lead in a circle", "remove them")
     SPECIAL = ("pipes, sockets and devices passed over", "remove them")
     EMPTY_CLASS = ("class folders without images that train lacks", "remove them, or add their images in every split")
+    EMPTY_FOLDER = ("folders without images passed over", "add images, or remove them")
     UNUSED = ("passed over beside the folders train, valid and test", "only these three are used")
     UNUSED_SPLIT = (
         "not used, because they are no folders",
@@ -123,9 +124,7 @@ class PassedOver:
             )
 
 
-_COUNTED = frozenset(
-    {Why.LOOSE, Why.BROKEN_CLASS, Why.NOWHERE, Why.CIRCLE, Why.SPECIAL, Why.EMPTY_CLASS, Why.UNUSED_SPLIT}
-)
+_COUNTED = frozenset(Why) - {Why.BESIDE, Why.FORMAT, Why.NAME, Why.HIDDEN, Why.UNUSED, Why.LEFT}
 
 
 def is_leftover(name: str) -> bool:

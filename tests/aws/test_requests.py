@@ -12,7 +12,7 @@ from image_classifier.cli.settings import TuneSettings
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ConfigError
 from image_classifier.contract.search import Categorical, Continuous, Integer
-from image_classifier.sagemaker import cost, requests
+from image_classifier.sagemaker import cost, endpoint_requests, requests
 from image_classifier.sagemaker.aws_settings import SageMakerSettings, has_local_storage, is_gpu
 from image_classifier.sagemaker.failures import describe_call, describe_reason
 from image_classifier.sagemaker.images import parse_uri
@@ -103,6 +103,46 @@ def test_every_kind_of_range_is_a_string_range() -> None:
         {"Name": "epochs", "MinValue": "2", "MaxValue": "9", "ScalingType": "Linear"}
     ]
     assert ranges["CategoricalParameterRanges"] == [{"Name": "optimizer", "Values": ["sgd", "adamw"]}]
+
+
+@pytest.mark.parametrize(
+    "spec", [Continuous(low=0.1, high=0.2, log=True), Integer(low=2, high=9), Categorical(values=(0.1, 0.2))]
+)
+def test_a_tuning_request_has_all_three_lists_of_ranges(spec: Continuous | Integer | Categorical) -> None:
+    """`HyperparameterTuner.attach` of the SageMaker SDK reads each of them."""
+    search = {"epochs" if isinstance(spec, Integer) else "lr": spec}
+    request = requests.tuning_job(
+        "tune-1", TrainConfig(), search, TuneSettings(), SETTINGS, image=IMAGE, data=DATA, place=PLACE
+    )
+    ranges = check(request)["HyperParameterTuningJobConfig"]["ParameterRanges"]
+    assert sorted(ranges) == [f"{kind}ParameterRanges" for kind in ("Categorical", "Continuous", "Integer")]
+    assert sorted(len(each) for each in ranges.values()) == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("errors", "invocations", "fires"),
+    [
+        (1, 1, False),
+        (2, 2, False),
+        (1, 60, False),
+        (3, 10_000, False),
+        (3, 3, True),
+        (20, 1000, True),
+        (20, 1001, False),
+    ],
+)
+def test_the_alarm_of_an_update_counts_a_share_of_server_errors_and_no_single_ones(
+    errors: int, invocations: int, fires: bool
+) -> None:
+    alarm = check(endpoint_requests.alarm("endpoint", SETTINGS, place=PLACE))
+    *metrics, share = alarm["Metrics"]
+    names = {each["Id"]: each["MetricStat"]["Metric"]["MetricName"] for each in metrics}
+    assert names == {"errors": "Invocation5XXErrors", "invocations": "Invocations"}
+    assert {(each["MetricStat"]["Stat"], each["MetricStat"]["Period"]) for each in metrics} == {("Sum", 60)}
+    assert [each["ReturnData"] for each in alarm["Metrics"]] == [False, False, True]
+    values = {"errors": errors, "invocations": invocations, "IF": lambda condition, yes, no: yes if condition else no}
+    got = eval(share["Expression"], {"__builtins__": {}}, values)
+    assert (got >= alarm["Threshold"]) is fires
 
 
 @pytest.mark.parametrize(

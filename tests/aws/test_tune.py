@@ -109,6 +109,7 @@ def test_request_holds_the_local_search_space_and_names(gate: Gate, deploy: Depl
         "ContinuousParameterRanges": [
             {"Name": "lr", "MinValue": "0.001", "MaxValue": "0.1", "ScalingType": "Logarithmic"}
         ],
+        "IntegerParameterRanges": [],
         "CategoricalParameterRanges": [{"Name": "batch_size", "Values": ["2", "4"]}],
     }
     assert config["ResourceLimits"] == {"MaxNumberOfTrainingJobs": 3, "MaxParallelTrainingJobs": 2}

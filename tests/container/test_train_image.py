@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from tests.container.conftest import NO_NETWORK, TRAIN, container, docker, make_job, train_flags, write
+from tests.container.conftest import NO_NETWORK, SERVE, TRAIN, container, docker, make_job, train_flags, write
 
 from image_classifier.contract.metrics import parse_metric_line
 from image_classifier.contract.paths import MlPaths
@@ -77,6 +78,70 @@ def test_two_containers_on_one_network_train_together(
     assert load_model(jobs["algo-1"].model).golden
     assert not list(jobs["algo-2"].model.iterdir())
     assert json.loads((jobs["algo-1"].output_data / "metrics.json").read_text())["images"]["train"] == 16
+
+
+def test_an_interface_that_is_not_there_does_not_matter_and_hosts_end_together(
+    images: None, tmp_path: Path, data: Path, request: pytest.FixtureRequest
+) -> None:
+    """As the SageMaker SDK's local mode starts two hosts, and ends both as soon as one has ended."""
+    hosts = ("algo-1", "algo-2")
+    network = f"classifier-{uuid.uuid4().hex[:8]}"
+    docker("network", "create", network)
+    request.addfinalizer(lambda: docker("network", "rm", network))
+    with ExitStack() as stack:
+        running = []
+        for host in hosts:
+            paths = make_job(tmp_path / host, data, hosts=hosts)
+            config = json.loads(paths.resource_config.read_text())
+            write(paths.resource_config, config | {"current_host": host, "network_interface_name": "ethwe"})
+            running.append(
+                stack.enter_context(container(TRAIN, "train", *train_flags(paths, host), *member(network, host)))
+            )
+        assert running[1].wait() == 0, running[1].log
+        assert load_model(tmp_path / "algo-1" / "model").golden
+        assert (tmp_path / "algo-1" / "output" / "data" / "report.html").is_file()
+        assert running[0].wait() == 0, running[0].log
+        assert "no network interface ethwe here" in running[0].log
+
+
+def test_no_mounts_and_other_commands_are_a_sentence_and_a_code(images: None) -> None:
+    for image, words, code, sentence in (
+        (TRAIN, (), 2, "error: /opt/ml/input/config/hyperparameters.json is missing"),
+        (TRAIN, ("serve",), 2, "error: this is the image that trains, not one that serves"),
+        (TRAIN, ("trian",), 127, "error: this image has no program 'trian'"),
+        (SERVE, (), 1, "error: "),
+        (SERVE, ("train",), 2, "error: this is the image that serves, not one that trains"),
+        (SERVE, ("serve", "now"), 2, "error: unknown argument"),
+        (SERVE, ("sh", "-c", "echo error: of mine >&2; exit 9"), 9, "error: of mine"),
+    ):
+        done = docker("run", "--rm", "--network", "none", "--user", "10001:10001", image, *words, check=False)
+        assert (done.returncode, done.stdout) == (code, ""), done
+        assert done.stderr.startswith(sentence)
+        assert "Traceback" not in done.stderr
+
+
+def test_a_mount_over_all_of_opt_ml_and_a_name_that_leads_nowhere_do_not_matter(
+    images: None, tmp_path: Path, data: Path
+) -> None:
+    paths = make_job(tmp_path / "ml", data)
+    mount = ("--volume", f"{paths.base}:/opt/ml", "--user", f"{os.getuid()}:{os.getgid()}")
+    with container(TRAIN, "train", "--network", "none", "--shm-size", "1g", *mount) as job:
+        assert job.wait() == 0, job.log
+    assert load_model(paths.model).golden
+
+
+def test_a_program_of_the_users_own_is_run(images: None, tmp_path: Path, data: Path) -> None:
+    paths = make_job(tmp_path / "ml", data)
+    paths.code.mkdir()
+    paths.code.joinpath("mine.py").write_text(
+        "import sys, torch, image_classifier.debugging.door\nprint('mine', *sys.argv[1:])\nsys.exit(7)\n"
+    )
+    write(paths.hyperparameters, {"sagemaker_program": '"mine.py"', "sagemaker_submit_directory": '"/opt/ml/code"'})
+    flags = (*train_flags(paths), *NO_NETWORK, "--volume", f"{paths.code}:/opt/ml/code:ro")
+    with container(TRAIN, "train", *flags) as job:
+        assert job.wait() == 7, job.log
+        assert "mine" in job.log
+    assert paths.failure.read_text().startswith("mine.py ended with exit code 7")
 
 
 def test_sigterm_ends_the_wait_for_a_host_that_never_comes(

@@ -20,6 +20,7 @@ from image_classifier.contract.paths import MlPaths
 from image_classifier.training.distributed import meet
 from image_classifier.training.stop import StopFlag
 from image_classifier.training.toolkit_module import places
+from image_classifier.vision.artifact import load_model
 from image_classifier.vision.sample_data import make_sample_data
 
 SCRIPT = Path(__file__).parents[2] / "code" / "train.py"
@@ -94,6 +95,26 @@ def test_hosts_with_different_images_are_refused(tmp_path: Path, data: Path) -> 
     assert codes == [1, 1], logs
     for rank in range(2):
         assert host(tmp_path, rank).failure.read_text().startswith("the hosts see different images")
+
+
+def test_a_follower_ends_only_when_the_model_and_the_report_are_written(tmp_path: Path, data: Path) -> None:
+    """A starter that ends everything as soon as one process has ended, as docker-compose does, loses nothing."""
+    main, follower = start(tmp_path, data, data)
+    log = follower.communicate(timeout=120)
+    written = [load_model(host(tmp_path, 0).model).classes, (host(tmp_path, 0).output_data / "report.html").is_file()]
+    main.communicate(timeout=60)
+    assert (main.returncode, follower.returncode) == (0, 0), log
+    assert written == [load_model(host(tmp_path, 0).model).classes, True]
+
+
+def test_a_failure_after_the_last_epoch_ends_every_process_with_its_reason(tmp_path: Path, data: Path) -> None:
+    (tmp_path / "host-0").mkdir()
+    (tmp_path / "host-0" / "model").write_text("in the way of the folder")
+    codes, logs = train(tmp_path, data, data)
+    assert codes == [4, 4], logs
+    reasons = [host(tmp_path, rank).failure.read_text() for rank in range(2)]
+    assert reasons[0] == reasons[1]
+    assert reasons[0].startswith(f"Not a directory: {host(tmp_path, 0).model}")
 
 
 def test_a_stop_of_one_process_stops_all_at_the_same_step(tmp_path: Path, data: Path) -> None:

@@ -229,6 +229,12 @@ def test_several_images_are_answered_in_their_order_and_a_wrong_one_costs_the_ot
     headers = {"Content-Type": "application/jsonlines", "Accept": "application/jsonlines"}
     response = requests.post(f"{server.url}/invocations", data=lines, headers=headers, timeout=PATIENCE_S)
     assert [json.loads(line) for line in response.text.splitlines()] == alone
+    headers = {"Accept": "application/jsonlines"}
+    response = requests.post(f"{server.url}/invocations", json={"images": texts}, headers=headers, timeout=PATIENCE_S)
+    assert response.headers["Content-Type"] == "application/jsonlines"
+    assert [json.loads(line) for line in response.text.splitlines()] == alone
+    response = server.post(jpeg(0), Accept="application/jsonlines")
+    assert (response.headers["Content-Type"], json.loads(response.text)) == ("application/jsonlines", alone[0])
 
 
 def test_a_request_keeps_its_name_in_the_answer_and_in_the_log(server: Program):

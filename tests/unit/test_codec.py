@@ -66,6 +66,9 @@ def test_what_curl_calls_a_form_is_an_image_if_it_begins_as_one():
         ("application/json;q=0, */*", "text/csv"),
         ("text/csv;q=nonsense, application/json", "application/json"),
         ("text/html, image/gif, */*;q=0.2", "application/json"),
+        ("application/jsonlines", "application/jsonlines"),
+        ("application/x-jsonlines, text/csv;q=0.5", "application/x-jsonlines"),
+        ("application/x-npy, application/jsonl;q=0.1", "application/jsonl"),
     ],
 )
 def test_the_accept_header_decides_the_response_type(accept, expected):
@@ -73,9 +76,10 @@ def test_the_accept_header_decides_the_response_type(accept, expected):
 
 
 @pytest.mark.parametrize(
-    "accept", ["text/html", "application/xml;q=0.9", "*/*;q=0", "json", "日本", "application/json;q=-1"]
+    "accept",
+    ["text/html", "application/x-npy", "application/xml;q=0.9", "*/*;q=0", "json", "日本", "application/json;q=-1"],
 )
-def test_an_accept_header_without_json_or_csv_is_406(accept):
+def test_an_accept_header_without_json_csv_or_lines_is_406(accept):
     with pytest.raises(NotAcceptable) as caught:
         parse_request({"accept": accept}, b"x")
     assert caught.value.http_status == 406

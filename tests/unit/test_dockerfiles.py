@@ -50,6 +50,7 @@ def test_hadolint_and_shellcheck_find_nothing(tmp_path: Path) -> None:
             "shellcheck",
             ROOT / "build_and_push.sh",
             ROOT / "docker/ci-engine.sh",
+            ROOT / "docker/train/train",
             *(ROOT / "docker/serve").glob("[a-z]*"),
         ],
     ):

@@ -4,7 +4,8 @@ POST /invocations with the bytes of one image. The body of a good answer, as JSO
 
     {"predictions": [{"label": "daisy", "probability": 0.93}, ...], "model": "3f2a..."}
 
-and as CSV the lines `label,probability` without a header. Anything else answers with
+which is one line, and so the answer to who accepts lines of JSON; and as CSV the lines `label,probability` without a
+header. Anything else answers with
 
     {"error": "the file is truncated", "hint": "replace the file with an intact copy"}
 
@@ -21,12 +22,12 @@ from image_classifier.contract.image_formats import MEDIA_TYPES
 
 JSON_TYPE = "application/json"
 CSV_TYPE = "text/csv"
-RESPONSE_TYPES: tuple[str, ...] = (JSON_TYPE, CSV_TYPE)  # the first is the default
+JSON_LINES_TYPES: tuple[str, ...] = ("application/jsonlines", "application/x-jsonlines", "application/jsonl")
+RESPONSE_TYPES: tuple[str, ...] = (JSON_TYPE, CSV_TYPE, *JSON_LINES_TYPES)  # the first is the default
 
 GENERIC_TYPES: tuple[str, ...] = ("application/x-image", "application/octet-stream")
 REQUEST_TYPES: tuple[str, ...] = (*MEDIA_TYPES, *GENERIC_TYPES)  # those to name; the bytes decide for any image/*
 FORM_DATA_TYPE = "multipart/form-data"
-JSON_LINES_TYPES: tuple[str, ...] = ("application/jsonlines", "application/x-jsonlines", "application/jsonl")
 ENVELOPE_TYPES: tuple[str, ...] = (JSON_TYPE, FORM_DATA_TYPE, *JSON_LINES_TYPES)  # bodies that hold images
 MAX_IMAGES = 32  # in one body
 FORM_TYPE = "application/x-www-form-urlencoded"  # what curl says of any bytes when it is told nothing
@@ -46,7 +47,7 @@ STATUSES: Mapping[int, str] = {
     400: "The request has no body, its body is no image that can be read, top_k is no number, or it is not HTTP.",
     404: "There is nothing at this path.",
     405: "The path has other methods: the header Allow names them.",
-    406: "The client accepts neither JSON nor CSV.",
+    406: "The client accepts neither JSON, nor CSV, nor lines of JSON.",
     408: "The client did not send its whole request in time.",
     413: "The body, or the picture inside it, is too large.",
     415: "The content type is not an image's, or the body is compressed.",

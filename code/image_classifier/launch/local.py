@@ -31,7 +31,7 @@ SOURCE = Path(__file__).resolve().parents[2]
 TRAIN_PACKAGES = ("contract", "vision", "debugging", "report", "training")  # what the training image ships
 SERVE_PACKAGES = ("contract", "vision", "serving")  # what the serving image ships
 FEATURES_FOLDER = ".features"  # beside the runs, for every job and trial
-HOST = "localhost"  # resolves on every machine; the toolkit retries a name that does not for 15 minutes
+HOST = "localhost"  # resolves on every machine
 # What would end a job (a warning of a library as an error), make it wait for input, or fill its log
 INTERPRETER_VARIABLES = frozenset(
     f"PYTHON{name}"

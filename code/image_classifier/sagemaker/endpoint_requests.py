@@ -11,6 +11,8 @@ from image_classifier.sagemaker.requests import ApiRequest, Body, Place, only, t
 VARIANT = "main"
 STARTUP_TIMEOUT_S = 600  # the image is pulled, the model downloaded, compiled for OpenVINO and tested
 CANARY_PERCENT = 10
+ALARM_PERCENT = 2.0  # of an update's first tenth of the traffic that is a fifth
+ALARM_FLOOR = 3  # answers in a minute: one that fails is no verdict on a model
 SCALE_IN_COOLDOWN_S = 300
 SCALE_OUT_COOLDOWN_S = 60
 MAX_PAYLOAD_MB = 6
@@ -114,22 +116,36 @@ def alarm_names(endpoint: str, settings: SageMakerSettings) -> list[str]:
 
 
 def alarm(endpoint: str, settings: SageMakerSettings, *, place: Place) -> ApiRequest:
-    """PutMetricAlarm: any answer with a 5xx status within a minute."""
+    """PutMetricAlarm: ALARM_PERCENT of the answers within a minute have a 5xx status, and no fewer than ALARM_FLOOR.
+
+    What a client did wrong is answered with 4xx and does not count.
+    """
     body = {
         "AlarmName": f"{endpoint}-5xx",
         "AlarmDescription": f"Rolls updates of the endpoint {endpoint} back",
-        "Namespace": "AWS/SageMaker",
-        "MetricName": "Invocation5XXErrors",
-        "Dimensions": [{"Name": "EndpointName", "Value": endpoint}, {"Name": "VariantName", "Value": VARIANT}],
-        "Statistic": "Sum",
-        "Period": 60,
+        "Metrics": [
+            _minute_sum("errors", "Invocation5XXErrors", endpoint),
+            _minute_sum("invocations", "Invocations", endpoint),
+            {
+                "Id": "share",
+                "Label": "answers with a 5xx status, in percent",
+                "Expression": f"IF(errors >= {ALARM_FLOOR}, 100 * errors / invocations, 0)",
+                "ReturnData": True,
+            },
+        ],
         "EvaluationPeriods": 1,
-        "Threshold": 1.0,
+        "Threshold": ALARM_PERCENT,
         "ComparisonOperator": "GreaterThanOrEqualToThreshold",
         "TreatMissingData": "notBreaching",
         "Tags": tags(place, settings),
     }
     return ApiRequest(service="cloudwatch", operation="put_metric_alarm", body=body)
+
+
+def _minute_sum(name: str, metric: str, endpoint: str) -> Body:
+    dimensions = [{"Name": "EndpointName", "Value": endpoint}, {"Name": "VariantName", "Value": VARIANT}]
+    described = {"Namespace": "AWS/SageMaker", "MetricName": metric, "Dimensions": dimensions}
+    return {"Id": name, "MetricStat": {"Metric": described, "Period": 60, "Stat": "Sum"}, "ReturnData": False}
 
 
 def scaling(endpoint: str, settings: SageMakerSettings, *, place: Place) -> list[ApiRequest]:

@@ -112,15 +112,17 @@ def stop_training_job(session: Session, name: str) -> None:
 
 
 def create_tuning_job(session: Session, request: ApiRequest, place: Place) -> None:
-    """Creates a tuning job, waiting a while for a new role. Raises ConfigError or AwsError."""
+    """Creates a tuning job, waiting a while for a new role. Raises ConfigError or AwsError.
+
+    boto3 sends it: sagemaker-core leaves empty lists out, and the SDK's `attach` looks for each list of ranges.
+    """
     from sagemaker.core.resources import HyperParameterTuningJob
 
     validate("sagemaker", "CreateHyperParameterTuningJob", request.body)
     name = request.body["HyperParameterTuningJobName"]
-    arguments = _arguments(request.body, "CreateHyperParameterTuningJobRequest")
     found = HyperParameterTuningJob
     _created(
-        lambda: found.create(**arguments, session=session.boto, region=session.region),
+        lambda: session.send(request),
         lambda: str(found.get(name, session=session.boto, region=session.region).hyper_parameter_tuning_job_arn),
         session,
         place,
@@ -162,7 +164,9 @@ def stop_tuning_job(session: Session, name: str) -> None:
         HyperParameterTuningJob.get(name, session=session.boto, region=session.region).stop()
 
 
-def _created(create: Callable[[], Any], find: Callable[[], str], session: Session, place: Place, action: str) -> None:
+def _created(
+    create: Callable[[], object], find: Callable[[], str], session: Session, place: Place, action: str
+) -> None:
     """Creates a job once. When the answer got lost, or the name is taken by a first attempt that did arrive, the job
     that is there is ours if it has our tag."""
 

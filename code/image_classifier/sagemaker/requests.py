@@ -214,7 +214,10 @@ def tuning_job(
 
 
 def parameter_ranges(search: SearchSpace) -> Body:
-    """`ParameterRanges`; every bound and value is a string."""
+    """`ParameterRanges`; every bound and value is a string.
+
+    All three lists are there, empty or not: `HyperparameterTuner.attach` of the SageMaker SDK reads each of them.
+    """
     continuous: list[Body] = []
     integer: list[Body] = []
     categorical: list[Body] = []
@@ -229,12 +232,11 @@ def parameter_ranges(search: SearchSpace) -> Body:
             "ScalingType": "Logarithmic" if spec.log else "Linear",
         }
         (integer if isinstance(spec, Integer) else continuous).append(bounds)
-    parts = {
+    return {
         "ContinuousParameterRanges": continuous,
         "IntegerParameterRanges": integer,
         "CategoricalParameterRanges": categorical,
     }
-    return {key: ranges for key, ranges in parts.items() if ranges}
 
 
 def _job_parts(settings: SageMakerSettings, image: Image, data: Mapping[str, str], place: Place) -> Body:

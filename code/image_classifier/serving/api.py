@@ -226,7 +226,7 @@ class Api:
         if response_type == wire.CSV_TYPE:
             raise NotAcceptable("several images are answered with JSON", f"accept {wire.JSON_TYPE}")
         replies = await asyncio.gather(*(self._ask_or_tell(each, asked) for each in questions))
-        body, engine = compose(opened, replies)
+        body, engine = compose(dataclasses.replace(opened, is_lines=response_type in wire.JSON_LINES_TYPES), replies)
         headers = {"Content-Type": response_type} | ({wire.ENGINE_HEADER: engine} if engine else {})
         return web.Response(status=200, body=body, headers=headers)
 

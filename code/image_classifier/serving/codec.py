@@ -68,7 +68,7 @@ def parse_request(headers: Mapping[str, str], body: object) -> Request:
     Raises:
         UnsupportedMedia: the content type is not an image's. A missing one is taken for bytes of any kind, and what
             curl says when it is told nothing for an image if the bytes begin as one.
-        NotAcceptable: the client accepts neither JSON nor CSV.
+        NotAcceptable: the client accepts none of RESPONSE_TYPES.
         TooLarge: more than MAX_BODY_BYTES.
         RequestError: no body, or a top_k that is not a whole number of 1 or more.
     """
@@ -131,7 +131,8 @@ def encode(ranking: Ranking, *, model: str, response_type: str) -> Response:
         csv.writer(text, lineterminator="\n").writerows((label, f"{p:.6f}") for label, p in ranking)
         return Response(status=200, content_type=f"{CSV_TYPE}; charset=utf-8", body=text.getvalue().encode())
     predictions = [{"label": label, "probability": round(p, 6)} for label, p in ranking]
-    return Response(status=200, content_type=JSON_TYPE, body=_json_bytes({"predictions": predictions, "model": model}))
+    body = _json_bytes({"predictions": predictions, "model": model})  # one line
+    return Response(status=200, content_type=response_type, body=body)
 
 
 def encode_error(error: RequestError | Unanswered) -> Response:

@@ -20,7 +20,7 @@ from image_classifier.contract.text import as_text
 from image_classifier.debugging.schema import RuleResult
 from image_classifier.training.checkpoint import Checkpoint, Checkpoints, Progress, identity
 from image_classifier.training.data import BadImages, ImageDataset, Loader
-from image_classifier.training.distributed import Group, joined
+from image_classifier.training.distributed import Group
 from image_classifier.training.ending import leave
 from image_classifier.training.finishing import evaluation_loader, finish
 from image_classifier.training.first_look import before_first_step
@@ -48,8 +48,8 @@ from image_classifier.vision.resnet import ResNet
 log = logging.getLogger(__name__)
 
 
-def run(config: TrainConfig, paths: MlPaths, stop: StopFlag, begun: float | None = None) -> None:
-    """Trains, tests, and writes the model and its metrics; with other processes, if the environment says so.
+def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag, begun: float | None = None) -> None:
+    """One process's part of the job: all of it, or, for a follower, the training steps. They end together.
 
     Args:
         begun: Unix seconds from which the rules count the time to the first step; default: now.
@@ -57,12 +57,6 @@ def run(config: TrainConfig, paths: MlPaths, stop: StopFlag, begun: float | None
     Raises:
         ClassifierError: bad settings, data or weights; a full disk; a training that diverged or was stopped.
     """
-    with joined(stop) as group:
-        run_in(group, config, paths, stop, begun)
-
-
-def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag, begun: float | None = None) -> None:
-    """One process's part of the job: all of it, or, for a follower, the training steps."""
     begun = time.time() if begun is None else begun
     smallest = min_images(config.fine_tune) * group.size
     if config.batch_size < smallest:
@@ -106,8 +100,7 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag, be
         before_first_step(training, hook)
         with one_thread_for_the_head(training):
             fit(training, hook)
-        if group.is_main:
-            finish(training, hook, folders, data_fingerprint, paths)
+        group.from_main(lambda: finish(training, hook, folders, data_fingerprint, paths))  # the others wait
     except RuleFired as fired:
         if group.is_main:
             RESULT.write(paths.output_data, stopped_result(training.progress, fired))

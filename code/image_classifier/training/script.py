@@ -37,9 +37,13 @@ def main(argv: Sequence[str]) -> int:
         paths.failure.unlink(missing_ok=True)  # an earlier attempt's
     try:
         config = TrainConfig.from_argv(argv)
-        from image_classifier.training.job import run  # after the arguments: torch takes seconds to import
+        from image_classifier.training.distributed import joined  # after the arguments: torch takes seconds to import
+        from image_classifier.training.job import run_in
 
-        run(config, paths, stop, begun=process_started())
+        with joined(stop) as group:
+            run_in(group, config, paths, stop, begun=process_started())
+            # whoever started the processes may end all as soon as one ends: the others wait for all that is written
+            group.from_main(lambda: end_and_report(paths))
     except Exception as caught:
         error = explain(caught)
         if not isinstance(caught, (ClassifierError, OSError)):
@@ -49,12 +53,18 @@ def main(argv: Sequence[str]) -> int:
             log.info("hint: %s", error.hint)
         if error.message != PROCESS_LOST or not paths.failure.exists():  # the one that ended first wrote the cause
             write_failure(paths.failure, error)
+        if is_main:
+            end_and_report(paths)
         return EXIT_PLATFORM if isinstance(error, PlatformError) else error.exit_code
     finally:
         end_workers()
-        if is_main:
-            report(paths)
     return 0
+
+
+def end_and_report(paths: MlPaths) -> None:
+    """What the main process does last, however the job went."""
+    end_workers()
+    report(paths)
 
 
 def process_started() -> float:

@@ -1,4 +1,4 @@
-"""How `train` of sagemaker-training runs our script: SAGEMAKER_TRAINING_MODULE names `main` here.
+"""How `train` of sagemaker-training runs a job: SAGEMAKER_TRAINING_MODULE names `main` here.
 
 The toolkit's own way neither passes SIGTERM on to the script nor keeps its exit code, and describes a failure by the
 command line. Here the script is a direct child that gets the signal, its exit code becomes that of `train`, and its
@@ -19,16 +19,28 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import NoReturn
 
-from sagemaker_training import entry_point, environment, logging_config
-from sagemaker_training.process import ProcessRunner
+from sagemaker_training import environment, logging_config
 
-from image_classifier.contract.errors import EXIT_FAILURE, EXIT_STOPPED, JobError, JobStopped
+from image_classifier.contract.errors import (
+    EXIT_FAILURE,
+    EXIT_PLATFORM,
+    EXIT_STOPPED,
+    ClassifierError,
+    JobError,
+    JobStopped,
+    PlatformError,
+)
 from image_classifier.contract.outputs import stop_message
 from image_classifier.contract.paths import MlPaths
 from image_classifier.contract.supervised import Supervised
-from image_classifier.training.ending import write_failure
+from image_classifier.training.ending import explain, write_failure
+from image_classifier.training.hosts import interface_towards, wait_for_names
+from image_classifier.training.program import TrainingProgram, prepare_program
 
+log = logging.getLogger(__name__)
 MASTER_PORT = 29_500  # torchrun's default
+_THIS_HOST = "127.0.0.1"  # needs no name that leads somewhere
+_OWN_PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _GRACE_S = 15.0  # for the other processes of a failed training to notice
 _POLL_S = 0.1
@@ -40,18 +52,43 @@ def main() -> None:
     """Runs the job. Returns when the script succeeded; leaves the process with the script's exit code otherwise."""
     paths = MlPaths.from_environment()
     paths.failure.unlink(missing_ok=True)  # an earlier attempt's: the toolkit would keep it
-    _install(_stop_before_start)  # the toolkit may wait for host names, deaf to signals, for 15 minutes
+    _install(_stop_before_start)  # fetching a program may take long
     logging_config.get_logger().setLevel(logging.WARNING)  # it reports every hyperparameter that is not JSON, twice
+    try:
+        run_job()
+    except Exception as caught:
+        error = explain(caught)
+        if not isinstance(caught, (ClassifierError, OSError)):
+            log.error("the job could not be started, in a way nobody foresaw", exc_info=caught)
+        log.error("%s", error.message)
+        if error.hint:
+            log.warning("hint: %s", error.hint)
+        write_failure(paths.failure, error)
+        _leave(EXIT_PLATFORM if isinstance(error, PlatformError) else error.exit_code)
+
+
+def run_job() -> None:
+    """Prepares the program and runs it to its end. Raises ClassifierError, OSError when it cannot be started."""
     env = environment.Environment()
-    arguments, variables = env.to_cmd_args(), env.to_env_vars()
-    per_host = max(1, env.num_gpus)
-    runner = ScriptRunner(env.user_entry_point, arguments, variables, processes_per_host=per_host)
-    runner.places = places(env.hosts, env.current_host, per_host, env.network_interface_name)
-    entry_point.run(env.module_dir, env.user_entry_point, arguments, variables, runner_type=runner)
+    program = prepare_program(env)
+    environment.write_env_vars(env.to_env_vars())
+    several = len(env.hosts) > 1
+    if several:
+        wait_for_names(env.hosts)
+    interface = interface_towards(env.hosts, env.current_host, env.network_interface_name) if several else ""
+    per_host = max(1, env.num_gpus) if program.is_per_gpu else 1
+    at = places(env.hosts, env.current_host, per_host, interface)
+    if not program.is_per_gpu:  # it is told where the others are; what it makes of that is its own
+        at = [{name: value for name, value in at[0].items() if name not in _OWN_PLACE}]
+    run_program(program, env.to_cmd_args(), at)
 
 
 def places(hosts: Sequence[str], current: str, per_host: int, interface: str) -> list[dict[str, str]]:
-    """The variables that tell each process of this host its place in the training; none for a single process."""
+    """The variables that tell each process of this host its place in the training; none for a single process.
+
+    Args:
+        interface: the network interface to the other hosts; empty leaves it to gloo and NCCL to find one.
+    """
     if len(hosts) * per_host == 1:
         return [{}]
     return [
@@ -59,38 +96,35 @@ def places(hosts: Sequence[str], current: str, per_host: int, interface: str) ->
             "RANK": str(hosts.index(current) * per_host + local),
             "WORLD_SIZE": str(len(hosts) * per_host),
             "LOCAL_RANK": str(local),
-            "MASTER_ADDR": hosts[0],
+            "MASTER_ADDR": hosts[0] if len(hosts) > 1 else _THIS_HOST,
             "MASTER_PORT": str(MASTER_PORT),
-            **(dict.fromkeys(_INTERFACE_VARIABLES, interface) if len(hosts) > 1 else {}),
+            **(dict.fromkeys(_INTERFACE_VARIABLES, interface) if interface else {}),
         }
         for local in range(per_host)
     ]
 
 
-class ScriptRunner(ProcessRunner):  # type: ignore[misc]  # the toolkit has no types
-    """The toolkit's runner, with signals and exit code passed through; starts one script for each of `places`."""
+def run_program(program: TrainingProgram, arguments: Sequence[str], at: Sequence[Mapping[str, str]]) -> None:
+    """Starts a script for each of `at` and waits for them. Does not return when one failed: the first one counts."""
+    scripts: list[Supervised] = []
 
-    places: Sequence[Mapping[str, str]] = ({},)
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        for script in scripts:
+            script.send_signal(number)
 
-    def run(self, wait: bool = True, capture_error: bool = False) -> None:
-        """Starts the scripts and waits for them. Does not return when one failed: the first failure counts."""
-        command = self._create_command()
-        scripts: list[Supervised] = []
-
-        def pass_on(number: int, _frame: FrameType | None) -> None:
-            for script in scripts:
-                script.send_signal(number)
-
-        _install(pass_on)
-        with contextlib.ExitStack() as all_end:
-            for place in self.places:
-                script = Supervised.start(command, env={**os.environ, **place}, cwd=environment.code_dir)
-                scripts.append(all_end.enter_context(script))
-            code = _wait_for_all(scripts)
-        if code > _KILLED and not (code == EXIT_STOPPED and MlPaths.from_environment().failure.exists()):
-            _report_killed(code - _KILLED)
-        if code != 0:
-            _leave(code)
+    _install(pass_on)
+    with contextlib.ExitStack() as all_end:
+        for place in at:
+            script = Supervised.start(program.command(arguments), env={**os.environ, **place}, cwd=program.folder)
+            scripts.append(all_end.enter_context(script))
+        code = _wait_for_all(scripts)
+    failure = MlPaths.from_environment().failure
+    if code > _KILLED and not (code == EXIT_STOPPED and failure.exists()):
+        _report_killed(code - _KILLED)
+    elif code != 0 and not failure.exists():  # ours has written it
+        write_failure(failure, JobError(f"{program.name} ended with exit code {code}", "the log says why"))
+    if code != 0:
+        _leave(code)
 
 
 def _wait_for_all(scripts: Sequence[Supervised]) -> int:

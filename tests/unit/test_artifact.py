@@ -206,7 +206,11 @@ def test_truncated_and_damaged_archives_are_refused_everywhere(archive: Path, tm
     assert {path.name for path in tmp_path.iterdir()} == {"model", "model.tar.gz", "broken.tar.gz"}
 
 
-@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 a zip", gzip.compress(b"no tar"), gzip.compress(bytes(10240))])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"PK\x03\x04 a zip", gzip.compress(b"no tar"), gzip.compress(bytes(10240))],
+    ids=["empty", "a zip", "no tar", "an empty tar"],
+)
 def test_foreign_files_are_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a").write_bytes(data)
     with pytest.raises(ArtifactError, match=r"not a model archive|was not made by this program"):

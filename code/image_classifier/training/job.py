@@ -90,11 +90,14 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag, be
         checkpoints.contents = checkpoint.contents
     device = choose_device(group.local_rank)
     model = make_model(config, len(folders.classes), paths.channel("weights"), checkpoint, device)
+    on_features = serves(config, folders, paths, group)
+    loading = config.replace(workers=0, cache="none") if on_features else config  # features are computed by threads
     training = make_training(
         config,
         folders,
         model,
-        make_setup(config, device, folders),
+        make_setup(loading, device, folders),
+        on_features=on_features,
         group=group,
         checkpoints=checkpoints,
         checkpoint=checkpoint,
@@ -217,6 +220,7 @@ def make_training(
     model: ResNet,
     setup: Setup,
     *,
+    on_features: bool,
     group: Group,
     checkpoints: Checkpoints,
     checkpoint: Checkpoint | None,
@@ -231,7 +235,6 @@ def make_training(
     if checkpoint is not None and checkpoint.optimizer:
         optimizer.load_state_dict(checkpoint.optimizer)
     progress = Progress() if checkpoint is None else checkpoint.progress
-    on_features = serves(config, folders, paths, group)
     return Training(
         config=config,
         group=group,

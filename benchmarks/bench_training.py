@@ -40,6 +40,7 @@ WAYS = {
     "second": "ours, a second job on the same pictures",
     "images": "ours, feature_views=0",
 }
+PASSES = 20  # of these photographs through the network: the running statistics have settled
 SPREAD_PHOTOS = 24  # on which the random weights' batch norms are fitted
 
 
@@ -91,7 +92,7 @@ def run(words: Sequence[object], changes: dict[str, str]) -> tuple[float, str]:
     return seconds, done.stdout
 
 
-def random_weights(data: Path, path: Path) -> None:
+def random_weights(data: Path, path: Path, *, passes: int = PASSES) -> None:
     """Seeded random weights whose batch norms know pictures: features that differ from picture to picture."""
     torch.manual_seed(1)
     model = build_model(1000).train()
@@ -103,7 +104,7 @@ def random_weights(data: Path, path: Path) -> None:
     photos = photos[:: max(1, len(photos) // SPREAD_PHOTOS)]
     preprocessing = Preprocessing.for_image_size(128)
     with torch.no_grad():
-        for _ in range(20):
+        for _ in range(passes):
             model(torch.stack([torch.from_numpy(load(photo, preprocessing)) for photo in photos]))
     torch.save(model.state_dict(), path)
 
@@ -154,7 +155,7 @@ def main() -> None:
         data = data or generated(folder / "data")
         weights = options.weights or folder / "random.pth"
         if options.weights is None:
-            random_weights(data, weights)
+            random_weights(data, weights, passes=2 if options.quick else PASSES)
         ways = [way for way in WAYS if way != "images" or not options.short]
         found = measure(Trainings(data, weights.resolve(), epochs, folder, flags), ways, rounds)
         photos = {split: len(list((data / split).rglob("*.jpg"))) for split in ("train", "valid", "test")}

@@ -83,6 +83,29 @@ def test_stopped_and_resumed_ends_with_the_same_bits(
     ).read_text()
 
 
+def test_an_interrupted_job_of_a_version_without_features_goes_on_with_them(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    stop = StopFlag()
+    with monkeypatch.context() as patched:
+        patched.setattr("image_classifier.training.job.make_hook", lambda *_: StopAfter(stop, 9))
+        with pytest.raises(JobStopped, match=r"the state is saved"):
+            job(tmp_path / "old", data, CONFIG.replace(feature_views=0), stop=stop)
+    file = max((tmp_path / "old" / "checkpoints").glob("*.ckpt"))
+    content = torch.load(file, weights_only=True)
+    del content["identity"]["feature_views"], content["contents"]
+    torch.save(content, file)
+    before = content["progress"]["history"]
+    caplog.clear()
+    paths = job(tmp_path / "old", data)
+    history = [json.loads(line) for line in (paths.output_data / "history.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4]
+    assert history[: len(before)] == before
+    assert "features of train: 0 kept from before, 36 computed" in caplog.text
+    assert len(weights_of(paths)) == 320
+
+
 def test_the_next_job_computes_nothing_and_a_change_is_seen(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -121,7 +144,9 @@ def test_hook_rules_metrics_and_report_see_the_training(
     monkeypatch.setenv(FEATURES_VARIABLE, str(tmp_path / "store"))
     for name in ("first", "from the store"):
         caplog.clear()
-        paths = job(tmp_path / name, data, CONFIG.replace(epochs=6, debug=True, profile=True))
+        paths = job(
+            tmp_path / name, data, CONFIG.replace(epochs=6, debug=True, profile=True, workers=2, cache="decoded")
+        )
         report(paths)
         told = [parsed[0] for parsed in map(parse_metric_line, caplog.messages) if parsed]
         assert told[:6] == [1, 2, 3, 4, 5, 6]
@@ -140,7 +165,9 @@ def test_hook_rules_metrics_and_report_see_the_training(
         assert "Error" not in verdicts.values()
         assert (paths.output_data / "report.html").is_file()
         assert "switched off" not in caplog.text
-        assert json.loads((paths.output_data / "setup.json").read_text())["prepared"][0] >= 0
+        setup = json.loads((paths.output_data / "setup.json").read_text())
+        assert setup["prepared"][0] >= 0
+        assert (setup["workers"], setup["cached"]) == (0, False)  # it has no use for them, whatever was asked for
 
 
 def test_what_features_cannot_do_is_done_as_before_and_said(

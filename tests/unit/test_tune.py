@@ -29,8 +29,8 @@ from image_classifier.tuning.trials import TrialRow, pick_best
 from image_classifier.tuning.tuner import find_best
 from image_classifier.vision.sample_data import make_sample_data
 
-# Learns to `batch_size` percent. Batch size 13 crashes, 15 is stopped by a rule, 17 finds the disk full. An existing
-# checkpoint makes it skip the epochs it counts.
+# Learns to `batch_size` percent. Batch size 13 crashes, 15 is stopped by a rule, 17 finds the disk full; 19 and 21
+# learn, but cannot be tested. An existing checkpoint makes it skip the epochs it counts.
 STAND_IN = """
 import json, pathlib, signal, sys, time
 base = pathlib.Path.cwd()
@@ -61,7 +61,15 @@ for epoch in range(first, epochs + 1):
     while epoch == 2 and (base / "../../hold").exists():
         time.sleep(0.01)
     time.sleep(0.2 if batch == 10 and epochs == 9 else 0)
-(base / "model/manifest.json").write_text("{}")
+tried = (base / "input/config/trial.json").exists()
+if not tried and batch in (19, 21) and not (base / "../../mended").exists():
+    (base / "output/failure").write_text("a test image is broken" if batch == 19 else "No space left on device")
+    sys.exit(1 if batch == 19 else 4)
+if not tried:
+    (base / "model/manifest.json").write_text("{}")
+while not tried and (base / "../../hold").exists():
+    time.sleep(0.01)
+(base / "output/data/metrics.json").write_text(json.dumps({"outcome": "tried" if tried else "completed"}))
 """
 
 
@@ -132,6 +140,66 @@ def test_every_combination_is_tried_once_and_the_best_kept(data: Path, capsys: p
     assert models == [f"{found.best_trial:03}"]  # the weights of the others are gone
     assert not list(made.run.path.glob("trials/*/checkpoints"))
     assert made.run.record().status == Status.COMPLETED
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_only_the_best_trial_is_tested_and_its_record_is_that_of_its_training(data: Path) -> None:
+    made = search(data, [10, 20, 30], tune__trials=3)
+    found = tune.run(made)
+    for number in (1, 2, 3):
+        trial = Run(path=made.run.path / f"trials/{number:03}")
+        outcome = "completed" if number == found.best_trial else "tried"
+        assert trial.result()["outcome"] == outcome
+        assert any(trial.paths.model.glob("*")) == (outcome == "completed")
+        record = trial.record()
+        assert (record.status, record.attempts, record.exit_code, dict(record.details)) == ("Completed", 1, 0, {})
+        assert trial.log.read_text().count("metrics epoch=") == 3
+    assert "is the best: tested" in made.run.log.read_text()
+    everything = search(data, [10, 20], tune__trials=2, tune__keep_models=True)
+    tune.run(everything)
+    assert len(list(everything.run.path.glob("trials/*/model/manifest.json"))) == 2
+    assert "is the best: tested" not in everything.run.log.read_text()
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize(("batch_size", "kind"), [(19, JobError), (21, PlatformError)])
+def test_a_best_trial_that_cannot_be_tested_ends_the_search_which_can_go_on(
+    data: Path, batch_size: int, kind: type[Exception]
+) -> None:
+    made = search(data, [batch_size, 10], tune__trials=2)
+    with pytest.raises(kind, match=r"broken|No space") as caught:
+        tune.run(made)
+    assert f"tune --resume {made.run.typed}" in caught.value.hint  # type: ignore[attr-defined]
+    assert made.run.record().status == Status.FAILED
+    (made.run.path / "mended").touch()
+    assert tune.run(tune.resume(made.run, {})).best_values == {"batch_size": batch_size}
+    best = Run(path=find_best(made.run.name, data.parent / "runs").parent / "trials" / "001")
+    assert {row["status"] for row in rows_of(made.run)} == {"Completed"}
+    assert best.record().attempts == 1
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_search_stopped_while_its_best_trial_is_tested_goes_on_there(data: Path) -> None:
+    made = search(data, [10, 20], tune__trials=2)
+    hold = made.run.path / "hold"
+    with Interrupts() as interrupts:
+        made.run.begin()
+        with tune.Tuner(made, tune.SearchView(Live(), made.run.log, made.tune), interrupts) as tuner:
+            tuner.work()
+            best = max(tuner.rows(), key=lambda row: row.value or 0)
+            hold.touch()
+            interrupts.count = 1
+            with pytest.raises(JobStopped, match="before the best trial's model was written"):
+                tuner.finish_best()
+    made.run.end(Status.STOPPED)
+    hold.unlink()
+    trial = Run(path=best.path)
+    assert trial.result()["outcome"] == "tried"
+    assert list(trial.paths.checkpoints.glob("*"))
+    tune.run(tune.resume(made.run, {}))
+    assert trial.result()["outcome"] == "completed"
+    assert (trial.record().status, trial.record().attempts) == (Status.COMPLETED, 1)
+    assert not list(made.run.path.glob("trials/*/checkpoints"))
 
 
 @pytest.mark.usefixtures("stand_in")

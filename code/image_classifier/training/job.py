@@ -83,11 +83,14 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag, be
         checkpoints.contents = checkpoint.contents
     device = choose_device(group.local_rank)
     model = make_model(config, len(folders.classes), paths.channel("weights"), checkpoint, device)
+    on_features = serves(config, folders, paths, group)
+    loading = config.replace(workers=0, cache="none") if on_features else config  # features are computed by threads
     training = make_training(
         config,
         folders,
         model,
-        make_setup(config, device, folders),
+        make_setup(loading, device, folders),
+        on_features=on_features,
         group=group,
         checkpoints=checkpoints,
         checkpoint=checkpoint,
@@ -210,6 +213,7 @@ def make_training(
     model: ResNet,
     setup: Setup,
     *,
+    on_features: bool,
     group: Group,
     checkpoints: Checkpoints,
     checkpoint: Checkpoint | None,
@@ -224,7 +228,6 @@ def make_training(
     if checkpoint is not None and checkpoint.optimizer:
         resume_optimizer(optimizer, checkpoint.optimizer)
     progress = Progress() if checkpoint is None else checkpoint.progress
-    on_features = serves(config, folders, paths, group)
     return Training(
         config=config,
         group=group,

@@ -60,6 +60,39 @@ def test_pictures_beyond_the_capacity_are_decoded_again(split: Split) -> None:
     assert all(torch.equal(one.images, other.images) for one, other in zip(plain, cached, strict=True))
 
 
+def test_how_much_is_kept_is_said_once_for_each_change(split: Split) -> None:
+    sizes = [3 * height * width for height, width in SIDES]
+    for capacity in (sum(sizes), sum(sizes) // 2):
+        kept = PixelCache(NUM_IMAGES, capacity)
+        loader = Loader(ImageDataset(split, PREPROCESSING, augment="standard", cache=kept), 5, workers=0)
+        assert loader.cache_news() == ""
+        list(loader.epoch(1))
+        assert kept.num_bytes <= capacity
+        news = loader.cache_news()
+        share = "all" if capacity == sum(sizes) else f"{len(kept)} of"
+        assert news.startswith(f"{share} {NUM_IMAGES} train images are kept decoded, ")
+        assert news.endswith("decoded in every epoch") == (capacity < sum(sizes))
+        list(loader.epoch(2))
+        assert loader.cache_news() == ""
+
+
+@pytest.mark.parametrize(
+    ("size", "kept_as"), [((2000, 1500), (84, 63)), ((100, 300), (63, 189)), ((80, 70), (80, 70)), ((40, 30), (40, 30))]
+)
+def test_a_picture_is_kept_no_larger_than_its_smallest_crop_needs(
+    tmp_path: Path, size: tuple[int, int], kept_as: tuple[int, int]
+) -> None:
+    """At 32 pixels a crop of a third of the area must have 62.5 pixels a side, of a square picture."""
+    path = tmp_path / "a.png"
+    Image.effect_noise(size, 50).convert("RGB").save(path)
+    kept = PixelCache(1, 10_000_000)
+    dataset = ImageDataset(Split("train", tmp_path, (path,), (0,)), PREPROCESSING, augment="standard", cache=kept)
+    dataset[1, 0]
+    found = kept.get(0)
+    assert found is not None
+    assert found.shape == (kept_as[1], kept_as[0], 3)
+
+
 def test_nothing_more_is_kept_once_the_memory_runs_low(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "LOOK_EVERY", 1000)
     kept = PixelCache(10, 1_000_000)

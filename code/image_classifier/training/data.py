@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  # everybody's name for it
 from numpy.typing import NDArray
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from torchvision.transforms import RandomResizedCrop
 
@@ -36,6 +37,8 @@ from image_classifier.vision.preprocess import Preprocessing, load_pixels, scale
 # a class, most crops should still show the thing itself.
 CROP_SCALE: Mapping[str, float] = {"standard": 0.35, "light": 0.8}
 CROP_RATIO = (3 / 4, 4 / 3)  # torchvision's default
+
+WORTH_SHRINKING = 1.5  # times as many pixels as the smallest picture that serves every crop: below, it stays as it is
 
 BATCH_TIMEOUT_S = 900.0  # without a single batch: half of what the rule StalledTraining grants a step
 TURN_S = 1.0  # between two looks while a batch does not come
@@ -89,7 +92,7 @@ class ImageDataset(Dataset[_Sample]):
         self.preprocessing = preprocessing
         self._augment = augment
         self._seed = seed
-        self._cache = cache
+        self.cache = cache
         self.between: Callable[[], None] | None = None  # called before each picture that this process reads itself
 
     def __len__(self) -> int:
@@ -115,22 +118,36 @@ class ImageDataset(Dataset[_Sample]):
 
         Raises what `decode` raises.
         """
-        if self._cache is not None and (kept := self._cache.get(index)) is not None:
+        if self.cache is not None and (kept := self.cache.get(index)) is not None:
             return kept, ""
         path = self.split.paths[index]
         if self._augment == "none":
             pixels = load_pixels(path, self.preprocessing)
         else:
-            pixels = np.array(decode(path, min_side=shortest_side(self.preprocessing.image_size, self._augment)))
-        if self._cache is not None:
-            self._cache.put(index, pixels)
-        return pixels, contrast_of_file(path, pixels)
+            side = shortest_side(self.preprocessing.image_size, self._augment)
+            pixels = np.asarray(no_larger_than_needed(decode(path, min_side=side), side))
+        kept = None if self.cache is None else self.cache.put(index, pixels)
+        if kept is None:
+            kept = pixels if pixels.flags.writeable else pixels.copy()  # torch warns of others
+        return kept, contrast_of_file(path, kept)
 
 
 def shortest_side(image_size: int, augment: str) -> int:
     """How many pixels a side must have, so that no crop of a square picture is enlarged to `image_size`."""
     shortest_crop = math.sqrt(CROP_SCALE[augment] * CROP_RATIO[0])  # of a square picture's side
     return math.ceil(image_size / shortest_crop)
+
+
+def no_larger_than_needed(picture: Image.Image, side: int) -> Image.Image:
+    """The picture with its shorter side made `side` long, where it is so much longer that it is worth it.
+
+    With or without a cache, so that a cache changes no sample.
+    """
+    shorter = min(picture.size)
+    if shorter**2 < WORTH_SHRINKING * side**2:
+        return picture
+    width, height = (max(1, round(each * side / shorter)) for each in picture.size)
+    return picture.resize((width, height), Image.Resampling.BILINEAR)  # antialiased, as the crop's own resize
 
 
 def random_view(image: torch.Tensor, size: int, augment: str, seed: Sequence[int]) -> torch.Tensor:
@@ -234,6 +251,7 @@ class Loader:
     ) -> None:
         self.split = dataset.split
         self._dataset = dataset
+        self._kept = 0
         self._waiting = Waiting()
         self._side_stream = SideStream()
         self._constants = [torch.from_numpy(array) for array in scale_and_shift(dataset.preprocessing)]
@@ -270,6 +288,18 @@ class Loader:
         if self._loader.num_workers:
             self._waiting.watch(iterator)
         return iterator  # type: ignore[no-any-return]
+
+    def cache_news(self) -> str:
+        """How many decoded images are kept, if that is not what the last call said; for the log."""
+        cache = self._dataset.cache
+        if cache is None or (kept := len(cache)) == self._kept:
+            return ""
+        self._kept = kept
+        share = "all" if kept == len(self.split) else f"{kept} of"
+        rest = "" if kept == len(self.split) else "; the others are decoded in every epoch"
+        return (
+            f"{share} {len(self.split)} {self.split.name} images are kept decoded, {cache.num_bytes / 1e6:.0f} MB{rest}"
+        )
 
     def show(self, batch: Batch, inputs: torch.Tensor, hook: Observer) -> None:
         """Shows an observer what the network is about to see."""

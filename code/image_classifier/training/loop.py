@@ -120,6 +120,8 @@ def end_epoch(training: Training, evaluation: Evaluation) -> None:
     training.bad.require_classes(training.train.split)
     for finding in training.bad.new_findings():
         log.warning("%s", finding.line)
+    for news in filter(None, (training.train.cache_news(), training.valid.cache_news())):
+        log.info("cache: %s", news)
     values = epoch_metrics(progress) | evaluation.metrics("validation")
     if not math.isfinite(evaluation.loss):
         raise not_finite("validation loss", evaluation.loss, progress, config)

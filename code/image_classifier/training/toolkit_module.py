@@ -59,6 +59,7 @@ def places(hosts: Sequence[str], current: str, per_host: int, interface: str) ->
             "RANK": str(hosts.index(current) * per_host + local),
             "WORLD_SIZE": str(len(hosts) * per_host),
             "LOCAL_RANK": str(local),
+            "LOCAL_WORLD_SIZE": str(per_host),
             "MASTER_ADDR": hosts[0],
             "MASTER_PORT": str(MASTER_PORT),
             **(dict.fromkeys(_INTERFACE_VARIABLES, interface) if len(hosts) > 1 else {}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 from image_classifier.training import cache
 from image_classifier.training.cache import PixelCache
 from image_classifier.training.data import Batch, ImageDataset, Loader
+from image_classifier.training.stop import end_workers
 from image_classifier.vision.folders import Split
 from image_classifier.vision.preprocess import Preprocessing
 
@@ -48,6 +51,31 @@ def test_second_epoch_needs_no_file_and_is_bit_for_bit_the_same(split: Split, au
     assert len(kept) == NUM_IMAGES
     for one, other in zip(plain, cached, strict=True):
         assert not other.unreadable
+        assert torch.equal(one.indices, other.indices)
+        assert torch.equal(one.images, other.images)
+
+
+def test_an_epoch_that_begins_early_has_pictures_before_it_is_asked_for(split: Split) -> None:
+    plain = Loader(ImageDataset(split, PREPROCESSING, augment="light"), 5, workers=0, shuffle_seed=3)
+    kept = PixelCache(NUM_IMAGES, 10_000_000)
+    loader = Loader(ImageDataset(split, PREPROCESSING, augment="light", cache=kept), 5, workers=1, shuffle_seed=3)
+    try:
+        loader.begin_early(1)
+        deadline = time.monotonic() + 60
+        while len(kept) < NUM_IMAGES and time.monotonic() < deadline:  # by the loading process, which nobody has asked
+            time.sleep(0.01)
+        assert len(kept) >= 5
+        assert_same_batches(loader.epoch(1), plain.epoch(1))
+        loader.begin_early(2)
+        assert_same_batches(loader.epoch(3), plain.epoch(3))  # another one than was begun
+        loader.begin_early(4)
+        assert_same_batches(loader.epoch(4, first_step=1), plain.epoch(4, first_step=1))
+    finally:
+        end_workers()
+
+
+def assert_same_batches(ours: Iterator[Batch], theirs: Iterator[Batch]) -> None:
+    for one, other in zip(ours, theirs, strict=True):
         assert torch.equal(one.indices, other.indices)
         assert torch.equal(one.images, other.images)
 

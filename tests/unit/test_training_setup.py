@@ -15,7 +15,7 @@ from torch import nn
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.machine import memory, usable_cores
 from image_classifier.contract.paths import MlPaths
-from image_classifier.contract.shared_memory import MAX_WORKERS
+from image_classifier.contract.shared_memory import MAX_WORKERS, needed_bytes
 from image_classifier.debugging.schema import JobFacts, read_job
 from image_classifier.training import cache, setup
 from image_classifier.training.observe import Watched, make_hook
@@ -136,3 +136,14 @@ def test_a_cpu_gets_no_more_threads_than_the_quota_has_cores_for(monkeypatch: py
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_epochs_begin_early_where_there_is_shared_memory_for_two(
+    folders: ImageFolders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enough = 2 * needed_bytes(CONFIG.batch_size, CONFIG.image_size, 6)  # of which half is for one job
+    for free, early in ((enough, True), (enough - 2, False)):
+        monkeypatch.setattr(setup, "free_bytes", lambda free=free: free)
+        found = make_setup(CONFIG, CPU, folders)
+        assert (found.workers, found.early) == (3, early)
+    assert make_setup(CONFIG.replace(workers=0), CPU, folders).early

@@ -204,6 +204,7 @@ class Loader:
         self.split = dataset.split
         self._dataset = dataset
         self._kept = 0
+        self._begun: tuple[Key, Iterator[Batch]] | None = None  # of (epoch, first_step)
         self._waiting = Waiting()
         self._side_stream = SideStream()
         self._constants = [torch.from_numpy(array) for array in scale_and_shift(dataset.preprocessing)]
@@ -233,9 +234,21 @@ class Loader:
             JobError: none came for BATCH_TIMEOUT_S.
             RuntimeError: a loading process died or failed, as torch says it.
         """
-        self._batches.epoch, self._batches.first_step = epoch, first_step
         self._waiting.stop = stop
         self._dataset.between = None if self._loader.num_workers else self._waiting.check_stop
+        begun, self._begun = self._begun, None
+        if begun is not None and begun[0] == (epoch, first_step):
+            return begun[1]
+        return self._begin(epoch, first_step)
+
+    def begin_early(self, epoch: int = 0) -> None:
+        """Lets the loading processes begin with the epoch that will be asked for next, so that its first batch is there
+        when it is. Between two epochs of this loader; does nothing without loading processes."""
+        if self._loader.num_workers and self._begun is None:
+            self._begun = (epoch, 0), self._begin(epoch, 0)
+
+    def _begin(self, epoch: int, first_step: int) -> Iterator[Batch]:
+        self._batches.epoch, self._batches.first_step = epoch, first_step
         iterator: Any = iter(self._loader)
         if self._loader.num_workers:
             self._waiting.watch(iterator)

@@ -71,6 +71,9 @@ class FeatureLoader:
             contrast={},  # the extraction has told
         )
 
+    def begin_early(self, epoch: int = 0) -> None:
+        """Nothing: no batch has to be waited for."""
+
     def cache_news(self) -> str:
         """Nothing: no image is kept."""
         return ""

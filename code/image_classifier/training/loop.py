@@ -93,6 +93,8 @@ def validate(training: Training, hook: Observer) -> Evaluation:
         watched = (training.trained, training.valid, hook, training.bad, training.stop)
         return evaluate(*watched, setup=training.step_setup, group=group)
 
+    if training.setup.early and training.progress.epoch < training.config.epochs:
+        training.train.begin_early(training.progress.epoch + 1)
     if training.on_features:
         return training.group.from_main(lambda: run(Group()))
     return run(training.group)

@@ -32,6 +32,8 @@ class Setup:
         cores: CPU cores the job may use.
         gpus: names of the host's GPUs, empty without one.
         workers: data loading processes.
+        early: whether those of the validation may begin while those of the training are not done, and the other way
+            round: there is shared memory for the batches of both.
         kept: split -> where its decoded images are kept. What is not to be kept, or what the system granted no memory
             for, is missing.
     """
@@ -42,6 +44,7 @@ class Setup:
     cores: int = 1
     gpus: tuple[str, ...] = ()
     workers: int = 0
+    early: bool = False
     kept: Mapping[str, PixelCache] = field(default_factory=dict)
 
     @property
@@ -67,13 +70,15 @@ def make_setup(config: TrainConfig, device: torch.device, folders: ImageFolders)
             if (cache := make_cache(len(split))) is not None:
                 kept[split.name] = cache
     on_gpu = device.type == "cuda"
+    workers = workers_with_room(config, num_workers(config.workers, device))
     return Setup(
         device=device,
         device_name=describe_device(device),
         bf16=use_bf16(config.amp, device),
         cores=usable_cores(),
         gpus=tuple(map(torch.cuda.get_device_name, range(torch.cuda.device_count()))) if on_gpu else (),
-        workers=workers_with_room(config, num_workers(config.workers, device)),
+        workers=workers,
+        early=fitting_workers(2 * workers, config.batch_size, config.image_size, free_bytes()) == 2 * workers,
         kept=kept,
     )
 

@@ -114,8 +114,8 @@ def main() -> None:
         "",
         f"ResNet50 from nothing, one loading process, {options.epochs} epochs, torch {torch.__version__}, Python "
         f"{platform.python_version()}; at most {BOUND / 1e6:g} MB of decoded images. Memory is the PSS of all "
-        "processes at an epoch's end; the last columns compare the last epoch, and the least and most of the third on, with the "
-        "second.",
+        "processes at an epoch's end; the last columns compare the last epoch, and the least and most of the third on, "
+        "with the second.",
         "",
         "| data | images | kept decoded | after epoch 2 | last | least .. most |",
         "|---|---|---|---|---|---|",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import copy
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def test_a_checkpoint_written_behind_the_training_holds_what_was_when_it_was_ask
     assert found.optimizer["param_groups"] == moments["param_groups"]
 
 
-def test_a_checkpoint_that_could_not_be_written_behind_the_training_is_told_of(
+def test_a_checkpoint_that_could_not_be_written_behind_the_training_ends_the_job_at_the_next(
     tmp_path: Path, model: nn.Module
 ) -> None:
     checkpoints, optimizer = Checkpoints(tmp_path, {}), make_optimizer(model, CONFIG)
@@ -85,10 +86,32 @@ def test_a_checkpoint_that_could_not_be_written_behind_the_training_is_told_of(
     with no_file_larger_than(10_000):
         checkpoints.save_behind(Progress(epoch=2), model, optimizer, {})
         with pytest.raises(PlatformError, match="cannot write"):
-            checkpoints.save(Progress(epoch=3), model, optimizer, {})
+            checkpoints.save_behind(Progress(epoch=3), model, optimizer, {})
     assert [path.name for path in files(tmp_path)] == ["epoch-00001-step-0000000.ckpt"]
-    checkpoints.save(Progress(epoch=3), model, optimizer, {})
-    assert not checkpoints.due  # so soon after it
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_job_that_stops_after_a_checkpoint_failed_saves_its_state_if_there_is_room_by_then(
+    tmp_path: Path, model: nn.Module, room: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints, optimizer = Checkpoints(tmp_path, {}), make_optimizer(model, CONFIG)
+    with no_file_larger_than(10_000):
+        checkpoints.save_behind(Progress(epoch=2), model, optimizer, {})
+        assert checkpoints._writing is not None
+        concurrent.futures.wait([checkpoints._writing])
+        if not room:
+            with pytest.raises(PlatformError, match="cannot write"):
+                checkpoints.save(Progress(epoch=3), model, optimizer, {})
+    if room:
+        checkpoints.save(Progress(epoch=3), model, optimizer, {})
+        assert not checkpoints.due  # so soon after it
+    assert "a checkpoint was not written: cannot write" in caplog.text
+    assert load_epoch_of(tmp_path) == (3 if room else None)
+
+
+def load_epoch_of(folder: Path) -> int | None:
+    checkpoint = Checkpoints(folder, {}).load()
+    return None if checkpoint is None else checkpoint.progress.epoch
 
 
 def test_two_newest_are_kept_and_a_killed_writers_leftover_is_removed(tmp_path: Path, model: nn.Module) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 from image_classifier.training import cache
 from image_classifier.training.cache import PixelCache
 from image_classifier.training.data import Batch, ImageDataset, Loader
+from image_classifier.training.stop import end_workers
 from image_classifier.vision.folders import Split
 from image_classifier.vision.preprocess import Preprocessing
 
@@ -52,12 +55,70 @@ def test_second_epoch_needs_no_file_and_is_bit_for_bit_the_same(split: Split, au
         assert torch.equal(one.images, other.images)
 
 
+def test_an_epoch_that_begins_early_has_pictures_before_it_is_asked_for(split: Split) -> None:
+    plain = Loader(ImageDataset(split, PREPROCESSING, augment="light"), 5, workers=0, shuffle_seed=3)
+    kept = PixelCache(NUM_IMAGES, 10_000_000)
+    loader = Loader(ImageDataset(split, PREPROCESSING, augment="light", cache=kept), 5, workers=1, shuffle_seed=3)
+    try:
+        loader.begin_early(1)
+        deadline = time.monotonic() + 60
+        while len(kept) < NUM_IMAGES and time.monotonic() < deadline:  # by the loading process, which nobody has asked
+            time.sleep(0.01)
+        assert len(kept) >= 5
+        assert_same_batches(loader.epoch(1), plain.epoch(1))
+        loader.begin_early(2)
+        assert_same_batches(loader.epoch(3), plain.epoch(3))  # another one than was begun
+        loader.begin_early(4)
+        assert_same_batches(loader.epoch(4, first_step=1), plain.epoch(4, first_step=1))
+    finally:
+        end_workers()
+
+
+def assert_same_batches(ours: Iterator[Batch], theirs: Iterator[Batch]) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one.indices, other.indices)
+        assert torch.equal(one.images, other.images)
+
+
 def test_pictures_beyond_the_capacity_are_decoded_again(split: Split) -> None:
     capacity = sum(3 * height * width for height, width in SIDES) // 2
     kept = PixelCache(NUM_IMAGES, capacity)
     plain, cached = (epochs(split, "standard", each, 0, then=[]) for each in (None, kept))
     assert 0 < len(kept) < NUM_IMAGES
     assert all(torch.equal(one.images, other.images) for one, other in zip(plain, cached, strict=True))
+
+
+def test_how_much_is_kept_is_said_once_for_each_change(split: Split) -> None:
+    sizes = [3 * height * width for height, width in SIDES]
+    for capacity in (sum(sizes), sum(sizes) // 2):
+        kept = PixelCache(NUM_IMAGES, capacity)
+        loader = Loader(ImageDataset(split, PREPROCESSING, augment="standard", cache=kept), 5, workers=0)
+        assert loader.cache_news() == ""
+        list(loader.epoch(1))
+        assert kept.num_bytes <= capacity
+        news = loader.cache_news()
+        share = "all" if capacity == sum(sizes) else f"{len(kept)} of"
+        assert news.startswith(f"{share} {NUM_IMAGES} train images are kept decoded, ")
+        assert news.endswith("decoded in every epoch") == (capacity < sum(sizes))
+        list(loader.epoch(2))
+        assert loader.cache_news() == ""
+
+
+@pytest.mark.parametrize(
+    ("size", "kept_as"), [((2000, 1500), (84, 63)), ((100, 300), (63, 189)), ((80, 70), (80, 70)), ((40, 30), (40, 30))]
+)
+def test_a_picture_is_kept_no_larger_than_its_smallest_crop_needs(
+    tmp_path: Path, size: tuple[int, int], kept_as: tuple[int, int]
+) -> None:
+    """At 32 pixels a crop of a third of the area must have 62.5 pixels a side, of a square picture."""
+    path = tmp_path / "a.png"
+    Image.effect_noise(size, 50).convert("RGB").save(path)
+    kept = PixelCache(1, 10_000_000)
+    dataset = ImageDataset(Split("train", tmp_path, (path,), (0,)), PREPROCESSING, augment="standard", cache=kept)
+    dataset[1, 0]
+    found = kept.get(0)
+    assert found is not None
+    assert found.shape == (kept_as[1], kept_as[0], 3)
 
 
 def test_nothing_more_is_kept_once_the_memory_runs_low(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,8 @@ from torchvision.transforms import RandomResizedCrop
 
 from image_classifier.contract.errors import DataError, JobError
 from image_classifier.training import data
-from image_classifier.training.data import BadImages, Batch, ImageDataset, Loader, random_view
+from image_classifier.training.crops import random_view
+from image_classifier.training.data import BadImages, Batch, ImageDataset, Loader
 from image_classifier.training.stop import Interrupted, StopFlag, end_workers
 from image_classifier.vision.decode import decode
 from image_classifier.vision.folders import Split

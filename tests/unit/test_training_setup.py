@@ -15,6 +15,7 @@ from torch import nn
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.machine import memory, usable_cores
 from image_classifier.contract.paths import MlPaths
+from image_classifier.contract.shared_memory import MAX_WORKERS, needed_bytes
 from image_classifier.debugging.schema import JobFacts, read_job
 from image_classifier.training import cache, setup
 from image_classifier.training.observe import Watched, make_hook
@@ -87,18 +88,29 @@ def test_no_cache_is_made_that_is_not_wanted(folders: ImageFolders) -> None:
     assert not make_setup(CONFIG.replace(cache="none"), CPU, folders).kept
 
 
-def test_auto_keeps_pictures_for_a_gpu_and_later_epochs_only() -> None:
-    gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    assert wants_cache("auto", gpu, 2)
-    assert not wants_cache("auto", gpu, 1)
-    assert not wants_cache("auto", cpu, 2)
-    assert wants_cache("decoded", cpu, 2)
-    assert not wants_cache("none", gpu, 2)
+def test_auto_keeps_pictures_that_later_epochs_will_need() -> None:
+    auto = CONFIG.replace(cache="auto", epochs=2)
+    assert wants_cache(auto)
+    assert not wants_cache(auto.replace(epochs=1, warmup_epochs=0.0))
+    assert not wants_cache(auto.replace(fine_tune="head"))  # features are kept instead
+    assert wants_cache(auto.replace(fine_tune="head", feature_views=0))
+    assert wants_cache(auto.replace(cache="decoded"))
+    assert not wants_cache(auto.replace(cache="none"))
+
+
+def test_the_processes_of_a_host_share_its_cores_and_leave_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "usable_cores", lambda: 16)
+    gpu = torch.device("cuda")
+    assert num_workers(-1, gpu) == 14
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert num_workers(-1, gpu) == 3
+    monkeypatch.setattr(setup, "usable_cores", lambda: 2)
+    assert num_workers(-1, gpu) == 1
 
 
 def test_workers_are_as_asked_or_fit_the_machine() -> None:
     assert num_workers(3, torch.device("cpu")) == 3
-    assert 0 <= num_workers(-1, torch.device("cpu")) <= num_workers(-1, torch.device("cuda")) <= 8
+    assert 0 <= num_workers(-1, torch.device("cpu")) <= num_workers(-1, torch.device("cuda")) <= MAX_WORKERS
     assert num_workers(-1, torch.device("cuda")) >= 1
 
 
@@ -124,3 +136,14 @@ def test_a_cpu_gets_no_more_threads_than_the_quota_has_cores_for(monkeypatch: py
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_epochs_begin_early_where_there_is_shared_memory_for_two(
+    folders: ImageFolders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enough = 2 * needed_bytes(CONFIG.batch_size, CONFIG.image_size, 6)  # of which half is for one job
+    for free, early in ((enough, True), (enough - 2, False)):
+        monkeypatch.setattr(setup, "free_bytes", lambda free=free: free)
+        found = make_setup(CONFIG, CPU, folders)
+        assert (found.workers, found.early) == (3, early)
+    assert make_setup(CONFIG.replace(workers=0), CPU, folders).early

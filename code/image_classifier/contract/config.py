@@ -119,14 +119,14 @@ class TrainConfig:
     )
     workers: int = param(
         AUTO_WORKERS,
-        "data loading processes, -1 to fit the machine (at most 8)",
+        "data loading processes, -1 to fit the machine",
         low=-1,
         high=256,
         changes_result=False,
     )
     cache: str = param(
         "auto",
-        "keep decoded images in memory: auto (with a GPU), decoded (as many as fit), none",
+        "keep decoded images in memory, as many as fit: auto (but for features), decoded, none",
         choices=("auto", "decoded", "none"),
         changes_result=False,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from image_classifier.contract.machine import memory
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # where Linux keeps POSIX shared memory
-MAX_WORKERS = 8  # data loading processes when their number is left to us
+MAX_WORKERS = 32  # data loading processes when their number is left to us
 AHEAD = 2  # batches that each process makes ahead: torch's prefetch_factor
 IN_HAND = 2  # batches that the training holds: one in use, one being copied to the device
 SHARE = 0.5  # of what is free is for one job: others that share the machine start at the same moment

@@ -29,12 +29,30 @@ def seconds_by_mode(run: RunData) -> dict[Mode, float]:
 
 
 def usual(run: RunData, name: str) -> Series:
-    """A value of the steps but for the first, which also starts worker processes and compiles kernels; with the first
-    when there is no other."""
+    """A value of the steps but for the first, which also starts worker processes and compiles kernels, and for those
+    that fill a cache of decoded images; with them when there is no other."""
     series, first = run.step("train", name), run.times("train").steps[:2]
+    filled = after_filling(run)
+    if len(filled):
+        return series.where(np.isin(series.steps, filled))
     if len(first) < 2 or not np.array_equal(series.steps[:1], first[:1]):
         return series
     return Series(series.steps[1:], series.values[1:])
+
+
+def after_filling(run: RunData) -> Floats:
+    """The training steps of a job that keeps decoded images in which they were all there: those of epochs in which no
+    attempt of the job began, nor went on with the rest of one. Empty for a job that keeps none."""
+    times, epochs = run.times("train"), run.epochs("train")
+    if not run.job.cached or not 0 < len(times) == len(epochs):
+        return np.empty(0)
+    begun = np.searchsorted(times.values, [0.0, *run.job.restarts])
+    filling: set[float] = set()
+    for first in begun[begun < len(times)]:
+        epoch = float(epochs.values[first])
+        at_its_start = first == 0 or epochs.values[first - 1] < epoch
+        filling |= {epoch} if at_its_start else {epoch, epoch + 1}
+    return times.steps[~np.isin(epochs.values, list(filling))]
 
 
 def median_step_s(run: RunData) -> float:

@@ -55,24 +55,34 @@ class PixelCache:
             return None
         return self._view(start, height, width)
 
-    def put(self, index: int, pixels: NDArray[np.uint8]) -> None:
-        """Keeps a picture if there is room. Only one process at a time may put the same index."""
+    def put(self, index: int, pixels: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+        """Keeps a picture if there is room: returns it as `get` does, else None. Only one process at a time may put the
+        same index."""
         height, width, _ = pixels.shape
         with self._lock:
             start = int(self._index[-1, 0])
             end = start + pixels.size
             if end > self._capacity:
-                return
+                return None
             if start // LOOK_EVERY != end // LOOK_EVERY and not enough_free():
                 end = self._capacity  # full from now on
             self._index[-1, 0] = end
-        if end == start + pixels.size:
-            self._view(start, height, width)[:] = pixels
-            self._index[index] = start, height, width
+        if end != start + pixels.size:
+            return None
+        kept = self._view(start, height, width)
+        kept[:] = pixels
+        self._index[index] = start, height, width
+        return kept
 
     def __len__(self) -> int:
         """The number of pictures kept."""
         return int((self._index[:-1, 0] != _MISSING).sum())
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the pictures kept."""
+        kept = self._index[:-1]
+        return int((3 * kept[:, 1] * kept[:, 2])[kept[:, 0] != _MISSING].sum())
 
     def _view(self, start: int, height: int, width: int) -> NDArray[np.uint8]:
         flat = np.frombuffer(self._pixels, np.uint8, count=3 * height * width, offset=start)

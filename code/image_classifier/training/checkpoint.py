@@ -165,7 +165,7 @@ class Checkpoints:
         self, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer, best: Weights
     ) -> None:
         """As `save`, of the state as it is now, written while the training goes on. What that raises, the next call of
-        a method raises."""
+        this method or of `due` raises."""
         self._wait()
         if not self._writes:
             return
@@ -186,7 +186,7 @@ class Checkpoints:
         Raises:
             PlatformError: the disk is full or not writable; the checkpoints there are stay as they are.
         """
-        self._wait()
+        self._pass_over()
         self._save(Checkpoint(progress, model.state_dict(), optimizer.state_dict(), best))
 
     def finish(self, progress: Progress, best: Weights) -> None:
@@ -195,7 +195,7 @@ class Checkpoints:
         Raises:
             PlatformError: as `save`.
         """
-        self._wait()
+        self._pass_over()
         self._write(Checkpoint(progress, {}, {}, best))
         self._keep(1)
 
@@ -232,6 +232,13 @@ class Checkpoints:
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
+
+    def _pass_over(self) -> None:
+        """Until nothing is being written. What was is older than what will be, which tells whether there is room."""
+        try:
+            self._wait()
+        except Exception as error:  # any of a writer's
+            log.warning("a checkpoint was not written: %s", describe(error))
 
     def _save(self, checkpoint: Checkpoint) -> None:
         started = time.monotonic()

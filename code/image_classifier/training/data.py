@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812  # everybody's name for it
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
@@ -23,6 +22,7 @@ from image_classifier.contract.shared_memory import AHEAD
 from image_classifier.contract.text import as_text
 from image_classifier.debugging.observer import Observer
 from image_classifier.training.cache import PixelCache
+from image_classifier.training.crops import no_larger_than_needed, random_view, shortest_side
 from image_classifier.training.side_stream import SideStream
 from image_classifier.training.stop import Interrupted, StopFlag, ignore_stop_signals
 from image_classifier.vision.contrast import contrast_findings, contrast_of_file
@@ -30,11 +30,6 @@ from image_classifier.vision.decode import decode
 from image_classifier.vision.findings import DataFinding, listing
 from image_classifier.vision.folders import Split, name_in
 from image_classifier.vision.preprocess import Preprocessing, load_pixels, scale_and_shift
-
-# Smallest share of the picture's area a training crop covers. 0.35 rather than ImageNet's usual 0.08: with few images
-# a class, most crops should still show the thing itself.
-CROP_SCALE: Mapping[str, float] = {"standard": 0.35, "light": 0.8}
-CROP_RATIO = (3 / 4, 4 / 3)  # torchvision's default
 
 BATCH_TIMEOUT_S = 900.0  # without a single batch: half of what the rule StalledTraining grants a step
 TURN_S = 1.0  # between two looks while a batch does not come
@@ -88,7 +83,7 @@ class ImageDataset(Dataset[_Sample]):
         self.preprocessing = preprocessing
         self._augment = augment
         self._seed = seed
-        self._cache = cache
+        self.cache = cache
         self.between: Callable[[], None] | None = None  # called before each picture that this process reads itself
 
     def unchanged(self) -> ImageDataset | None:
@@ -118,45 +113,18 @@ class ImageDataset(Dataset[_Sample]):
 
         Raises what `decode` raises.
         """
-        if self._cache is not None and (kept := self._cache.get(index)) is not None:
+        if self.cache is not None and (kept := self.cache.get(index)) is not None:
             return kept, ""
         path = self.split.paths[index]
         if self._augment == "none":
             pixels = load_pixels(path, self.preprocessing)
         else:
-            pixels = np.array(decode(path, min_side=shortest_side(self.preprocessing.image_size, self._augment)))
-        if self._cache is not None:
-            self._cache.put(index, pixels)
-        return pixels, contrast_of_file(path, pixels)
-
-
-def shortest_side(image_size: int, augment: str) -> int:
-    """How many pixels a side must have, so that no crop of a square picture is enlarged to `image_size`."""
-    shortest_crop = math.sqrt(CROP_SCALE[augment] * CROP_RATIO[0])  # of a square picture's side
-    return math.ceil(image_size / shortest_crop)
-
-
-def random_view(image: torch.Tensor, size: int, augment: str, seed: Sequence[int]) -> torch.Tensor:
-    """A random crop of the picture, resized, flipped half of the time; the same for the same seed.
-
-    torch's resize gives Pillow's pixels within one level of 255, in a third of the time.
-
-    Args:
-        image: (H, W, 3) uint8.
-
-    Returns:
-        (size, size, 3) uint8.
-    """
-    from torchvision.transforms import RandomResizedCrop  # takes a second to import, and a head does without it
-
-    planes = image.permute(2, 0, 1)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]))
-        top, left, height, width = RandomResizedCrop.get_params(planes, [CROP_SCALE[augment], 1.0], list(CROP_RATIO))
-        flip = bool(torch.rand(()) < 0.5)
-    crop = planes[None, :, top : top + height, left : left + width]
-    view = F.interpolate(crop, (size, size), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
-    return view.flip(1) if flip else view
+            side = shortest_side(self.preprocessing.image_size, self._augment)
+            pixels = np.asarray(no_larger_than_needed(decode(path, min_side=side), side))
+        kept = None if self.cache is None else self.cache.put(index, pixels)
+        if kept is None:
+            kept = pixels if pixels.flags.writeable else pixels.copy()  # torch warns of others
+        return kept, contrast_of_file(path, kept)
 
 
 class EpochBatches(Sampler[list[Key]]):
@@ -239,6 +207,8 @@ class Loader:
     ) -> None:
         self.split = dataset.split
         self._dataset = dataset
+        self._kept = 0
+        self._begun: tuple[Key, Iterator[Batch]] | None = None  # of (epoch, first_step)
         self._waiting = Waiting()
         self._side_stream = SideStream()
         self._constants = [torch.from_numpy(array) for array in scale_and_shift(dataset.preprocessing)]
@@ -268,9 +238,21 @@ class Loader:
             JobError: none came for BATCH_TIMEOUT_S.
             RuntimeError: a loading process died or failed, as torch says it.
         """
-        self._batches.epoch, self._batches.first_step = epoch, first_step
         self._waiting.stop = stop
         self._dataset.between = None if self._loader.num_workers else self._waiting.check_stop
+        begun, self._begun = self._begun, None
+        if begun is not None and begun[0] == (epoch, first_step):
+            return begun[1]
+        return self._begin(epoch, first_step)
+
+    def begin_early(self, epoch: int = 0) -> None:
+        """Lets the loading processes begin with the epoch that will be asked for next, so that its first batch is there
+        when it is. Between two epochs of this loader; does nothing without loading processes."""
+        if self._loader.num_workers and self._begun is None:
+            self._begun = (epoch, 0), self._begin(epoch, 0)
+
+    def _begin(self, epoch: int, first_step: int) -> Iterator[Batch]:
+        self._batches.epoch, self._batches.first_step = epoch, first_step
         iterator: Any = iter(self._loader)
         if self._loader.num_workers:
             self._waiting.watch(iterator)
@@ -282,6 +264,18 @@ class Loader:
         augmented = collate([self._dataset[1, index] for index in indices])
         plain = self._dataset.unchanged()
         return augmented, None if plain is None else collate([plain[1, int(index)] for index in augmented.indices])
+
+    def cache_news(self) -> str:
+        """How many decoded images are kept, if that is not what the last call said; for the log."""
+        cache = self._dataset.cache
+        if cache is None or (kept := len(cache)) == self._kept:
+            return ""
+        self._kept = kept
+        share = "all" if kept == len(self.split) else f"{kept} of"
+        rest = "" if kept == len(self.split) else "; the others are decoded in every epoch"
+        return (
+            f"{share} {len(self.split)} {self.split.name} images are kept decoded, {cache.num_bytes / 1e6:.0f} MB{rest}"
+        )
 
     def show(self, batch: Batch, inputs: torch.Tensor, hook: Observer) -> None:
         """Shows an observer what the network is about to see."""

@@ -75,6 +75,13 @@ class FeatureLoader:
             contrast={},  # the extraction has told
         )
 
+    def begin_early(self, epoch: int = 0) -> None:
+        """Nothing: no batch has to be waited for."""
+
+    def cache_news(self) -> str:
+        """Nothing: no image is kept."""
+        return ""
+
     def on_device(self, batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """(n, FEATURES) float32, as the head sees them, and the labels."""
         rows = torch.from_numpy(self.features.rows[batch.images.numpy(), :FEATURES])

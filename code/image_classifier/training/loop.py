@@ -110,6 +110,8 @@ def validate(training: Training, hook: Observer) -> Evaluation:
         watched = (training.trained, training.valid, hook, training.bad, training.stop)
         return evaluate(*watched, setup=training.step_setup, group=group)
 
+    if training.setup.early and training.progress.epoch < training.config.epochs:
+        training.train.begin_early(training.progress.epoch + 1)
     if training.on_features:
         return training.group.from_main(lambda: run(Group()))
     return run(training.group)
@@ -137,6 +139,8 @@ def end_epoch(training: Training, evaluation: Evaluation) -> None:
     training.bad.require_classes(training.train.split)
     for finding in training.bad.new_findings():
         log.warning("%s", finding.line)
+    for news in filter(None, (training.train.cache_news(), training.valid.cache_news())):
+        log.info("cache: %s", news)
     values = epoch_metrics(progress) | evaluation.metrics("validation")
     if not math.isfinite(evaluation.loss):
         raise not_finite("validation loss", evaluation.loss, progress, config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from image_classifier.training.cache import PixelCache, make_cache
 from image_classifier.vision.folders import ImageFolders
 
 log = logging.getLogger(__name__)
+LOCAL_SIZE_VARIABLE = "LOCAL_WORLD_SIZE"  # torchrun's name for the number of training processes on this host
 AMPERE = (8, 0)  # the first CUDA compute capability with bf16 tensor cores
 CORES_PER_WORKER = 4  # without a GPU: the network is busy on every core, decoding needs a fraction of one
 
@@ -30,6 +32,8 @@ class Setup:
         cores: CPU cores the job may use.
         gpus: names of the host's GPUs, empty without one.
         workers: data loading processes.
+        early: whether those of the validation may begin while those of the training are not done, and the other way
+            round: there is shared memory for the batches of both.
         kept: split -> where its decoded images are kept. What is not to be kept, or what the system granted no memory
             for, is missing.
     """
@@ -40,6 +44,7 @@ class Setup:
     cores: int = 1
     gpus: tuple[str, ...] = ()
     workers: int = 0
+    early: bool = False
     kept: Mapping[str, PixelCache] = field(default_factory=dict)
 
     @property
@@ -60,18 +65,20 @@ class Setup:
 def make_setup(config: TrainConfig, device: torch.device, folders: ImageFolders) -> Setup:
     """Settles everything but the device, whose network should have its memory first. Before processes are forked."""
     kept: dict[str, PixelCache] = {}
-    if wants_cache(config.cache, device, config.epochs):
+    if wants_cache(config):
         for split in (folders.train, folders.valid):
             if (cache := make_cache(len(split))) is not None:
                 kept[split.name] = cache
     on_gpu = device.type == "cuda"
+    workers = workers_with_room(config, num_workers(config.workers, device))
     return Setup(
         device=device,
         device_name=describe_device(device),
         bf16=use_bf16(config.amp, device),
         cores=usable_cores(),
         gpus=tuple(map(torch.cuda.get_device_name, range(torch.cuda.device_count()))) if on_gpu else (),
-        workers=workers_with_room(config, num_workers(config.workers, device)),
+        workers=workers,
+        early=fitting_workers(2 * workers, config.batch_size, config.image_size, free_bytes()) == 2 * workers,
         kept=kept,
     )
 
@@ -99,7 +106,8 @@ def use_bf16(amp: str, device: torch.device) -> bool:
 
 
 def num_workers(wanted: int, device: torch.device) -> int:
-    """Data loading processes: as wanted; for AUTO_WORKERS one a core with a GPU, else one for every fourth core.
+    """Data loading processes: as wanted; for AUTO_WORKERS with a GPU one a core, but for two that launch the steps and
+    serve the system, shared by the training processes of this host; else one for every fourth core.
 
     On two cores without a GPU that is none: at 128 pixels the loop waits for images 2 % of the time, and a process of
     its own for them takes as much from the network.
@@ -107,7 +115,10 @@ def num_workers(wanted: int, device: torch.device) -> int:
     if wanted != AUTO_WORKERS:
         return wanted
     cores = usable_cores()
-    return min(MAX_WORKERS, cores if device.type == "cuda" else cores // CORES_PER_WORKER)
+    if device.type != "cuda":
+        return min(MAX_WORKERS, cores // CORES_PER_WORKER)
+    processes = int(os.environ.get(LOCAL_SIZE_VARIABLE, "1"))
+    return min(MAX_WORKERS, max(1, (cores - 2) // processes))
 
 
 def workers_with_room(config: TrainConfig, wanted: int) -> int:
@@ -127,9 +138,10 @@ def workers_with_room(config: TrainConfig, wanted: int) -> int:
     return fitting
 
 
-def wants_cache(wanted: str, device: torch.device, epochs: int) -> bool:
-    """Whether to keep pictures; `auto` does with a GPU. Without one the network is far slower than the decoding."""
-    return epochs > 1 and (wanted == "decoded" or (wanted == "auto" and device.type == "cuda"))
+def wants_cache(config: TrainConfig) -> bool:
+    """Whether to keep decoded pictures; `auto` does unless a frozen body sees each of them before the first epoch."""
+    on_features = config.fine_tune == "head" and config.feature_views > 0
+    return config.epochs > 1 and (config.cache == "decoded" or (config.cache == "auto" and not on_features))
 
 
 def describe_device(device: torch.device) -> str:

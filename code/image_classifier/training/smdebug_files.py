@@ -25,6 +25,8 @@ import numpy as np
 WORKER = "worker_0"  # smdebug's name of the process that writes
 STEPS_A_FOLDER = 1000  # of index files
 FLOAT = 1  # DT_FLOAT of TensorFlow's messages
+CASTAGNOLI = 0x82F63B78  # the polynomial of CRC-32C, reversed (RFC 3720)
+MASK = 0xA282EAD8  # kMaskDelta of TensorFlow's crc32c.h
 UNCHECKED = b"0x12345678"  # smdebug writes this text's checksum behind every record, and never looks at it
 
 
@@ -131,9 +133,15 @@ def _frame_head(length: int) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _checksum(content: bytes) -> bytes:
-    from smdebug.core.tfrecord.record_writer import masked_crc32c
-
-    return struct.pack("<I", masked_crc32c(content))
+    """CRC-32C, rotated and shifted as TensorFlow does it, so that records may hold checksums of records."""
+    crc = 0xFFFFFFFF
+    for byte in content:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (CASTAGNOLI if crc & 1 else 0)
+    crc ^= 0xFFFFFFFF
+    rotated = (crc >> 15 | crc << 17) & 0xFFFFFFFF
+    return struct.pack("<I", rotated + MASK & 0xFFFFFFFF)
 
 
 def _write_whole(path: Path, content: bytes) -> None:

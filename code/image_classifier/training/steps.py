@@ -60,6 +60,8 @@ def steps(training: Training, hook: Observer) -> Iterator[Step]:
     window = Window()
     clock = time.perf_counter()
     while progress.step < num_steps:
+        if progress.step == num_steps - 1 and training.setup.early:
+            training.valid.begin_early()
         with hook.phase("data_wait"):
             batch = next_batch(batches, training.stop)
         waited = time.perf_counter() - clock

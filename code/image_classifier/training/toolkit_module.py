@@ -97,6 +97,7 @@ def places(hosts: Sequence[str], current: str, per_host: int, interface: str) ->
             "WORLD_SIZE": str(len(hosts) * per_host),
             "LOCAL_RANK": str(local),
             "MASTER_ADDR": hosts[0] if len(hosts) > 1 else _THIS_HOST,
+            "LOCAL_WORLD_SIZE": str(per_host),
             "MASTER_PORT": str(MASTER_PORT),
             **(dict.fromkeys(_INTERFACE_VARIABLES, interface) if interface else {}),
         }

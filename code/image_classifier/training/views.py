@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import RequestError
-from image_classifier.training.data import CROP_RATIO, CROP_SCALE, shortest_side
+from image_classifier.training.crops import CROP_RATIO, CROP_SCALE, shortest_side
 from image_classifier.vision.decode import decode
 from image_classifier.vision.preprocess import Preprocessing, load_pixels
 
@@ -90,7 +90,7 @@ def _views(
 
 
 def random_crop(image: torch.Tensor, size: int, augment: str, seed: int) -> NDArray[np.uint8]:
-    """A random crop as RandomResizedCrop draws it, half of the time mirrored. Unlike `data.random_view` it may be
+    """A random crop as RandomResizedCrop draws it, half of the time mirrored. Unlike `crops.random_view` it may be
     called in several threads: torch has one random generator for all of them.
 
     Args:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from image_classifier.debugging.measures import data_wait_share
+from image_classifier.debugging.measures import after_filling, data_wait_share
 from image_classifier.debugging.rules.base import Finding, Rule, healthy, insufficient, issue, percent
 from image_classifier.debugging.rules.managed import Managed
 from image_classifier.debugging.rundata import RunData
@@ -66,6 +66,7 @@ class Dataloader(ClockRule):
 
     Fires when waiting for the next batch takes more than `threshold` of the training steps' time, over at least
     `min_steps` steps, the first left out; or when there are more loading processes than `max_share` times the cores.
+    Epochs that fill a cache of decoded images do not count, as long as others will follow.
 
     The managed rule looks only at the number of processes (70-200 % of the cores); what it costs is the wait.
     """
@@ -83,6 +84,8 @@ class Dataloader(ClockRule):
         wait, seconds = run.step("train", "data_wait_s"), run.step("train", "seconds")
         if len(wait) < self.min_steps:
             return insufficient(f"needs {self.min_steps} steps with a data wait", len(wait))
+        if run.job.cached and not len(after_filling(run)) and int(run.job.config.get("epochs", 0) or 0) > 1:
+            return insufficient("the first epoch fills the cache of decoded images", len(wait))
         share = data_wait_share(run)
         workers = run.job.workers
         evidence = [Evidence(step=None, name="share of data_wait_s in the step", value=share)]

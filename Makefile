@@ -53,13 +53,13 @@ types: $(STAMP) ## mypy, strict
 
 check: lint types test ## everything CI checks
 
-build: ## build both images (needs Docker; docker/ci-engine.sh brings one to a bare Debian machine)
+build: ## build the images (needs Docker; docker/ci-engine.sh brings one to a bare Debian machine)
 	@./build_and_push.sh build
 
-push: ## build both images and push them to ECR, or to REGISTRY
+push: ## build the images and push them to ECR, or to REGISTRY
 	@./build_and_push.sh push
 
-smoke: $(STAMP) build ## run both images as SageMaker does: train, serve, predict, bad image, SIGTERM, failure
+smoke: $(STAMP) build ## run the images as SageMaker does: train, serve, predict, bad image, SIGTERM, failure
 	@$(BIN)/python -m pytest tests/container/test_train_image.py tests/container/test_serve_image.py -v --log-cli-level=INFO --log-cli-format='  %(message)s'
 
 REQUIREMENTS := requirements

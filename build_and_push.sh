@@ -61,8 +61,8 @@ check_weights() {
 dockerfile() { cat docker/shared.Dockerfile "docker/${1%-cpu}/Dockerfile"; }
 
 build() {
-  local kind=$1 name=$PREFIX-$1 cuda=$CUDA flags=(--target "$1")
-  [[ $kind != *-cpu ]] || cuda=0
+  local kind=$1 name=$PREFIX-$1 cuda=$CUDA flags=()
+  [[ $kind != *-cpu ]] || { cuda=0; flags+=(--target "$kind"); }
   [[ -n ${PIP_CONF:-} ]] && flags+=(--secret "id=pip_conf,src=$PIP_CONF")
   [[ -n ${CA_BUNDLE:-} ]] && flags+=(--secret "id=ca_bundle,src=$CA_BUNDLE")
   [[ -n ${BUILD_NETWORK:-} ]] && flags+=(--network "$BUILD_NETWORK")

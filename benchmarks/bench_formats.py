@@ -1,7 +1,7 @@
 """What each number format of the endpoint costs a trained model, on the real engine; and which one a server takes here.
 
-    python deploy.py train --data flowers --image-size 96 --epochs 16 --lr 0.02 --weights none --amp off
-    PYTHONPATH=code:. python benchmarks/bench_formats.py --model runs/RUN/model --data flowers
+    python deploy.py train --data DATA --weights none --amp off
+    PYTHONPATH=code:. python benchmarks/bench_formats.py --model runs/RUN/model --data DATA
 
 The answers of OpenVINO in each format are held against torch's in float32, on all validation and test photographs,
 beside what the end of the training measured on some of them with a simulation. Then a process is started for each cap
@@ -98,11 +98,11 @@ def main() -> None:
         [
             "# Number formats",
             "",
-            "`python deploy.py train --data flowers --image-size 96 --epochs 16 --lr 0.02 --weights none --amp off`, "
-            "then `PYTHONPATH=code:. python benchmarks/bench_formats.py --model runs/RUN/model --data flowers`",
+            "`PYTHONPATH=code:. python benchmarks/bench_formats.py --model runs/RUN/model --data DATA`",
             "",
-            f"A ResNet50 trained on 500 photographs of {len(artifact.classes)} kinds of flowers at "
-            f"{artifact.preprocessing.image_size} pixels. Answers in each format against torch's in {FLOAT32} "
+            f"A ResNet50 of {len(artifact.classes)} classes ({', '.join(artifact.classes)}), trained at "
+            f"{artifact.preprocessing.image_size} pixels for {artifact.manifest.config['epochs']} epochs. "
+            f"Answers in each format against torch's in {FLOAT32} "
             f"({processor()}, OpenVINO {version('openvino')}, torch {torch.__version__}). The ranges for int8 are the "
             f"{method}.",
             "",

@@ -29,6 +29,7 @@ KINDS = ("train", "serve")
 SHARED_LAYERS = ("Debian", "Python and tini", "torch and CUDA, shared")
 LAYERS = (*SHARED_LAYERS, "other packages", "our source")
 SERVE = "image-classifier-serve:latest"
+SMALL = "image-classifier-serve-cpu:latest"
 REPEATS = 5
 PORT = 18_080
 MARK = ROOT / "code" / "image_classifier" / "contract" / "__init__.py"  # in both images
@@ -48,7 +49,11 @@ def main() -> None:
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--times", action="store_true", help="measure the times alone")
     only.add_argument("--sizes", action="store_true", help="measure the sizes alone, which other programs do not sway")
+    only.add_argument("--small", action="store_true", help="measure the size of the small serving image alone")
     arguments = parser.parse_args()
+    if arguments.small:
+        write("image_small.md", "The serving image for CPUs: size", small())
+        return
     if not arguments.sizes:
         write("images.md", "The images: times", build_times() + start_times())
     if not arguments.times:
@@ -113,6 +118,21 @@ def sizes() -> list[str]:
     return lines
 
 
+def small() -> list[str]:
+    """Layers of the serving image for CPUs beside the other's; both are built."""
+    layers = {
+        "serve-cpu": history(SMALL, tuple(name for name in LAYERS if name != SHARED_LAYERS[-1])),
+        "serve": history(SERVE),
+    }
+    rows = [
+        (name, *(f"{found[name] / 1e6:.1f}" if name in found else "" for found in layers.values())) for name in LAYERS
+    ]
+    rows.append(("**all**", *(f"**{size(image) / 1e6:.0f}**" for image in (SMALL, SERVE))))
+    lines = table(("layer, MB", *layers), rows)
+    found = largest_libraries(SMALL)
+    return lines + table(("largest libraries", "MB"), [(path, f"{count / 1e6:.0f}") for path, count in found])
+
+
 def largest_libraries(image: str) -> list[tuple[str, int]]:
     """(name, bytes) of the five largest files."""
     find = ["find", "/opt", "-name", "*.so*", "-type", "f", "-printf", "%s %f\\n"]
@@ -121,10 +141,10 @@ def largest_libraries(image: str) -> list[tuple[str, int]]:
     return found[:5]
 
 
-def history(image: str) -> dict[str, int]:
+def history(image: str, layers: Sequence[str] = LAYERS) -> dict[str, int]:
     """Layer -> its bytes. By order: some engines' histories name the commands of other stages."""
     counts = docker("image", "history", "--human=false", "--format", "{{.Size}}", image).split()
-    return dict(zip(LAYERS, [int(count) for count in reversed(counts) if int(count)], strict=True))
+    return dict(zip(layers, [int(count) for count in reversed(counts) if int(count)], strict=True))
 
 
 def build_naive(kind: str) -> int:

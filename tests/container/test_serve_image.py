@@ -1,4 +1,4 @@
-"""`docker run IMAGE serve` with a model folder."""
+"""`docker run IMAGE serve` with a model folder, for both serving images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.container.conftest import SERVE, Container, container, docker
+from tests.container.conftest import SERVE, SERVE_CPU, Container, container, docker
 
 from image_classifier.contract.paths import MlPaths
 from image_classifier.vision.artifact import load_model
@@ -49,9 +49,14 @@ def model(trained: tuple[MlPaths, str], tmp_path_factory: pytest.TempPathFactory
     return folder
 
 
+@pytest.fixture(scope="module", params=[SERVE, SERVE_CPU], ids=["serve", "serve-cpu"])
+def image(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def server(model: Path) -> Iterator[Container]:
-    with container(SERVE, "serve", *serve_flags(model), *LOCKED_DOWN) as started:
+def server(image: str, model: Path) -> Iterator[Container]:
+    with container(image, "serve", *serve_flags(model), *LOCKED_DOWN) as started:
         started.wait_for("ready url=")
         yield started
 
@@ -72,8 +77,8 @@ def test_bad_image_is_a_sentence(server: Container) -> None:
     assert set(answer) == {"error", "hint"}
 
 
-def test_multi_model_contract_is_neither_claimed_nor_served(server: Container) -> None:
-    labels = json.loads(docker("image", "inspect", "--format", "{{json .Config.Labels}}", SERVE).stdout)
+def test_multi_model_contract_is_neither_claimed_nor_served(server: Container, image: str) -> None:
+    labels = json.loads(docker("image", "inspect", "--format", "{{json .Config.Labels}}", image).stdout)
     assert "com.amazonaws.sagemaker.capabilities.multi-models" not in labels
     assert labels["com.amazonaws.sagemaker.capabilities.accept-bind-to-port"] == "true"
     with closing(connect(server)) as connection:
@@ -89,13 +94,20 @@ def test_sigterm_ends_within_two_seconds_and_answers_what_was_asked(server: Cont
         assert connection.getresponse().status == 200
 
 
-def test_damaged_model_ends_the_container_with_the_reason(model: Path, tmp_path: Path) -> None:
+def test_damaged_model_ends_the_container_with_the_reason(image: str, model: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "model"
     shutil.copytree(model, damaged)
     weights = load_model(damaged).weights_path
     weights.write_bytes(weights.read_bytes()[:-1])
-    with container(SERVE, "serve", *serve_flags(damaged)) as started:
+    with container(image, "serve", *serve_flags(damaged)) as started:
         assert started.wait() == 1
         assert started.log.startswith("error: ")
         assert weights.name in started.log
         assert "Traceback" not in started.log
+
+
+def test_the_small_image_asked_for_torch_says_where_it_is(model: Path) -> None:
+    with container(SERVE_CPU, "serve", *serve_flags(model), "--env", "CLASSIFIER_ENGINE=torch") as started:
+        assert started.wait() == 1
+        assert "error: there is no torch here" in started.log
+        assert "Traceback" not in started.log.split("error: ", 1)[1]

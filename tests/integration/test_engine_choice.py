@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from tests.conftest import MODEL_CLASSES, jpeg
 from image_classifier.contract.errors import ArtifactError, ConfigError
 from image_classifier.serving import choice as choosing
 from image_classifier.serving.choice import choose
+from image_classifier.serving.classifier import Classifier
 from image_classifier.serving.engines import OpenVinoEngine, TorchEngine
 from image_classifier.training import number_formats
 from image_classifier.training.number_formats import Folded, Half, Int8, Measured, measure_formats, to_int8
@@ -147,6 +149,26 @@ def test_the_fastest_allowed_format_serves_and_says_so(
         assert choice.header == f"openvino/{winner}; forward_ms=2.0"
         assert f"engine: openvino/{winner}" in caplog.text
         assert choice.to_json()["forward_ms"][winner] == 2.0
+
+
+class Waiting:
+    """An engine that is kept from its work, as on a machine that is busy with other things."""
+
+    precision = "float32"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def logits(self, image: np.ndarray) -> np.ndarray:
+        time.sleep(0.05)
+        return np.zeros(len(image), np.float32)
+
+
+def test_waiting_for_a_busy_processor_counts_only_where_another_one_computes(artifact: Artifact) -> None:
+    on_cpu, on_gpu = (
+        choosing._forward_ms(Classifier(artifact, Waiting(name)), np.inf) for name in ("openvino", "torch")
+    )
+    assert on_cpu < 25 < 50 <= on_gpu
 
 
 def test_a_format_that_costs_too_much_is_not_even_loaded_and_named_with_its_figure(

@@ -211,7 +211,9 @@ FAULTS: dict[str, Fault] = {
     "weight decay of 5": _fault(
         MLP, "LossNotDecreasing", "ConstantOutput", "WeightUpdateRatio", optimizer=sgd(0.05, weight_decay=5.0)
     ),
-    "penalty larger than the loss": _fault(MLP, "LossNotDecreasing", "ConstantOutput", before_backward=_penalty(3.0)),
+    "penalty larger than the loss": _fault(
+        MLP, "Regulariser", "LossNotDecreasing", "ConstantOutput", before_backward=_penalty(3.0)
+    ),
     "five steps": _fault(MLP, "ShortTraining", limit=5),
     "learning rate decays at once": _fault(MLP, *RATE_LOW, schedule=lambda step: 0.1**step),
     "warm-up longer than the training": _fault(MLP, *RATE_LOW, schedule=lambda step: 1e-5 * (step + 1)),

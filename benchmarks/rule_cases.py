@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import nn
 
 from image_classifier.debugging.rules.base import Rule
-from image_classifier.debugging.rules.classes import CheckInputImages, ClassImbalance
+from image_classifier.debugging.rules.classes import CheckInputImages, ClassImbalance, LabelsPermuted
+from image_classifier.debugging.rules.dynamics import OscillatingLoss, Plateau, Regulariser, RepeatedOrder
 from image_classifier.debugging.rules.framework import StepOutlier
 from image_classifier.debugging.rules.losses import ExplodingTensor, LossNotDecreasing
 from image_classifier.debugging.rules.overfitting import Overfit, Overtraining
@@ -51,6 +53,10 @@ class Case:
         keep: which training images are kept, given their labels.
         pixels: changes the normalised images.
         left_out: parameters whose names start so are not handed to the optimiser.
+        order: of the training images; `fixed` is one shuffle for all epochs.
+        penalty: of the sum of the squared weights, that is added to the loss.
+        constant: the learning rate, without warm-up and cosine.
+        valid_classes_shift: the classes of the validation images have numbers so much higher.
         wait_s: seconds each step waits for data.
         pause_s, pause_every: seconds that every so many steps pause.
     """
@@ -74,6 +80,10 @@ class Case:
     keep: Callable[[torch.Tensor], torch.Tensor] | None = None
     pixels: Callable[[torch.Tensor], torch.Tensor] | None = None
     left_out: str = ""
+    order: Literal["shuffled", "fixed", "by class"] = "shuffled"
+    penalty: float = 0.0
+    constant: bool = False
+    valid_classes_shift: int = 0
     wait_s: float = 0.0
     pause_s: float = 0.0
     pause_every: int = 13
@@ -253,6 +263,15 @@ SICK: dict[str, Case] = {
     "the same, 48 validation images": Case(rules=(ClassImbalance,), labels=one_class_wrong, valid_images=48),
     "pixels not normalised": Case(rules=(CheckInputImages,), pixels=lambda x: raw(x) * 255),
     "black images": Case(rules=(CheckInputImages,), pixels=lambda x: raw(x) * 0.05 / 0.226 - 2.0),
+    "images by class, one after the other": Case(
+        rules=(OscillatingLoss,), order="by class", constant=True, lr=0.01, batch_size=8
+    ),
+    "a penalty of the weights larger than the loss": Case(rules=(Regulariser,), penalty=1.0),
+    "the same order in every epoch": Case(rules=(RepeatedOrder,), order="fixed"),
+    "flat from early on": Case(
+        rules=(Plateau,), relabel=True, labels=some_wrong(0.3), constant=True, epochs=60, batch_size=48, flips=True
+    ),
+    "validation under other numbers": Case(rules=(LabelsPermuted,), valid_classes_shift=1),
     "slow storage": Case(rules=(Dataloader,), wait_s=0.02, epochs=2),
     "a step pauses now and then": Case(rules=(StepOutlier,), pause_s=0.15),
     "a shorter pause, more rarely": Case(rules=(StepOutlier,), pause_s=0.12, pause_every=18),

@@ -63,7 +63,7 @@ def images_of(case: Case, photos: Path | None, generator: torch.Generator) -> tu
     train, valid = images[chosen], valid_images[chosen_valid]
     if case.pixels is not None:
         train, valid = case.pixels(train), case.pixels(valid)
-    return (train, labels[chosen]), (valid, valid_labels[chosen_valid])
+    return (train, labels[chosen]), (valid, (valid_labels[chosen_valid] + case.valid_classes_shift) % classes)
 
 
 def num_classes(case: Case, photos: Path | None) -> int:
@@ -135,19 +135,27 @@ def train(case: Case, seed: int, sinks: tuple[Sink, ...] = (), photos: Path | No
             labels = case.labels(true_labels, generator)
         network.train()
         recorder.begin("train", epoch, (epoch - 1) * steps)
-        order = torch.randperm(len(labels), generator=generator)[: steps * case.batch_size]
+        order = order_of(case, labels, generator)[: steps * case.batch_size]
         for step, batch in enumerate(order.split(case.batch_size)):
             time.sleep(case.wait_s)
             inputs = images[batch].flip(3) if case.flips and torch.rand(1, generator=generator) < 0.5 else images[batch]
             recorder.mark("data_wait_s")
             if case.pause_s and ((epoch - 1) * steps + step) % case.pause_every == case.pause_every - 1:
                 time.sleep(case.pause_s)
-            train_step(network, optimizer, inputs, labels[batch], recorder)
+            train_step(network, optimizer, inputs, labels[batch], recorder, case.penalty)
             schedule.step()
         recorder.end_epoch()
         evaluate(network, *valid, recorder, epoch)
     recorder.close()
     return run
+
+
+def order_of(case: Case, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """The order of the training images in the next epoch."""
+    if case.order == "by class":
+        return labels.argsort()
+    fixed = torch.Generator().manual_seed(0)
+    return torch.randperm(len(labels), generator=generator if case.order == "shuffled" else fixed)
 
 
 def facts(case: Case, steps: int, classes: int) -> JobFacts:
@@ -174,6 +182,8 @@ def optimization(
     warmup, total = round(WARMUP_EPOCHS * steps), case.epochs * steps
 
     def share(step: int) -> float:
+        if case.constant:
+            return 1.0
         if step < warmup:
             return (step + 1) / warmup
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
@@ -181,17 +191,20 @@ def optimization(
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
 
-def train_step(
+def train_step(  # noqa: PLR0917  # what a step is made of
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     images: torch.Tensor,
     labels: torch.Tensor,
     recorder: Recorder,
+    penalty: float = 0.0,
 ) -> None:
     """One step, told to the recorder as the trainer does."""
     recorder.before_forward(images)
     logits = network(images)
     loss = nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
+    if penalty:
+        loss = loss + penalty * sum(each.square().sum() for each in network.parameters())
     recorder.mark("forward_s")
     optimizer.zero_grad()
     loss.backward()

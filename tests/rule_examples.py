@@ -248,7 +248,7 @@ EXAMPLES: Mapping[type[Rule], Example] = {
         lambda: run_with((1.5 * np.exp(-np.arange(300) / 150) + 0.5 + noise(300)).tolist()),
     ),
     OscillatingLoss: Example(
-        lambda: run_with((1.5 + 0.7 * np.sign(np.sin(np.arange(320) / 12)) + noise(320)).tolist(), per_epoch=40),
+        lambda: run_with((1.5 + 0.7 * np.sign(np.sin(np.arange(320) / 6)) + noise(320)).tolist(), per_epoch=40),
         lambda: run_with((1.5 * np.exp(-np.arange(320) / 150) + 0.5 + noise(320)).tolist(), per_epoch=40),
     ),
     Plateau: Example(

@@ -8,13 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from image_classifier.debugging.measures import (
-    MASTERED,
-    guessing_loss,
-    has_learned,
-    planned_steps,
-    since_not_finite,
-)
+from image_classifier.debugging.measures import MASTERED, guessing_loss, has_learned, planned_steps, since_not_finite
 from image_classifier.debugging.rules.base import (
     Finding,
     Rule,
@@ -27,15 +21,20 @@ from image_classifier.debugging.rules.base import (
 from image_classifier.debugging.rundata import Floats, RunData
 from image_classifier.debugging.schema import Evidence
 
+HALF_OF_DIFFERENCES = 0.954  # the median distance of two draws from a normal distribution of deviation 1
+WINDOWS = (3, 10, 40)  # steps
+FIRST = 10  # steps at the beginning
+
 
 @dataclass(frozen=True, kw_only=True)
 class OscillatingLoss(Rule):
     """The training loss swings up and down by far more than batches differ.
 
-    The losses are averaged over windows of a twentieth of the training, 3 to 20 steps. A turn is a change of direction
-    after a rise or fall of more than `swing` of the first window's mean and more than `sigmas` standard errors of the
-    difference of two windows. Fires when there are `turns` or more, at least half of them in the second half of the
-    windows, and the last window is not below a fifth of the loss of guessing.
+    The losses are averaged over windows of 3, 10 and 40 steps. A turn is a change of direction after a rise or fall of
+    more than `swing` of the first window's mean and more than `sigmas` standard errors of the difference of two
+    windows, by what one step's loss differs from the next's. Fires when windows of one length make `turns` or more, at
+    least half of them in the second half of the steps, and the last window is not below a fifth of the loss of
+    guessing.
     """
 
     looks_at = "turns of the mean training loss, and the size of the swings"
@@ -45,38 +44,38 @@ class OscillatingLoss(Rule):
     aspect = "learning"
     swing: float = 0.2
     sigmas: float = 5.0
-    turns: int = 6
-    window: int = 20
-    fewest: int = 10
+    turns: int = 8
+    fewest: int = 16
 
     def judge(self, run: RunData) -> Finding:
         series = run.step("train", "loss")
         if (since := since_not_finite(run)) is not None:
             return insufficient(f"the training loss is not finite from step {since} on", len(series))
-        size = max(3, min(self.window, planned_steps(run) // 20))
-        count = len(series) // size
-        if count < self.fewest:
+        sizes = [size for size in WINDOWS if len(series) >= size * self.fewest]
+        if not sizes:
             return not_applicable("too few steps to swing in")
-        windows = series.values[len(series) - count * size :].reshape(count, size)
-        means = windows.mean(axis=1)
-        error = math.sqrt(float(np.median(windows.var(axis=1, ddof=1))) / size)
-        least = max(self.swing * abs(float(means[0])), self.sigmas * math.sqrt(2) * error)
-        at = turning_points(means, least)
-        late = sum(index >= count // 2 for index in at)
-        if len(at) < self.turns or 2 * late < len(at) or means[-1] < MASTERED * guessing_loss(run):
-            return healthy(f"{len(at)} turns of the training loss", len(series))
-        steps = [int(series.steps[len(series) - (count - index) * size]) for index in at]
-        heights = [float(means[index]) for index in at]
-        return issue(
-            f"the training loss swings between {short(min(heights))} and {short(max(heights))}: {len(at)} turns by "
-            f"step {int(series.steps[-1])}",
-            f"lower lr (it is {run.job.config.get('lr', '?')}) or momentum; see that the images are shuffled",
-            [
-                Evidence(step=step, name="train loss, mean at a turn", value=height)
-                for step, height in zip(steps, heights, strict=True)
-            ],
-            len(series),
-        )
+        noise = float(np.median(np.abs(np.diff(series.values)))) / HALF_OF_DIFFERENCES
+        for size in sizes:
+            count = len(series) // size
+            means = series.values[len(series) - count * size :].reshape(count, size).mean(axis=1)
+            least = max(self.swing * abs(float(means[0])), self.sigmas * math.sqrt(2 / size) * noise)
+            at = turning_points(means, least)
+            late = sum(index >= count // 2 for index in at)
+            if len(at) < self.turns or 2 * late < len(at) or means[-1] < MASTERED * guessing_loss(run):
+                continue
+            steps = [int(series.steps[len(series) - (count - index) * size]) for index in at]
+            heights = [float(means[index]) for index in at]
+            return issue(
+                f"the training loss swings between {short(min(heights))} and {short(max(heights))}: {len(at)} turns by "
+                f"step {int(series.steps[-1])}",
+                f"lower lr (it is {run.job.config.get('lr', '?')}) or momentum; see that the images are shuffled",
+                [
+                    Evidence(step=step, name="train loss, mean at a turn", value=height)
+                    for step, height in zip(steps, heights, strict=True)
+                ],
+                len(series),
+            )
+        return healthy("the training loss does not swing by more than batches differ", len(series))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +83,9 @@ class Plateau(Rule):
     """The loss has stopped falling long before the training ends.
 
     Fires when the training has learned something, but not nearly all (a fifth of the loss of guessing); when at least
-    half of the planned steps are made; and when the two halves of the last `share` of the steps differ by less than
-    `flat` of what the loss had fallen by, and by less than 2 standard errors. It may be all that the images give.
+    half of the planned steps are made; and when the loss fell between the two halves of the last `share` of the steps
+    by less than `flat` of all that it has fallen by, with a standard error below that. It may be all that the images
+    give.
     """
 
     looks_at = "the mean losses of both halves of the last part of the steps"
@@ -94,10 +94,10 @@ class Plateau(Rule):
     severity = "info"
     managed = None
     share: float = 0.4
-    flat: float = 0.01
+    flat: float = 0.05
 
     def judge(self, run: RunData) -> Finding:
-        series = run.step("train", "loss")
+        series = run.step("train", "clean_loss")
         losses = series.values
         part = int(self.share * len(losses)) // 2
         if part < 10 or 2 * len(losses) < planned_steps(run):
@@ -108,7 +108,8 @@ class Plateau(Rule):
         fallen = float(losses[: max(3, part // 2)].mean() - after.mean())
         error = math.hypot(before.std() / math.sqrt(part), after.std() / math.sqrt(part))
         gain = float(before.mean() - after.mean())
-        if gain > max(self.flat * fallen, 0.0) or gain > 2 * error or after.mean() < MASTERED * guessing_loss(run):
+        least = self.flat * fallen
+        if gain > least or error > least or after.mean() < MASTERED * guessing_loss(run):
             return healthy(f"the loss fell by {short(gain)} over the last {2 * part} steps", len(losses))
         return issue(
             f"the training loss is flat, {short(float(before.mean()))} and {short(float(after.mean()))}, over the last "
@@ -123,20 +124,34 @@ class Plateau(Rule):
 class Regulariser(Rule):
     """What is added to the loss is larger than the loss itself.
 
-    Of a classifier, the excess is the loss that is minimised minus the cross entropy of the same outputs. Fires when,
-    in the latest tenth of the steps, its mean is more than `times` the larger of the cross entropy and of the loss of
-    guessing, and it is a sum: from step to step it varies by less than `steady` of itself, and by less than half of
-    what the quotient of the two varies by (a loss that is summed or scaled has a steady quotient instead).
+    Of a classifier, the excess is the loss that is minimised minus the cross entropy of the same outputs. Looks at the
+    latest tenth of the steps, and at the first ten where the cross entropy is not below `learned` of the loss of
+    guessing in the latest. Fires when the mean excess there is more than `times` the larger of the cross entropy and of
+    the loss of guessing, and it is a sum: it moves smoothly, its logarithm's change from step to step changing by less
+    than `steady`, and not by much more than that of the quotient of the two: that of a loss which is scaled does not
+    move.
     """
 
     looks_at = "the loss that is minimised, and the cross entropy of the same outputs"
     remedy = "a smaller factor before the penalty, or weight_decay of the optimiser in its place"
     source = "ours; TheDeepChecker (TOSEM 2022): regularisation that dominates the loss"
-    explains = ("LossNotDecreasing", "NoBetterThanGuessing", "WeightUpdateRatio", "ConstantOutput", "ClassImbalance")
+    explains = (
+        "LossNotDecreasing",
+        "NoBetterThanGuessing",
+        "WeightUpdateRatio",
+        "ConstantOutput",
+        "ClassImbalance",
+        "AllZero",
+        "DeadRelu",
+        "VanishingGradient",
+        "UnchangedTensor",
+        "PoorWeightInitialization",
+    )
     managed = None
     aspect = "learning"
     times: float = 1.0
-    steady: float = 0.1
+    steady: float = 0.05
+    learned: float = 0.9
 
     def judge(self, run: RunData) -> Finding:
         loss, clean = run.step("train", "loss"), run.step("train", "clean_loss").values
@@ -144,24 +159,28 @@ class Regulariser(Rule):
         part = max(10, len(loss) // 10)
         if not math.isfinite(ignorant) or len(loss) < part or np.array_equal(loss.values, clean):
             return not_applicable("the loss is no cross entropy of classes with something added")
-        latest, own = loss.values[-part:], clean[-part:]
-        if not np.isfinite([latest, own]).all():
+        if not np.isfinite([loss.values, clean]).all():
             return insufficient("the losses are not finite", len(loss))
-        excess, quotient = latest - own, latest / np.maximum(own, 1e-9)
-        much = excess.mean() > self.times * max(float(own.mean()), ignorant)
-        varies, scaled = _variation(excess), _variation(quotient)
-        if not (much and varies < self.steady and varies < scaled / 2):
-            return healthy(f"the loss exceeds the cross entropy by {short(float(excess.mean()))}", len(loss))
-        return issue(
-            f"{short(float(excess.mean()))} are added to a cross entropy of {short(float(own.mean()))}: the network is "
-            "trained to be small, not to be right",
-            "make the factor of the penalty smaller, so that it stays a fraction of the loss",
-            [
-                Evidence(step=int(loss.steps[-1]), name="train loss, mean excess", value=float(excess.mean())),
-                Evidence(step=int(loss.steps[-1]), name="train cross entropy, mean", value=float(own.mean())),
-            ],
-            len(loss),
-        )
+        latest = slice(len(loss) - part, len(loss))
+        parts = [latest, slice(0, FIRST)] if clean[latest].mean() > self.learned * ignorant else [latest]
+        for place in parts:
+            excess, own = loss.values[place] - clean[place], clean[place]
+            much = excess.mean() > self.times * max(float(own.mean()), ignorant)
+            varies, scaled = _variation(excess), _variation(loss.values[place] / np.maximum(own, 1e-9))
+            if much and varies < self.steady and varies < 2 * scaled:
+                step = int(loss.steps[place][-1])
+                return issue(
+                    f"by step {step} {short(float(excess.mean()))} are added to a cross entropy of "
+                    f"{short(float(own.mean()))}: the network is trained to be small, not to be right",
+                    "make the factor of the penalty smaller, so that it stays a fraction of the loss",
+                    [
+                        Evidence(step=step, name="train loss, mean excess", value=float(excess.mean())),
+                        Evidence(step=step, name="train cross entropy, mean", value=float(own.mean())),
+                    ],
+                    len(loss),
+                )
+        over = float((loss.values[latest] - clean[latest]).mean())
+        return healthy(f"the loss exceeds the cross entropy by {short(over)}", len(loss))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,8 +277,9 @@ def turning_points(means: Floats, least: float) -> list[int]:
 
 
 def _variation(values: Floats) -> float:
-    """The deviation of the steps' differences, over the mean: a slow change is none."""
-    return float(np.diff(values).std() / math.sqrt(2) / max(abs(float(values.mean())), 1e-12))
+    """How unsteadily it moves: the deviation of the second differences of the logarithm, as if each value had one of
+    its own."""
+    return float(np.diff(np.log(np.maximum(values, 1e-12)), 2).std() / math.sqrt(6))
 
 
 def _beside_neighbours(values: Floats) -> Floats:

@@ -33,6 +33,7 @@ class ExplodingTensor(Rule):
         "Overfit",
         "Overtraining",
         "ClassImbalance",
+        "OscillatingLoss",
     )
     looks_at = "the first step at which each loss or statistic was not finite, with its value"
     remedy = (
@@ -196,7 +197,7 @@ class StartsAnew(Rule):
     by since the training's first tenth of an epoch, and by more than 3 standard errors.
     """
 
-    explains = ("LossNotDecreasing", "NoBetterThanGuessing", "WeightUpdateRatio")
+    explains = ("LossNotDecreasing", "NoBetterThanGuessing", "WeightUpdateRatio", "OscillatingLoss")
     looks_at = "losses at the end of an epoch and at the beginning of the next"
     remedy = "make network and optimiser once, before the first epoch; do not load or reset weights in the loop"
     source = "ours"

@@ -104,6 +104,7 @@ class StaleGradient(Rule):
         "UnchangedTensor",
         "VanishingGradient",
         "AllZero",
+        "OscillatingLoss",
     )
     looks_at = "the share of the last layer's gradient that this step's backward passes do not explain"
     remedy = "call optimizer.zero_grad() once a step, before the backward pass"

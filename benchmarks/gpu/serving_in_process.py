@@ -5,6 +5,7 @@ A client takes a free worker, hands it a photo and waits, as the model server do
 
 from __future__ import annotations
 
+import os
 import queue
 import statistics
 import time
@@ -18,10 +19,12 @@ from typing import Any
 import torch
 from benchmarks.gpu.golden_engines import captured, load_network
 from benchmarks.gpu.jobs import finished_model
-from benchmarks.gpu.kit import Kit, synchronised
+from benchmarks.gpu.kit import Kit, lacks, synchronised
 
+from image_classifier.contract.endpoint import ENGINE_VARIABLE
 from image_classifier.serving.capacity import default_workers
 from image_classifier.serving.choice import choose
+from image_classifier.serving.classifier import Classifier
 from image_classifier.serving.engines import FORMATS, TorchEngine
 from image_classifier.vision.artifact import load_model
 from image_classifier.vision.gate import FLOAT16
@@ -36,6 +39,8 @@ def run(kit: Kit) -> None:
     model = finished_model(kit)
     photos = [path.read_bytes() for path in sorted((kit.photos / "test").rglob("*.jpg"))[:: kit.size(13, 1)]]
     forward_limits(kit, model, photos[0])
+    if not kit.fake:
+        os.environ[ENGINE_VARIABLE] = TorchEngine.name
     usual = default_workers()
     kit.note("default_workers", usual)
     found: dict[str, Any] = {}
@@ -147,7 +152,12 @@ class Workers:
 
 def work(pipe: Connection, model: Path) -> None:
     """A worker: says which engine was chosen, then answers photos with rankings until it is ended."""
-    classifier, choice = choose(load_model(model))
-    pipe.send(choice.header)
+    artifact = load_model(model)
+    if os.environ.get(ENGINE_VARIABLE) != TorchEngine.name and lacks("openvino"):  # --fake on a bare machine
+        classifier, header = Classifier(artifact, TorchEngine(artifact, "cpu")), "torch on the CPU"
+    else:
+        classifier, choice = choose(artifact)
+        header = choice.header
+    pipe.send(header)
     while True:
         pipe.send(classifier.rank(pipe.recv_bytes(), TOP_K))

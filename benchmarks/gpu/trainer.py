@@ -27,8 +27,11 @@ def run(kit: Kit) -> None:
     batch = kit.size(BATCH, 8)
     before = synthetic_limit(kit, batch)
     kit.note("synthetic_images_per_s", {"before": before})
+    settings = kit.size({}, {"workers": 1, "batch_size": 4})  # with --fake, enough steps for a trace
     full = make_job(
-        kit, "full", epochs=kit.size(EPOCHS, 2), batch_size=batch, optimizer="adamw", lr=0.002, workers=kit.size(-1, 1)
+        kit,
+        "full",
+        **{"epochs": kit.size(EPOCHS, 2), "batch_size": batch, "optimizer": "adamw", "lr": 0.002} | settings,
     )
     full.start()
     seconds = full.wait()

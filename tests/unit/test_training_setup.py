@@ -18,7 +18,15 @@ from image_classifier.contract.paths import MlPaths
 from image_classifier.debugging.schema import JobFacts, read_job
 from image_classifier.training import cache, setup
 from image_classifier.training.observe import Watched, make_hook
-from image_classifier.training.setup import Setup, choose_device, describe_device, make_setup, num_workers, wants_cache
+from image_classifier.training.setup import (
+    Setup,
+    choose_device,
+    describe_device,
+    exact_float32,
+    make_setup,
+    num_workers,
+    wants_cache,
+)
 from image_classifier.training.stop import StopFlag
 from image_classifier.vision.folders import ImageFolders, scan
 from image_classifier.vision.sample_data import make_sample_data
@@ -124,3 +132,11 @@ def test_a_cpu_gets_no_more_threads_than_the_quota_has_cores_for(monkeypatch: py
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_exact_float32_switches_tf32_off_and_leaves_everything_as_it_was() -> None:
+    cudnn = torch.backends.cudnn
+    before = (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32)
+    with exact_float32():
+        assert (cudnn.enabled, cudnn.benchmark, cudnn.allow_tf32) == (True, before[1], False)
+    assert (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == before

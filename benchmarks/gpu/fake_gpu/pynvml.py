@@ -33,6 +33,10 @@ def nvmlDeviceGetName(_handle: int) -> str:  # noqa: N802
     return "no GPU (--fake)"
 
 
+def nvmlDeviceGetUUID(handle: int) -> str:  # noqa: N802
+    return f"GPU-{handle}0000000-0000-0000-0000-000000000000"
+
+
 def nvmlSystemGetDriverVersion() -> str:  # noqa: N802
     return "none (--fake)"
 

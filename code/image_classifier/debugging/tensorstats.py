@@ -199,9 +199,14 @@ def input_statistics(images: torch.Tensor) -> Scalars:
 
 
 def to_numbers(parts: Mapping[str, Scalars]) -> dict[str, dict[str, dict[str, float]]]:
-    """The scalars of all parts as Python numbers, in one transfer from the device."""
+    """The scalars of all parts as Python numbers, in one transfer from each device: what a frozen body gave lies on the
+    CPU, beside gradients on a GPU."""
     flat = [value for scalars in parts.values() for values in scalars.values() for value in values.values()]
-    numbers = iter(torch.stack(flat).float().tolist() if flat else ())
+    fetched = {
+        device: iter(torch.stack([value for value in flat if value.device == device]).float().tolist())
+        for device in {value.device for value in flat}
+    }
+    numbers = (next(fetched[value.device]) for value in flat)
     return {
         part: {name: {statistic: next(numbers) for statistic in values} for name, values in scalars.items()}
         for part, scalars in parts.items()

@@ -44,7 +44,7 @@ from image_classifier.training.loop import fit
 from image_classifier.training.number_formats import Measured, measure_formats
 from image_classifier.training.observe import Watched, make_hook
 from image_classifier.training.optim import make_optimizer
-from image_classifier.training.setup import Setup, choose_device, make_setup
+from image_classifier.training.setup import Setup, choose_device, exact_float32, make_setup
 from image_classifier.training.state import Training
 from image_classifier.training.steps import min_images
 from image_classifier.training.stop import Interrupted, StopFlag
@@ -374,7 +374,8 @@ def run_test(training: Training, hook: Observer, split: Split, extraction: Extra
         else:
             loader = evaluation_loader(split, training.config, training.setup)
         hook.begin("test", training.progress.best_epoch, 0)
-        return evaluate(training.trained, loader, hook, training.bad, training.stop, setup=setup)
+        with exact_float32():
+            return evaluate(training.trained, loader, hook, training.bad, training.stop, setup=setup)
     except Interrupted:
         raise training.stop.error(
             "while testing; the training has finished and is saved",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -129,6 +130,15 @@ def workers_with_room(config: TrainConfig, wanted: int) -> int:
 def wants_cache(wanted: str, device: torch.device, epochs: int) -> bool:
     """Whether to keep pictures; `auto` does with a GPU. Without one the network is far slower than the decoding."""
     return epochs > 1 and (wanted == "decoded" or (wanted == "auto" and device.type == "cuda"))
+
+
+def exact_float32() -> AbstractContextManager[None]:
+    """A context in which a GPU's convolutions compute float32 as everywhere else. By default they round to TF32, whose
+    mantissa has 10 bits: that is neither what is served nor what golden samples are made of."""
+    flags: AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=True, benchmark=torch.backends.cudnn.benchmark, allow_tf32=False
+    )
+    return flags
 
 
 def describe_device(device: torch.device) -> str:

@@ -28,6 +28,15 @@ from image_classifier.vision.artifact import load_model
 
 SHORT_S = 8.0  # of steps, after which the system rules may speak here; as shipped they wait for a minute
 POLL_S = 0.05
+WATCHER_FAILED = (
+    "switched off",
+    "no trace",
+    "no debug hook",
+    "no observations",
+    "no report",
+    "cannot write",
+    "as it is:",
+)
 
 
 @dataclass(kw_only=True)
@@ -77,6 +86,11 @@ class TrainingJob:
         if self.process.returncode not in codes:
             tail = " | ".join(self.log.strip().splitlines()[-12:])
             raise RuntimeError(f"a training ended with {self.process.returncode}: {tail}")
+
+    @property
+    def complaints(self) -> list[str]:
+        """What the log says of watchers that failed: such a training was not watched, and goes on all the same."""
+        return [line for line in self.log.splitlines() if any(words in line for words in WATCHER_FAILED)]
 
     @property
     def history(self) -> list[dict[str, Any]]:

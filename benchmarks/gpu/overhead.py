@@ -23,7 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.outputs import STEPS
 from image_classifier.training.job import run as run_job
-from image_classifier.training.stop import StopFlag
+from image_classifier.training.stop import StopFlag, end_workers
 
 MESSAGE = "called a synchronizing CUDA operation"  # torch's, with set_sync_debug_mode
 GOAL_OVERHEAD = 0.02
@@ -67,11 +67,17 @@ def measure_overhead(kit: Kit) -> None:
 
 def count_synchronisations(kit: Kit) -> None:
     """A whole job in this process; the second epoch's steps are the steady state."""
-    settings = kit.size({"batch_size": 64}, {"workers": 1})  # with --fake, so that loading is not counted
+    settings = kit.size({"batch_size": 128}, {"workers": 1})  # with --fake, so that loading is not counted
     job = make_job(kit, "synchronisations", epochs=2, trace_steps=0, **settings)
     moments: list[tuple[float, str]] = []
-    with watched(kit, moments):
-        run_job(TrainConfig.from_argv(job.command[2:]), job.paths, StopFlag())
+    ticks: list[tuple[float, float]] = []
+    handle = register_optimizer_step_post_hook(lambda *_: ticks.append((time.time(), time.thread_time())))
+    try:
+        with watched(kit, moments):
+            run_job(TrainConfig.from_argv(job.command[2:]), job.paths, StopFlag())
+    finally:
+        handle.remove()
+        end_workers()  # as the training script does: they ignore SIGTERM, and this process would wait for them
     steps = [row for row in STEPS.read(job.paths.output_data) if row["mode"] == "train" and row["epoch"] == 2]
     begin, end = steps[0]["time"], steps[-1]["time"]
     during = Counter(where for moment, where in moments if begin < moment <= end)
@@ -84,34 +90,30 @@ def count_synchronisations(kit: Kit) -> None:
         sum(during.values()) < 0.1 * count,
         f"{sum(during.values())} in {count} steps",
     )
-    found = launching_thread(kit)
-    kit.note("launching_thread", found)
-    if "thread_cpu_ms" in found:
-        share = found["thread_cpu_ms"] / found["step_ms"]
+    launching_thread(
+        kit,
+        1000 * statistics.median(row["seconds"] for row in steps),
+        [cpu for moment, cpu in ticks if begin <= moment <= end],
+    )
+
+
+def launching_thread(kit: Kit, step_ms: float, used: list[float]) -> None:
+    """CPU milliseconds that launching a step takes, beside the step's own; what counts the synchronisations included.
+
+    Args:
+        used: seconds of the thread's CPU clock after each step of the steady state.
+    """
+    found = {"step_ms": step_ms}
+    if len(used) > 1:
+        found["thread_cpu_ms"] = mine = 1000 * (used[-1] - used[0]) / (len(used) - 1)
         kit.claim(
             f"launching a step takes {GOAL_LAUNCH_SHARE:.0%} of its time or less",
-            share <= GOAL_LAUNCH_SHARE,
-            f"{found['thread_cpu_ms']:.2f} ms of {found['step_ms']:.2f} ms",
+            mine <= GOAL_LAUNCH_SHARE * step_ms,
+            f"{mine:.2f} ms of {step_ms:.2f} ms",
         )
-
-
-def launching_thread(kit: Kit) -> dict[str, float]:
-    """CPU milliseconds of the thread that launches the steps, in the second epoch of a job that nothing slows."""
-    job = make_job(kit, "launching", epochs=2, trace_steps=0, **({} if kit.fake else {"batch_size": 128}))
-    ticks: list[tuple[float, float]] = []
-    handle = register_optimizer_step_post_hook(lambda *_: ticks.append((time.time(), time.thread_time())))
-    try:
-        run_job(TrainConfig.from_argv(job.command[2:]), job.paths, StopFlag())
-    finally:
-        handle.remove()
-    steps = [row for row in STEPS.read(job.paths.output_data) if row["mode"] == "train" and row["epoch"] == 2]
-    used = [cpu for moment, cpu in ticks if steps[0]["time"] <= moment <= steps[-1]["time"]]
-    found = {"step_ms": 1000 * statistics.median(row["seconds"] for row in steps)}
-    if len(used) > 1:
-        found["thread_cpu_ms"] = 1000 * (used[-1] - used[0]) / (len(used) - 1)
     else:
         kit.skip("CPU of the launching thread", "the optimiser's hooks were not called: the step is a CUDA graph")
-    return found
+    kit.note("launching_thread", found)
 
 
 @contextmanager

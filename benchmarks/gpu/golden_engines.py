@@ -94,6 +94,7 @@ def graph_change(artifact: Artifact, device: str, precision: str) -> float:
 
 def load_network(artifact: Artifact, device: str, precision: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """(n, 3, H, W) float32 -> (n, num_classes) float32 logits, computed under autocast."""
+    torch.backends.cudnn.allow_tf32 = False  # as the serving engine
     model = build_model(len(artifact.classes))
     load_safetensors(model, artifact.weights_path)
     model = model.eval().to(device, memory_format=torch.channels_last)

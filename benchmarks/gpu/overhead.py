@@ -42,7 +42,7 @@ def measure_overhead(kit: Kit) -> None:
     ways = [way for way in WAYS if way != "smdebug" or not lacks("smdebug")]
     if lacks("smdebug"):
         kit.skip("smdebug's overhead", "smdebug is not installed, and carry.py made no folder with it")
-    batch, turn, turns = kit.size(128, 4), kit.size(10, 2), kit.size(INTERVAL // 10, 2)
+    batch, turn, turns = kit.size(64, 4), kit.size(10, 2), kit.size(INTERVAL // 10, 2)
     processes = {way: Process(way, kit.image_size, batch, kit.folder / "overhead" / way) for way in ways}
     try:
         for process in processes.values():

@@ -71,7 +71,7 @@ def forward_limits(kit: Kit, model: Path, photo: bytes) -> None:
             images = image.expand(batch, -1, -1, -1).contiguous(memory_format=torch.channels_last).to(device)
             ways = {"eager": network, "graph": captured(network, images)}
             found[f"{precision} batch {batch}"] = {
-                name: batch / _seconds(way, images, kit.size(30, 2)) for name, way in ways.items()
+                name: batch / _seconds(way, images, kit.size(10, 2)) for name, way in ways.items()
             }
     kit.note("forward_images_per_s", found)
     started = time.perf_counter()

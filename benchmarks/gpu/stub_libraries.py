@@ -148,7 +148,7 @@ def put(path: Path, content: bytes) -> None:
 
 def train(kit: Kit, copy: Path) -> tuple[int, str]:
     """One short training on the copy: (exit code, what it printed)."""
-    job = make_job(kit, "stubbed", epochs=2, batch_size=kit.size(256, 8), cache="none")
+    job = make_job(kit, "stubbed", epochs=1, batch_size=kit.size(256, 8), cache="none")
     job.environment = with_copy(copy) | {key: value for key, value in job.environment.items() if key != "PYTHONPATH"}
     job.start()
     job.wait()

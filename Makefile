@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 LOCKS := torch train serve serve-cpu deploy dev
 export PYTHONPATH := code
 
-.PHONY: help setup demo test unit endure cover lint format types check build push smoke lock lock-check bench docs clean
+.PHONY: help setup demo test unit endure cover lint format types check build push smoke lock lock-check bench gpu-check gpu-carry docs clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,12 @@ LOCK_FLAGS := --universal --python-version 3.11 --generate-hashes --no-emit-inde
 
 bench: $(STAMP) ## measure every claim again and rewrite benchmarks/results
 	@for script in benchmarks/bench_*.py; do PYTHONPATH=code:. $(BIN)/python $$script; done
+
+gpu-check: $(STAMP) ## prove on this machine's GPU what is said of one, in 8 minutes; GPU_CHECK=--fake tries the script
+	@$(BIN)/python benchmarks/gpu/gpu_check.py $(GPU_CHECK)
+
+gpu-carry: ## the folder a GPU machine without a network needs beside this repository (GPU_CARRY=--help)
+	@$(PYTHON) benchmarks/gpu/carry.py $(GPU_CARRY)
 
 docs: $(STAMP) ## write again what stands in documents and in the code: tables of rules and statuses, deploy.example.toml
 	@$(BIN)/python -m image_classifier.debugging.rules.table docs/debugger.md

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import psutil
 import pytest
+from benchmarks.gpu.kit import FAKE_GPU
 
 from image_classifier.contract.outputs import SYSTEM_FOLDER
 from image_classifier.debugging.rundata import RunData
@@ -65,6 +69,48 @@ def test_a_machine_without_a_gpu_has_no_gpu_metrics() -> None:
     readings = list(gpus.read())
     gpus.close()
     assert {dimension for _, _, dimension, _ in readings} <= {"GPUUtilization", "GPUMemoryUtilization", "GPUPowerWatts"}
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The library of one GPU that is not there, which does not tell its power."""
+    monkeypatch.syspath_prepend(FAKE_GPU)
+    monkeypatch.delitem(sys.modules, "pynvml", raising=False)
+    library = importlib.import_module("pynvml")
+    monkeypatch.setitem(sys.modules, "pynvml", library)  # forgotten after the test
+    return library
+
+
+def dimensions() -> set[str]:
+    gpus = Gpus()
+    found = {dimension for _, _, dimension, _ in gpus.read()}
+    gpus.close()
+    return found
+
+
+def test_what_a_gpu_does_not_tell_is_left_out_and_the_rest_is_sampled(
+    nvml: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert dimensions() == {"GPUUtilization", "GPUMemoryUtilization"}
+
+    def not_supported(_handle: int) -> None:
+        raise nvml.NVMLError
+
+    monkeypatch.setattr(nvml, "nvmlDeviceGetUtilizationRates", not_supported)  # a GPU divided by MIG
+    assert dimensions() == {"GPUMemoryUtilization"}
+
+
+@pytest.mark.usefixtures("nvml")
+@pytest.mark.parametrize(
+    ("visible", "seen"),
+    [("0", True), ("1", False), ("1, 0", True), ("", False), ("-1", False), ("GPU-00", True), ("GPU-1", False)],
+)
+def test_only_the_gpus_that_a_job_may_use_are_sampled(
+    visible: str, seen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert bool(dimensions()) is seen
 
 
 def test_a_line_cut_off_by_a_kill_is_passed_over(tmp_path: Path) -> None:

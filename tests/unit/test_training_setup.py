@@ -19,7 +19,15 @@ from image_classifier.contract.shared_memory import MAX_WORKERS, needed_bytes
 from image_classifier.debugging.schema import JobFacts, read_job
 from image_classifier.training import cache, setup
 from image_classifier.training.observe import Watched, make_hook
-from image_classifier.training.setup import Setup, choose_device, describe_device, make_setup, num_workers, wants_cache
+from image_classifier.training.setup import (
+    Setup,
+    choose_device,
+    describe_device,
+    exact_float32,
+    make_setup,
+    num_workers,
+    wants_cache,
+)
 from image_classifier.training.stop import StopFlag
 from image_classifier.vision.folders import ImageFolders, scan
 from image_classifier.vision.sample_data import make_sample_data
@@ -147,3 +155,11 @@ def test_epochs_begin_early_where_there_is_shared_memory_for_two(
         found = make_setup(CONFIG, CPU, folders)
         assert (found.workers, found.early) == (3, early)
     assert make_setup(CONFIG.replace(workers=0), CPU, folders).early
+
+
+def test_exact_float32_switches_tf32_off_and_leaves_everything_as_it_was() -> None:
+    cudnn = torch.backends.cudnn
+    before = (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32)
+    with exact_float32():
+        assert (cudnn.enabled, cudnn.benchmark, cudnn.allow_tf32) == (True, before[1], False)
+    assert (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -164,28 +165,32 @@ class Machine:
 
 
 class Gpus:
-    """NVIDIA GPUs through NVML; none where the library or the driver is missing."""
+    """NVIDIA GPUs through NVML, those that $CUDA_VISIBLE_DEVICES leaves to this process; none where the library or the
+    driver is missing."""
 
     def __init__(self) -> None:
-        self._handles: list[Any] = []
+        self._handles: dict[int, Any] = {}  # by NVML's number
         self._nvml: Any = None
         try:
             import pynvml
 
             pynvml.nvmlInit()
             self._nvml = pynvml
-            self._handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+            handles = {i: pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())}
+            self._handles = {i: handle for i, handle in handles.items() if self._is_ours(i, handle)}
         except Exception as error:  # no library, no driver, no permission
             log.debug("no GPU metrics: %s", describe(error))
 
     def read(self) -> Iterator[Reading]:
-        """Utilization, memory in use and power of each GPU."""
-        for index, handle in enumerate(self._handles):
+        """Utilization, memory in use and power of each GPU, as far as it tells: one under MIG has no utilization."""
+        for index, handle in self._handles.items():
             name = f"gpu{index}"
-            memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)
-            yield "gpu", name, "GPUUtilization", float(self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
-            yield "gpu", name, "GPUMemoryUtilization", 100.0 * memory.used / memory.total
-            with suppress(self._nvml.NVMLError):  # not every GPU tells
+            with suppress(self._nvml.NVMLError):
+                yield "gpu", name, "GPUUtilization", float(self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+            with suppress(self._nvml.NVMLError):
+                memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)
+                yield "gpu", name, "GPUMemoryUtilization", 100.0 * memory.used / memory.total
+            with suppress(self._nvml.NVMLError):
                 yield "gpu", name, "GPUPowerWatts", self._nvml.nvmlDeviceGetPowerUsage(handle) / 1000
 
     def close(self) -> None:
@@ -193,3 +198,14 @@ class Gpus:
         if self._nvml is not None:
             with suppress(Exception):
                 self._nvml.nvmlShutdown()
+
+    def _is_ours(self, index: int, handle: Any) -> bool:
+        """Whether CUDA lets this process see it: the idle GPUs of others say nothing of a job."""
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible is None:
+            return True
+        names = [name.strip() for name in visible.split(",") if name.strip()]
+        uuid = str(self._nvml.nvmlDeviceGetUUID(handle)) if any(not name.isdigit() for name in names) else ""
+        if any(name.startswith("MIG-") for name in names):  # of which GPU, the name does not say
+            return True
+        return any(name == str(index) or (not name.isdigit() and uuid.startswith(name)) for name in names)

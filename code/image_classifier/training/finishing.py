@@ -25,7 +25,7 @@ from image_classifier.training.golden import golden_samples
 from image_classifier.training.head_only import extraction_of, served_extraction, test_loader
 from image_classifier.training.kept_formats import KeptBody, PhotosChanged
 from image_classifier.training.number_formats import Measured, measure_body, measure_formats
-from image_classifier.training.setup import Setup
+from image_classifier.training.setup import Setup, exact_float32
 from image_classifier.training.state import Training
 from image_classifier.training.stop import Interrupted
 from image_classifier.training.tables import guessing_metrics, readable_labels, what_guessing_gets, write_test_results
@@ -128,7 +128,8 @@ def run_test(training: Training, hook: Observer, split: Split, extraction: Extra
         else:
             loader = evaluation_loader(split, training.config, training.setup, Group())
         hook.begin("test", training.progress.best_epoch, 0)
-        return evaluate(training.trained, loader, hook, training.bad, training.stop, setup=setup)
+        with exact_float32():
+            return evaluate(training.trained, loader, hook, training.bad, training.stop, setup=setup)
     except Interrupted:
         raise training.stop.error(
             "while testing; the training has finished and is saved",

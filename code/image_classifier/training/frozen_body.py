@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from image_classifier.contract.errors import describe
-from image_classifier.training.setup import Setup
+from image_classifier.training.setup import Setup, exact_float32
 from image_classifier.vision import network
 from image_classifier.vision.preprocess import Preprocessing, scale_and_shift
 from image_classifier.vision.resnet import ResNet
@@ -66,7 +66,7 @@ class FrozenBody:
         """(n, S, S, 3) uint8, n <= batch -> (n, FEATURES) float32, and (n, 6): means and standard deviations of the
         normalised channels. The same for a picture whatever lies beside it in the batch."""
         count = len(pixels)
-        with torch.inference_mode():
+        with torch.inference_mode(), exact_float32():
             images = self._normalised(pixels)
             found = self._run(images)[:count].cpu().numpy()
             stds, means = torch.std_mean(images[:count], dim=(2, 3))
@@ -83,7 +83,7 @@ class FrozenBody:
         """Folds the network, and keeps to the network itself where that gives other features, or none."""
         check = check[:CHECKED]
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), exact_float32():
                 images = self._normalised(check)
                 folded = _FoldedBody(model, setup, images)
                 distance = relative_distance(folded(images)[: len(check)], self._plain.exact(images[: len(check)]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -142,6 +143,15 @@ def wants_cache(config: TrainConfig) -> bool:
     """Whether to keep decoded pictures; `auto` does unless a frozen body sees each of them before the first epoch."""
     on_features = config.fine_tune == "head" and config.feature_views > 0
     return config.epochs > 1 and (config.cache == "decoded" or (config.cache == "auto" and not on_features))
+
+
+def exact_float32() -> AbstractContextManager[None]:
+    """A context in which a GPU's convolutions compute float32 as everywhere else. By default they round to TF32, whose
+    mantissa has 10 bits: that is neither what is served nor what golden samples are made of."""
+    flags: AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=True, benchmark=torch.backends.cudnn.benchmark, allow_tf32=False
+    )
+    return flags
 
 
 def describe_device(device: torch.device) -> str:

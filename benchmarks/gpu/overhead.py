@@ -1,0 +1,169 @@
+"""Part (b): what recorder and smdebug cost a step, and how often the host waits for the GPU while a training runs."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarks.bench_hook import FIRST, INTERVAL, WAYS, Process
+from benchmarks.gpu.jobs import make_job
+from benchmarks.gpu.kit import Kit, lacks
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.outputs import STEPS
+from image_classifier.training.job import run as run_job
+from image_classifier.training.stop import StopFlag, end_workers
+
+MESSAGE = "called a synchronizing CUDA operation"  # torch's, with set_sync_debug_mode
+GOAL_OVERHEAD = 0.02
+GOAL_LAUNCH_SHARE = 0.4  # of the step's time
+OURS = "image_classifier"
+
+
+def run(kit: Kit) -> None:
+    """Synchronisations first: they are what decides whether a step can be faster than the host."""
+    count_synchronisations(kit)
+    measure_overhead(kit)
+
+
+def measure_overhead(kit: Kit) -> None:
+    """The ways of benchmarks/bench_hook.py, in turns of a few steps, each in a process of its own."""
+    ways = [way for way in WAYS if way != "smdebug" or not lacks("smdebug")]
+    if lacks("smdebug"):
+        kit.skip("smdebug's overhead", "smdebug is not installed, and carry.py made no folder with it")
+    batch, turn, turns = kit.size(64, 4), kit.size(10, 2), kit.size(INTERVAL // 10, 2)
+    processes = {way: Process(way, kit.image_size, batch, kit.folder / "overhead" / way) for way in ways}
+    try:
+        for process in processes.values():
+            process.run(FIRST, kit.size(20, 1))
+        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        orders = list(itertools.permutations(ways))  # so that none always comes behind the same other
+        for number in range(turns):
+            for way in orders[number % len(orders)]:
+                seconds[way].append(processes[way].run(FIRST + 20 + number * turn, turn) / turn)
+        calls = processes["ours"].calls(FIRST + 20 + turns * turn, kit.size(80, 4)) / kit.size(80, 4)
+    finally:
+        for process in processes.values():
+            process.close()
+    plain = statistics.mean(seconds["nothing"])
+    kit.note("step_ms", {WAYS[way]: 1000 * statistics.mean(values) for way, values in seconds.items()})
+    over = {WAYS[way]: statistics.mean(seconds[way]) / plain - 1 for way in ways if way != "nothing"}
+    kit.note("overhead_share", over)
+    kit.note("calls_to_observers_ms_a_step", 1000 * calls)
+    mine = over[WAYS["ours"]]
+    kit.claim(f"watching a training costs {GOAL_OVERHEAD:.0%} of a step or less", mine <= GOAL_OVERHEAD, f"{mine:.2%}")
+
+
+def count_synchronisations(kit: Kit) -> None:
+    """A whole job in this process; the second epoch's steps are the steady state."""
+    settings = kit.size({"batch_size": 128}, {"workers": 1})  # with --fake, so that loading is not counted
+    job = make_job(kit, "synchronisations", epochs=2, trace_steps=0, **settings)
+    moments: list[tuple[float, str]] = []
+    ticks: list[tuple[float, float]] = []
+    handle = register_optimizer_step_post_hook(lambda *_: ticks.append((time.time(), time.thread_time())))
+    try:
+        with watched(kit, moments):
+            run_job(TrainConfig.from_argv(job.command[2:]), job.paths, StopFlag())
+    finally:
+        handle.remove()
+        end_workers()  # as the training script does: they ignore SIGTERM, and this process would wait for them
+    steps = [row for row in STEPS.read(job.paths.output_data) if row["mode"] == "train" and row["epoch"] == 2]
+    begin, end = steps[0]["time"], steps[-1]["time"]
+    during = Counter(where for moment, where in moments if begin < moment <= end)
+    count = max(1, len(steps) - 1)
+    kit.note("synchronisations_a_step", sum(during.values()) / count)
+    kit.note("synchronisations_by_place", {where: number / count for where, number in during.most_common(12)})
+    kit.note("steps_in_steady_state", count)
+    kit.claim(
+        "in the steady state the host waits for the GPU in fewer than one step of ten",
+        sum(during.values()) < 0.1 * count,
+        f"{sum(during.values())} in {count} steps",
+    )
+    launching_thread(
+        kit,
+        1000 * statistics.median(row["seconds"] for row in steps),
+        [cpu for moment, cpu in ticks if begin <= moment <= end],
+    )
+
+
+def launching_thread(kit: Kit, step_ms: float, used: list[float]) -> None:
+    """CPU milliseconds that launching a step takes, beside the step's own; what counts the synchronisations included.
+
+    Args:
+        used: seconds of the thread's CPU clock after each step of the steady state.
+    """
+    found = {"step_ms": step_ms}
+    if len(used) > 1:
+        found["thread_cpu_ms"] = mine = 1000 * (used[-1] - used[0]) / (len(used) - 1)
+        kit.claim(
+            f"launching a step takes {GOAL_LAUNCH_SHARE:.0%} of its time or less",
+            mine <= GOAL_LAUNCH_SHARE * step_ms,
+            f"{mine:.2f} ms of {step_ms:.2f} ms",
+        )
+    else:
+        kit.skip("CPU of the launching thread", "the optimiser's hooks were not called: the step is a CUDA graph")
+    kit.note("launching_thread", found)
+
+
+@contextmanager
+def watched(kit: Kit, moments: list[tuple[float, str]]) -> Iterator[None]:
+    """Takes down when and where in our code the host waits for the GPU, while the block runs."""
+
+    def show(message: Any, *_: Any, **__: Any) -> None:
+        if MESSAGE in str(message):
+            moments.append((time.time(), place()))
+
+    patches = list(_patches(kit))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        shown, warnings.showwarning = warnings.showwarning, show
+        for owner, name, replacement in patches:
+            setattr(owner, name, replacement)
+        if not kit.fake:
+            torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield
+        finally:
+            if not kit.fake:
+                torch.cuda.set_sync_debug_mode("default")
+            for owner, name, replacement in patches:
+                setattr(owner, name, replacement.__wrapped__)  # type: ignore[attr-defined]  # as `wraps` left it
+            warnings.showwarning = shown
+
+
+def _patches(kit: Kit) -> Iterator[tuple[Any, str, Callable[..., Any]]]:
+    """What torch does not warn of: waiting for an event or a stream. With --fake, what would wait on a GPU."""
+    targets: list[tuple[Any, str]] = [(torch.cuda.Event, "synchronize"), (torch.cuda.Stream, "synchronize")]
+    if kit.fake:
+        targets = [(torch.Tensor, "tolist"), (torch.Tensor, "item"), (torch.Tensor, "cpu")]
+    for owner, name in targets:
+        yield owner, name, _warning(getattr(owner, name))
+
+
+def _warning(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def warned(*arguments: Any, **keywords: Any) -> Any:
+        warnings.warn(MESSAGE, stacklevel=2)
+        return function(*arguments, **keywords)
+
+    return warned
+
+
+def place() -> str:
+    """`loop.py:41 train_step`: the innermost line of the product that is being run, or the outermost line of others."""
+    frames = traceback.extract_stack()
+    for frame in reversed(frames):
+        if OURS in Path(frame.filename).parts:
+            return f"{Path(frame.filename).name}:{frame.lineno} {frame.name}"
+    return "outside of the product"

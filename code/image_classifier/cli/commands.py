@@ -45,7 +45,16 @@ class Commands(flags.StoryGroup):
     """The commands in the order of the story."""
 
     stories = {  # noqa: RUF012  # a constant of the class
-        "From images to predictions": ("check", "sample-data", "tune", "train", "serve", "predict", "evaluate"),
+        "From images to predictions": (
+            "check",
+            "sample-data",
+            "tune",
+            "train",
+            "serve",
+            "predict",
+            "evaluate",
+            "export",
+        ),
         "Look after it": ("report", "rules", "status", "logs", "delete", "prune", "config", "demo"),
         "On SageMaker (--target sagemaker)": ("doctor", "batch"),
     }

@@ -14,7 +14,7 @@ from tests.aws.conftest import BUCKET, FOREIGN_BUCKET, ROLE, client, set_setting
 from tests.aws.gate import Fault, Gate
 from tests.aws.policy import allowed, policy
 
-from image_classifier.launch.runs import create_run
+from image_classifier.launch.runs import Status, create_run
 
 Deploy = Callable[..., tuple[int, str, str]]
 DEPLOY = Path(__file__).parents[2] / "deploy.py"
@@ -172,11 +172,13 @@ def test_status_without_aws_shows_what_was_last_seen(gate: Gate, deploy: Deploy,
     assert "warning: the AWS credentials have expired; runs on SageMaker are shown as they were last seen" in err
 
 
-def test_local_run_is_not_deleted(gate: Gate, deploy: Deploy, project: Path) -> None:
+def test_a_run_of_this_machine_is_deleted_without_a_request_to_aws(gate: Gate, deploy: Deploy, project: Path) -> None:
     run = create_run(project / "runs", "train")
+    run.end(Status.COMPLETED)
     code, _, err = deploy("delete", run.name, "--yes")
-    assert code == 2
-    assert f"error: {run.name} ran on this machine" in err
+    assert code == 0, err
+    assert not run.path.exists()
+    assert gate.calls == []
 
 
 def test_policies_have_every_name_put_in_by_doctor(gate: Gate, project: Path) -> None:

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from image_classifier.contract.metrics import parse_metric_line
+from image_classifier.contract.outputs import TEST_PREDICTIONS
 from image_classifier.launch.runs import Run, Status, find_run
 from image_classifier.vision.artifact import unpack
 from image_classifier.vision.sample_data import make_sample_data
@@ -42,10 +43,11 @@ DEADLINE_S = 120
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with settings and data; `valid` is split off."""
+    """A working directory with settings and data: a folder a class, to be split."""
     root = tmp_path_factory.mktemp("project")
     (root / "deploy.toml").write_text(SETTINGS)
-    make_sample_data(root / "data", num_classes=2, train_per_class=12, valid_per_class=0, test_per_class=2, size=40)
+    make_sample_data(root / "made", num_classes=2, train_per_class=16, valid_per_class=0, test_per_class=0, size=40)
+    (root / "made" / "train").rename(root / "data")
     return root
 
 
@@ -86,6 +88,17 @@ def processes_of(folder: Path) -> list[psutil.Process]:
     return [process for process in found if process.pid != os.getpid()]
 
 
+def split_of(run: Run) -> dict[str, set[str]]:
+    """Split -> images, as a run's jobs were told."""
+    rows = list(csv.DictReader((run.paths.channel("split") / "split.csv").read_text().splitlines()))
+    return {split: {row["path"] for row in rows if row["split"] == split} for split in ("train", "valid", "test")}
+
+
+def tested(run: Run) -> set[str]:
+    """The images that a job was tested on."""
+    return {row[0] for row in TEST_PREDICTIONS.read(run.paths.output_data)}
+
+
 def test_killed_search_goes_on_and_its_best_is_trained(folder: Path) -> None:
     runs = folder / "runs"
 
@@ -102,8 +115,14 @@ def test_killed_search_goes_on_and_its_best_is_trained(folder: Path) -> None:
     assert tuning.record().status == Status.FAILED
     assert trial.record().status == Status.STOPPED  # its supervisor let it save its state
 
+    first = next((folder / "data").iterdir())
+    (first / "later.jpg").write_bytes(next(first.iterdir()).read_bytes())  # no job that has begun sees it
     done = deploy(folder, "tune", "--resume", tuning.name)
     assert done.returncode == 0, done.stderr
+    assert [len(images) for images in split_of(trial).values()] == [22, 6, 4]
+    for each in (trial, Run(path=tuning.path / "trials" / "002")):
+        assert split_of(each) == split_of(trial)
+        assert tested(each) == split_of(trial)["test"]
     with (tuning.path / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["status"] for row in rows] == ["Completed", "Completed"]
@@ -127,6 +146,8 @@ def test_killed_search_goes_on_and_its_best_is_trained(folder: Path) -> None:
     done = deploy(folder, "train", "--resume", run.name)
     assert done.returncode == 0, done.stderr
     assert epochs_logged(run) == [1, 2, 3]
+    assert tested(run) == split_of(run)["test"]
+    assert sum(map(len, split_of(run).values())) == 33
     record = run.record()
     assert (record.status, record.attempts) == (Status.COMPLETED, 2)
     assert {name: record.config[name] for name in ("lr", "batch_size")} == best["hyperparameters"]

@@ -102,6 +102,7 @@ def test_a_damaged_job_json_is_a_sentence_and_harms_no_other_run(
     bad: Run, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for damage in damages(kind):
+        bad.path.mkdir(exist_ok=True)  # the last command removes it, where the record is good enough for that
         (bad.path / JOB.name).write_bytes(damage)
         answers(capsys, bad)
 

@@ -1,4 +1,4 @@
-"""The commands that ask an endpoint: predict, and evaluate, which knows what is right."""
+"""What is done with a model that is there: predict, evaluate, which knows what is right, and export."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from image_classifier.cli import flags
 from image_classifier.cli.commands import AS_JSON, PATH, Call, app
 from image_classifier.cli.settings import PredictSettings
 from image_classifier.cli.targets import target_of
+from image_classifier.contract.endpoint import EXPORT_FORMATS
 from image_classifier.contract.paths import path_here
 
 __all__ = ["app"]  # with these commands
@@ -62,3 +63,28 @@ def evaluate(call: Call, /, data: Path, where: str, out: Path | None, as_json: b
 
     settings = call.settings()
     return show_answers.evaluate(target_of(settings), path_here(data), where, out=out, as_json=as_json)
+
+
+@app.command(
+    epilog="""
+python deploy.py export --format onnx
+python deploy.py export train-20260102-030405 --format openvino --out deployed/model.xml
+""",
+)
+@click.argument("model", metavar="[MODEL|RUN]", required=False, default="", help="model.tar.gz, or a run")
+@click.option(
+    "--format", "kind", type=click.Choice(list(EXPORT_FORMATS)), default="onnx", show_default=True, help="of the file"
+)
+@click.option("--out", metavar="FILE", type=PATH, help="the file  [default: model.onnx, model.xml or model.pt]")
+@click.pass_obj
+def export(call: Call, /, model: str, kind: str, out: Path | None) -> None:
+    """Write a model for other programs, if it still answers its golden samples there."""
+    from image_classifier.cli import render
+    from image_classifier.launch.export_run import export
+    from image_classifier.launch.serving_run import find_archive
+
+    file = out or Path("model").with_suffix(EXPORT_FORMATS[kind])
+    if file.suffix.lower() != EXPORT_FORMATS[kind]:
+        raise click.UsageError(f"a file of {kind} is called *{EXPORT_FORMATS[kind]}, not {file.name}")
+    export(find_archive(model, Path(call.settings().general.runs_dir)), kind, file)
+    render.facts([("model", file), ("labels and preprocessing", file.with_name(f"{file.name}.json"))])

@@ -45,9 +45,18 @@ class Commands(flags.StoryGroup):
     """The commands in the order of the story."""
 
     stories = {  # noqa: RUF012  # a constant of the class
-        "From images to predictions": ("check", "sample-data", "tune", "train", "serve", "predict", "evaluate"),
-        "Look after it": ("report", "rules", "status", "logs", "config", "demo"),
-        "On SageMaker (--target sagemaker)": ("doctor", "batch", "delete"),
+        "From images to predictions": (
+            "check",
+            "sample-data",
+            "tune",
+            "train",
+            "serve",
+            "predict",
+            "evaluate",
+            "export",
+        ),
+        "Look after it": ("report", "rules", "status", "logs", "delete", "prune", "config", "demo"),
+        "On SageMaker (--target sagemaker)": ("doctor", "batch"),
     }
 
 
@@ -257,7 +266,7 @@ def status(call: Call, run: str, as_json: bool) -> None:
     if run:
         show_jobs.one_run(*runs, as_json=as_json)
     else:
-        show_jobs.all_runs(runs, as_json=as_json)
+        show_jobs.all_runs(runs, Path(settings.general.runs_dir), as_json=as_json)
 
 
 @app.command()
@@ -355,11 +364,22 @@ def batch(call: Call, *, sources: tuple[str, ...], model: str, yes: bool, dry_ru
 @click.option("--yes", is_flag=True, help="do not ask")
 @click.pass_obj
 def delete(call: Call, run: str, yes: bool) -> None:
-    """Remove what a run made on AWS."""
+    """Remove a run: what it made on AWS, or its folder here."""
     from image_classifier.cli.delete_command import delete
 
     settings = call.settings()
     delete(_run(settings, run), settings.sagemaker, yes=yes)
+
+
+@app.command(epilog="\npython deploy.py prune --keep 5\n")
+@click.option("--keep", type=click.IntRange(min=0), required=True, help="how many runs of each kind stay, the newest")
+@click.option("--yes", is_flag=True, help="do not ask")
+@click.pass_obj
+def prune(call: Call, keep: int, yes: bool) -> None:
+    """Remove the folders of old runs of this machine."""
+    from image_classifier.cli.delete_command import prune
+
+    prune(Path(call.settings().general.runs_dir), keep, yes=yes)
 
 
 def _data(data: str | None) -> dict[str, Value]:

@@ -1,10 +1,13 @@
-"""The delete command: asks, removes what a run made on AWS, and lists what is gone and what is left."""
+"""The delete and prune commands: ask, remove what a run made on AWS or its folder here, and say what is gone."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from image_classifier.cli import render
 from image_classifier.cli.show_remote import deleted
 from image_classifier.contract.errors import ConfigError, JobStopped
+from image_classifier.launch.housekeeping import in_words, prunable, remove
 from image_classifier.launch.runs import Run
 from image_classifier.sagemaker import delete as removal
 from image_classifier.sagemaker import remote
@@ -12,16 +15,17 @@ from image_classifier.sagemaker.aws_settings import SageMakerSettings
 
 
 def delete(run: Run, aws: SageMakerSettings, *, yes: bool) -> None:
-    """Removes what `run` made on AWS.
+    """Removes what `run` made on AWS, or the folder of a run of this machine.
 
     Raises:
-        ConfigError: it made nothing there, or there is nobody to ask.
+        ConfigError: it is still running, or there is nobody to ask.
         JobStopped: the answer was no.
         AwsError: it could not be removed.
     """
-    if not run.is_remote:
-        raise ConfigError(f"{run.name} ran on this machine", f"remove its folder: {run.path}")
     view = render.Console()
+    if not run.is_remote:
+        view.note(f"removed: {in_words(remove([run], view, yes=yes))}")
+        return
     made = remote.resources(run)
     for kind, name in made:
         view.note(f"{kind}: {name}")
@@ -34,3 +38,13 @@ def delete(run: Run, aws: SageMakerSettings, *, yes: bool) -> None:
     if not answer:
         raise JobStopped("nothing was removed")
     deleted(removal.delete(remote.session_of(run, aws, view), run))
+
+
+def prune(runs_dir: Path, keep: int, *, yes: bool) -> None:
+    """Removes the folders of all but the newest `keep` runs of each kind. Raises as `delete`."""
+    view = render.Console()
+    old = prunable(runs_dir, keep)
+    if not old:
+        view.note(f"nothing to remove: {runs_dir} has no more than {keep} of each kind that have ended here")
+        return
+    view.note(f"removed: {in_words(remove(old, view, yes=yes))}")

@@ -13,6 +13,7 @@ from image_classifier.cli.settings import Settings
 from image_classifier.cli.show_jobs import shorten
 from image_classifier.contract.errors import ConfigError, DataError, PlatformError
 from image_classifier.contract.outputs import REPORT
+from image_classifier.launch.nearby import where_to_look
 from image_classifier.launch.runs import find_run, list_runs
 from image_classifier.report import write_report
 from image_classifier.report.sources import locate
@@ -78,4 +79,4 @@ def folder_of(runs_dir: Path, text: str) -> Path:
         with suppress(PlatformError):  # a damaged record: `status` names it
             if run.record().kind in KINDS:
                 return run.path
-    raise ConfigError(f"there is no train or tune run in {runs_dir}", "`deploy.py status` lists the runs")
+    raise ConfigError(f"there is no train or tune run in {runs_dir}", where_to_look(runs_dir))

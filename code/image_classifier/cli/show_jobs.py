@@ -17,6 +17,7 @@ from image_classifier.contract.errors import PlatformError
 from image_classifier.contract.files import open_plain
 from image_classifier.contract.outputs import BEST, REPORT, REPORT_HTML, TRIALS, TUNING_PICTURE
 from image_classifier.contract.text import visible
+from image_classifier.launch.nearby import other_runs_dirs, where_to_look
 from image_classifier.launch.process import POLL_S
 from image_classifier.launch.progress import duration
 from image_classifier.launch.runs import ACTIVE, Run, Status
@@ -126,8 +127,8 @@ class ServeView:
         render.note(f"  curl -H 'Content-Type: image/jpeg' --data-binary @photo.jpg {url}/invocations")
 
 
-def all_runs(runs: list[Run], *, as_json: bool) -> None:
-    """Lists the runs, oldest first."""
+def all_runs(runs: list[Run], runs_dir: Path, *, as_json: bool) -> None:
+    """Lists the runs of `runs_dir`, oldest first."""
     if as_json:
         summaries = []
         for run in runs:
@@ -138,7 +139,9 @@ def all_runs(runs: list[Run], *, as_json: bool) -> None:
         render.document(summaries)
         return
     if not runs:
-        render.note("no runs yet")
+        render.note(f"no runs yet in {runs_dir}")
+        if other_runs_dirs(runs_dir):
+            render.labelled("hint", where_to_look(runs_dir))
         return
     rows = []
     for run in runs:

@@ -107,6 +107,16 @@ class TrainConfig:
     momentum: float = param(0.9, "SGD momentum", low=0.0, high=0.9999)
     weight_decay: float = param(1e-4, "weight decay, not applied to biases and batch norms", low=0.0, high=1.0)
     label_smoothing: float = param(0.1, "share of the target spread over all classes", low=0.0, high=0.9)
+    class_weights: str = param(
+        "none",
+        "weight of a class in the loss: none, balanced (1 / its images), effective (1 / their effective number)",
+        choices=("none", "balanced", "effective"),
+    )
+    sampler: str = param(
+        "shuffle",
+        "images of an epoch: shuffle (each once), balanced (as many of every class, some of them again)",
+        choices=("shuffle", "balanced"),
+    )
     warmup_epochs: float = param(1.0, "epochs of linear warm-up before the cosine", low=0.0, high=10_000)
     patience: int = param(0, "stop after this many epochs without a better validation loss, 0 for never", low=0)
     seed: int = param(0, "seed of everything random", low=0, high=2**32 - 1)

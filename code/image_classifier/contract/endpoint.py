@@ -29,6 +29,7 @@ ENGINES = ("auto", "openvino", "torch")  # auto: torch where there is a usable G
 
 PRECISION_VARIABLE = "CLASSIFIER_SERVE_PRECISION"  # also the variable of the setting `precision` under [serve]
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")  # auto: the fastest here that is good enough
+EXPORT_FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt"}  # format -> suffix of its file
 
 _READY = re.compile(
     r"ready url=(?P<url>\S+) model=(?P<model>\S+) engine=(?P<engine>\S+) workers=\d+ startup_s=[\d.]+\s*"

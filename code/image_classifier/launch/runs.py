@@ -37,6 +37,7 @@ from image_classifier.contract.errors import ConfigError, PlatformError
 from image_classifier.contract.files import open_plain
 from image_classifier.contract.outputs import ARCHIVE, HISTORY, JOB, LOG, Failure, read_failure, read_result
 from image_classifier.contract.paths import MlPaths, path_here
+from image_classifier.launch.nearby import where_to_look
 from image_classifier.launch.revision import git_revision
 
 DEFAULT_RUNS_DIR = "runs"  # in the working directory
@@ -339,9 +340,7 @@ def _make_folder(runs_dir: Path, stem: str) -> Path:
 
 def list_runs(runs_dir: Path) -> list[Run]:
     """All runs below `runs_dir`, oldest first."""
-    if not runs_dir.is_dir():
-        return []
-    found = [Run(path=path.resolve()) for path in runs_dir.iterdir() if _is_run(path)]
+    found = [Run(path=path.resolve()) for path in runs_dir.iterdir() if _is_run(path)] if runs_dir.is_dir() else []
     return sorted(found, key=lambda run: run.name.partition("-")[2])  # by the time in the name, whatever the kind
 
 
@@ -362,14 +361,14 @@ def find_run(runs_dir: Path, text: str = "", *, kind: str = "", status: Status |
                 if kind and run.record().kind != kind:
                     raise ConfigError(f"{text} is a {run.record().kind} run, not a {kind} run")
                 return run
-        raise ConfigError(f"there is no run {text!r} in {runs_dir}", "`deploy.py status` lists the runs")
+        raise ConfigError(f"there is no run {text!r} in {runs_dir}", where_to_look(runs_dir))
     for run in reversed(list_runs(runs_dir)):
         with suppress(PlatformError):  # a damaged record: `status` names it
             record = run.record()
             if (not kind or record.kind == kind) and (status is None or record.status == status):
                 return run
     wanted = " ".join(word for word in ("finished" if status else "", kind, "run") if word)
-    raise ConfigError(f"there is no {wanted} in {runs_dir}", "`deploy.py status` lists the runs")
+    raise ConfigError(f"there is no {wanted} in {runs_dir}", where_to_look(runs_dir))
 
 
 def _is_run(path: Path) -> bool:

@@ -21,6 +21,7 @@ from image_classifier.contract.errors import DataError, JobError, RequestError
 from image_classifier.contract.shared_memory import AHEAD
 from image_classifier.contract.text import as_text
 from image_classifier.debugging.observer import Observer
+from image_classifier.training.balance import balanced_keys
 from image_classifier.training.cache import PixelCache
 from image_classifier.training.crops import no_larger_than_needed, random_view, shortest_side
 from image_classifier.training.side_stream import SideStream
@@ -128,10 +129,21 @@ class ImageDataset(Dataset[_Sample]):
 
 
 class EpochBatches(Sampler[list[Key]]):
-    """The keys of one epoch's batches, from `first_step` on; set `epoch` and `first_step` before iterating."""
+    """The keys of one epoch's batches, from `first_step` on; set `epoch` and `first_step` before iterating.
+
+    Args:
+        balance: the labels, where as many images of every class are to be drawn.
+    """
 
     def __init__(
-        self, num_images: int, batch_size: int, *, shuffle_seed: int | None = None, rank: int = 0, size: int = 1
+        self,
+        num_images: int,
+        batch_size: int,
+        *,
+        shuffle_seed: int | None = None,
+        rank: int = 0,
+        size: int = 1,
+        balance: Sequence[int] = (),
     ) -> None:
         self.epoch = 0
         self.first_step = 0
@@ -139,6 +151,7 @@ class EpochBatches(Sampler[list[Key]]):
         self._batch_size = batch_size
         self._shuffle_seed = shuffle_seed
         self._rank, self._size = rank, size
+        self._balance = balance
 
     def __len__(self) -> int:
         return math.ceil(self._num_images / self._batch_size)
@@ -147,10 +160,11 @@ class EpochBatches(Sampler[list[Key]]):
         order: NDArray[np.int64] = np.arange(self._num_images)
         if self._shuffle_seed is not None:
             order = np.random.default_rng((self._shuffle_seed, self.epoch)).permutation(self._num_images)
+        keys = balanced_keys(self._balance, self.epoch, self._shuffle_seed or 0) if self._balance else ()
         for step in range(self.first_step, len(self)):
-            start = step * self._batch_size
-            share = order[start : start + self._batch_size][self._rank :: self._size]
-            yield [(self.epoch, int(index)) for index in share]
+            places = slice(step * self._batch_size, (step + 1) * self._batch_size)
+            share = keys[places] or [(self.epoch, int(index)) for index in order[places]]
+            yield list(share[self._rank :: self._size])
 
 
 class Waiting:
@@ -204,6 +218,7 @@ class Loader:
         pin_memory: bool = False,
         rank: int = 0,
         size: int = 1,
+        balanced: bool = False,
     ) -> None:
         self.split = dataset.split
         self._dataset = dataset
@@ -212,7 +227,10 @@ class Loader:
         self._waiting = Waiting()
         self._side_stream = SideStream()
         self._constants = [torch.from_numpy(array) for array in scale_and_shift(dataset.preprocessing)]
-        self._batches = EpochBatches(len(dataset), batch_size, shuffle_seed=shuffle_seed, rank=rank, size=size)
+        balance = dataset.split.labels if balanced else ()
+        self._batches = EpochBatches(
+            len(dataset), batch_size, shuffle_seed=shuffle_seed, rank=rank, size=size, balance=balance
+        )
         self._loader: DataLoader[Batch] = DataLoader(
             dataset,  # type: ignore[arg-type]  # collate makes Batches of its samples
             batch_sampler=self._batches,

@@ -9,7 +9,7 @@ import torch
 
 from image_classifier.debugging.observer import Observer
 from image_classifier.debugging.tensorstats import Scalars
-from image_classifier.training.data import Batch, EpochBatches
+from image_classifier.training.data import Batch, EpochBatches, Key
 from image_classifier.training.features import SplitFeatures
 from image_classifier.training.stop import Interrupted, StopFlag
 from image_classifier.training.views import view_index
@@ -33,12 +33,16 @@ class FeatureLoader:
         rank: int = 0,
         size: int = 1,
         image_size: int,
+        balanced: bool = False,
     ) -> None:
         self.split = split
         self.features = NOTHING
         self.activations: Scalars = {}
         self._labels = np.array(split.labels, np.int64)
-        self._batches = EpochBatches(len(split), batch_size, shuffle_seed=shuffle_seed, rank=rank, size=size)
+        balance = split.labels if balanced else ()
+        self._batches = EpochBatches(
+            len(split), batch_size, shuffle_seed=shuffle_seed, rank=rank, size=size, balance=balance
+        )
         self._num_pixels = image_size**2
 
     @property
@@ -56,17 +60,18 @@ class FeatureLoader:
         for keys in self._batches:
             if stop:
                 raise Interrupted
-            yield self._batch(epoch, np.array([index for _, index in keys], np.int64))
+            yield self._batch(keys)
 
     def sample(self, indices: Sequence[int]) -> tuple[Batch, None]:
         """A few rows as the first epoch has them, and nothing of what they would be without augmentation."""
-        return self._batch(1, np.array(indices, np.int64)), None
+        return self._batch([(1, index) for index in indices]), None
 
-    def _batch(self, epoch: int, indices: np.typing.NDArray[np.int64]) -> Batch:
+    def _batch(self, keys: Sequence[Key]) -> Batch:
         features = self.features
-        bad = {int(index): features.unreadable[index] for index in indices if int(index) in features.unreadable}
-        indices = np.array([index for index in indices if int(index) not in bad], np.int64)
-        places = features.places[indices, view_index(epoch, indices, features.places.shape[1])]
+        bad = {index: features.unreadable[index] for _, index in keys if index in features.unreadable}
+        good = np.array([key for key in keys if key[1] not in bad], np.int64).reshape(-1, 2)
+        epochs, indices = good[:, 0], good[:, 1]
+        places = features.places[indices, view_index(epochs, indices, features.places.shape[1])]
         return Batch(
             images=torch.from_numpy(places),
             labels=torch.from_numpy(self._labels[indices]),

@@ -65,6 +65,7 @@ def training_loader(split: Split, config: TrainConfig, group: Group) -> FeatureL
         rank=group.rank,
         size=group.size,
         image_size=config.image_size,
+        balanced=config.sampler == "balanced",
     )
 
 

@@ -287,4 +287,5 @@ def image_loader(split: Split, config: TrainConfig, setup: Setup, group: Group) 
         pin_memory=setup.device.type == "cuda",
         rank=group.rank,
         size=group.size,
+        balanced=config.sampler == "balanced",
     )

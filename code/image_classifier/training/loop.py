@@ -16,6 +16,7 @@ from image_classifier.contract.metrics import metric_line, with_best
 from image_classifier.contract.outputs import best_epoch
 from image_classifier.debugging.host_copy import HostCopy
 from image_classifier.debugging.observer import Observer
+from image_classifier.training.balance import make_loss
 from image_classifier.training.checkpoint import Progress, Weights
 from image_classifier.training.distributed import Group
 from image_classifier.training.evaluate import Evaluation, evaluate
@@ -55,7 +56,7 @@ def fit(training: Training, hook: Observer) -> None:
 def train_epoch(training: Training, hook: Observer) -> None:
     """Trains what is left of the current epoch. Raises as `steps`."""
     config, progress = training.config, training.progress
-    criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    criterion = make_loss(config, training.train.split, training.step_setup.device)
     train_mode(training.model, config.fine_tune)
     setup = training.step_setup
     hook.begin("train", progress.epoch, (progress.epoch - 1) * training.train.num_steps + progress.step)

@@ -34,7 +34,7 @@ def views_of(config: TrainConfig) -> tuple[str, ...]:
     return (CENTRE, MIRROR, *crops)[: config.feature_views]
 
 
-def view_index(epoch: int, indices: NDArray[np.int64], num_views: int) -> NDArray[np.int64]:
+def view_index(epoch: int | NDArray[np.int64], indices: NDArray[np.int64], num_views: int) -> NDArray[np.int64]:
     """Which view of each image an epoch, from 1, is trained on: another one in the next, and not the same for all."""
     return (epoch - 1 + indices) % num_views
 

@@ -51,6 +51,7 @@ from image_classifier.vision.folders import ImageFolders
 from image_classifier.vision.lookalikes import Looks, groups_of, looks_of
 
 IMBALANCE_RATIO = 5
+IMBALANCE_HINT = "add images of the small classes, or train with --class-weights balanced or --sampler balanced"
 FEW_IMAGES = 10
 SMALL_SIDE = 32  # pixels; the smallest image_size there is
 
@@ -301,7 +302,7 @@ def _uneven(counts: Mapping[str, Mapping[str, int]]) -> Iterator[DataFinding]:
     small, large = min(train, key=train.__getitem__), max(train, key=train.__getitem__)
     if train[large] >= IMBALANCE_RATIO * train[small]:
         message = f"train is unbalanced: {train[large]} images of {large}, {train[small]} of {small}"
-        yield DataFinding(kind="imbalance", message=message, hint="add images of the small classes")
+        yield DataFinding(kind="imbalance", message=message, hint=IMBALANCE_HINT)
     few = [f"{name} ({count})" for name, count in train.items() if count < FEW_IMAGES]
     if few:
         message = f"train has fewer than {FEW_IMAGES} images of {listing(few)}"

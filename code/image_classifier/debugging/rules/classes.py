@@ -42,7 +42,7 @@ class ClassImbalance(Rule):
     """
 
     looks_at = "images of the largest and smallest class; errors of the classes that are not learned"
-    remedy = "add images of the class or leave it out; look at its images, its labels and its confusions"
+    remedy = "add images of the class, or train with class_weights=balanced or sampler=balanced; look at its confusions"
     source = "AWS Debugger's ClassImbalance; beyond doubt by the binomial distribution"
     managed = Managed(
         reads="tensors",

@@ -105,8 +105,8 @@ class _OnGpu:
 
 
 class _OnCpu:
-    """The same without what torch.profiler asks torch's compiler about CUDA graphs: importing it takes longer than a
-    whole training of a head."""
+    """The same without what torch.profiler asks torch's compiler about CUDA graphs: a short job would wait for that
+    import in vain."""
 
     def __init__(self) -> None:
         self._profiler: Any = torch.autograd.profiler.profile(use_kineto=True)

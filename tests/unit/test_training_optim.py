@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,19 +84,28 @@ def test_steps_and_state_are_torchs_own_bit_for_bit(name: str) -> None:
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(*models, strict=True))
 
 
-def test_a_training_step_on_the_cpu_imports_neither_torchs_compiler_nor_torchvision() -> None:
+def test_a_training_step_on_the_cpu_imports_neither_torchs_compiler_nor_torchvision(tmp_path: Path) -> None:
     program = """
 import sys, torch
 import image_classifier.training.job
+from pathlib import Path
+from image_classifier.debugging.trace import TraceWindow
 from image_classifier.contract.config import TrainConfig
 from image_classifier.training.optim import make_optimizer
 from image_classifier.vision.model import build_model, head
 layer = head(build_model(3))
 optimizer = make_optimizer(layer, TrainConfig(weights="none"))
-layer(torch.ones(2, 2048)).sum().backward()
-optimizer.step()
+window = TraceWindow(Path(sys.argv[1]), 1)
+window.begin("train", 1, 0)
+for step in range(8):
+    window.mark("data_wait_s")
+    loss = layer(torch.ones(2, 2048)).sum()
+    loss.backward()
+    optimizer.step()
+    window.end_step(loss, loss, loss)
+assert list(Path(sys.argv[1]).iterdir())
 optimizer.load_state_dict(optimizer.state_dict())
 print([name for name in ("torch._dynamo", "torchvision", "sympy", "scipy", "pandas") if name in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "[]", done.stderr

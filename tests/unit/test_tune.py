@@ -23,6 +23,7 @@ from image_classifier.launch.process import Interrupts, Job
 from image_classifier.launch.runs import Record, Run, Status, open_run
 from image_classifier.launch.view import SILENT, Live, View
 from image_classifier.tuning import tuner as tune
+from image_classifier.tuning.best_trial import remember
 from image_classifier.tuning.plan import combinations, num_combinations
 from image_classifier.tuning.study import distribution, open_study
 from image_classifier.tuning.trials import TrialRow, pick_best
@@ -155,6 +156,11 @@ def test_only_the_best_trial_is_tested_and_its_record_is_that_of_its_training(da
         assert (record.status, record.attempts, record.exit_code, dict(record.details)) == ("Completed", 1, 0, {})
         assert trial.log.read_text().count("metrics epoch=") == 3
     assert "is the best: tested" in made.run.log.read_text()
+    best = Run(path=made.run.path / f"trials/{found.best_trial:03}")
+    remember(best)  # as a search leaves it that was killed when its best trial had just been tested
+    best.update(status=Status.IN_PROGRESS, attempts=2, processes=())
+    tune.run(tune.resume(made.run, {}))
+    assert (best.record().status, best.record().attempts, dict(best.record().details)) == ("Completed", 1, {})
     everything = search(data, [10, 20], tune__trials=2, tune__keep_models=True)
     tune.run(everything)
     assert len(list(everything.run.path.glob("trials/*/model/manifest.json"))) == 2

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import os
+import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,10 +73,7 @@ class TraceWindow(Observer):
     def _start(self) -> None:
         if self._profiler is not None:
             return
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        if torch.cuda.is_available():
-            activities.append(torch.profiler.ProfilerActivity.CUDA)
-        self._profiler = torch.profiler.profile(activities=activities)
+        self._profiler = _OnGpu() if torch.cuda.is_available() else _OnCpu()
         with _quiet_stderr():
             self._profiler.start()
 
@@ -84,7 +84,45 @@ class TraceWindow(Observer):
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            profiler.export_chrome_trace(str(self._path))
+            profiler.export(self._path)
+
+
+class _OnGpu:
+    """The profiler of a step that launches kernels."""
+
+    def __init__(self) -> None:
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        self._profiler = torch.profiler.profile(activities=activities)
+
+    def start(self) -> None:
+        self._profiler.start()
+
+    def stop(self) -> None:
+        self._profiler.stop()
+
+    def export(self, path: Path) -> None:
+        self._profiler.export_chrome_trace(str(path))
+
+
+class _OnCpu:
+    """The same without what torch.profiler asks torch's compiler about CUDA graphs: a short job would wait for that
+    import in vain."""
+
+    def __init__(self) -> None:
+        self._profiler: Any = torch.autograd.profiler.profile(use_kineto=True)
+
+    def start(self) -> None:
+        self._profiler.__enter__()
+
+    def stop(self) -> None:
+        self._profiler.__exit__(None, None, None)
+
+    def export(self, path: Path) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            plain = Path(folder) / "trace.json"
+            self._profiler.export_chrome_trace(str(plain))
+            with plain.open("rb") as trace, gzip.open(path, "wb") as packed:
+                shutil.copyfileobj(trace, packed)
 
 
 @contextmanager

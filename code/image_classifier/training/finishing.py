@@ -59,7 +59,7 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
         metrics |= test.metrics("test")
         answered["test"] = what_guessing_gets(test.labels.tolist())
     preprocessing = Preprocessing.for_image_size(config.image_size)
-    measured = run_formats(training, hook, folders, preprocessing)
+    measured = run_formats(training, hook, folders, extraction)
     reference = usual_sight(training, folders.valid, hook)
     golden = golden_samples(
         model,
@@ -137,8 +137,13 @@ def run_test(training: Training, hook: Observer, split: Split, extraction: Extra
         ) from None
 
 
-def run_formats(training: Training, hook: Observer, folders: ImageFolders, preprocessing: Preprocessing) -> Measured:
-    """What the number formats of a server would cost this model. Raises JobStopped when a stop is asked for."""
+def run_formats(training: Training, hook: Observer, folders: ImageFolders, extraction: Extraction | None) -> Measured:
+    """What the number formats of a server would cost this model. Raises JobStopped when a stop is asked for.
+
+    Args:
+        extraction: in float32, of a training on features.
+    """
+    preprocessing = Preprocessing.for_image_size(training.config.image_size)
 
     def pause() -> None:
         if training.stop:
@@ -147,8 +152,9 @@ def run_formats(training: Training, hook: Observer, folders: ImageFolders, prepr
     golden = training.config.golden_samples if folders.test is None else 0
     try:
         if training.setup.device.type == "cpu":
+            in_float32 = extraction or extraction_of(training, replace(training.setup, bf16=False), Group(), hook)
             with suppress(PhotosChanged):
-                return measure_body(training.model, body_of(training, hook, folders, golden, pause))
+                return measure_body(training.model, body_of(training, folders, in_float32, golden, pause))
         return measure_formats(training.model, folders.train, folders.valid, preprocessing, skip=golden, pause=pause)
     except Interrupted:
         raise training.stop.error(
@@ -158,7 +164,7 @@ def run_formats(training: Training, hook: Observer, folders: ImageFolders, prepr
 
 
 def body_of(
-    training: Training, hook: Observer, folders: ImageFolders, golden: int, pause: Callable[[], None]
+    training: Training, folders: ImageFolders, in_float32: Extraction, golden: int, pause: Callable[[], None]
 ) -> KeptBody:
     """The training's body for measuring number formats on the CPU.
 
@@ -174,7 +180,7 @@ def body_of(
         unreadable=training.bad.found,
         skip=golden,
         pause=pause,
-        in_float32=extraction_of(training, replace(training.setup, bf16=False), Group(), hook),
+        in_float32=in_float32,
     )
 
 

@@ -47,8 +47,8 @@ def resume_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) ->
 def uncompiled(kind: type[torch.optim.Optimizer]) -> type[Any]:
     """An optimiser's class without what torch wraps around its methods for the sake of its compiler.
 
-    The wrappers change nothing where nothing is compiled, as on a CPU here, but they import the compiler: a second and
-    a half of a job that is over in six. A method that torch no longer wraps is taken as it is.
+    The wrappers change nothing where nothing is compiled, as on a CPU here, but they import the compiler,
+    for which a short job would wait in vain. A method that torch no longer wraps is taken as it is.
     """
     plain: Callable[..., Any] = inspect.unwrap(kind.step)
 

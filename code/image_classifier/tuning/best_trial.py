@@ -7,9 +7,9 @@ one's job is started once more: it finds nothing left to train and goes on from 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from pathlib import Path
 
 from image_classifier.contract.errors import EXIT_PLATFORM, JobError, JobStopped, PlatformError
 from image_classifier.contract.outputs import TRIAL, TRIED
@@ -42,21 +42,43 @@ def is_whole(run: Run) -> bool:
     return any(run.paths.model.glob("*")) and run.result().get("outcome") != TRIED
 
 
-def finish(run: Run, starter: local.Starter, interrupts: Interrupts, view: View, *, how_to_resume: str) -> None:
-    """Starts the prepared job of a trial that has been trained once more, for what it left out.
+def is_settled(run: Run) -> bool:
+    """Whether a trial is whole, and its record as its training left it: it is mended where a search was killed before
+    that."""
+    if not is_whole(run):
+        return False
+    as_it_was(run)
+    return True
+
+
+def finish(
+    best: TrialRow,
+    channels: Mapping[str, Path],
+    starter: local.Starter,
+    interrupts: Interrupts,
+    view: View,
+    *,
+    how_to_resume: str,
+) -> None:
+    """Starts the job of a trial that has been trained once more, for what it left out.
+
+    Args:
+        channels: the folders of the search's trials, by channel.
 
     Raises:
         JobStopped: interrupted.
         PlatformError: the machine refuses.
         JobError: it fails.
     """
+    run = Run(path=best.path)
+    local.prepare_training(run, best.config.replace(stop_on="none"), channels)  # rules come too late
     (run.paths.config / TRIAL.name).unlink(missing_ok=True)
-    tried = remembered(run)
+    remember(run)
     with starter.start_training(run, view=view) as job:
         status = follow(job, lambda _: None, interrupts)
     message = run.failure().message or silent_end(status)
     with suppress(PlatformError):  # of a full disk: the first cause is what is told
-        run.update(**tried)
+        as_it_was(run)
     if status == 0:
         return
     if interrupts.count or status == JobStopped.exit_code:
@@ -68,14 +90,18 @@ def finish(run: Run, starter: local.Starter, interrupts: Interrupts, view: View,
     raise JobError(f"the best trial could not be tested: {message}", f"mend that, then: {how_to_resume}")
 
 
-def remembered(run: Run) -> dict[str, Any]:
-    """How a trial's record stood when its training ended: what it says in the end. Kept in the record meanwhile."""
+def remember(run: Run) -> None:
+    """Keeps in a trial's record how it stood when its training ended: what it is to say in the end."""
     record = run.record()
     if TRIED not in record.details:
         names = ("status", "started", "ended", "attempts", "exit_code", "failure")
-        details = {**record.details, TRIED: {name: getattr(record, name) for name in names}}
-        record = run.update(details=details)
-    with run.intact():
-        tried = dict(record.details[TRIED])
-        rest = {name: value for name, value in record.details.items() if name != TRIED}
-        return {**tried, "status": Status(tried["status"]), "details": rest}
+        run.update(details={**record.details, TRIED: {name: getattr(record, name) for name in names}})
+
+
+def as_it_was(run: Run) -> None:
+    """Puts back what `remember` kept, if it did."""
+    details = dict(run.record().details)
+    if TRIED in details:
+        with run.intact():
+            tried = dict(details.pop(TRIED))
+            run.update(**{**tried, "status": Status(tried["status"]), "details": details})

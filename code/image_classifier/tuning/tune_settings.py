@@ -20,4 +20,4 @@ class TuneSettings:
     objective: str = param(DEFAULT_OBJECTIVE, "metric that decides, at its best epoch", choices=OBJECTIVES)
     prune: bool = param(True, "stop trials that stay below the median of the others")
     seed: int = param(0, "seed of the search", low=0, high=2**32 - 1)
-    keep_models: bool = param(False, "keep the weights of every trial (100 MB each), not of the best one only")
+    keep_models: bool = param(False, "test every trial and keep its weights (100 MB each), not the best one's alone")

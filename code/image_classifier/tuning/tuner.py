@@ -27,7 +27,7 @@ from image_classifier.launch.progress import JobProgress
 from image_classifier.launch.runs import ACTIVE, Record, Run, Status, create_run, find_run, open_run, still_running
 from image_classifier.launch.training_run import check_weights, resolve_weights, silent_end
 from image_classifier.launch.view import SILENT, View
-from image_classifier.tuning.best_trial import ask_for_metrics_alone, finish, is_whole, make_room
+from image_classifier.tuning.best_trial import ask_for_metrics_alone, finish, is_settled, make_room
 from image_classifier.tuning.plan import Plan, combinations, fit_trials, make_plan
 from image_classifier.tuning.search_view import SearchView
 from image_classifier.tuning.study import distribution, open_study, sampler_of
@@ -223,12 +223,13 @@ class Tuner:
         """Has the best trial tested and its model written. Raises as `finish`."""
         tune = self._search.tune
         best = pick_best(self.rows(), tune.objective)
-        if best is None or is_whole(run := Run(path=best.path)):
+        if best is None or is_settled(Run(path=best.path)):
             return
+        self._shown.draw({})
         self._shown.say(f"trial {best.number}/{tune.trials}  is the best: tested, its model written")
-        local.prepare_training(run, best.config, channels_for(self._search.data, self._search.run))
+        channels = channels_for(self._search.data, self._search.run)
         again = f"deploy.py tune --resume {self._search.run.typed}"
-        finish(run, self._starter, self._interrupts, self._view, how_to_resume=again)
+        finish(best, channels, self._starter, self._interrupts, self._view, how_to_resume=again)
         make_room(self.rows(), tune.objective, keep_models=tune.keep_models)
 
     def rows(self) -> list[TrialRow]:

@@ -1,7 +1,7 @@
 """ResNet50 as a torch module, made from the facts in `network`.
 
-It is torchvision's, name for name, value for value from the same seed, and answer for answer, as tests say. What
-torchvision itself imports beside it, object detection and torch's compiler among them, takes longer than torch.
+It is torchvision's, name for name, value for value from the same seed, and answer for answer, as tests say. Importing
+torchvision's brings object detection and torch's compiler along, which a short job waits for in vain.
 """
 
 from __future__ import annotations

@@ -6,8 +6,6 @@ import dataclasses
 import importlib
 import math
 import pkgutil
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -226,52 +224,24 @@ WITHOUT_WORKERS = (
     ],
 )
 def test_data_wait_advice_names_the_hyperparameter(workers: int, cached: bool, advice: str) -> None:
-    run = waiting_run([0.61] * 50, JobFacts(config=CONFIG, cores=8, workers=workers, cached=cached))
-    result = verdicts(run)["Dataloader"]
-    assert result.summary.startswith("data wait is 61 % of the step")
-    assert result.advice == advice
-
-
-def waiting_run(waits: Sequence[float], job: JobFacts, per_epoch: int = 25) -> RunData:
-    """Steps of a second, of which so many seconds each were waited for images."""
-    run = RunData(job)
-    for step, wait in enumerate(waits):
+    run = RunData(JobFacts(config=CONFIG, cores=8, workers=workers, cached=cached))
+    for step in range(50):
         run.add_step(
             StepRecord(
                 step=step,
-                epoch=1 + step // per_epoch,
+                epoch=1 + step // 25,  # the first fills the cache
                 mode="train",
                 time=1000.0 + step,
                 seconds=1.0,
                 images=32,
                 loss=1.0,
                 clean_loss=1.0,
-                data_wait_s=wait,
+                data_wait_s=0.61,
             )
         )
-    return run
-
-
-def test_the_epoch_that_fills_the_cache_is_no_reason_to_stop_a_job() -> None:
-    job = JobFacts(config=CONFIG, cores=8, workers=2, cached=True)
-    filling, full = [0.8] * 25, [0.01] * 25
-    assert verdicts(waiting_run(filling, job))["Dataloader"].verdict is Verdict.INSUFFICIENT_DATA
-    assert verdicts(waiting_run(filling + full, job))["Dataloader"].verdict is Verdict.NO_ISSUES
-    assert verdicts(waiting_run(filling + filling, job))["Dataloader"].verdict is Verdict.ISSUES
-    only_one = replace(job, config={**CONFIG, "epochs": 1})
-    assert verdicts(waiting_run(filling, only_one))["Dataloader"].verdict is Verdict.ISSUES
-    without = replace(job, cached=False)
-    assert verdicts(waiting_run(filling, without))["Dataloader"].verdict is Verdict.ISSUES
-
-
-@pytest.mark.parametrize(("goes_on_at", "quiet"), [(50, [50]), (60, [60, 75])])
-def test_a_job_that_goes_on_fills_its_cache_again(goes_on_at: int, quiet: list[int]) -> None:
-    """A new attempt has an empty one: for the rest of the epoch in which it begins, and then for what that left out."""
-    job = JobFacts(config=CONFIG, cores=8, workers=2, cached=True, restarts=[1000.0 + goes_on_at - 0.5])
-    waits = [0.01] * 125
-    for first in (0, *quiet):
-        waits[first : 25 * (first // 25 + 1)] = [0.99] * (25 - first % 25)
-    assert verdicts(waiting_run(waits, job))["Dataloader"].verdict is Verdict.NO_ISSUES
+    result = verdicts(run)["Dataloader"]
+    assert result.summary.startswith("data wait is 61 % of the step")
+    assert result.advice == advice
 
 
 def test_rule_that_raises_becomes_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.debugging import host_copy
+from image_classifier.debugging.clock import Phases, StepClock
 from image_classifier.debugging.recorder import Recorder
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.schema import ClassCounts, JobFacts, StatisticsRecord, StepRecord
@@ -191,3 +192,43 @@ def test_what_arrives_late_is_recorded_whole_and_in_order(tmp_path: Path) -> Non
     assert sink.steps == list(range(STEPS))
     assert sink.statistics == [0, 1, 2, 5, *range(10, STEPS, 10)]
     assert sink.epochs == [1]
+
+
+class TickingEvent:
+    """A torch.cuda.Event of a GPU that takes a millisecond from one to the next."""
+
+    made = 0
+    ticks = 0
+
+    def __init__(self, *, enable_timing: bool) -> None:
+        assert enable_timing
+        TickingEvent.made += 1
+
+    def record(self) -> None:
+        TickingEvent.ticks += 1
+        self.tick = TickingEvent.ticks
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, later: TickingEvent) -> float:
+        return float(later.tick - self.tick)
+
+
+def test_events_of_a_gpu_are_used_again_once_they_have_been_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", TickingEvent)
+    clock = StepClock(torch.device("cuda"))
+    clock.begin()
+    waiting: list[Phases] = []
+    for step in range(400):
+        for phase in ("data_wait_s", "h2d_s", "forward_s", "hook_s", "forward_s", "hook_s"):
+            clock.mark(phase)
+        waiting.append(clock.end()[1])
+        if step % 20 == 19:  # two windows are under way
+            for phases in waiting[:-20]:
+                found = phases.resolve()
+                assert found["h2d_s"] == pytest.approx(0.001)
+                assert found["forward_s"] == pytest.approx(0.002)
+            del waiting[:-20]
+    assert TickingEvent.ticks == 1 + 400 * 6
+    assert TickingEvent.made <= 1 + 40 * 6

@@ -35,8 +35,10 @@ class Phases:
         self._spent.append(event)
 
     def resolve(self) -> dict[str, float]:
-        """Phase -> seconds. The GPU must have come that far: the step's loss has been read, say."""
+        """Phase -> seconds. Waits for the GPU where it has not come that far; it has when the step's loss was read."""
         for phase, start, end in self._events:
+            if not end.query():  # type: ignore[no-untyped-call]
+                end.synchronize()
             self.add(phase, start.elapsed_time(end) / 1000)
         self._events.clear()
         self._pool += self._spent

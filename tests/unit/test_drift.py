@@ -176,6 +176,17 @@ def test_a_model_without_reference_is_not_watched(scratch: Scratch, workers: lis
     assert (watch.found, watch.num_answers) == ({}, 0)
 
 
+def test_a_watch_that_fails_is_over_and_says_so_and_nothing_else_is(
+    scratch: Scratch, workers: list[Worker], caplog: pytest.LogCaptureFixture
+) -> None:
+    watch = DriftWatch(scratch, reference(), look_s=0)
+    (scratch.ring.parent / "not a process").touch()
+    for _ in range(3):
+        watch.read()
+    (record,) = caplog.records
+    assert record.message == "drift: the watch failed and is over"
+
+
 def test_a_worker_that_ended_is_forgotten_and_a_new_one_is_found(scratch: Scratch, workers: list[Worker]) -> None:
     watch = DriftWatch(scratch, reference(), look_s=0)
     rng = np.random.default_rng(1)
@@ -251,6 +262,7 @@ def test_the_reference_travels_with_the_model_and_older_models_have_none(tmp_pat
         {"edges": [1.0], "counts": [10, -10]},
         {"edges": [1.0], "counts": [10, 10.5]},
         {"edges": [1.0], "counts": [3, 4]},
+        {"edges": [1.0], "counts": [10, 10**400]},
         {"edges": [float("1e400")], "counts": [10, 20]},
         {"edges": [1.0]},
         {"edges": "x", "counts": 3},

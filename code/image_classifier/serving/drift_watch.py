@@ -65,9 +65,16 @@ class DriftWatch:
             reader.skip()
 
     def read(self) -> None:
-        """Takes what workers have answered since the last call; looks at it when it is enough."""
+        """Takes what workers have answered since the last call; looks at it when it is enough. Raises nothing."""
         if not self._reference:
             return
+        try:
+            self._read()
+        except Exception:  # no server ends for want of a watch
+            _log.exception("drift: the watch failed and is over")
+            self._reference = {}
+
+    def _read(self) -> None:
         self._find_rings()
         for reader in self._readers.values():
             if len(rows := reader.read()):

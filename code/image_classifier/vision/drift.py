@@ -31,6 +31,7 @@ STATISTICS = (
 )
 GRID = 32  # rows and columns of a picture that are looked at
 MIN_PHOTOS = 20  # fewer tell nothing
+MAX_PHOTOS = 10**9
 MAX_BINS = 10
 BIN_PHOTOS = 5  # in each bin at least: below, the index is not distributed like chi-square (Cochran 1954)
 LARGE_SHIFT = 0.25
@@ -55,7 +56,9 @@ class Histogram:
             raise ValueError("a histogram's counts do not fit its edges")
         if not np.isfinite(self.edges).all() or (np.diff(self.edges) <= 0).any():
             raise ValueError("a histogram's edges do not rise")
-        if any(type(count) is not int or count < 0 for count in self.counts) or sum(self.counts) < MIN_PHOTOS:
+        if any(type(count) is not int or count < 0 for count in self.counts):
+            raise ValueError("a histogram's counts are none")
+        if not MIN_PHOTOS <= sum(self.counts) <= MAX_PHOTOS:
             raise ValueError("a histogram's counts are none")
 
     @classmethod

@@ -14,7 +14,7 @@ from torch import nn
 
 from image_classifier.debugging.rules.base import Rule
 from image_classifier.debugging.rules.classes import CheckInputImages, ClassImbalance, LabelsPermuted
-from image_classifier.debugging.rules.dynamics import OscillatingLoss, Plateau, Regulariser, RepeatedOrder
+from image_classifier.debugging.rules.dynamics import OscillatingLoss, Regulariser, RepeatedOrder
 from image_classifier.debugging.rules.framework import StepOutlier
 from image_classifier.debugging.rules.losses import ExplodingTensor, LossNotDecreasing
 from image_classifier.debugging.rules.overfitting import Overfit, Overtraining
@@ -268,9 +268,6 @@ SICK: dict[str, Case] = {
     ),
     "a penalty of the weights larger than the loss": Case(rules=(Regulariser,), penalty=1.0),
     "the same order in every epoch": Case(rules=(RepeatedOrder,), order="fixed"),
-    "flat from early on": Case(
-        rules=(Plateau,), relabel=True, labels=some_wrong(0.3), constant=True, epochs=60, batch_size=48, flips=True
-    ),
     "validation under other numbers": Case(rules=(LabelsPermuted,), valid_classes_shift=1),
     "slow storage": Case(rules=(Dataloader,), wait_s=0.02, epochs=2),
     "a step pauses now and then": Case(rules=(StepOutlier,), pause_s=0.15),

@@ -106,6 +106,29 @@ def test_what_it_leaves_is_judged_again_by_the_command(tmp_path: Path, capsys: p
     assert "WeightUpdateRatio" in rows[1]
 
 
+def test_a_network_that_is_asked_for_its_shapes_first_is_watched() -> None:
+    """As Keras does, with tensors that have no numbers."""
+
+    class Shaped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            if inputs.is_meta:
+                return torch.empty((len(inputs), CLASSES), device="meta")
+            found: torch.Tensor = self.inner(inputs)
+            return found
+
+    model = Shaped()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watch(model, optimizer, classes=CLASSES) as seen:
+        model(torch.empty((4, 8), device="meta"))
+        train(seen, model, optimizer)
+    assert len(seen.run.step("train", "loss")) == 60
+    assert {"activations", "inputs"} <= set(seen.run.kinds())
+
+
 def test_gradients_that_are_never_zeroed_are_found_and_accumulation_is_not() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

@@ -173,6 +173,13 @@ def test_a_job_is_looked_at_by_itself_when_it_is_long_enough(
     assert len(told.found) == looks
 
 
+def test_a_network_that_is_registered_with_a_hook_is_not_copied(split: Split, tmp_path: Path) -> None:
+    whole, told = training(split, tmp_path, SHORT.replace(preflight="on")), Told()
+    whole.model.register_forward_hook(lambda *_: None)  # as debughookconfig.json makes smdebug do
+    before_first_step(whole, told)
+    assert told.found == []
+
+
 def test_a_look_that_fails_is_a_warning(split: Split, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     whole = training(split, tmp_path, SHORT.replace(preflight="on"))
     whole.train.sample = lambda _: 1 / 0  # type: ignore[method-assign,assignment,return-value]

@@ -317,6 +317,8 @@ class Watch:
     def _see_inputs(self, inputs: torch.Tensor) -> None:
         if self._looked or self._mode != "train" or not inputs.is_floating_point() or inputs.ndim < 2:
             return
+        if inputs.is_meta:  # Keras asks a network for its shapes before it is trained
+            return
         self._looked = True  # the recorder calls the network once more
         self._recorder.before_forward(inputs.detach())
 

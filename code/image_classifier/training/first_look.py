@@ -29,6 +29,9 @@ def before_first_step(training: Training, hook: Observer) -> None:
     begun = progress.epoch > 1 or progress.step > 0
     if not wanted or not config.debug or begun or training.stop or not training.group.is_main:
         return
+    if any(module._forward_hooks or module._forward_pre_hooks for module in training.model.modules()):
+        log.info("no preflight: what stands on the network (debughookconfig.json) would be copied with it")
+        return
     started = time.perf_counter()
     try:
         look(training, hook)

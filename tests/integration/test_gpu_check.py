@@ -129,6 +129,12 @@ def test_the_limits_of_the_parts_fit_into_the_time_of_all() -> None:
     assert sum(part.limit_s for part in PARTS) <= BUDGET_S
 
 
+def test_the_document_has_every_part_with_its_limit() -> None:
+    rows = [line.split("|") for line in (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8").splitlines()]
+    said = {row[1].strip(): row[3].strip() for row in rows if len(row) == 5}
+    assert {part.name: said.get(part.name) for part in PARTS} == {part.name: f"{part.limit_s:.0f}" for part in PARTS}
+
+
 def test_without_a_gpu_the_check_says_so_and_writes_nothing(tmp_path: Path) -> None:
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     command = [

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,7 +113,9 @@ def search_path(*, fake: bool) -> list[str]:
 
     What was carried comes first, for a machine may have a protobuf that smdebug cannot use.
     """
-    carried = [str(CARRIED / "packages")] if (CARRIED / "packages").is_dir() and lacks("smdebug") else []
+    packages = CARRIED / "packages"
+    wanted = packages.is_dir() and (str(packages) in sys.path or lacks("smdebug"))  # a part finds it on its path
+    carried = [str(packages)] if wanted else []
     return [*carried, *([str(FAKE_GPU)] if fake else []), str(ROOT / "code"), str(ROOT)]
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import psutil
 import pytest
+from benchmarks.gpu import kit
+from benchmarks.gpu.carry import PACKAGES, pinned
 from benchmarks.gpu.gpu_check import BUDGET_S, NO_TIME, OK, OUT_OF_TIME, PARTS, end_group
 
 ROOT = Path(__file__).parents[2]
@@ -127,6 +129,31 @@ def test_a_part_that_hangs_and_ignores_being_asked_is_ended_with_what_it_started
 
 def test_the_limits_of_the_parts_fit_into_the_time_of_all() -> None:
     assert sum(part.limit_s for part in PARTS) <= BUDGET_S
+
+
+def test_what_was_carried_is_on_the_path_of_a_part_and_of_what_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    monkeypatch.setattr(kit, "CARRIED", tmp_path)
+    assert str(packages) not in kit.search_path(fake=True)  # smdebug is installed here
+    monkeypatch.syspath_prepend(packages)  # as in a part, whose path the check has set
+    assert kit.search_path(fake=True)[0] == str(packages)
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_everything_carried_is_pinned_with_its_hash_and_for_any_machine(name: str) -> None:
+    lines = pinned(name)
+    assert lines.startswith(f"{name}==")
+    assert "--hash=sha256:" in lines
+    assert ";" not in lines
+
+
+def test_the_document_has_every_part_with_its_limit() -> None:
+    rows = [line.split("|") for line in (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8").splitlines()]
+    said = {row[1].strip(): row[3].strip() for row in rows if len(row) == 5}
+    assert {part.name: said.get(part.name) for part in PARTS} == {part.name: f"{part.limit_s:.0f}" for part in PARTS}
 
 
 def test_without_a_gpu_the_check_says_so_and_writes_nothing(tmp_path: Path) -> None:

@@ -79,7 +79,8 @@ LIGHT = [
     ["status", "BAD", "--json"],
     ["logs", "BAD"],
     ["train", "--best", "BAD", "--data", "nowhere"],
-    ["delete", "BAD", "--yes"],
+    ["delete", "BAD"],
+    ["prune", "--keep", "0"],
 ]
 HEAVY = [
     ["report", "BAD"],
@@ -88,6 +89,7 @@ HEAVY = [
     ["tune", "--resume", "BAD"],
     ["train", "--resume", "BAD"],
 ]
+LAST = [["delete", "BAD", "--yes"]]
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +178,7 @@ def test_a_run_of_which_job_json_alone_is_whole_can_be_asked_and_gone_on_with(
     for path in files_of(here / "runs" / name):
         if path.name != JOB.name:
             DAMAGES[damage](path)
-    ask_all(LIGHT + HEAVY, name, capsys, f"all {damage}")
+    ask_all(LIGHT + HEAVY + LAST, name, capsys, f"all {damage}")
 
 
 @pytest.mark.parametrize("name", ["train-bad", "tune-bad"])

@@ -16,7 +16,7 @@ from image_classifier.cli import render
 from image_classifier.cli.show_data import prediction_table
 from image_classifier.cli.targets import Local, Target
 from image_classifier.contract.errors import ConfigError, PlatformError, describe
-from image_classifier.contract.machine import free_port
+from image_classifier.contract.machine import some_free_port
 from image_classifier.contract.text import json_visible
 from image_classifier.launch.client import Answer, Client, Connection
 from image_classifier.launch.evaluation import ALL_LABELS, Judged, judge
@@ -188,7 +188,7 @@ def _connected(target: Target, where: str) -> Iterator[Connection]:
         from image_classifier.launch.process import Interrupts
 
         starter, archive = target.starter(), serving_run.find_archive(where, target.runs_dir)
-        precision, port = target.settings.serve.precision, free_port(LOOPBACK, target.settings.serve.port)
+        precision, port = target.settings.serve.precision, some_free_port(LOOPBACK)
         target.view.note(f"serving {archive} for as long as it is asked")
         with (
             Interrupts() as interrupts,

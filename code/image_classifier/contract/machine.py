@@ -84,6 +84,12 @@ def port_errors(host: str, port: int, *, hint: str = "") -> Iterator[None]:
         ) from None
 
 
+def some_free_port(host: str) -> int:
+    """A TCP port that the system has to spare: nobody else is likely to ask for it in the next seconds."""
+    with bind(host, 0) as probe:
+        return int(probe.getsockname()[1])
+
+
 def free_port(host: str, first: int) -> int:
     """The first port from `first` on that is free; `first` itself when none of the next PORTS_TRIED is."""
     for port in range(first, min(first + PORTS_TRIED, MAX_PORT)):

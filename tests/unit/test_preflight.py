@@ -202,12 +202,17 @@ def test_a_head_on_a_body_that_nobody_trained_is_told_before_the_first_step(
     assert "rule FrozenUntrained: 53 of 53 frozen layers have the weights of an initialisation" in caplog.text
 
 
-@pytest.mark.parametrize("layer", [nn.Linear(64, 64), nn.Conv2d(16, 32, 3)])
-def test_a_layer_as_torch_makes_it_is_fresh_until_it_has_been_trained(layer: nn.Linear | nn.Conv2d) -> None:
+@pytest.mark.parametrize("kind", [nn.Linear, nn.Conv2d])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_layer_as_torch_makes_it_is_fresh_until_it_has_been_trained(
+    kind: type[nn.Linear] | type[nn.Conv2d], seed: int
+) -> None:
+    torch.manual_seed(seed)
+    layer = nn.Linear(64, 64) if kind is nn.Linear else nn.Conv2d(16, 32, 3)
     assert is_fresh(layer.weight, normal=False)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     inputs = torch.randn(16, *([64] if layer.weight.ndim == 2 else [16, 8, 8]))
-    for _ in range(5):
+    for _ in range(40):
         optimizer.zero_grad()
         (layer(inputs) - 1).square().mean().backward()
         optimizer.step()

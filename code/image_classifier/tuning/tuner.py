@@ -1,7 +1,6 @@
 """The tune command: Optuna proposes hyperparameters, each trial is a real training job in its own run folder.
 
-The study is kept in the run's `study.journal` and every trial in `trials/NNN`, so that a search which was interrupted
-in any way goes on where it was: finished trials count, an unfinished one resumes from its checkpoint.
+The study is kept in `study.journal` and every trial in `trials/NNN`: an interrupted search goes on where it was.
 """
 
 from __future__ import annotations
@@ -397,6 +396,5 @@ class Tuner:
         self._over(active.number)
 
     def _over(self, number: int) -> None:
-        rows = self.rows()
-        make_room(rows, self._search.tune.objective, keep_models=self._search.tune.keep_models)
+        make_room(rows := self.rows(), self._search.tune.objective, keep_models=self._search.tune.keep_models)
         self._shown.finished(rows, number)

@@ -1,10 +1,10 @@
 """What memory a training takes from epoch to epoch, with as much data as the cache of images holds, and with more.
 
-    PYTHONPATH=code:. python benchmarks/bench_memory.py [--epochs 8] [--times 1 4 16]
+    PYTHONPATH=code:. python benchmarks/bench_training_memory.py [--epochs 8] [--times 1 4 16]
 
 A whole job, its observers at their defaults, on generated pictures of 96 pixels, seen at 32; the cache is given a bound
 of a megabyte, which the smallest set does not fill. Read at the end of every epoch: the proportional share (PSS) of all
-processes of the job. Writes benchmarks/results/memory.md.
+processes of the job. Writes benchmarks/results/training_memory.md.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def main() -> None:
     text = [
         "# Memory from epoch to epoch",
         "",
-        f"`PYTHONPATH=code:. python benchmarks/bench_memory.py --epochs {options.epochs} "
+        f"`PYTHONPATH=code:. python benchmarks/bench_training_memory.py --epochs {options.epochs} "
         f"--times {' '.join(map(str, options.times))}`",
         "",
         f"ResNet50 from nothing, one loading process, {options.epochs} epochs, torch {torch.__version__}, Python "
@@ -121,7 +121,7 @@ def main() -> None:
         "|---|---|---|---|---|---|",
         *rows,
     ]
-    write_result("memory.md", text)
+    write_result("training_memory.md", text)
 
 
 if __name__ == "__main__":

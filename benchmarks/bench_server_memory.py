@@ -53,7 +53,7 @@ def measure(folder: Path, port: int, precision: str, workers: int, questions: li
         server.turn(questions, 2 * workers, 24 * workers)
         time.sleep(1)
         program = psutil.Process(process.pid)
-        tree = program.children(recursive=True)
+        tree = [p for p in program.children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
         answering = [p for p in tree if any("model_service_worker" in word for word in p.cmdline())]
         forked = [p for p in answering if p.parent() in answering]
         (parent,) = [p for p in answering if p not in forked]

@@ -124,6 +124,7 @@ def has_gpu() -> bool:
 
 def check(options: argparse.Namespace, folder: Path, results: Path) -> int:
     """Runs the parts that are to be run; returns the exit code."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # by way of ending the part
     folder.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
     patience = FAKE_PATIENCE if options.fake else 1

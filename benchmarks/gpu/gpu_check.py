@@ -36,7 +36,7 @@ from benchmarks.gpu.kit import ROOT, Kit, Missing, read_json, search_path, write
 from benchmarks.gpu.table import write_table
 
 BUDGET_S = 480.0
-FAKE_PATIENCE = 5  # times the limits with --fake: its machine may be slow or busy
+FAKE_PATIENCE = 10  # times the limits with --fake: its machine may be slow or busy
 GRACE_S = 3.0  # between SIGTERM and SIGKILL for a part that is out of time
 TAIL = 6  # lines of a failed part's log that its result quotes
 OK, SKIPPED, FAILED, OUT_OF_TIME, NO_TIME = "ok", "skipped", "failed", "out of time", "not begun"
@@ -124,6 +124,7 @@ def has_gpu() -> bool:
 
 def check(options: argparse.Namespace, folder: Path, results: Path) -> int:
     """Runs the parts that are to be run; returns the exit code."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # by way of ending the part
     folder.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
     patience = FAKE_PATIENCE if options.fake else 1

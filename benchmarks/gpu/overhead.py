@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import statistics
 import time
 import traceback
@@ -43,8 +44,12 @@ def measure_overhead(kit: Kit) -> None:
     if lacks("smdebug"):
         kit.skip("smdebug's overhead", "smdebug is not installed, and carry.py made no folder with it")
     batch, turn, turns = kit.size(64, 4), kit.size(10, 2), kit.size(INTERVAL // 10, 2)
-    processes = {way: Process(way, kit.image_size, batch, kit.folder / "overhead" / way) for way in ways}
+    folder = kit.folder / "overhead"
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier run: smdebug refuses a folder that is there
+    processes: dict[str, Process] = {}
     try:
+        for way in ways:
+            processes[way] = Process(way, kit.image_size, batch, folder / way)
         for process in processes.values():
             process.run(FIRST, kit.size(20, 1))
         seconds: dict[str, list[float]] = {way: [] for way in ways}

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,18 @@ def test_a_part_that_takes_too_long_is_ended_and_named(tmp_path: Path) -> None:
     assert "0  machine and photos: out of time" in done.stdout
     part = result(tmp_path / "check")["0"]
     assert (part["status"], part["limit_s"]) == (OUT_OF_TIME, 0.2)
+
+
+def test_a_check_that_is_told_to_end_ends_its_part(tmp_path: Path) -> None:
+    command = [sys.executable, str(PROGRAM), "--fake", "--folder", str(tmp_path / "check"), "--only", "0"]
+    process = subprocess.Popen(command, cwd=tmp_path)
+    program = psutil.Process(process.pid)
+    while not (parts := [each for each in program.children() if "--part" in each.cmdline()]):
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait() == 143
+    psutil.wait_procs(parts, timeout=30)
+    assert not any(part.is_running() for part in parts)
 
 
 def test_a_part_is_not_begun_when_the_time_of_all_is_used_up(tmp_path: Path) -> None:

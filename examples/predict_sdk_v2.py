@@ -1,4 +1,4 @@
-"""A photo to the endpoint with the SageMaker SDK, version 2 (`pip install 'sagemaker<3'`, in an environment of its own).
+"""A photo to the endpoint with version 2 of the SageMaker SDK (`sagemaker<3`, in an environment of its own).
 
 python examples/predict_sdk_v2.py image-classifier photo.jpg
 """

@@ -1,4 +1,4 @@
-"""A photo to the endpoint with the SageMaker SDK, version 3: `sagemaker==3.0` of this project's environment has this part.
+"""A photo to the endpoint with version 3 of the SageMaker SDK, whose base package is in this project's environment.
 
 python examples/predict_sdk_v3.py image-classifier photo.jpg
 """

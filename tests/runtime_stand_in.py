@@ -29,7 +29,8 @@ def runtime(server: str, endpoint: str) -> Iterator[dict[str, str]]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
-            if self.headers.get("X-Amz-Target") == "SageMaker.DescribeEndpoint":
+            described = self.headers.get("X-Amz-Target") == "SageMaker.DescribeEndpoint"
+            if described and json.loads(body)["EndpointName"] == endpoint:
                 known = {"EndpointName": endpoint, "EndpointArn": f"{ARN}:endpoint/{endpoint}"}
                 times = {"CreationTime": 1.0, "LastModifiedTime": 1.0}
                 self._answer(200, json.dumps(known | times | {"EndpointStatus": "InService"}).encode(), {})

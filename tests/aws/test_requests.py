@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
+import botocore.session
 import pytest
 from tests.aws.conftest import REGISTRY, ROLE
 
@@ -13,7 +15,13 @@ from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ConfigError
 from image_classifier.contract.search import Categorical, Continuous, Integer
 from image_classifier.sagemaker import cost, endpoint_requests, requests
-from image_classifier.sagemaker.aws_settings import SageMakerSettings, has_local_storage, is_gpu
+from image_classifier.sagemaker.aws_settings import (
+    SageMakerSettings,
+    has_local_storage,
+    is_arm,
+    is_gpu,
+    needs_newest_driver,
+)
 from image_classifier.sagemaker.failures import describe_call, describe_reason
 from image_classifier.sagemaker.images import parse_uri
 from image_classifier.sagemaker.requests import ApiRequest, Place, job_name
@@ -159,6 +167,9 @@ def test_the_alarm_of_an_update_counts_a_share_of_server_errors_and_no_single_on
         ({"variant": "serverless", "serverless_memory_mb": 1500}, "multiple of 1024"),
         ({"warm_pool_s": 30_000}, "warm_pool_s must lie in 0 .. 21600"),
         ({"serve_instances": 2, "min_instances": 3, "max_instances": 3}, "below min_instances"),
+        ({"spot": True, "training_plan": "arn:aws:x"}, "no spot instances"),
+        ({"variant": "serverless", "ssm_access": True}, "cannot have ssm_access"),
+        ({"variant": "serverless", "capacity_reservation": "arn:aws:x"}, "cannot have a capacity_reservation"),
     ],
 )
 def test_settings_that_exclude_each_other_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -277,3 +288,97 @@ def test_failure_reasons_become_sentences(reason: str, sentence: str) -> None:
 def test_cuda_13_is_not_sent_to_volta() -> None:
     with pytest.raises(ConfigError, match="V100"):
         training(replace(SETTINGS, train_instance="ml.p3.2xlarge"))
+
+
+RESERVATION = "arn:aws:sagemaker:eu-west-1:123456789012:ml-reservation/abc"
+PLAN = "arn:aws:sagemaker:eu-west-1:123456789012:training-plan/abc"
+
+
+def endpoint(settings: SageMakerSettings, cuda_major: int = 13) -> dict[str, Any]:
+    image = replace(IMAGE, cuda_major=cuda_major)
+    return check(endpoint_requests.endpoint_config("config", "model", settings, image=image, place=PLACE))
+
+
+def tuning(settings: SageMakerSettings) -> dict[str, Any]:
+    search = {"lr": Continuous(low=0.001, high=0.1, log=True)}
+    return check(
+        requests.tuning_job(
+            "tune-1", TrainConfig(), search, TuneSettings(), settings, image=IMAGE, data=DATA, place=PLACE
+        )
+    )
+
+
+def test_a_job_is_started_again_after_faults_of_sagemakers_and_uses_the_instances_of_a_plan() -> None:
+    settings = replace(SETTINGS, retries=3, training_plan=PLAN)
+    for body in (training(settings), tuning(settings)["TrainingJobDefinition"]):
+        assert body["RetryStrategy"] == {"MaximumRetryAttempts": 3}
+        assert body["ResourceConfig"]["TrainingPlanArn"] == PLAN
+    assert not {"RetryStrategy", "RemoteDebugConfig"} & set(training())
+
+
+def test_a_person_is_let_into_containers_only_where_it_is_asked_for() -> None:
+    assert training(replace(SETTINGS, remote_debug=True))["RemoteDebugConfig"] == {"EnableRemoteDebug": True}
+    (variant,) = endpoint(replace(SETTINGS, ssm_access=True))["ProductionVariants"]
+    assert variant["EnableSSMAccess"] is True
+    (variant,) = endpoint(SETTINGS)["ProductionVariants"]
+    assert not {"EnableSSMAccess", "CapacityReservationConfig"} & set(variant)
+
+
+def test_an_endpoint_uses_the_instances_of_a_reservation() -> None:
+    (variant,) = endpoint(replace(SETTINGS, capacity_reservation=RESERVATION))["ProductionVariants"]
+    assert variant["CapacityReservationConfig"] == {
+        "CapacityReservationPreference": "capacity-reservations-only",
+        "MlReservationArn": RESERVATION,
+    }
+
+
+def test_a_search_learns_from_earlier_ones_by_their_runs_names() -> None:
+    long = "tune-20261122-120000-a-name-that-is-rather-long"
+    body = tuning(replace(SETTINGS, warm_start=f"tune-20261121-120000, {long}"))
+    assert body["WarmStartConfig"] == {
+        "ParentHyperParameterTuningJobs": [
+            {"HyperParameterTuningJobName": "tune-20261121-120000"},
+            {"HyperParameterTuningJobName": job_name(long, 32)},
+        ],
+        "WarmStartType": "TransferLearning",
+    }
+    assert "WarmStartConfig" not in tuning(SETTINGS)
+    with pytest.raises(ConfigError, match="WarmStart"):
+        tuning(replace(SETTINGS, warm_start=",".join(f"tune-{number}" for number in range(6))))
+
+
+@pytest.mark.parametrize(
+    ("instance", "cuda_major", "driver"),
+    [("g4dn", 12, "3-1"), ("g6e", 12, "3-1"), ("g5", 13, "4-1"), ("g7e", 12, "4-1"), ("p6-b200", 12, "4-1")],
+)
+def test_an_endpoints_driver_fits_its_image_and_knows_its_gpu(instance: str, cuda_major: int, driver: str) -> None:
+    size = "48xlarge" if instance == "p6-b200" else "2xlarge"
+    (variant,) = endpoint(replace(SETTINGS, serve_instance=f"ml.{instance}.{size}"), cuda_major)["ProductionVariants"]
+    assert variant["InferenceAmiVersion"].endswith(f"-inference-gpu-{driver}")
+
+
+def test_batch_jobs_have_no_driver_for_the_newest_gpus() -> None:
+    settings = replace(SETTINGS, serve_instance="ml.g7e.2xlarge")
+    image = replace(IMAGE, cuda_major=12)
+    with pytest.raises(ConfigError, match="no driver for the GPUs of ml"):
+        endpoint_requests.transform_job("batch", "model", settings, image=image, source="s3://b/i/", place=PLACE)
+
+
+@pytest.mark.parametrize("instance", ["ml.c8g.xlarge", "ml.m6gd.large", "ml.c6gn.large", "ml.p6e-gb200.36xlarge"])
+@pytest.mark.parametrize("setting", ["train_instance", "serve_instance"])
+def test_arm64_is_refused_before_anything_is_made(instance: str, setting: str) -> None:
+    with pytest.raises(ConfigError, match=f"{setting} is {instance}, whose processor is arm64"):
+        SageMakerSettings(**{setting: instance})
+
+
+def test_every_instance_type_of_the_service_is_told_apart() -> None:
+    """Of botocore's own list, so that a new family is seen when it comes."""
+    model = botocore.session.get_session().get_service_model("sagemaker")
+    kinds = ("TrainingInstanceType", "ProductionVariantInstanceType", "TransformInstanceType")
+    names = {str(name) for kind in kinds for name in model.shape_for(kind).enum}
+    families = {name.split(".")[1] for name in names}
+    gpus = {each for each in families if is_gpu(f"ml.{each}.xlarge")}
+    assert gpus == {each for each in families if re.match(r"[gp]\d", each)}
+    arm = {each for each in families if is_arm(f"ml.{each}.xlarge")}
+    assert arm == {each for each in families if re.search(r"\dg", each) or each.startswith("p6e-gb")}
+    assert {each for each in gpus if needs_newest_driver(f"ml.{each}.xlarge")} == {"g7", "g7e", "p6-b200", "p6-b300"}

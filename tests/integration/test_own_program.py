@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import boto3
@@ -21,6 +21,7 @@ from image_classifier.contract.paths import MlPaths
 
 CODE = Path(__file__).parents[2] / "code"
 TRAIN = [sys.executable, "-m", "image_classifier.training.train_program"]
+TOOLKITS = [str(Path(sys.executable).parent / "train")]  # AWS's program, without ours
 MINE = """
 import json, os, pathlib, sys
 import helper
@@ -50,6 +51,15 @@ def prepare(base: Path, **hyperparameters: str) -> MlPaths:
     paths.resource_config.write_text(json.dumps({"current_host": "algo-1", "hosts": ["algo-1"]}))
     paths.input_data_config.write_text("{}")
     return paths
+
+
+def start_toolkits(paths: MlPaths) -> subprocess.Popen[str]:
+    """`train` as AWS's images have it."""
+    ours = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment = ours | {"SAGEMAKER_BASE_DIR": str(paths.base)}
+    return subprocess.Popen(
+        TOOLKITS, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=paths.base
+    )
 
 
 def start(paths: MlPaths, **variables: str) -> subprocess.Popen[str]:
@@ -191,3 +201,57 @@ def test_without_any_ours_is_run_also_with_a_folder_mounted_over_all_of_opt_ml(t
     paths = prepare(tmp_path)  # whose hyperparameters are not ours
     assert run(paths)[0] == 2
     assert paths.failure.read_text().startswith("unknown hyperparameter 'code'")
+
+
+BOTH = pytest.mark.parametrize("starts", [start_toolkits, start], ids=["the toolkit alone", "ours"])
+HANDLES = """
+import signal, sys, time
+def stop(*_):
+    print("saved", flush=True)
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+print("handles", flush=True)
+time.sleep(2)
+"""
+
+
+@BOTH
+def test_sigterm_reaches_a_program_only_through_ours(
+    tmp_path: Path, starts: Callable[[MlPaths], subprocess.Popen[str]]
+) -> None:
+    paths = prepare(tmp_path, sagemaker_program="mine.py")
+    paths.code.mkdir()
+    (paths.code / "mine.py").write_text(HANDLES)
+    paths.resource_config.write_text(json.dumps({"current_host": "localhost", "hosts": ["localhost"]}))
+    with starts(paths) as train:
+        assert train.stdout is not None
+        for line in train.stdout:
+            if line == "handles\n":
+                break
+        train.send_signal(signal.SIGTERM)
+        log, _ = train.communicate(timeout=30)
+    assert (train.returncode, "saved" in log) == ((143, True) if starts is start else (-signal.SIGTERM, False))
+
+
+@BOTH
+def test_an_exit_code_stays_as_it_is_only_through_ours_and_a_reason_written_by_the_program_stays(
+    tmp_path: Path, starts: Callable[[MlPaths], subprocess.Popen[str]]
+) -> None:
+    paths = prepare(tmp_path, sagemaker_program="mine.py")
+    paths.code.mkdir()
+    (paths.code / "mine.py").write_text(f"open({str(paths.failure)!r}, 'w').write('no luck')\nraise SystemExit(7)\n")
+    paths.resource_config.write_text(json.dumps({"current_host": "localhost", "hosts": ["localhost"]}))
+    with starts(paths) as train:
+        train.communicate(timeout=30)
+    assert (train.returncode, paths.failure.read_text()) == (7 if starts is start else 1, "no luck")
+
+
+@BOTH
+def test_a_job_without_input_is_a_sentence_only_with_ours(
+    tmp_path: Path, starts: Callable[[MlPaths], subprocess.Popen[str]]
+) -> None:
+    with starts(MlPaths(base=tmp_path)) as train:
+        log, _ = train.communicate(timeout=30)
+    assert train.returncode == (2 if starts is start else 0)
+    assert log.startswith("error: ") is (starts is start)
+    assert starts is start or log == ""

@@ -17,3 +17,10 @@ def test_every_file_that_a_document_names_is_there() -> None:
     }
     assert len(named) > 20
     assert [name for name in sorted(named) if not (PACKAGE / name).exists()] == []
+
+
+def test_every_test_that_a_document_names_is_there() -> None:
+    page = (ROOT / "docs" / "sagemaker.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page)
+    assert len(named) >= 12
+    assert [name for path, name in named if f"def {name}(" not in (ROOT / path).read_text(encoding="utf-8")] == []

@@ -11,7 +11,10 @@ from image_classifier.contract.errors import ConfigError
 AUTO = "auto"
 NONE = "none"
 MAX_WARM_POOL_S = 21_600  # CreateTrainingJob's limit on KeepAlivePeriodInSeconds
+# Graviton: a g after the number (c8g, m6gd); and the Grace processors of p6e.
+_ARM_FAMILY = re.compile(r"ml\.([a-z]+\d+g[a-z]*|p6e-gb\d+)\.")
 _GPU_FAMILY = re.compile(r"ml\.(g|p)\d")
+_NEWER_GPU_FAMILY = re.compile(r"ml\.(g7|g7e|p6-b\d+)\.")  # Blackwell: RTX PRO 6000, B200, B300
 # Families whose instances carry NVMe disks, which are always encrypted by their own key: the API refuses another one.
 _LOCAL_STORAGE = re.compile(r"ml\.(g4dn|g5|g6|g6e|p3dn|p4d|p4de|p5|p5e|p5en|[a-z]+\d+[a-z]*d|trn\d)\b")
 
@@ -43,6 +46,11 @@ class SageMakerSettings:
     warm_pool_s: int = param(
         0, "seconds to keep (and pay for) the instances for the next job", low=0, high=MAX_WARM_POOL_S
     )
+    retries: int = param(
+        0, "times a training job or trial is started again after a fault of SageMaker's own", low=0, high=30
+    )
+    training_plan: str = param(NONE, "ARN of the training plan whose reserved instances are used")
+    remote_debug: bool = param(False, "let a person into a training container, by Systems Manager's sessions")
     managed_debugger: bool = param(False, "add AWS's own Debugger rules to a training, for accounts that have them")
 
     network_isolation: bool = param(
@@ -58,6 +66,7 @@ class SageMakerSettings:
         "Bayesian", "how tuning searches", choices=("Bayesian", "Random", "Hyperband"), section="Searches"
     )
     early_stopping: bool = param(True, "end trials that fall behind (Hyperband always does)")
+    warm_start: str = param(NONE, "earlier searches to learn from, with commas between them, 5 at most")
 
     endpoint: str = param("image-classifier", "name of the endpoint; serving again updates it", section="Endpoint")
     variant: str = param("instance", "kind of endpoint", choices=("instance", "serverless", "async"))
@@ -72,6 +81,8 @@ class SageMakerSettings:
     )
     serverless_memory_mb: int = param(4096, "memory of a serverless endpoint", low=1024, high=6144)
     serverless_concurrency: int = param(5, "most requests a serverless endpoint answers at a time", low=1, high=200)
+    ssm_access: bool = param(False, "let a person into the endpoint's containers, by Systems Manager's sessions")
+    capacity_reservation: str = param(NONE, "ARN of the ML capacity reservation whose instances the endpoint uses")
     capture_percent: int = param(0, "share of requests and answers written to the bucket", low=0, high=100)
     alarms: str = param(AUTO, "CloudWatch alarms that roll an update back, auto for one on 5xx answers, none for none")
     bake_s: int = param(300, "seconds an update is watched with a tenth of the traffic", low=0, high=3_600)
@@ -93,6 +104,14 @@ class SageMakerSettings:
             raise ConfigError(f"serve_instances ({self.serve_instances}) is below min_instances ({self.min_instances})")
         if self.role.startswith("arn:") is False and self.role != NONE:
             raise ConfigError(f"role is {self.role!r}, not an ARN", "copy it whole: role names lose their path")
+        if self.spot and self.training_plan != NONE:
+            raise ConfigError("a training plan's instances are no spot instances", "set spot = false")
+        for setting, instance in (("train_instance", self.train_instance), ("serve_instance", self.serve_instance)):
+            if is_arm(instance):
+                raise ConfigError(
+                    f"{setting} is {instance}, whose processor is arm64; the images are for x86-64",
+                    "choose one without a g after its number, such as ml.c7i.xlarge",
+                )
         self._check_variant()
 
     def _check_variant(self) -> None:
@@ -106,6 +125,8 @@ class SageMakerSettings:
             (self.subnets != NONE, "a VPC (subnets)"),
             (self.kms_key != NONE, "kms_key"),
             (self.max_instances > 1, "max_instances"),
+            (self.ssm_access, "ssm_access"),
+            (self.capacity_reservation != NONE, "a capacity_reservation"),
         ):
             if excluded:
                 raise ConfigError(f"a serverless endpoint cannot have {name}", 'set variant = "instance"')
@@ -132,6 +153,16 @@ class SageMakerSettings:
 def is_gpu(instance: str) -> bool:
     """Whether an instance type has NVIDIA GPUs: `ml.g5.xlarge`."""
     return _GPU_FAMILY.match(instance) is not None
+
+
+def is_arm(instance: str) -> bool:
+    """Whether an instance type's processor is arm64, which the images are not built for."""
+    return _ARM_FAMILY.match(instance) is not None
+
+
+def needs_newest_driver(instance: str) -> bool:
+    """Whether an instance type's GPUs are newer than the drivers for CUDA 12 images (550; 535 in batch jobs)."""
+    return _NEWER_GPU_FAMILY.match(instance) is not None
 
 
 def has_local_storage(instance: str) -> bool:

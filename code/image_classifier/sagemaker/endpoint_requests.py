@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from image_classifier.contract.endpoint import ENGINE_VARIABLE, PRECISION_VARIABLE, PRECISIONS, WORKERS_VARIABLE
 from image_classifier.contract.errors import ConfigError
-from image_classifier.sagemaker.aws_settings import AUTO, NONE, SageMakerSettings, has_local_storage, is_gpu
+from image_classifier.sagemaker.aws_settings import (
+    AUTO,
+    NONE,
+    SageMakerSettings,
+    has_local_storage,
+    is_gpu,
+    needs_newest_driver,
+)
 from image_classifier.sagemaker.images import Image
 from image_classifier.sagemaker.requests import ApiRequest, Body, Place, only, tags
 
@@ -200,6 +207,11 @@ def transform_job(
     """CreateTransformJob: every object below `source` is one image, and gets an answer NAME.out."""
     resources: Body = {"InstanceType": settings.serve_instance, "InstanceCount": settings.serve_instances}
     if is_gpu(settings.serve_instance):
+        if needs_newest_driver(settings.serve_instance):
+            raise ConfigError(
+                f"batch jobs have no driver for the GPUs of {settings.serve_instance}",
+                "set serve_instance to an older GPU such as ml.g6.xlarge, or to a CPU type such as ml.c7i.xlarge",
+            )
         if image.cuda_major not in TRANSFORM_AMI:
             raise ConfigError(
                 f"batch jobs have no GPU driver for CUDA {image.cuda_major} images",
@@ -246,12 +258,20 @@ def _variant(model_name: str, settings: SageMakerSettings, image: Image) -> Body
         "InitialVariantWeight": 1.0,
         "ContainerStartupHealthCheckTimeoutInSeconds": STARTUP_TIMEOUT_S,
     }
+    if settings.ssm_access:
+        variant["EnableSSMAccess"] = True
+    if settings.capacity_reservation != NONE:
+        variant["CapacityReservationConfig"] = {
+            "CapacityReservationPreference": "capacity-reservations-only",
+            "MlReservationArn": settings.capacity_reservation,
+        }
     if is_gpu(settings.serve_instance):
         if image.cuda_major not in INFERENCE_AMI:
             raise ConfigError(f"endpoints have no driver for CUDA {image.cuda_major} images", "build CUDA 13 or 12")
         if settings.serve_instance.startswith("ml.p3") and image.cuda_major >= 13:
             raise ConfigError("CUDA 13 does not run on the V100 of ml.p3", "choose ml.g4dn or newer, or CUDA 12")
-        variant["InferenceAmiVersion"] = INFERENCE_AMI[image.cuda_major]
+        newest = needs_newest_driver(settings.serve_instance)
+        variant["InferenceAmiVersion"] = INFERENCE_AMI[max(INFERENCE_AMI) if newest else image.cuda_major]
     return variant
 
 

@@ -151,6 +151,8 @@ def training_job(
         **_job_parts(settings, image, data, place),
         **(debugger or {}),
     }
+    if settings.remote_debug:
+        body["RemoteDebugConfig"] = {"EnableRemoteDebug": True}
     return ApiRequest(service="sagemaker", operation="create_training_job", body=body)
 
 
@@ -209,8 +211,18 @@ def tuning_job(
         "HyperParameterTuningJobConfig": job_config,
         "TrainingJobDefinition": definition,
         "Tags": tags(place, settings),
+        **_warm_start(settings),
     }
     return ApiRequest(service="sagemaker", operation="create_hyper_parameter_tuning_job", body=body)
+
+
+def _warm_start(settings: SageMakerSettings) -> Body:
+    """`WarmStartConfig`: data, ranges and images may be other ones than those of the earlier searches."""
+    if settings.warm_start == NONE:
+        return {}
+    parents = [job_name(name, TUNING_NAME_CHARS) for name in map(str.strip, settings.warm_start.split(",")) if name]
+    named = [{"HyperParameterTuningJobName": name} for name in parents]
+    return {"WarmStartConfig": {"ParentHyperParameterTuningJobs": named, "WarmStartType": "TransferLearning"}}
 
 
 def parameter_ranges(search: SearchSpace) -> Body:
@@ -250,6 +262,7 @@ def _job_parts(settings: SageMakerSettings, image: Image, data: Mapping[str, str
     }
     if not has_local_storage(settings.train_instance):
         resources |= only(VolumeKmsKeyId=settings.kms_key)
+    resources |= only(TrainingPlanArn=settings.training_plan)
     if settings.warm_pool_s:
         resources["KeepAlivePeriodInSeconds"] = settings.warm_pool_s
     limits = {"MaxRuntimeInSeconds": settings.max_run_s}
@@ -267,6 +280,8 @@ def _job_parts(settings: SageMakerSettings, image: Image, data: Mapping[str, str
     }
     if vpc := settings.vpc():
         parts["VpcConfig"] = vpc
+    if settings.retries:
+        parts["RetryStrategy"] = {"MaximumRetryAttempts": settings.retries}
     return parts
 
 

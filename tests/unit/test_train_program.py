@@ -141,6 +141,7 @@ def test_hosts_of_the_wrong_type_are_a_sentence(paths: MlPaths, config: dict[str
         ("sagemaker_submit_directory", ["s3://bucket"], "sagemaker_submit_directory must be text"),
         ("sagemaker_job_name", "20261126", "sagemaker_job_name must be text"),
         ("sagemaker_region", None, "sagemaker_region must be text"),
+        ("sagemaker_s3_output", "http://bucket", "must be an address such as s3:"),
         ("sagemaker_container_log_level", "loud", "must be a whole number"),
     ],
 )
@@ -183,6 +184,18 @@ def test_what_passes_is_what_the_toolkit_can_read(
     env = environment.Environment(config, channels)
     words = [*env.to_cmd_args(), *(f"{name}={value}" for name, value in mapping.to_env_vars(env.to_env_vars()).items())]
     assert not [word for word in words if "\0" in word.encode().decode()]
+
+
+def test_no_folder_for_code_is_a_sentence(paths: MlPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    paths.code.write_text("in its place")
+    assert main([]) == 4
+    assert capsys.readouterr().err.startswith("error: the folder for code cannot be made: File exists: ")
+
+
+def test_a_wrong_log_level_of_the_environment_is_a_sentence(paths: MlPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAGEMAKER_CONTAINER_LOG_LEVEL", "loud")
+    with pytest.raises(ConfigError, match="SAGEMAKER_CONTAINER_LOG_LEVEL must be a whole number"):
+        check_input(paths)
 
 
 def test_arguments_are_no_hyperparameters(paths: MlPaths, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,8 @@ with nothing at all and exit code 0.
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ _SHOWN = 60  # characters of a name
 
 def check_input(paths: MlPaths) -> None:
     """Raises ConfigError unless all that the toolkit reads of `input/config` is there and of the types it expects."""
+    if not re.fullmatch(r"\d{1,3}", level := os.environ.get(params.LOG_LEVEL_ENV, "20"), re.ASCII):
+        raise ConfigError(f"{params.LOG_LEVEL_ENV} must be a whole number such as 20, not {_shown(level)}")
     _check_hyperparameters(paths.hyperparameters)
     _check_hosts(paths.resource_config)
     for name, channel in _object(paths.input_data_config).items():
@@ -41,6 +45,8 @@ def _check_hyperparameters(path: Path) -> None:
         value = _decoded(path, name, text)
         if name in _TEXTS and not isinstance(value, str):
             raise _wrong(path, f"{name} must be text")
+        if name == params.S3_OUTPUT_LOCATION_PARAM and not str(value).startswith(("s3://", "file://")):
+            raise _wrong(path, f"{name} must be an address such as s3://bucket/folder")
         if name == params.LOG_LEVEL_PARAM and type(value) is not int:
             raise _wrong(path, f"{name} must be a whole number such as 20")
         try:

@@ -1,0 +1,34 @@
+"""Both images under the local mode of AWS's own SDK, as `examples/local_mode_sdk_v2.py` has it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from tests.container.conftest import ROOT, SERVE, TRAIN
+
+SDK_V2 = Path(os.environ.get("SDK_V2_PYTHON") or ROOT / "build" / "sdk-v2" / "bin" / "python")
+VARIABLES = {"AWS_DEFAULT_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+
+
+def test_the_sdk_fits_on_one_and_two_hosts_deploys_predicts_and_transforms(
+    images: None, data: Path, tmp_path: Path
+) -> None:
+    if shutil.which("docker-compose") is None:
+        pytest.skip("there is no docker-compose program")
+    if not SDK_V2.exists():
+        pytest.skip("there is no environment with version 2 of the SDK: docs/sagemaker.md says how to make one")
+    command = [SDK_V2, ROOT / "examples" / "local_mode_sdk_v2.py", data, tmp_path, TRAIN, SERVE]
+    done = subprocess.run(
+        command, env=os.environ | VARIABLES, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    said = [line for line in done.stdout.splitlines() if line.startswith(("fit on", "predicted", "transformed"))]
+    assert [line.split(":")[0] for line in said] == ["fit on 1 host(s)", "fit on 2 host(s)", "predicted", "transformed"]
+    assert said[-1] == "transformed: 8"
+    for hosts in (1, 2):
+        (archive,) = (tmp_path / f"output-{hosts}").rglob("model.tar.gz")
+        assert archive.stat().st_size > 1_000_000

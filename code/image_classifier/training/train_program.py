@@ -2,8 +2,8 @@
 
     python -m image_classifier.training.train_program
 
-Exit codes: 2 when `input/config` is not what SageMaker makes it, 4 when there may be no folder `code`, with a sentence on
-standard error and, where there is a folder for it, in the failure file. Otherwise those of `training/script.py`.
+Exit codes: 2 when `input/config` is not what SageMaker makes it, 4 when there may be no folder `code`, with a sentence
+on standard error and, where there is a folder for it, in the failure file. Otherwise those of `training/script.py`.
 """
 
 from __future__ import annotations

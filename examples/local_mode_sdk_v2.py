@@ -20,7 +20,7 @@ from sagemaker.model import Model
 from sagemaker.predictor import Predictor
 
 ROLE = "arn:aws:iam::123456789012:role/classifier"
-HYPERPARAMETERS = {"weights": "none", "epochs": 2, "image_size": 64, "batch_size": 8, "workers": 0}
+HYPERPARAMETERS = {"weights": "none", "epochs": 1, "image_size": 64, "batch_size": 8, "workers": 0}
 
 
 def main(data: str, folder: str, train: str = "image-classifier-train", serve: str = "image-classifier-serve") -> None:
@@ -35,6 +35,7 @@ def main(data: str, folder: str, train: str = "image-classifier-train", serve: s
             instance_count=hosts,
             instance_type="local",
             hyperparameters=HYPERPARAMETERS,
+            environment={"OMP_NUM_THREADS": "1"},
             output_path=f"file://{work}/output-{hosts}",
             sagemaker_session=session,
         )

@@ -125,7 +125,9 @@ def test_a_mount_over_all_of_opt_ml_and_a_name_that_leads_nowhere_do_not_matter(
 ) -> None:
     paths = make_job(tmp_path / "ml", data)
     mount = ("--volume", f"{paths.base}:/opt/ml", "--user", f"{os.getuid()}:{os.getgid()}")
-    with container(TRAIN, "train", "--network", "none", "--shm-size", "1g", *mount) as job:
+    with container(
+        TRAIN, "train", "--network", "none", "--shm-size", "1g", "--env", "OMP_NUM_THREADS=1", *mount
+    ) as job:
         assert job.wait() == 0, job.log
     assert load_model(paths.model).golden
 

@@ -52,7 +52,12 @@ def main(data: str, folder: str, train: str = "image-classifier-train", serve: s
     photo = next(path for path in sorted((root / "train").rglob("*.jpg")))
     print("predicted:", json.loads(predictor.predict(bytearray(photo.read_bytes())))["predictions"])
     predictor.delete_endpoint()
-    transformer = model.transformer(instance_count=1, instance_type="local", output_path=f"file://{work}/answers")
+    transformer = model.transformer(
+        instance_count=1,
+        instance_type="local",
+        strategy="SingleRecord",  # local mode does not know the SINGLE_RECORD that a container answers
+        output_path=f"file://{work}/answers",
+    )
     transformer.transform(f"file://{photo.parent}", content_type="application/x-image")
     print("transformed:", len(list((work / "answers").glob("*.out"))))
 

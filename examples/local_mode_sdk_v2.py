@@ -58,7 +58,8 @@ def main(data: str, folder: str, train: str = "image-classifier-train", serve: s
         strategy="SingleRecord",  # local mode does not know the SINGLE_RECORD that a container answers
         output_path=f"file://{work}/answers",
     )
-    transformer.transform(f"file://{photo.parent}", content_type="application/x-image")
+    # local mode has done it when it returns; to wait would be to read the job's log from CloudWatch
+    transformer.transform(f"file://{photo.parent}", content_type="application/x-image", wait=False)
     print("transformed:", len(list((work / "answers").glob("*.out"))))
 
 

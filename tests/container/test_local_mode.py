@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -26,8 +27,9 @@ def test_the_sdk_fits_on_one_and_two_hosts_deploys_predicts_and_transforms(
         command, env=os.environ | VARIABLES, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=400
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    said = [line for line in done.stdout.splitlines() if line.startswith(("fit on", "predicted", "transformed"))]
-    assert [line.split(":")[0] for line in said] == ["fit on 1 host(s)", "fit on 2 host(s)", "predicted", "transformed"]
+    # what containers print comes in between, and the SDK's own signs without an end of line
+    said = re.findall(r"fit on \d host|predicted: \[\{'label': '\w+'|transformed: \d+", done.stdout)
+    assert [each.split(":")[0] for each in said] == ["fit on 1 host", "fit on 2 host", "predicted", "transformed"]
     assert said[-1] == "transformed: 8"
     for hosts in (1, 2):
         (archive,) = (tmp_path / f"output-{hosts}").rglob("model.tar.gz")

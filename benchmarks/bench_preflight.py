@@ -124,7 +124,9 @@ def wall_time() -> list[str]:
         f"ResNet50, random weights, 133 classes, 224 pixels, {where}, {'bf16' if bf16 else 'float32'}: "
         f"{statistics.median(looks):.1f} s ({min(looks):.1f} .. {max(looks):.1f}, {ROUNDS} times), as long as "
         f"{statistics.median(ratios):.1f} ({min(ratios):.1f} .. {max(ratios):.1f}) training steps of {STEP_IMAGES} "
-        f"images in the same process ({statistics.median(steps):.1f} s each).",
+        f"images in the same process ({statistics.median(steps):.1f} s each). The machine's load average was "
+        f"{os.getloadavg()[0]:.0f} on {os.cpu_count()} cores: above the number of cores, the seconds are longer than "
+        "they need be, and the ratio holds.",
         "",
     ]
 

@@ -126,7 +126,7 @@ def test_processes_find_the_same(data: Path) -> None:
 
 
 def test_folders_that_cannot_be_used_are_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no train folder"):
+    with pytest.raises(DataError, match="there are no images"):
         check_dataset(tmp_path)
 
 

@@ -315,6 +315,15 @@ def test_a_file_of_another_kind_is_told_what_to_do_with_it(tmp_path: Path, name:
     assert caught.value.hint
 
 
+def test_an_empty_folder_and_what_is_no_file_are_said_to_be_that(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there are no images") as caught:
+        opened(tmp_path)
+    assert "the layout is CLASS/*.jpg" in caught.value.hint
+    os.mkfifo(tmp_path / "list.csv")  # opening it would wait for ever
+    with pytest.raises(DataError, match="cannot read"):
+        opened(tmp_path / "list.csv")
+
+
 def test_a_listed_image_that_is_missing_is_found_by_check_and_the_others_are_used(tmp_path: Path) -> None:
     put(tmp_path, *(f"{number}.jpg" for number in range(20)))
     file = tmp_path / "list.csv"

@@ -103,7 +103,7 @@ def open_data(
         near = near_to(data)
         raise DataError(f"the data set {data} does not exist", f"did you mean {near}?" if near else LAYOUT_HINT)
     over = PassedOver()
-    if data.is_file():
+    if not data.is_dir():
         root, images = _listed(data, over)
     elif _has_split_folders(data):
         folders = scan(find_channels(data), valid_fraction=valid_fraction, seed=seed)
@@ -148,7 +148,7 @@ def labelled_images(data: Path) -> Labelled:
         raise DataError(f"there is no data {data}", f"did you mean {near}?" if near else LAYOUT_HINT)
     over = PassedOver()
     what, root = "all", data
-    if data.is_file():
+    if not data.is_dir():
         root, listed = _listed(data, over)
         what = next(
             (split for split in ("test", "valid", "train") if any(each.split == split for each in listed)), what
@@ -215,13 +215,12 @@ def _require_class_folders(root: Path) -> None:
             above = _data_set_above(root)
             hint = f"did you mean {above}?" if above else "put the images of each class into a folder named for it"
             raise DataError(f"{root} has {len(loose)} images of its own and no class folders", hint)
+        if any(split_named(entry.name) for entry in entries_of(root)):
+            find_channels(root)  # raises: there is nothing to train on
         over = PassedOver()
         list(Walk(root, over).images(root))
-        if any(finding.hint == Why.FORMAT.value[1] for finding in over.findings()):
-            raise with_reasons(
-                DataError(f"there are no images ({' '.join(sorted(SUFFIXES))}) in {root}", LAYOUT_HINT), over
-            )
-        find_channels(root)  # raises: there is nothing to train on
+        message = f"there are no images ({' '.join(sorted(SUFFIXES))}) in {root}"
+        raise with_reasons(DataError(message, LAYOUT_HINT), over)
     if split_named(_absolute(root).name) and (above := _data_set_above(root)):
         raise DataError(f"{root} is one split of a data set", f"did you mean {above}?")
     below = [folder for folder in full if _is_data_set(folder)]

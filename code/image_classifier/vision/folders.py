@@ -23,7 +23,7 @@ from image_classifier.vision.image_list import SPLIT_CHANNEL, SPLIT_FOLDERS, Spl
 from image_classifier.vision.passed_over import PassedOver, Why
 from image_classifier.vision.walk import Entry, Kind, Walk, entries_of
 
-LAYOUT_HINT = "the layout is train/CLASS/*.jpg, and optionally valid/CLASS/*.jpg and test/CLASS/*.jpg"
+LAYOUT_HINT = "the layout is CLASS/*.jpg, or train/CLASS/*.jpg and optionally valid/CLASS/*.jpg and test/CLASS/*.jpg"
 
 
 @dataclass(frozen=True)

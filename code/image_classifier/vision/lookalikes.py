@@ -1,8 +1,8 @@
 """Which files show the same picture: the same bytes, or one saved again, scaled, made brighter.
 
-Two pictures are alike when their difference hashes differ in few of 64 bits and their small grey copies go together.
-The hash finds the pairs fast, the copies tell the false ones apart: on photographs of flowers the copies of one saved
-again go together by 0.94 or more, those of two different ones by 0.89 or less.
+Two pictures are alike when their difference hashes differ in few of 64 bits and their small grey copies go together:
+the hash finds the pairs fast, the copies tell the false ones apart. A picture whose edges were cut off may not be
+found: benchmarks/results/lookalikes.md.
 """
 
 from __future__ import annotations

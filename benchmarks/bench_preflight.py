@@ -138,7 +138,10 @@ def main() -> None:
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the networks are small
     found = tables(options.first_seed, options.seeds)
+    torch.set_num_threads(threads)
     write_result(
         "preflight.md",
         [

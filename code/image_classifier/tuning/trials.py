@@ -52,16 +52,19 @@ class TrialRow:
         number = int(trial.user_attrs["number"])
         run = Run(path=tuning.path / TRIALS_FOLDER / f"{number:03}")
         record = run.record() if (run.path / JOB.name).is_file() else None
+        curve, history = sorted(trial.intermediate_values.items()), run.history()
+        if words[trial.state.name] == "Pruned" and curve:  # it may have come further before it heard of its end
+            history = [row for row in history if row["epoch"] <= curve[-1][0]]
         return cls(
             number=number,
             status=words[trial.state.name],
             config=TrainConfig.from_hyperparameters(record.config) if record else TrainConfig(),
             value=trial.value if trial.state.name == "COMPLETE" else None,
-            best=best_epoch(run.history(), objective),
+            best=best_epoch(history, objective),
             seconds=record.duration_s if record else 0.0,
             failure=str(trial.user_attrs.get("failure", "")),
             path=run.path,
-            curve=tuple(sorted(trial.intermediate_values.items())),
+            curve=tuple(curve),
         )
 
 

@@ -64,7 +64,7 @@ smoke: $(STAMP) build ## run the images as SageMaker does: train, serve, predict
 
 REQUIREMENTS := requirements
 lock: ## solve requirements/*.in into hashed locks; what is pinned stays, as long as it fits (needs uv)
-	@cd $(REQUIREMENTS) && uv pip compile -q $(LOCK_FLAGS) dev.in -o dev.txt
+	@cd $(REQUIREMENTS) && uv pip compile -q $(LOCK_FLAGS) --no-strip-extras dev.in -o dev.txt
 	@cd $(REQUIREMENTS) && for name in $(filter-out dev,$(LOCKS)); do \
 	  uv pip compile -q $(LOCK_FLAGS) -c dev.txt $$name.in -o $$name.txt; done
 	@cd $(REQUIREMENTS) && grep -E '^[a-z]' dev.txt \

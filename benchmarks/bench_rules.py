@@ -33,7 +33,8 @@ from image_classifier.contract.paths import MlPaths
 from image_classifier.debugging.rules import RULES
 from image_classifier.debugging.rules.base import Rule
 from image_classifier.debugging.rules.tensors import WeightUpdateRatio
-from image_classifier.training.job import run as run_job
+from image_classifier.training.distributed import Group
+from image_classifier.training.job import run_in
 from image_classifier.training.stop import StopFlag
 from image_classifier.vision.sample_data import make_sample_data
 
@@ -62,7 +63,7 @@ def whole_job(kind: str, seed: int, _photos: Path | None) -> Judgement:
         paths = MlPaths(base=Path(folder) / "job")
         make_sample_data(paths.data)
         with suppress(JobError):  # a training that diverged
-            run_job(JOBS[kind][1].replace(seed=seed), paths, StopFlag())
+            run_in(Group(), JOBS[kind][1].replace(seed=seed), paths, StopFlag())
         return judge_recording(read_recording(paths.output_data), RULES_HERE)
 
 

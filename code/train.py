@@ -2,7 +2,9 @@
 
 import sys
 
-from image_classifier.training.script import main
+from image_classifier.training.script import leave_group, main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    leave_group(status)
+    sys.exit(status)

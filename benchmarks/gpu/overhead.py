@@ -23,7 +23,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.outputs import STEPS
-from image_classifier.training.job import run as run_job
+from image_classifier.training.distributed import Group
+from image_classifier.training.job import run_in
 from image_classifier.training.stop import StopFlag, end_workers
 
 MESSAGE = "called a synchronizing CUDA operation"  # torch's, with set_sync_debug_mode
@@ -79,7 +80,7 @@ def count_synchronisations(kit: Kit) -> None:
     handle = register_optimizer_step_post_hook(lambda *_: ticks.append((time.time(), time.thread_time())))
     try:
         with watched(kit, moments):
-            run_job(TrainConfig.from_argv(job.command[2:]), job.paths, StopFlag())
+            run_in(Group(), TrainConfig.from_argv(job.command[2:]), job.paths, StopFlag())
     finally:
         handle.remove()
         end_workers()  # as the training script does: they ignore SIGTERM, and this process would wait for them

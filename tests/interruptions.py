@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -72,8 +73,10 @@ def disturb(process: subprocess.Popen[bytes], chance: random.Random, what_of: Di
     try:
         process.wait(timeout=moment)
     except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGSTOP)  # starts nothing that would be missed
         family = _family(process)
         if what == "disk":
+            process.send_signal(signal.SIGCONT)
             fill_disk_of([psutil.Process(process.pid), *family], room)
         else:
             for victim in [psutil.Process(process.pid), *(family if what == "everything" else ())]:

@@ -11,6 +11,7 @@ from image_classifier.debugging.observer import Observer
 from image_classifier.debugging.tensorstats import Scalars
 from image_classifier.training.data import Batch, EpochBatches, Key
 from image_classifier.training.features import SplitFeatures
+from image_classifier.training.side_stream import SideStream
 from image_classifier.training.stop import Interrupted, StopFlag
 from image_classifier.training.views import view_index
 from image_classifier.vision.folders import Split
@@ -44,6 +45,7 @@ class FeatureLoader:
             len(split), batch_size, shuffle_seed=shuffle_seed, rank=rank, size=size, balance=balance
         )
         self._num_pixels = image_size**2
+        self._side_stream = SideStream()
 
     @property
     def num_steps(self) -> int:
@@ -89,8 +91,11 @@ class FeatureLoader:
 
     def on_device(self, batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """(n, FEATURES) float32, as the head sees them, and the labels."""
-        rows = torch.from_numpy(self.features.rows[batch.images.numpy(), :FEATURES])
-        return rows.to(device), batch.labels.to(device)
+        rows, labels = torch.from_numpy(self.features.rows[batch.images.numpy(), :FEATURES]), batch.labels
+        if device.type == "cuda":  # from memory that may be moved, a copy would wait for the GPU
+            rows, labels = rows.pin_memory(), labels.pin_memory()
+        rows, labels = self._side_stream.copy((rows, labels), device)
+        return rows, labels
 
     def show(self, batch: Batch, inputs: torch.Tensor, hook: Observer) -> None:
         """Tells of the images what `before_forward` is told otherwise: they were seen by the body."""

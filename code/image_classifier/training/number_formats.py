@@ -8,9 +8,13 @@ makes of it in the end is held against the golden samples, within what was measu
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from image_classifier.contract.errors import RequestError
+from image_classifier.contract.machine import usable_cores
 from image_classifier.training.golden import by_turns
 from image_classifier.vision import gate, network
 from image_classifier.vision.folders import Split
@@ -187,19 +192,31 @@ RANGES: Mapping[str, Callable[[NDArray[np.float64]], float]] = {
 
 
 def photos(split: Split, preprocessing: Preprocessing, count: int, skip: int = 0) -> Photos:
-    """`count` readable images of a split, by turns of the classes, after the first `skip`."""
+    """`count` readable images of a split, by turns of the classes, after the first `skip`; decoded on every core."""
     label_of = dict(zip(split.paths, split.labels, strict=True))
     images: list[Tensor] = []
     labels: list[int] = []
-    for path in by_turns(split):
+    for path, image in _decoded(by_turns(split), preprocessing):
+        images.append(image)
+        labels.append(label_of[path])
         if len(images) == count + skip:
             break
-        try:
-            images.append(torch.from_numpy(load(path, preprocessing)))
-        except (RequestError, OSError):  # counted and named when it was evaluated
-            continue
-        labels.append(label_of[path])
     return Photos(images=in_batches(images[skip:]), labels=np.asarray(labels[skip:], np.int64))
+
+
+def _decoded(paths: Iterator[Path], preprocessing: Preprocessing) -> Iterator[tuple[Path, Tensor]]:
+    """The readable ones of the images and what the network sees of them, in order; a few are decoded ahead."""
+
+    def read(path: Path) -> Tensor | None:
+        with suppress(RequestError, OSError):  # counted and named when it was evaluated
+            return torch.from_numpy(load(path, preprocessing))
+        return None
+
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        while some := tuple(islice(paths, _BATCH)):
+            for path, image in zip(some, pool.map(read, some), strict=True):
+                if image is not None:
+                    yield path, image
 
 
 def in_batches(images: Sequence[Tensor]) -> tuple[Tensor, ...]:

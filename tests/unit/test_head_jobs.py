@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from tests.conftest import jpeg
 from tests.head_training import CONFIG, make_pictures, split_of
+from tests.stopping import StopAfter
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import JobStopped
 from image_classifier.contract.metrics import parse_metric_line
 from image_classifier.contract.paths import FEATURES_VARIABLE, MlPaths
-from image_classifier.debugging.observer import Observer
 from image_classifier.training import head_only
 from image_classifier.training.distributed import Group
 from image_classifier.training.ending import report
@@ -30,18 +30,6 @@ from image_classifier.training.stop import StopFlag
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return make_pictures(tmp_path / "data")
-
-
-class StopAfter(Observer):
-    """Asks for a stop after so many steps."""
-
-    def __init__(self, stop: StopFlag, steps: int) -> None:
-        self.stop, self.steps = stop, steps
-
-    def end_step(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        self.steps -= 1
-        if self.steps == 0:
-            self.stop.reason = "SIGTERM"
 
 
 def job(base: Path, data: Path, config: TrainConfig = CONFIG, stop: StopFlag | None = None) -> MlPaths:

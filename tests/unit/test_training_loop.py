@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.stopping import StopAfter
 from torch import nn
 
 from image_classifier.contract.config import TrainConfig
@@ -83,18 +84,6 @@ def training(
         best=checkpoint.best,
         on_epoch=on_epoch,
     )
-
-
-class StopAfter(Observer):
-    """Asks for a stop when so many losses have been recorded."""
-
-    def __init__(self, stop: StopFlag, steps: int) -> None:
-        self.stop, self.steps = stop, steps
-
-    def end_step(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        self.steps -= 1
-        if self.steps == 0:
-            self.stop.reason = "SIGTERM"
 
 
 class Listener(Observer):

@@ -21,8 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmarks.bench_serve import processor
-from benchmarks.record import write_result
+from benchmarks.record import processor, write_result
 from numpy.typing import NDArray
 
 from image_classifier.contract.errors import ClassifierError

@@ -140,6 +140,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--without", nargs="*", default=[], choices=list(PACKAGES), metavar="NAME", help="of others")
     parser.add_argument("--port", type=int, default=18_100, help="the first of eight")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench-serve", help="for what is finished")
+    parser.add_argument("--prepare", action="store_true", help="make model and environments, and measure nothing")
     parser.add_argument("--print", action="store_true", help="print the page and write no result")
     return parser.parse_args()
 
@@ -147,7 +148,6 @@ def parsed() -> argparse.Namespace:
 def main() -> int:
     options = parsed()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers are ended then as well
-    until = time.monotonic() + options.limit_s
     folder = options.folder.resolve()
     kept = Kept(folder)
     questions = find_or_make_model(kept.model)
@@ -155,6 +155,9 @@ def main() -> int:
     if not archive.is_file():
         pack(kept.model / "ours" / "model", archive)
     servers = starters(kept.model, folder / "environments", options.port, options.without)
+    until = time.monotonic() + options.limit_s
+    if options.prepare:
+        return 0
     environment = plain_environment()
     loops = {
         name: partial(

@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -133,7 +133,8 @@ class Server:
         deadline = time.perf_counter() + START_LIMIT_S
         while True:
             try:
-                return self.ask(self.connect(), question)
+                with closing(self.connect()) as connection:
+                    return self.ask(connection, question)
             except (OSError, http.client.HTTPException, RuntimeError) as error:
                 if time.perf_counter() > deadline or self._process.poll() is not None:
                     raise RuntimeError(f"the server does not start: {error}") from error

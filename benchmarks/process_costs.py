@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -33,7 +34,13 @@ def of_any(program: psutil.Process) -> Kinds:
 
 
 def living(program: psutil.Process) -> list[psutil.Process]:
-    return [p for p in program.children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    """What it has started, and what that has; also those whose parents have ended, if they stayed in its session."""
+    started = set(program.children(recursive=True))
+    for process in psutil.process_iter():
+        with suppress(OSError):
+            if os.getsid(process.pid) == program.pid and process != program:
+                started |= {process, *process.children(recursive=True)}
+    return [p for p in started if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 def core_seconds(processes: Sequence[psutil.Process]) -> float:

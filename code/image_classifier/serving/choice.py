@@ -23,7 +23,8 @@ import numpy as np
 from image_classifier.contract.endpoint import PRECISION_VARIABLE, PRECISIONS
 from image_classifier.contract.errors import ArtifactError, ConfigError, PlatformError
 from image_classifier.serving.classifier import Classifier
-from image_classifier.serving.engines import FORMATS, OpenVinoEngine, engine_here, load_engine, requested_precision
+from image_classifier.serving.engines import FORMATS, OpenVinoEngine, engine_here, load_engine
+from image_classifier.serving.requested import requested_precision
 from image_classifier.vision.artifact import Artifact
 
 FORWARDS = 5  # of each candidate; the fastest counts: others are disturbed by something

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.contract.endpoint import ENGINE_VARIABLE, ENGINES, PRECISION_VARIABLE, PRECISIONS
-from image_classifier.contract.errors import ArtifactError, ConfigError, PlatformError
+from image_classifier.contract.endpoint import ENGINE_VARIABLE, PRECISION_VARIABLE
+from image_classifier.contract.errors import ArtifactError, PlatformError
+from image_classifier.serving.requested import OPENVINO, TORCH, has_gpu, requested_engine
 from image_classifier.vision.artifact import Artifact
 from image_classifier.vision.gate import BFLOAT16, FLOAT16, FLOAT32, INT8
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMATS = {"openvino": (INT8, BFLOAT16, FLOAT32), "torch": (FLOAT16, BFLOAT16, FLOAT32)}
+FORMATS = {OPENVINO: (INT8, BFLOAT16, FLOAT32), TORCH: (FLOAT16, BFLOAT16, FLOAT32)}
 """Engine -> number formats it can compute in, those first that usually are faster."""
 
 # what OpenVINO is told, named in full because its default is bf16 on processors that have it
@@ -42,7 +41,7 @@ class Engine(Protocol):
 class OpenVinoEngine:
     """ResNet50 on the CPU, one thread: a server has one process a core, and threads would only fight over cores."""
 
-    name = "openvino"
+    name = OPENVINO
 
     def __init__(self, artifact: Artifact, precision: str = "") -> None:
         """Without a `precision`, that of the weights.
@@ -90,7 +89,7 @@ class OpenVinoEngine:
 class TorchEngine:
     """ResNet50 in torch, on a GPU (or, for tests, the CPU)."""
 
-    name = "torch"
+    name = TORCH
 
     def __init__(self, artifact: Artifact, device: str = "cuda", precision: str = "") -> None:
         """Without a `precision`, that of the weights."""
@@ -177,33 +176,6 @@ def engine_here() -> str:
             raise PlatformError("torch finds no usable GPU", "compare the driver's CUDA version with torch's")
         _log.warning("there is a GPU that torch cannot use; the CPU answers instead")
     return OpenVinoEngine.name
-
-
-def requested_engine() -> str:
-    """The value of $CLASSIFIER_ENGINE, `auto` without it. Raises ConfigError when it is not one of ENGINES."""
-    return _one_of(ENGINES, ENGINE_VARIABLE)
-
-
-def requested_precision() -> str:
-    """The number format that the environment asks for, `auto` without it. Raises ConfigError for an unknown one."""
-    return _one_of(PRECISIONS, PRECISION_VARIABLE)
-
-
-def may_fork() -> bool:
-    """Whether a model that was loaded can be used by processes forked afterwards: OpenVINO's can, CUDA's cannot."""
-    return requested_engine() == OpenVinoEngine.name or (requested_engine() == "auto" and not has_gpu())
-
-
-def has_gpu() -> bool:
-    """Whether torch is installed and the machine shows an NVIDIA device; importing torch just to ask costs seconds."""
-    return any(Path("/dev").glob("nvidia[0-9]*")) and importlib.util.find_spec("torch") is not None
-
-
-def _one_of(known: tuple[str, ...], variable: str) -> str:
-    name = os.environ.get(variable) or known[0]
-    if name not in known:
-        raise ConfigError(f"{variable} must be one of {', '.join(known)}, not {name!r}")
-    return name
 
 
 def _precision(artifact: Artifact, wanted: str, engine: str) -> str:

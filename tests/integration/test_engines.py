@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from image_classifier.contract.errors import ArtifactError, ConfigError, PlatformError
 from image_classifier.serving.classifier import Classifier
 from image_classifier.serving.engines import Engine, OpenVinoEngine, TorchEngine, load_engine, torch_network
-from image_classifier.serving.openvino_resnet import resnet50
+from image_classifier.serving.openvino_resnet import FoldedWeights
 from image_classifier.vision.artifact import Artifact, load_model
 from image_classifier.vision.model import build_model, load_safetensors
 from image_classifier.vision.preprocess import load
@@ -84,9 +84,9 @@ def test_an_unknown_precision_is_refused(artifact: Artifact):
 def test_weights_that_are_not_a_resnet50s_are_refused(artifact: Artifact):
     weights = load_file(artifact.weights_path)
     with pytest.raises(ArtifactError, match=r"fc\.bias is missing"):
-        resnet50({name: array for name, array in weights.items() if name != "fc.bias"}, image_size=64)
+        FoldedWeights({name: array for name, array in weights.items() if name != "fc.bias"})
     with pytest.raises(ArtifactError, match="not a ResNet50's"):
-        resnet50(weights | {"layer1.0.conv1.weight": np.zeros((64, 63, 1, 1), np.float32)}, image_size=64)
+        FoldedWeights(weights | {"layer1.0.conv1.weight": np.zeros((64, 63, 1, 1), np.float32)})
 
 
 def test_the_engine_variable_decides(artifact: Artifact, monkeypatch: pytest.MonkeyPatch):

@@ -19,6 +19,8 @@ from image_classifier.vision.gate import BFLOAT16, FLOAT16, FLOAT32, INT8
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from image_classifier.serving.openvino_resnet import FoldedWeights
+
 FORMATS = {OPENVINO: (INT8, BFLOAT16, FLOAT32), TORCH: (FLOAT16, BFLOAT16, FLOAT32)}
 """Engine -> number formats it can compute in, those first that usually are faster."""
 
@@ -43,16 +45,17 @@ class OpenVinoEngine:
 
     name = OPENVINO
 
-    def __init__(self, artifact: Artifact, precision: str = "") -> None:
+    def __init__(self, artifact: Artifact, precision: str = "", weights: FoldedWeights | None = None) -> None:
         """Without a `precision`, that of the weights.
+
+        Args:
+            weights: the artifact's, for who makes several engines; read from it without them.
 
         Raises:
             ArtifactError: the weights are not a ResNet50's, or the artifact has no ranges for int8.
             PlatformError: the processor cannot compute in this format.
         """
-        from safetensors.numpy import load_file
-
-        from image_classifier.serving.openvino_resnet import FoldedWeights, core, resnet50
+        from image_classifier.serving.openvino_resnet import core, resnet50
 
         self.precision = _precision(artifact, precision, self.name)
         size, ranges = artifact.preprocessing.image_size, artifact.manifest.ranges
@@ -63,13 +66,8 @@ class OpenVinoEngine:
             "ENABLE_CPU_PINNING": False,  # every worker would be pinned to the same core
             "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
         }
-        store = FoldedWeights()
-        model = resnet50(
-            load_file(artifact.weights_path),
-            image_size=size,
-            ranges=ranges if self.precision == INT8 else None,
-            store=store,
-        )
+        weights = weights or folded_weights(artifact)
+        model = resnet50(weights, image_size=size, ranges=ranges if self.precision == INT8 else None)
         self._shape = (3, size, size)
         try:
             self._request = core().compile_model(model, "CPU", settings).create_infer_request()
@@ -77,7 +75,7 @@ class OpenVinoEngine:
             raise PlatformError(
                 f"OpenVINO cannot compute {self.precision} on this processor", f"serve {FLOAT32}: {PRECISION_VARIABLE}"
             ) from error
-        store.forget()  # it has its own copy by now, in the order in which it computes
+        weights.forget()  # it has its own copy by now, in the order in which it computes
 
     def logits(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         if image.shape != self._shape:
@@ -145,12 +143,24 @@ def torch_network(artifact: Artifact, device: str, precision: str) -> Callable[[
     return network
 
 
-def load_engine(artifact: Artifact, *, gpu_id: int | None = None, precision: str = "") -> Engine:
+def folded_weights(artifact: Artifact) -> FoldedWeights:
+    """What OpenVINO's graphs are made of. Raises ArtifactError when the weights are not a ResNet50's."""
+    from safetensors.numpy import load_file
+
+    from image_classifier.serving.openvino_resnet import FoldedWeights
+
+    return FoldedWeights(load_file(artifact.weights_path))
+
+
+def load_engine(
+    artifact: Artifact, *, gpu_id: int | None = None, precision: str = "", weights: FoldedWeights | None = None
+) -> Engine:
     """The engine that $CLASSIFIER_ENGINE names, or with `auto` the one for this machine: torch on a usable GPU.
 
     Args:
         gpu_id: the GPU this worker was given by the model server; None for the first.
         precision: the number format to compute in; that of the weights without it.
+        weights: `folded_weights`, for who loads several engines; OpenVINO alone takes them.
 
     Raises:
         ConfigError: an unknown name in $CLASSIFIER_ENGINE.
@@ -159,7 +169,7 @@ def load_engine(artifact: Artifact, *, gpu_id: int | None = None, precision: str
     """
     if engine_here() == TorchEngine.name:
         return TorchEngine(artifact, f"cuda:{gpu_id or 0}", precision)
-    return OpenVinoEngine(artifact, precision)
+    return OpenVinoEngine(artifact, precision, weights)
 
 
 def engine_here() -> str:

@@ -1,6 +1,6 @@
 """What each number format of the endpoint costs a trained model, on the real engine; and which one a server takes here.
 
-    python deploy.py train --data DATA --weights none --amp off
+    python deploy.py train --data DATA --weights FILE --fine-tune head
     PYTHONPATH=code:. python benchmarks/bench_formats.py --model runs/RUN/model --data DATA
 
 The answers of OpenVINO in each format are held against torch's in float32, on all validation and test photographs,
@@ -21,8 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmarks.bench_serve import processor
-from benchmarks.record import write_result
+from benchmarks.record import processor, write_result
 from numpy.typing import NDArray
 
 from image_classifier.contract.errors import ClassifierError
@@ -33,6 +32,7 @@ from image_classifier.vision.folders import scan
 from image_classifier.vision.gate import FLOAT32, Gate, measure
 
 CAPS = {"as it is": "", "capped to AVX512_CORE_VNNI": "AVX512_CORE_VNNI"}
+TRAINED = {"full": "trained", "head": "its head alone trained, on a body that has seen other pictures,"}
 CHOOSE = """
 import json, sys
 from pathlib import Path
@@ -100,8 +100,9 @@ def main() -> None:
             "",
             "`PYTHONPATH=code:. python benchmarks/bench_formats.py --model runs/RUN/model --data DATA`",
             "",
-            f"A ResNet50 of {len(artifact.classes)} classes ({', '.join(artifact.classes)}), trained at "
-            f"{artifact.preprocessing.image_size} pixels for {artifact.manifest.config['epochs']} epochs. "
+            f"A ResNet50 of {len(artifact.classes)} classes ({', '.join(artifact.classes)}), "
+            f"{TRAINED[artifact.manifest.config['fine_tune']]} at {artifact.preprocessing.image_size} pixels for "
+            f"{artifact.manifest.config['epochs']} epochs. "
             f"Answers in each format against torch's in {FLOAT32} "
             f"({processor()}, OpenVINO {version('openvino')}, torch {torch.__version__}). The ranges for int8 are the "
             f"{method}.",

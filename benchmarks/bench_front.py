@@ -21,18 +21,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.bench_serve import (
-    CLIENTS,
-    SOURCE,
-    Server,
-    measure_turns,
-    percentile,
-    ratio,
-    read_ours,
-    start_ours,
-    throughput,
-)
+from benchmarks.compared_servers import OUR_DIALECT, SOURCE, start_ours, start_program
 from benchmarks.distinct_answers import make_model
+from benchmarks.load_client import CLIENTS, Server, measure_turns, percentile, ratio, throughput
 from benchmarks.record import write_result
 
 from image_classifier.contract.endpoint import PRECISION_VARIABLE, WORKERS_VARIABLE
@@ -79,14 +70,8 @@ def start_proxied(folder: Path, port: int, environment: Mapping[str, str]) -> su
 def start(command: Sequence[str], folder: Path, port: int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """The command in a session of its own, with the model in the folder as the one to serve."""
     paths = os.pathsep.join([str(SOURCE), str(SOURCE.parent)])
-    with (folder / f"server-{port}.log").open("wb") as log:
-        return subprocess.Popen(
-            command,
-            env={**environment, "SAGEMAKER_BASE_DIR": str(folder), "PYTHONPATH": paths},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    ours = {"SAGEMAKER_BASE_DIR": str(folder), "PYTHONPATH": paths}
+    return start_program(command, folder, port, {**environment, **ours})
 
 
 def main() -> None:
@@ -102,11 +87,11 @@ def main() -> None:
         folder, port = Path(name) / "ours", options.port
         questions = make_model(Path(name))
         starts = {
-            FRONT: lambda: Server(lambda: start_ours(folder, port, environment), port, read_ours),
-            DIRECT: lambda: Server(lambda: start_direct(folder, port + 1, environment), port + 1, read_ours),
+            FRONT: lambda: Server(lambda: start_ours(folder, port, environment), port, OUR_DIALECT),
+            DIRECT: lambda: Server(lambda: start_direct(folder, port + 1, environment), port + 1, OUR_DIALECT),
         }
         if shutil.which("haproxy"):
-            starts[PROXY] = lambda: Server(lambda: start_proxied(folder, port + 2, environment), port + 2, read_ours)
+            starts[PROXY] = lambda: Server(lambda: start_proxied(folder, port + 2, environment), port + 2, OUR_DIALECT)
         turns = measure_turns(starts, options.rounds, questions)
     fronts = [name for name in starts if name != DIRECT]
     rows = [

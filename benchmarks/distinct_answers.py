@@ -5,14 +5,16 @@ A server that ignores what it is sent, or mixes requests up, gives itself away.
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from benchmarks import stock_server
+from benchmarks.load_client import CLASSES, Question
 from PIL import Image
 
 from image_classifier.training.golden import golden_samples
@@ -23,20 +25,11 @@ from image_classifier.vision.model import build_model, head, state_arrays
 from image_classifier.vision.preprocess import Preprocessing, load
 from image_classifier.vision.sample_data import make_sample_data
 
-CLASSES = tuple(f"class {number}" for number in range(133))
 SIZE = (500, 375)  # pixels
 NOISE = 6.0  # levels: sensor noise, which is what makes a photograph's file large
 SCENES = 48  # as many different answers
 MARGIN = 12.0  # logits between a photograph's own class and the others
 RIDGE = 1e-3  # of the mean square of a photograph's features
-
-
-@dataclass(frozen=True)
-class Question:
-    """A photograph, and the index of the class it must be answered with."""
-
-    image: bytes
-    answer: int
 
 
 def make_model(folder: Path) -> list[Question]:
@@ -60,6 +53,21 @@ def make_model(folder: Path) -> list[Question]:
         raise RuntimeError(f"the model is not fit for this benchmark: {refused}")
     write_models(folder, model, shown, preprocessing, measured)
     return [Question(path.read_bytes(), answer) for path, answer in zip(shown.paths, answers, strict=True)]
+
+
+def find_or_make_model(folder: Path) -> list[Question]:
+    """As `make_model`, but what an earlier run has finished in `folder` is taken as it is."""
+    done = folder / "answers.json"
+    if done.is_file():
+        answers: dict[str, int] = json.loads(done.read_text())
+        return [Question((folder / "shown" / name).read_bytes(), answer) for name, answer in answers.items()]
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    questions = make_model(folder)
+    names = sorted(path.name for path in (folder / "shown").glob("*.jpg"))
+    answers = dict(zip(names, (question.answer for question in questions), strict=True))
+    done.write_text(json.dumps(answers))
+    return questions
 
 
 def make_photos(root: Path, seed: int) -> Split:

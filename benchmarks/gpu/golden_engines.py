@@ -12,7 +12,7 @@ from benchmarks.gpu.kit import Kit, lacks
 
 from image_classifier.contract.errors import ClassifierError
 from image_classifier.serving.classifier import Classifier
-from image_classifier.serving.engines import FORMATS, OpenVinoEngine, TorchEngine
+from image_classifier.serving.engines import FORMATS, OpenVinoEngine, TorchEngine, torch_network
 from image_classifier.vision.artifact import Artifact, load_model
 from image_classifier.vision.gate import BFLOAT16, FLOAT16, FLOAT32
 from image_classifier.vision.model import build_model, load_safetensors
@@ -81,7 +81,7 @@ def largest_change(classifier: Classifier) -> float:
 
 def graph_change(artifact: Artifact, device: str, precision: str) -> float:
     """The largest distance of a replayed graph's probabilities from the same network's, called as usual."""
-    network = load_network(artifact, device, precision)
+    network = torch_network(artifact, device, precision)
     size = artifact.preprocessing.image_size
     images = torch.randn(4, 1, 3, size, size, generator=torch.Generator().manual_seed(0))
     replay = captured(network, images[0].to(device))
@@ -92,8 +92,8 @@ def graph_change(artifact: Artifact, device: str, precision: str) -> float:
         )
 
 
-def load_network(artifact: Artifact, device: str, precision: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """(n, 3, H, W) float32 -> (n, num_classes) float32 logits, computed under autocast."""
+def load_autocast(artifact: Artifact, device: str, precision: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What `torch_network` computes, with autocast, which converts the weights for every batch."""
     torch.backends.cudnn.allow_tf32 = False  # as the serving engine
     model = build_model(len(artifact.classes))
     load_safetensors(model, artifact.weights_path)

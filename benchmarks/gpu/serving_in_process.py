@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.gpu.golden_engines import captured, load_network
+from benchmarks.gpu.golden_engines import captured, load_autocast
 from benchmarks.gpu.jobs import finished_model
 from benchmarks.gpu.kit import Kit, lacks, synchronised
 
@@ -25,7 +25,7 @@ from image_classifier.contract.endpoint import ENGINE_VARIABLE
 from image_classifier.serving.capacity import default_workers
 from image_classifier.serving.choice import choose
 from image_classifier.serving.classifier import Classifier
-from image_classifier.serving.engines import FORMATS, TorchEngine
+from image_classifier.serving.engines import FORMATS, TorchEngine, torch_network
 from image_classifier.vision.artifact import load_model
 from image_classifier.vision.gate import FLOAT16
 from image_classifier.vision.preprocess import load
@@ -57,8 +57,8 @@ def run(kit: Kit) -> None:
 
 
 def forward_limits(kit: Kit, model: Path, photo: bytes) -> None:
-    """Images a second of the network alone, called as usual and replayed from a graph, by number format and batch; and
-    of the decoding alone."""
+    """Images a second of the network alone, by number format and batch: called as the server does, replayed from a
+    graph, and under autocast, which converts the weights every time; and of the decoding alone."""
     artifact = load_model(model)
     device = torch.device(kit.size("cuda", "cpu"))
     image = torch.from_numpy(load(photo, artifact.preprocessing))
@@ -66,10 +66,11 @@ def forward_limits(kit: Kit, model: Path, photo: bytes) -> None:
     for precision in FORMATS[TorchEngine.name]:
         if kit.fake and precision == FLOAT16:
             continue
-        network = load_network(artifact, device.type, precision)
+        network = torch_network(artifact, device.type, precision)
+        autocast = load_autocast(artifact, device.type, precision)
         for batch in kit.size((1, 16, 64), (1, 2)):
             images = image.expand(batch, -1, -1, -1).contiguous(memory_format=torch.channels_last).to(device)
-            ways = {"eager": network, "graph": captured(network, images)}
+            ways = {"eager": network, "graph": captured(network, images), "autocast": autocast}
             found[f"{precision} batch {batch}"] = {
                 name: batch / _seconds(way, images, kit.size(10, 2)) for name, way in ways.items()
             }

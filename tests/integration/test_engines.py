@@ -10,13 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
+from torch.profiler import ProfilerActivity, profile
 
 from image_classifier.contract.errors import ArtifactError, ConfigError, PlatformError
 from image_classifier.serving.classifier import Classifier
-from image_classifier.serving.engines import Engine, OpenVinoEngine, TorchEngine, load_engine
-from image_classifier.serving.openvino_resnet import resnet50
+from image_classifier.serving.engines import Engine, OpenVinoEngine, TorchEngine, load_engine, torch_network
+from image_classifier.serving.openvino_resnet import FoldedWeights
 from image_classifier.vision.artifact import Artifact, load_model
+from image_classifier.vision.model import build_model, load_safetensors
+from image_classifier.vision.preprocess import load
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +50,31 @@ def test_bfloat16_comes_from_the_artifact_and_stays_within_the_tolerance(artifac
     assert 0 < np.abs(exact - rounded).max() < 0.05
 
 
+def test_weights_are_converted_once_and_not_for_every_image(artifact: Artifact):
+    engine = TorchEngine(artifact, "cpu", "bfloat16")
+    image = load(artifact.golden[0].image, artifact.preprocessing)
+    engine.logits(image)
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        engine.logits(image)
+    converted = [event for event in seen.events() if event.name == "aten::_to_copy"]
+    num_weights = sum(name.endswith("weight") for name in load_file(artifact.weights_path))
+    assert 0 < len(converted) < 10 < num_weights
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_converting_once_computes_what_autocast_computes(artifact: Artifact, precision: str):
+    model = build_model(len(artifact.classes))
+    load_safetensors(model, artifact.weights_path)
+    model.eval().to(memory_format=torch.channels_last)
+    network = torch_network(artifact, "cpu", precision)
+    for sample in artifact.golden:
+        image = torch.from_numpy(load(sample.image, artifact.preprocessing))[None]
+        with torch.inference_mode(), torch.autocast("cpu", dtype=getattr(torch, precision)):
+            expected = model(image.to(memory_format=torch.channels_last)).float()
+        with torch.inference_mode():
+            assert torch.equal(network(image), expected)
+
+
 def test_an_unknown_precision_is_refused(artifact: Artifact):
     odd = dataclasses.replace(artifact, manifest=dataclasses.replace(artifact.manifest, precision="int4"))
     with pytest.raises(ArtifactError, match="int4"):
@@ -55,9 +84,9 @@ def test_an_unknown_precision_is_refused(artifact: Artifact):
 def test_weights_that_are_not_a_resnet50s_are_refused(artifact: Artifact):
     weights = load_file(artifact.weights_path)
     with pytest.raises(ArtifactError, match=r"fc\.bias is missing"):
-        resnet50({name: array for name, array in weights.items() if name != "fc.bias"}, image_size=64)
+        FoldedWeights({name: array for name, array in weights.items() if name != "fc.bias"})
     with pytest.raises(ArtifactError, match="not a ResNet50's"):
-        resnet50(weights | {"layer1.0.conv1.weight": np.zeros((64, 63, 1, 1), np.float32)}, image_size=64)
+        FoldedWeights(weights | {"layer1.0.conv1.weight": np.zeros((64, 63, 1, 1), np.float32)})
 
 
 def test_the_engine_variable_decides(artifact: Artifact, monkeypatch: pytest.MonkeyPatch):

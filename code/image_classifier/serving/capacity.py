@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from image_classifier.contract.machine import CGROUP, memory, usable_cores
-from image_classifier.serving.engines import has_gpu, requested_engine
+from image_classifier.serving.requested import OPENVINO, has_gpu, requested_engine
 
 GPU_WORKERS = 4  # a worker decodes one image at a time; more of them only fill the GPU's memory
 SHARED_BYTES = 600_000_000  # the JVM with bodies in its queue, the model and what workers share of Python and OpenVINO
@@ -15,7 +15,7 @@ WORKER_BYTES = 450_000_000  # the largest picture that is accepted (`vision.deco
 def default_workers(cgroup: Path = CGROUP) -> int:
     """One a usable core, as long as each of them can decode the largest picture at the same time; at least 1."""
     cores = usable_cores(cgroup)
-    if requested_engine() != "openvino" and has_gpu():
+    if requested_engine() != OPENVINO and has_gpu():
         cores = min(cores, GPU_WORKERS)
     total, _ = memory(cgroup)
     return max(1, min(cores, (total - SHARED_BYTES) // WORKER_BYTES))

@@ -23,7 +23,8 @@ import numpy as np
 from image_classifier.contract.endpoint import PRECISION_VARIABLE, PRECISIONS
 from image_classifier.contract.errors import ArtifactError, ConfigError, PlatformError
 from image_classifier.serving.classifier import Classifier
-from image_classifier.serving.engines import FORMATS, OpenVinoEngine, engine_here, load_engine, requested_precision
+from image_classifier.serving.engines import FORMATS, OpenVinoEngine, engine_here, folded_weights, load_engine
+from image_classifier.serving.requested import OPENVINO, requested_precision
 from image_classifier.vision.artifact import Artifact
 
 FORWARDS = 5  # of each candidate; the fastest counts: others are disturbed by something
@@ -94,6 +95,7 @@ def choose(artifact: Artifact, *, gpu_id: int | None = None) -> tuple[Classifier
         known = ", ".join((AUTO, *FORMATS[engine]))
         raise ConfigError(f"{PRECISION_VARIABLE} is {wanted}, which {engine} does not compute in", f"known: {known}")
     candidates = FORMATS[engine] if wanted == AUTO else (wanted,)
+    weights = folded_weights(artifact) if engine == OPENVINO else None
     best: Classifier | None = None
     times: dict[str, float] = {}
     refused: dict[str, str] = {}
@@ -105,7 +107,7 @@ def choose(artifact: Artifact, *, gpu_id: int | None = None) -> tuple[Classifier
                 continue
             _log.warning("%s/%s serves because %s says so: %s", engine, precision, PRECISION_VARIABLE, reason)
         try:
-            candidate = Classifier(artifact, load_engine(artifact, gpu_id=gpu_id, precision=precision))
+            candidate = Classifier(artifact, load_engine(artifact, gpu_id=gpu_id, precision=precision, weights=weights))
             found_ms = _forward_ms(candidate, min(times.values(), default=float("inf")))
             is_best = found_ms <= min(times.values(), default=float("inf"))
             if is_best or precision == manifest.precision:  # the strictest proof is always asked for

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.contract.endpoint import ENGINE_VARIABLE, ENGINES, PRECISION_VARIABLE, PRECISIONS
-from image_classifier.contract.errors import ArtifactError, ConfigError, PlatformError
+from image_classifier.contract.endpoint import ENGINE_VARIABLE, PRECISION_VARIABLE
+from image_classifier.contract.errors import ArtifactError, PlatformError
+from image_classifier.serving.requested import OPENVINO, TORCH, has_gpu, requested_engine
 from image_classifier.vision.artifact import Artifact
 from image_classifier.vision.gate import BFLOAT16, FLOAT16, FLOAT32, INT8
 
-FORMATS = {"openvino": (INT8, BFLOAT16, FLOAT32), "torch": (FLOAT16, BFLOAT16, FLOAT32)}
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from image_classifier.serving.openvino_resnet import FoldedWeights
+
+FORMATS = {OPENVINO: (INT8, BFLOAT16, FLOAT32), TORCH: (FLOAT16, BFLOAT16, FLOAT32)}
 """Engine -> number formats it can compute in, those first that usually are faster."""
 
 # what OpenVINO is told, named in full because its default is bf16 on processors that have it
@@ -38,18 +43,19 @@ class Engine(Protocol):
 class OpenVinoEngine:
     """ResNet50 on the CPU, one thread: a server has one process a core, and threads would only fight over cores."""
 
-    name = "openvino"
+    name = OPENVINO
 
-    def __init__(self, artifact: Artifact, precision: str = "") -> None:
+    def __init__(self, artifact: Artifact, precision: str = "", weights: FoldedWeights | None = None) -> None:
         """Without a `precision`, that of the weights.
+
+        Args:
+            weights: the artifact's, for who makes several engines; read from it without them.
 
         Raises:
             ArtifactError: the weights are not a ResNet50's, or the artifact has no ranges for int8.
             PlatformError: the processor cannot compute in this format.
         """
-        from safetensors.numpy import load_file
-
-        from image_classifier.serving.openvino_resnet import FoldedWeights, core, resnet50
+        from image_classifier.serving.openvino_resnet import core, resnet50
 
         self.precision = _precision(artifact, precision, self.name)
         size, ranges = artifact.preprocessing.image_size, artifact.manifest.ranges
@@ -60,13 +66,8 @@ class OpenVinoEngine:
             "ENABLE_CPU_PINNING": False,  # every worker would be pinned to the same core
             "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
         }
-        store = FoldedWeights()
-        model = resnet50(
-            load_file(artifact.weights_path),
-            image_size=size,
-            ranges=ranges if self.precision == INT8 else None,
-            store=store,
-        )
+        weights = weights or folded_weights(artifact)
+        model = resnet50(weights, image_size=size, ranges=ranges if self.precision == INT8 else None)
         self._shape = (3, size, size)
         try:
             self._request = core().compile_model(model, "CPU", settings).create_infer_request()
@@ -74,7 +75,7 @@ class OpenVinoEngine:
             raise PlatformError(
                 f"OpenVINO cannot compute {self.precision} on this processor", f"serve {FLOAT32}: {PRECISION_VARIABLE}"
             ) from error
-        store.forget()  # it has its own copy by now, in the order in which it computes
+        weights.forget()  # it has its own copy by now, in the order in which it computes
 
     def logits(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         if image.shape != self._shape:
@@ -86,46 +87,80 @@ class OpenVinoEngine:
 class TorchEngine:
     """ResNet50 in torch, on a GPU (or, for tests, the CPU)."""
 
-    name = "torch"
+    name = TORCH
 
     def __init__(self, artifact: Artifact, device: str = "cuda", precision: str = "") -> None:
         """Without a `precision`, that of the weights."""
         import torch
 
-        from image_classifier.vision.model import build_model, load_safetensors
-
-        # TF32 has a mantissa of 10 bits: not the precision the golden samples were recorded at
-        torch.backends.cudnn.allow_tf32 = False
         torch.set_num_threads(1)
         self.precision = _precision(artifact, precision, self.name)
         size = artifact.preprocessing.image_size
-        model = build_model(len(artifact.classes))
-        load_safetensors(model, artifact.weights_path)
         self._torch = torch
-        self._model = model.eval().to(device).to(memory_format=torch.channels_last)
-        self._autocast = torch.autocast(
-            torch.device(device).type,
-            dtype=torch.float16 if self.precision == FLOAT16 else torch.bfloat16,
-            enabled=self.precision != FLOAT32,
-        )
         self._device = device
+        self._network = torch_network(artifact, device, self.precision)
+        # a GPU fetches from pinned memory by itself; one piece of it is enough, for an answer is awaited
+        self._input = torch.empty((1, 3, size, size), pin_memory=torch.device(device).type == "cuda")
         self._shape = (3, size, size)
 
     def logits(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         if image.shape != self._shape:
             raise ValueError(f"expected a tensor of shape {self._shape}, got {image.shape}")
-        batch = self._torch.from_numpy(image[None]).to(self._device, memory_format=self._torch.channels_last)
-        with self._torch.inference_mode(), self._autocast:
-            output: NDArray[np.float32] = self._model(batch)[0].float().cpu().numpy()
+        with self._torch.inference_mode():
+            self._input[0].copy_(self._torch.from_numpy(image))
+            batch = self._input.to(self._device, non_blocking=True)
+            output: NDArray[np.float32] = self._network(batch)[0].cpu().numpy()
         return output
 
 
-def load_engine(artifact: Artifact, *, gpu_id: int | None = None, precision: str = "") -> Engine:
+def torch_network(artifact: Artifact, device: str, precision: str) -> Callable[[Tensor], Tensor]:
+    """(n, 3, H, W) float32 on `device` -> (n, num_classes) float32 logits, computed in one of FORMATS["torch"].
+
+    What autocast computes, bit for bit: convolutions and the head in the format, batch norms' parameters in float32.
+    But autocast would convert the weights anew for every image; here they are converted once.
+
+    Raises:
+        ArtifactError: the weights are not a ResNet50's.
+    """
+    import torch
+
+    from image_classifier.vision.model import build_model, load_safetensors
+
+    # TF32 has a mantissa of 10 bits: not the precision the golden samples were recorded at
+    torch.backends.cudnn.allow_tf32 = False
+    dtype = {FLOAT16: torch.float16, BFLOAT16: torch.bfloat16, FLOAT32: torch.float32}[precision]
+    model = build_model(len(artifact.classes))
+    load_safetensors(model, artifact.weights_path)
+    for module in model.modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+            module.to(dtype)
+    model = model.eval().to(device).to(memory_format=torch.channels_last)
+
+    def network(images: Tensor) -> Tensor:
+        logits: Tensor = model(images.to(dtype, memory_format=torch.channels_last))
+        return logits.float()
+
+    return network
+
+
+def folded_weights(artifact: Artifact) -> FoldedWeights:
+    """What OpenVINO's graphs are made of. Raises ArtifactError when the weights are not a ResNet50's."""
+    from safetensors.numpy import load_file
+
+    from image_classifier.serving.openvino_resnet import FoldedWeights
+
+    return FoldedWeights(load_file(artifact.weights_path))
+
+
+def load_engine(
+    artifact: Artifact, *, gpu_id: int | None = None, precision: str = "", weights: FoldedWeights | None = None
+) -> Engine:
     """The engine that $CLASSIFIER_ENGINE names, or with `auto` the one for this machine: torch on a usable GPU.
 
     Args:
         gpu_id: the GPU this worker was given by the model server; None for the first.
         precision: the number format to compute in; that of the weights without it.
+        weights: `folded_weights`, for who loads several engines; OpenVINO alone takes them.
 
     Raises:
         ConfigError: an unknown name in $CLASSIFIER_ENGINE.
@@ -134,7 +169,7 @@ def load_engine(artifact: Artifact, *, gpu_id: int | None = None, precision: str
     """
     if engine_here() == TorchEngine.name:
         return TorchEngine(artifact, f"cuda:{gpu_id or 0}", precision)
-    return OpenVinoEngine(artifact, precision)
+    return OpenVinoEngine(artifact, precision, weights)
 
 
 def engine_here() -> str:
@@ -151,33 +186,6 @@ def engine_here() -> str:
             raise PlatformError("torch finds no usable GPU", "compare the driver's CUDA version with torch's")
         _log.warning("there is a GPU that torch cannot use; the CPU answers instead")
     return OpenVinoEngine.name
-
-
-def requested_engine() -> str:
-    """The value of $CLASSIFIER_ENGINE, `auto` without it. Raises ConfigError when it is not one of ENGINES."""
-    return _one_of(ENGINES, ENGINE_VARIABLE)
-
-
-def requested_precision() -> str:
-    """The number format that the environment asks for, `auto` without it. Raises ConfigError for an unknown one."""
-    return _one_of(PRECISIONS, PRECISION_VARIABLE)
-
-
-def may_fork() -> bool:
-    """Whether a model that was loaded can be used by processes forked afterwards: OpenVINO's can, CUDA's cannot."""
-    return requested_engine() == OpenVinoEngine.name or (requested_engine() == "auto" and not has_gpu())
-
-
-def has_gpu() -> bool:
-    """Whether torch is installed and the machine shows an NVIDIA device; importing torch just to ask costs seconds."""
-    return any(Path("/dev").glob("nvidia[0-9]*")) and importlib.util.find_spec("torch") is not None
-
-
-def _one_of(known: tuple[str, ...], variable: str) -> str:
-    name = os.environ.get(variable) or known[0]
-    if name not in known:
-        raise ConfigError(f"{variable} must be one of {', '.join(known)}, not {name!r}")
-    return name
 
 
 def _precision(artifact: Artifact, wanted: str, engine: str) -> str:

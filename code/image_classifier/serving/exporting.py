@@ -113,11 +113,11 @@ def _write_onnx(artifact: Artifact, file: Path) -> None:
 
 
 def _write_openvino(artifact: Artifact, file: Path) -> None:
-    from image_classifier.serving.openvino_resnet import resnet50
+    from image_classifier.serving.openvino_resnet import FoldedWeights, resnet50
     from image_classifier.serving.quiet_openvino import openvino
 
     size = artifact.preprocessing.image_size
-    model = resnet50(_weights(artifact), image_size=size)
+    model = resnet50(FoldedWeights(_weights(artifact)), image_size=size)
     model.reshape([-1, 3, size, size])
     openvino.save_model(model, file, compress_to_fp16=False)
 

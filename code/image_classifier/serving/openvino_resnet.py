@@ -33,55 +33,59 @@ def core() -> openvino.Core:
 
 
 class FoldedWeights:
-    """Room for the folded weights in a file without a name: what OpenVINO keeps of them beside its own, rearranged copy
-    costs no memory once it is `forgotten`, because it could be read again."""
+    """The network's weights, batch norms folded into the convolutions: what graphs of every format are made of.
 
-    def __init__(self) -> None:
-        size = sum(layer.outputs * layer.inputs * layer.kernel**2 for layer in network.convolutions()) * 4
+    They lie in a file without a name: what OpenVINO keeps of them beside its own, rearranged copy costs no memory once
+    it is `forgotten`, because it could be read again. Raises ArtifactError when a tensor is missing or has the wrong
+    shape.
+    """
+
+    def __init__(self, weights: _Weights) -> None:
+        _check(weights)
+        layers = network.convolutions()
         with tempfile.TemporaryFile() as file:
+            size = sum(layer.outputs * layer.inputs * layer.kernel**2 for layer in layers) * 4
             file.truncate(size)
             self._memory = mmap.mmap(file.fileno(), size)
         self._used = 0
+        self.kernels: dict[str, NDArray[np.float32]] = {}
+        self.biases: dict[str, NDArray[np.float32]] = {}
+        for layer in layers:
+            norm = (_array(weights, f"{layer.norm}.{part}").astype(np.float64) for part in network.NORM_PARTS)
+            scale, shift = network.folded(*norm)
+            weight = _array(weights, f"{layer.name}.weight")
+            kernel = self._empty(weight.shape)
+            np.multiply(weight, scale.astype(np.float32)[:, None, None, None], out=kernel)
+            self.kernels[layer.name] = kernel
+            self.biases[layer.name] = shift.astype(np.float32)[None, :, None, None]
+        self.head_weight = _array(weights, f"{network.HEAD}.weight")
+        self.head_bias = _array(weights, f"{network.HEAD}.bias")
 
-    def empty(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """A new array. All of them together hold the weights of the convolutions, and nothing more."""
+    def _empty(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
         array: NDArray[np.float32] = np.ndarray(shape, np.float32, self._memory, self._used)
         self._used += array.nbytes
         return array
 
     def forget(self) -> None:
-        """Leaves the arrays to the file."""
+        """Leaves the arrays to the file, until somebody reads them again."""
         self._memory.madvise(mmap.MADV_DONTNEED)
 
 
-def resnet50(
-    weights: _Weights,
-    *,
-    image_size: int,
-    ranges: Mapping[str, float] | None = None,
-    store: FoldedWeights | None = None,
-) -> openvino.Model:
+def resnet50(weights: FoldedWeights, *, image_size: int, ranges: Mapping[str, float] | None = None) -> openvino.Model:
     """A graph (1, 3, image_size, image_size) float32, normalised -> (1, num_classes) logits.
 
-    Batch norms are folded into the convolutions.
-
     Args:
+        weights: the graph's constants are theirs, not copies.
         ranges: with them the graph is to be computed in int8: largest absolute value of each of `network.activations`.
-        store: where the folded weights are kept, for who wants to free their memory.
-
-    Raises:
-        ArtifactError: a tensor is missing or has the wrong shape.
     """
-    _check(weights)
-    graph = _Graph(weights, ranges or {}, store or FoldedWeights())
+    graph = _Graph(weights, ranges or {})
     image = ops.parameter([1, network.STEM.inputs, image_size, image_size], np.float32, name="image")
     x = ops.relu(graph.convolution(graph.rounded(network.STEM.name, image), network.STEM))
     x = ops.max_pool(x, [2, 2], [1, 1], [1, 1], [1, 1], [3, 3]).output(0)
     for block in network.blocks():
         x = graph.bottleneck(x, block)
     features = graph.rounded(network.HEAD, ops.reduce_mean(x, np.array([2, 3]), keep_dims=False))
-    weight = graph.weight(_array(weights, f"{network.HEAD}.weight"))
-    bias = _constant(_array(weights, f"{network.HEAD}.bias"))
+    weight, bias = graph.weight(weights.head_weight), _constant(weights.head_bias)
     logits = ops.add(ops.matmul(features, weight, transpose_a=False, transpose_b=True), bias)
     return openvino.Model([logits], [image], network.NAME)
 
@@ -101,9 +105,8 @@ def _check(weights: _Weights) -> None:
 class _Graph:
     """Nodes over the weights. With ranges also those that say how to round, which OpenVINO turns into int8."""
 
-    def __init__(self, weights: _Weights, ranges: Mapping[str, float], store: FoldedWeights) -> None:
+    def __init__(self, weights: FoldedWeights, ranges: Mapping[str, float]) -> None:
         self._weights = weights
-        self._store = store
         self._ranges = ranges
         self._signed = network.activations()
 
@@ -135,15 +138,10 @@ class _Graph:
         return ops.relu(ops.add(self.convolution(y, third), shortcut))
 
     def convolution(self, x: Any, layer: network.Convolution) -> Any:
-        """The batch norm is folded in."""
-        norm = (_array(self._weights, f"{layer.norm}.{part}").astype(np.float64) for part in network.NORM_PARTS)
-        scale, shift = network.folded(*norm)
-        weight = _array(self._weights, f"{layer.name}.weight")
-        folded = self._store.empty(weight.shape)
-        np.multiply(weight, scale.astype(np.float32)[:, None, None, None], out=folded)
-        bias = shift.astype(np.float32)[None, :, None, None]
+        """With its batch norm."""
+        kernel, bias = self._weights.kernels[layer.name], self._weights.biases[layer.name]
         stride, pad = [layer.stride] * 2, [layer.kernel // 2] * 2
-        return ops.add(ops.convolution(x, self.weight(folded), stride, pad, pad, [1, 1]), _constant(bias))
+        return ops.add(ops.convolution(x, self.weight(kernel), stride, pad, pad, [1, 1]), _constant(bias))
 
 
 def _constant(array: NDArray[Any]) -> Any:

@@ -23,7 +23,7 @@ from image_classifier.contract.errors import PlatformError
 from image_classifier.contract.machine import bind, port_errors
 from image_classifier.contract.supervised import Supervised
 from image_classifier.serving import scratch
-from image_classifier.serving.engines import may_fork
+from image_classifier.serving.requested import may_fork
 from image_classifier.serving.scratch import Scratch
 
 SOURCE = Path(__file__).parents[2]

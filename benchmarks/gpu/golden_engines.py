@@ -12,6 +12,7 @@ from benchmarks.gpu.kit import Kit, lacks
 
 from image_classifier.contract.errors import ClassifierError
 from image_classifier.serving.classifier import Classifier
+from image_classifier.serving.cuda_graph import Network, recorded
 from image_classifier.serving.engines import FORMATS, OpenVinoEngine, TorchEngine, torch_network
 from image_classifier.vision.artifact import Artifact, load_model
 from image_classifier.vision.gate import BFLOAT16, FLOAT16, FLOAT32
@@ -84,7 +85,7 @@ def graph_change(artifact: Artifact, device: str, precision: str) -> float:
     network = torch_network(artifact, device, precision)
     size = artifact.preprocessing.image_size
     images = torch.randn(4, 1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    replay = captured(network, images[0].to(device))
+    replay = replayed(network, images[0].to(device))
     with torch.inference_mode():
         return max(
             float((replay(image.to(device)).softmax(1) - network(image.to(device)).softmax(1)).abs().max())
@@ -108,27 +109,6 @@ def load_autocast(artifact: Artifact, device: str, precision: str) -> Callable[[
     return logits
 
 
-def captured(
-    network: Callable[[torch.Tensor], torch.Tensor], example: torch.Tensor
-) -> Callable[[torch.Tensor], torch.Tensor]:
+def replayed(network: Network, example: torch.Tensor) -> Network:
     """The network as one CUDA graph for inputs of the example's shape; on the CPU, which has none, the network."""
-    if example.device.type != "cuda":
-        return network
-    inputs = example.clone()
-    with torch.inference_mode():
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # kernels are chosen and memory is asked for before the capture
-            for _ in range(3):
-                network(inputs)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = network(inputs)
-
-    def replay(images: torch.Tensor) -> torch.Tensor:
-        inputs.copy_(images)
-        graph.replay()
-        return outputs.clone()
-
-    return replay
+    return recorded(network, example) if example.device.type == "cuda" else network

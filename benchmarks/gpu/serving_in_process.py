@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.gpu.golden_engines import captured, load_autocast
+from benchmarks.gpu.golden_engines import load_autocast, replayed
 from benchmarks.gpu.jobs import finished_model
 from benchmarks.gpu.kit import Kit, lacks, synchronised
 
@@ -70,7 +70,7 @@ def forward_limits(kit: Kit, model: Path, photo: bytes) -> None:
         autocast = load_autocast(artifact, device.type, precision)
         for batch in kit.size((1, 16, 64), (1, 2)):
             images = image.expand(batch, -1, -1, -1).contiguous(memory_format=torch.channels_last).to(device)
-            ways = {"eager": network, "graph": captured(network, images), "autocast": autocast}
+            ways = {"eager": network, "graph": replayed(network, images), "autocast": autocast}
             found[f"{precision} batch {batch}"] = {
                 name: batch / _seconds(way, images, kit.size(10, 2)) for name, way in ways.items()
             }

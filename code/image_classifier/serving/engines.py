@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from image_classifier.contract.endpoint import ENGINE_VARIABLE, PRECISION_VARIABLE
 from image_classifier.contract.errors import ArtifactError, PlatformError
+from image_classifier.serving.cuda_graph import Network, fastest
 from image_classifier.serving.requested import OPENVINO, TORCH, has_gpu, requested_engine
 from image_classifier.vision.artifact import Artifact
 from image_classifier.vision.gate import BFLOAT16, FLOAT16, FLOAT32, INT8
@@ -99,8 +99,11 @@ class TorchEngine:
         self._torch = torch
         self._device = device
         self._network = torch_network(artifact, device, self.precision)
+        on_gpu = torch.device(device).type == "cuda"
         # a GPU fetches from pinned memory by itself; one piece of it is enough, for an answer is awaited
-        self._input = torch.empty((1, 3, size, size), pin_memory=torch.device(device).type == "cuda")
+        self._input = torch.zeros((1, 3, size, size), pin_memory=on_gpu)
+        if on_gpu:
+            self._network = fastest(self._network, self._input.to(device))
         self._shape = (3, size, size)
 
     def logits(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -113,7 +116,7 @@ class TorchEngine:
         return output
 
 
-def torch_network(artifact: Artifact, device: str, precision: str) -> Callable[[Tensor], Tensor]:
+def torch_network(artifact: Artifact, device: str, precision: str) -> Network:
     """(n, 3, H, W) float32 on `device` -> (n, num_classes) float32 logits, computed in one of FORMATS["torch"].
 
     What autocast computes, bit for bit: convolutions and the head in the format, batch norms' parameters in float32.

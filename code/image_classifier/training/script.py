@@ -20,8 +20,11 @@ from image_classifier.training.stop import StopFlag, end_workers
 log = logging.getLogger(__name__)
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], stop: StopFlag | None = None) -> int:
     """Runs one training job with the hyperparameters in `argv` (`--name value ...`).
+
+    Args:
+        stop: one that is installed already; default: a new one.
 
     Returns:
         0 when the model was written, 143 when the job was stopped and can be resumed, 2 for a hyperparameter that
@@ -30,8 +33,9 @@ def main(argv: Sequence[str]) -> int:
     """
     is_main = os.environ.get("RANK", "0") == "0"
     configure_logging(logging.INFO if is_main else logging.ERROR)
-    stop = StopFlag()
-    stop.install()
+    if stop is None:
+        stop = StopFlag()
+        stop.install()
     paths = MlPaths.from_environment()
     if os.environ.get("LOCAL_RANK", "0") == "0":
         paths.failure.unlink(missing_ok=True)  # an earlier attempt's

@@ -64,12 +64,14 @@ def warm_up() -> None:
     gc.freeze()  # what is never looked at by the collector stays one copy for all forks
 
 
-def import_for(request: ForkRequest) -> None:
-    """Imports what only trainings on pictures need."""
+def prepare_for(request: ForkRequest) -> None:
+    """Has in this process what only trainings on pictures need: the import, and the memory for what they decode."""
     with suppress(OSError, ValueError, ClassifierError, ImportError):  # the training itself will say it
         config = TrainConfig.from_hyperparameters(_hyperparameters(MlPaths(base=request.base)))
         if config.fine_tune != "head" or config.feature_views == 0:
             importlib.import_module("torchvision.transforms")
+        if importlib.import_module("image_classifier.training.setup").wants_cache(config):
+            importlib.import_module("image_classifier.training.shared_pictures").share_pictures(config)
 
 
 def serve(requests: socket.socket, wake: int, before: Handlers) -> ForkRequest | None:
@@ -92,7 +94,7 @@ def serve(requests: socket.socket, wake: int, before: Handlers) -> ForkRequest |
         if request is None:
             sources.remove(requests.fileno())
             continue
-        import_for(request)
+        prepare_for(request)
         try:
             process = os.fork()
         except OSError as error:

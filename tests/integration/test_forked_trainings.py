@@ -14,11 +14,12 @@ import pytest
 from tests.head_training import CONFIG, make_pictures
 
 from image_classifier.contract.config import TrainConfig
-from image_classifier.contract.outputs import HISTORY, RESULT
+from image_classifier.contract.outputs import HISTORY
 from image_classifier.launch import local
 from image_classifier.launch.job_data import channels_for
 from image_classifier.launch.process import Job
 from image_classifier.launch.runs import Record, Run, open_run
+from image_classifier.tuning.best_trial import ask_for_metrics_alone
 
 DEADLINE_S = 120
 LONG = CONFIG.replace(epochs=10_000)  # to be ended by something else
@@ -84,33 +85,46 @@ def family() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 
-def learned(run: Run) -> dict[str, Any]:
+def learned(run: Run) -> list[dict[str, Any]]:
     """What a training found, without its times."""
-    result = RESULT.read_object(run.paths.output_data)
+    result = run.result()
     rows = [*HISTORY.read(run.paths.output_data), {**result, "metrics": {}}, result["metrics"]]
-    return {
-        "rows": [{name: value for name, value in row.items() if name not in VARIES} for row in rows],
-        "model": (run.paths.model / "model.safetensors").read_bytes(),
-    }
+    return [{name: value for name, value in row.items() if name not in VARIES} for row in rows]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"fine_tune": "full", "workers": 1, "debug": True, "profile": True, "debug_interval": 2, "epochs": 2}],
-)
-def test_a_forked_training_computes_what_a_process_of_its_own_does(search: Run, changes: dict[str, Any]) -> None:
-    config = CONFIG.replace(**changes)
-    alone, forked, again = (trial(search, number, config) for number in (1, 2, 3))
+def files(run: Run) -> list[str]:
+    """What a training left, down to the files of single steps."""
+    return sorted(str(path.relative_to(run.paths.output)) for path in run.paths.output.rglob("*"))
+
+
+def test_forked_trainings_of_a_head_compute_and_leave_what_a_process_of_its_own_does(search: Run) -> None:
+    alone, forked, again = (trial(search, number, CONFIG) for number in (1, 2, 3))
     assert ended(alone) == 0
     with local.forked_trainings(search):
         assert ended(forked) == 0
         assert ended(again) == 0
     assert learned(forked) == learned(alone) == learned(again)
-    left = [sorted(path.name for path in run.paths.output_data.iterdir()) for run in (alone, forked, again)]
-    assert left[0] == left[1] == left[2]
+    assert files(forked) == files(alone) == files(again)
+    models = [(run.paths.model / "model.safetensors").read_bytes() for run in (alone, forked, again)]
+    assert models[0] == models[1] == models[2]
     assert "sagemaker-training-toolkit" in alone.log.read_text()
     assert "sagemaker-training-toolkit" not in forked.log.read_text()
     assert not family()
+
+
+def test_forked_trainings_on_pictures_share_them_and_compute_and_leave_the_same(search: Run) -> None:
+    config = CONFIG.replace(fine_tune="full", workers=1, debug=True, activation_interval=0, epochs=2)
+    alone, forked, again = (trial(search, number, config) for number in (1, 2, 3))
+    for run in (alone, forked, again):
+        ask_for_metrics_alone(run)
+    assert ended(alone) == 0
+    with local.forked_trainings(search):
+        assert ended(forked) == 0
+        assert ended(again) == 0
+    assert learned(forked) == learned(alone) == learned(again)
+    assert files(forked) == files(alone) == files(again)
+    for run in (forked, again):
+        assert "all 18 train images are kept decoded" in run.log.read_text()
 
 
 def test_each_ends_in_its_own_way_and_the_others_do_not_notice(search: Run, monkeypatch: pytest.MonkeyPatch) -> None:

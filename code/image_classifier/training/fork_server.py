@@ -191,6 +191,4 @@ def _reap() -> int:
 
 
 if __name__ == "__main__":
-    status = main(sys.argv[1:])
-    script.leave_group(status)
-    sys.exit(status)
+    script.leave(main(sys.argv[1:]))

@@ -121,7 +121,7 @@ def test_a_process_leaves_with_its_code_and_all_that_it_wrote_and_takes_nothing_
 
 def test_a_process_whose_output_nobody_reads_leaves_with_its_code() -> None:
     code = "import sys; from image_classifier.training.script import leave; sys.stdout.write('x'); leave(4)"
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "code")}
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "code"), "PYTHONUNBUFFERED": ""}
     read, written = os.pipe()
     os.close(read)
     with os.fdopen(written, "wb") as output:

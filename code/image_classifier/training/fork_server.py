@@ -158,8 +158,12 @@ def _fork_training(request: ForkRequest, before: Handlers) -> ForkRequest:
 
 def _supervise(request: ForkRequest, process: int, wake: int) -> NoReturn:
     code = supervisor.supervise(process, wake, GRACE_S)
+    paths = MlPaths(base=request.base)
     if code != 0:
-        note_end(MlPaths(base=request.base).failure, code, PROGRAM)
+        note_end(paths.failure, code, PROGRAM)
+    else:
+        with suppress(OSError):
+            (paths.output / "success").touch()  # as the toolkit does
     sys.stdout.flush()
     os.write(request.answer, f"{code}\n".encode())
     os._exit(0)

@@ -2,9 +2,7 @@
 
 import sys
 
-from image_classifier.training.script import leave_group, main
+from image_classifier.training.script import leave, main
 
 if __name__ == "__main__":
-    status = main(sys.argv[1:])
-    leave_group(status)
-    sys.exit(status)
+    leave(main(sys.argv[1:]))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,3 +93,36 @@ def test_first_stop_signal_is_remembered_and_the_second_changes_nothing() -> Non
     os.kill(os.getpid(), signal.SIGINT)
     assert stop
     assert stop.reason == "SIGTERM"
+
+
+LEAVING = """
+import atexit, threading, time
+from image_classifier.training.script import leave
+class Kept:
+    def __del__(self):
+        print("taken down")
+kept = Kept()
+atexit.register(print, "at exit")
+threading.Thread(target=lambda: (time.sleep(0.3), print("thread"))).start()
+print("written")
+leave(3)
+"""
+
+
+@pytest.mark.parametrize(("size", "printed"), [("1", ["written", "thread", "at exit"]), ("2", ["written"])])
+def test_a_process_leaves_with_its_code_and_all_that_it_wrote_and_takes_nothing_down(
+    size: str, printed: list[str]
+) -> None:
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "code"), "WORLD_SIZE": size}
+    done = subprocess.run([sys.executable, "-c", LEAVING], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.splitlines() == printed
+
+
+def test_a_process_whose_output_nobody_reads_leaves_with_its_code() -> None:
+    code = "import sys; from image_classifier.training.script import leave; sys.stdout.write('x'); leave(4)"
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "code"), "PYTHONUNBUFFERED": ""}
+    read, written = os.pipe()
+    os.close(read)
+    with os.fdopen(written, "wb") as output:
+        assert subprocess.run([sys.executable, "-c", code], env=env, stdout=output, check=False).returncode == 4

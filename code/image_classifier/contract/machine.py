@@ -41,6 +41,11 @@ def memory(cgroup: Path = CGROUP) -> tuple[int, int]:
     return total, free
 
 
+def may_have_gpu(devices: Path = Path("/dev")) -> bool:
+    """Whether a GPU's driver shows its files, NVIDIA's own or those of Windows' Linux."""
+    return any(devices.glob("nvidia[0-9]*")) or (devices / "dxg").exists()
+
+
 def require_free_port(host: str, port: int, *, hint: str = "") -> None:
     """Raises PlatformError when nothing can listen on `host`:`port`.
 

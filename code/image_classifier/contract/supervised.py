@@ -36,6 +36,7 @@ class Supervised:
         output: IO[bytes] | None = None,
         grace_s: float = GRACE_S,
         after: Sequence[str] = (),
+        files: Sequence[int] = (),
     ) -> Self:
         """Starts `command`. A program that cannot be started ends with status 127 and a sentence in its output.
 
@@ -43,6 +44,7 @@ class Supervised:
             output: where what it prints goes instead of to our own output.
             grace_s: from SIGTERM to SIGKILL when this process is gone.
             after: a command that is run when `command` has ended or was killed, also when this process is gone.
+            files: open files that it gets under the same numbers.
 
         Raises:
             OSError: there is no folder `cwd`, or no more processes.
@@ -57,6 +59,7 @@ class Supervised:
             stderr=None if output is None else subprocess.STDOUT,
             bufsize=0,
             start_new_session=True,
+            pass_fds=files,
         )
         return cls(process)
 

@@ -10,7 +10,8 @@ exits with the program's status: 128 + N after signal N, 127 when it could not b
 do not end the supervisor: when to stop is the owner's to say, by an order.
 
 Supervisors nest. `supervised.py` is how ours are started: by this file's path, because it imports nothing of ours and
-little of Python's, it costs 20 ms and 4 MB that no other process shares.
+little of Python's, it costs 20 ms and 4 MB that no other process shares. `training/fork_server.py` does the same in a
+fork of its own, whose program is another fork.
 """
 
 from __future__ import annotations
@@ -29,29 +30,40 @@ _ORDERS = 0  # standard input
 _RETRY_S = 0.01
 _CANNOT_START = 127  # as a shell says it
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)  # the program gets them back as they are by default
-_WAKING = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+WAKING = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the program to its end and returns its exit status."""
     grace_s, words = float(argv[0]), 2 + int(argv[1])
     after, command = argv[2:words], argv[words:]
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans become our children: found and reaped
-    wake = _wake_on_signals()
+    wake = prepare()
     try:
-        family = _Family(_start(command))
+        program = _start(command)
     except OSError as error:
         sys.stderr.write(f"error: cannot start {command[0]}: {error.strerror}\n")
         status = _CANNOT_START
     else:
-        status = _supervise(family, wake, grace_s)
+        status = supervise(program, wake, grace_s)
     if after:
         _run(after)
-    return status if status >= 0 else 128 - status
+    return status
 
 
-def _supervise(family: _Family, wake: int, grace_s: float) -> int:
-    """Obeys until the program has ended, and leaves nothing of it. Returns its exit status, -N after signal N."""
+def prepare() -> int:
+    """Makes this process one that can supervise. Returns a file that can be read after each signal it gets."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans become our children: found and reaped
+    return wake_on_signals()
+
+
+def supervise(program: int, wake: int, grace_s: float) -> int:
+    """Obeys until the program has ended, and leaves nothing of it. Returns its exit status, 128 + N after signal N.
+
+    Args:
+        program: the process id of a child.
+        wake: what `prepare` returned.
+    """
+    family = _Family(program)
     sources, deadline = [_ORDERS, wake], None
     while family.status is None:
         patience = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -70,7 +82,7 @@ def _supervise(family: _Family, wake: int, grace_s: float) -> int:
             deadline = None
         family.reap()
     family.kill()
-    return family.status
+    return family.status if family.status >= 0 else 128 - family.status
 
 
 class _Family:
@@ -167,13 +179,13 @@ def _run(command: Sequence[str]) -> None:
         os.waitpid(_start(command), 0)
 
 
-def _wake_on_signals() -> int:
+def wake_on_signals() -> int:
     """A file that can be read after each signal. They are handled, not ignored: the program would ignore them too."""
     wake, written = os.pipe()
     for end in (wake, written):
         os.set_blocking(end, False)
     signal.set_wakeup_fd(written, warn_on_full_buffer=False)
-    for number in _WAKING:
+    for number in WAKING:
         signal.signal(number, lambda *_: None)
     return wake
 

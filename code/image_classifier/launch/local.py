@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Protocol
 
@@ -20,15 +22,17 @@ from image_classifier.contract.endpoint import (
 )
 from image_classifier.contract.errors import ConfigError, PlatformError
 from image_classifier.contract.files import write_text
-from image_classifier.contract.machine import require_free_port, usable_cores
+from image_classifier.contract.machine import may_have_gpu, require_free_port, usable_cores
 from image_classifier.contract.outputs import ACCESS_LOG, TRIALS_FOLDER
 from image_classifier.contract.paths import BASE_DIR_VARIABLE, FEATURES_VARIABLE
+from image_classifier.launch.forks import Forks
 from image_classifier.launch.process import Job
 from image_classifier.launch.runs import Run
 from image_classifier.launch.view import SILENT, View
 
 SOURCE = Path(__file__).resolve().parents[2]
 TRAIN_PACKAGES = ("contract", "vision", "debugging", "report", "training")  # what the training image ships
+TRAIN_SCRIPTS = ("train.py",)
 SERVE_PACKAGES = ("contract", "vision", "serving")  # what the serving image ships
 FEATURES_FOLDER = ".features"  # beside the runs, for every job and trial
 HOST = "localhost"  # resolves on every machine
@@ -42,6 +46,7 @@ INTERPRETER_VARIABLES = frozenset(
 )
 FREE_BYTES_FOR_TRAINING = 1_500_000_000  # two checkpoints of weights, momentum and best weights (0.28 GB each), one
 # more while it is being written, the model and its archive (0.1 GB each), and room for metrics and logs
+_forks: ContextVar[Forks | None] = ContextVar("forks", default=None)  # see `forked_trainings`
 
 
 class Starter(Protocol):
@@ -90,16 +95,40 @@ def start_training(run: Run, *, share: int = 1, view: View = SILENT) -> Job:
             "run deploy.py with the project's environment: .venv/bin/python deploy.py",
         )
     clear_attempt(run)
-    _snapshot(run, TRAIN_PACKAGES, scripts=("train.py",))
+    forks = _forks.get()
+    _snapshot(run, TRAIN_PACKAGES, TRAIN_SCRIPTS, source=SOURCE if forks is None else forks.source)
     env = _environment(run) | {
         "SAGEMAKER_PROGRAM": "train.py",
         "SAGEMAKER_TRAINING_MODULE": "image_classifier.training.toolkit_module:main",
         FEATURES_VARIABLE: os.environ.get(FEATURES_VARIABLE) or str(features_folder(run)),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, usable_cores() // share)),
     }
-    job = Job.start([str(program)], env=env, cwd=run.path, log=run.log)
+    job = None if forks is None else forks.start(env, base=run.path, log=run.log)
+    if job is None:
+        job = Job.start([str(program)], env=env, cwd=run.path, log=run.log)
     run.begin(job.pid)
     return job
+
+
+@contextmanager
+def forked_trainings(search: Run) -> Iterator[None]:
+    """Within the block, trainings on this machine are forked from one process that has imported what they need.
+
+    Each is still a job of its own, as `start_training` says. On a machine with a GPU nothing changes: a process for
+    each GPU is the toolkit's to start. None of the jobs may outlast the block.
+
+    Args:
+        search: the run in whose folder the process finds the source that all of them run, as it is now.
+    """
+    if may_have_gpu():
+        yield
+        return
+    with Forks(search.paths.code, lambda: _snapshot(search, TRAIN_PACKAGES, TRAIN_SCRIPTS)) as forks:
+        before = _forks.set(forks)
+        try:
+            yield
+        finally:
+            _forks.reset(before)
 
 
 def features_folder(run: Run) -> Path:
@@ -167,15 +196,15 @@ def _environment(run: Run) -> dict[str, str]:
     }
 
 
-def _snapshot(run: Run, packages: tuple[str, ...], scripts: tuple[str, ...] = ()) -> None:
+def _snapshot(run: Run, packages: tuple[str, ...], scripts: tuple[str, ...] = (), source: Path = SOURCE) -> None:
     """Copies the source that the job's image would ship, so that editing it does not touch a running job."""
     package = run.paths.code / "image_classifier"
     shutil.rmtree(run.paths.code, ignore_errors=True)
     package.mkdir(parents=True)
     for script in scripts:
-        shutil.copy2(SOURCE / script, run.paths.code)
-    shutil.copy2(SOURCE / "image_classifier" / "__init__.py", package)
+        shutil.copy2(source / script, run.paths.code)
+    shutil.copy2(source / "image_classifier" / "__init__.py", package)
     for name in packages:
-        folder = SOURCE / "image_classifier" / name
+        folder = source / "image_classifier" / name
         if folder.is_dir():
             shutil.copytree(folder, package / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Self
+from typing import Protocol, Self
 
 from image_classifier.contract.errors import PlatformError
 from image_classifier.contract.files import open_plain
@@ -16,10 +16,25 @@ from image_classifier.contract.supervised import Supervised
 POLL_S = 0.1
 
 
+class Program(Protocol):
+    """What a job runs: `Supervised`, and a fork of the fork server. Its methods are described there."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def stop(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Job:
     """A program running under its supervisor, its output going to a log file."""
 
-    def __init__(self, program: Supervised, log: Path, offset: int) -> None:
+    def __init__(self, program: Program, log: Path, offset: int) -> None:
         self._program = program
         self._log = open_plain(log)
         self._log.seek(offset)

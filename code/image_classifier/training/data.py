@@ -110,13 +110,13 @@ class ImageDataset(Dataset[_Sample]):
         return _Sample(index, image, label, "", contrast)
 
     def _pixels(self, index: int) -> tuple[NDArray[np.uint8], str]:
-        """(H, W, 3): what of a sample is the same in every epoch; and `contrast_of` it, when it is not kept.
+        """(H, W, 3): what of a sample is the same in every epoch; and `contrast_of` it, when it was not seen yet.
 
         Raises what `decode` raises.
         """
-        if self.cache is not None and (kept := self.cache.get(index)) is not None:
-            return kept, ""
         path = self.split.paths[index]
+        if self.cache is not None and (kept := self.cache.get(index)) is not None:
+            return kept, contrast_of_file(path, kept) if self.cache.is_new(index) else ""
         if self._augment == "none":
             pixels = load_pixels(path, self.preprocessing)
         else:

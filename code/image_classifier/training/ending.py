@@ -5,17 +5,27 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import traceback
 from pathlib import Path
 from typing import NoReturn
 
-from image_classifier.contract.errors import ClassifierError, DataError, JobError, JobStopped, PlatformError, describe
+from image_classifier.contract.errors import (
+    EXIT_STOPPED,
+    ClassifierError,
+    DataError,
+    JobError,
+    JobStopped,
+    PlatformError,
+    describe,
+)
 from image_classifier.contract.outputs import failure_text
 from image_classifier.contract.paths import JOB_NAME_VARIABLE, MlPaths
 
 log = logging.getLogger(__name__)
+_KILLED = 128  # and the signal's number: the exit code of a script that was killed
 LEAVE_WITHIN_S = 60.0  # the storage may be what hangs
 PROCESS_LOST = "another process of this training has ended"
 
@@ -46,6 +56,21 @@ def write_failure(path: Path, error: ClassifierError) -> None:
         path.write_text(failure_text(error), encoding="utf-8")
     except OSError as problem:
         log.error("%s cannot be written: %s", path, describe(problem))
+
+
+def note_end(failure: Path, code: int, program: str) -> None:
+    """Writes the failure file of a program that ended with a code other than 0 and could not write its own.
+
+    Args:
+        code: 128 + N after signal N; 9 is how Linux ends a process when memory runs out.
+        program: its name, for people.
+    """
+    if code > _KILLED and not (code == EXIT_STOPPED and failure.exists()):
+        name = signal.Signals(code - _KILLED).name
+        hint = "memory ran out, or somebody killed it: lower batch_size or workers" if name == "SIGKILL" else ""
+        write_failure(failure, JobError(f"the training script was killed by {name}", hint))
+    elif not failure.exists():  # ours has written it
+        write_failure(failure, JobError(f"{program} ended with exit code {code}", "the log says why"))
 
 
 def report(paths: MlPaths) -> None:

@@ -52,7 +52,7 @@ class SmdebugSink:
     name = "SmdebugSink"
 
     def __init__(self, paths: MlPaths, model: nn.Module) -> None:
-        smd = _smdebug()
+        smd = import_smdebug()
         self._modes = {mode: smd.modes[name] for mode, name in MODE_NAMES.items()}
         self._model_name = type(unwrap(model)).__name__
         self._folder = _fresh_folder(paths)
@@ -119,7 +119,7 @@ class ManagedHook(Observer):
     """The hook that SageMaker configured: the network is registered, its collections are saved as the file says."""
 
     def __init__(self, paths: MlPaths, model: nn.Module) -> None:
-        smd = _smdebug()
+        smd = import_smdebug()
         self._modes = {mode: smd.modes[name] for mode, name in MODE_NAMES.items()}
         self._hook: Any = smd.Hook.create_from_json_file(str(paths.debug_hook_config))
         self._hook.register_module(model)
@@ -159,7 +159,8 @@ class Guarded(Observer):
             log.warning("the debug hook failed and is switched off: %s", describe(error))
 
 
-def _smdebug() -> Any:
+def import_smdebug() -> Any:
+    """smdebug for PyTorch, mended. Raises whatever keeps it from being imported."""
     os.environ.setdefault("SMDEBUG_LOG_LEVEL", "error")  # it announces itself in a dozen lines otherwise
     make_importable()
     import smdebug.pytorch as smd

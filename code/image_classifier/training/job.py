@@ -89,7 +89,7 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag, be
         config,
         folders,
         model,
-        make_setup(loading, device, folders),
+        make_setup(loading, device, folders, checkpoints.contents),
         on_features=on_features,
         group=group,
         checkpoints=checkpoints,

@@ -14,6 +14,8 @@ from image_classifier.contract.config import AUTO_WORKERS, TrainConfig
 from image_classifier.contract.machine import usable_cores
 from image_classifier.contract.shared_memory import MAX_WORKERS, fitting_workers, free_bytes, needed_bytes
 from image_classifier.training.cache import PixelCache, make_cache
+from image_classifier.training.shared_pictures import shared_cache
+from image_classifier.vision.fingerprint import Digests
 from image_classifier.vision.folders import ImageFolders
 
 log = logging.getLogger(__name__)
@@ -63,12 +65,21 @@ class Setup:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
 
-def make_setup(config: TrainConfig, device: torch.device, folders: ImageFolders) -> Setup:
-    """Settles everything but the device, whose network should have its memory first. Before processes are forked."""
+def make_setup(
+    config: TrainConfig, device: torch.device, folders: ImageFolders, contents: Digests | None = None
+) -> Setup:
+    """Settles everything but the device, whose network should have its memory first. Before processes are forked.
+
+    Args:
+        contents: the files' digests, by which pictures are known that other trials decoded.
+    """
+    cache: PixelCache | None
     kept: dict[str, PixelCache] = {}
     if wants_cache(config):
         for split in (folders.train, folders.valid):
-            if (cache := make_cache(len(split))) is not None:
+            if (cache := shared_cache(config, split, contents or {})) is None:
+                cache = make_cache(len(split))
+            if cache is not None:
                 kept[split.name] = cache
     on_gpu = device.type == "cuda"
     workers = workers_with_room(config, num_workers(config.workers, device))

@@ -26,14 +26,13 @@ from image_classifier.contract.errors import (
     EXIT_PLATFORM,
     EXIT_STOPPED,
     ClassifierError,
-    JobError,
     JobStopped,
     PlatformError,
 )
 from image_classifier.contract.outputs import stop_message
 from image_classifier.contract.paths import MlPaths
 from image_classifier.contract.supervised import Supervised
-from image_classifier.training.ending import explain, write_failure
+from image_classifier.training.ending import explain, note_end, write_failure
 from image_classifier.training.hosts import interface_towards, wait_for_names
 from image_classifier.training.program import TrainingProgram, prepare_program
 
@@ -44,7 +43,6 @@ _OWN_PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _GRACE_S = 15.0  # for the other processes of a failed training to notice
 _POLL_S = 0.1
-_KILLED = 128  # and the signal's number: the exit code of a script that was killed
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -119,12 +117,8 @@ def run_program(program: TrainingProgram, arguments: Sequence[str], at: Sequence
             script = Supervised.start(program.command(arguments), env={**os.environ, **place}, cwd=program.folder)
             scripts.append(all_end.enter_context(script))
         code = _wait_for_all(scripts)
-    failure = MlPaths.from_environment().failure
-    if code > _KILLED and not (code == EXIT_STOPPED and failure.exists()):
-        _report_killed(code - _KILLED)
-    elif code != 0 and not failure.exists():  # ours has written it
-        write_failure(failure, JobError(f"{program.name} ended with exit code {code}", "the log says why"))
     if code != 0:
+        note_end(MlPaths.from_environment().failure, code, program.name)
         _leave(code)
 
 
@@ -156,13 +150,6 @@ def _stop_before_start(number: int, _frame: FrameType | None) -> NoReturn:
     stopped = JobStopped(stop_message(signal.Signals(number).name, "before the training script started"))
     write_failure(MlPaths.from_environment().failure, stopped)
     _leave(EXIT_STOPPED)
-
-
-def _report_killed(number: int) -> None:
-    """The script could not write its failure file. Signal 9 is how Linux ends a process when memory runs out."""
-    name = signal.Signals(number).name
-    hint = "memory ran out, or somebody killed it: lower batch_size or workers" if number == signal.SIGKILL else ""
-    write_failure(MlPaths.from_environment().failure, JobError(f"the training script was killed by {name}", hint))
 
 
 def _leave(code: int) -> NoReturn:

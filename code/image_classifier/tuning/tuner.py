@@ -124,6 +124,7 @@ def run(search: Search, *, starter: local.Starter = local, view: View = SILENT) 
         try:
             with (
                 view.live() as live,
+                local.forked_trainings(search.run),
                 Tuner(search, SearchView(live, search.run.log, search.tune), interrupts, starter, view) as tuner,
             ):
                 tuner.work()

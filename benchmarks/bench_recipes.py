@@ -62,7 +62,7 @@ def train(folder: Path, data: Path, settings: Mapping[str, object]) -> Tried:
     return Tried(
         accuracy=RESULT.read_object(output)["metrics"]["test:accuracy"],
         seconds=sum(row["seconds"] for row in HISTORY.read(output)),
-        fired=[rule["rule"] for rule in RULES.read_list(output) if rule["verdict"] == "IssuesFound"],
+        fired=[rule["rule"] for rule in RULES.read(output) if rule["verdict"] == "IssuesFound"],
     )
 
 

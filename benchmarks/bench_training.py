@@ -1,12 +1,15 @@
-"""Training a head, from the command to the model: ours beside what most tutorials do, on the same starting weights.
+"""Trainings from the command to the model: ours beside what tutorials and experts do, on the same starting weights.
 
-    PYTHONPATH=code:. python benchmarks/bench_training.py [--data FOLDER] [--weights FILE] [--rounds 3] [--epochs 10]
+    PYTHONPATH=code:. python benchmarks/bench_training.py [--data FOLDER] [--weights FILE] [--rounds 2] [--photos 40]
+        [--parts head full] [--epochs 10] [--full-epochs 2] [--full-size 224] [--allocator system]
 
-FOLDER holds train, valid and test; without it, pictures are generated. Without --weights both start from the same
-seeded random weights, their batch norms fitted to the pictures. In each round, in turns: the baseline
-(stock_training.py); ours with nothing kept; ours again on the same pictures; ours without features (feature_views=0,
-left out with --short). Times are of whole processes. Writes benchmarks/results/training.md and training.json. --quick
-tries the script on a few generated pictures and writes nothing.
+FOLDER holds train, valid and test; without it, pictures are generated. Of each class of a split --photos are used, 0
+for all. Without --weights all start from the same seeded random weights, their batch norms fitted to the pictures.
+In each round, in turns. Of a head: the baseline (stock_training.py); ours with nothing kept; ours again on the same
+pictures; ours without features (feature_views=0, left out with --short). Of the whole network, with the same size,
+batch and learning rate: competent_training.py; ours; the step alone on a batch that lies in memory. Times are of whole
+processes, all with the same allocator. Writes benchmarks/results/training.md and training.json. --quick tries the
+script on a few generated pictures and writes nothing.
 """
 
 from __future__ import annotations
@@ -16,14 +19,13 @@ import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from benchmarks.full_trainings import ALLOCATORS, FULL_WAYS, FullTrainings, Measured, full_table
+from benchmarks.processes import ROOT, run
 from benchmarks.record import RESULTS, write_result
 from torch import nn
 
@@ -33,7 +35,6 @@ from image_classifier.vision.model import build_model
 from image_classifier.vision.preprocess import Preprocessing, load
 from image_classifier.vision.sample_data import make_sample_data
 
-ROOT = Path(__file__).parents[1]
 WAYS = {
     "stock": "as in tutorials",
     "first": "ours",
@@ -47,49 +48,37 @@ SPREAD_PHOTOS = 24  # on which the random weights' batch norms are fitted
 class Trainings:
     """One training of each way; each is a process of its own, and leaves a model."""
 
-    def __init__(self, data: Path, weights: Path, epochs: int, folder: Path, flags: Sequence[str]) -> None:
-        self._data, self._weights, self._epochs, self._folder, self._flags = data, weights, epochs, folder, flags
+    def __init__(self, data: Path, weights: Path, epochs: int, folder: Path, allocator: str) -> None:
+        self._data, self._weights, self._epochs, self._folder = data, weights, epochs, folder
+        self._allocator = ALLOCATORS[allocator]
 
-    def stock(self, number: int) -> tuple[float, dict[str, float]]:
+    def stock(self, number: int) -> Measured:
         """Seconds, and the accuracies."""
         output = self._folder / f"stock-{number}.pth"
         words = [str(Path(__file__).parent / "stock_training.py"), self._data, self._weights, self._epochs, output]
-        seconds, text = run(words, {})
+        seconds, text = run(words, self._allocator)
         output.unlink()
         return seconds, json.loads(text.splitlines()[-1])
 
-    def first(self, number: int) -> tuple[float, dict[str, float]]:
+    def first(self, number: int) -> Measured:
         return self._ours(number, "first", [])
 
-    def second(self, number: int) -> tuple[float, dict[str, float]]:
+    def second(self, number: int) -> Measured:
         return self._ours(number, "second", [])
 
-    def images(self, number: int) -> tuple[float, dict[str, float]]:
+    def images(self, number: int) -> Measured:
         return self._ours(number, "images", ["--feature-views", "0"])
 
-    def _ours(self, number: int, name: str, flags: Sequence[str]) -> tuple[float, dict[str, float]]:
+    def _ours(self, number: int, name: str, flags: Sequence[str]) -> Measured:
         runs = self._folder / f"runs-{number}"  # with a store of its own
         words = [ROOT / "deploy.py", "--runs-dir", runs, "train", "--name", name, "--data", self._data]
-        words += ["--weights", self._weights, "--fine-tune", "head", "--epochs", self._epochs, *flags, *self._flags]
-        seconds, _ = run(words, {"CLASSIFIER_FEATURES": ""})
+        words += ["--weights", self._weights, "--fine-tune", "head", "--epochs", self._epochs, *flags]
+        seconds, _ = run(words, {"CLASSIFIER_FEATURES": ""} | self._allocator)
         (job,) = runs.glob(f"train-*-{name}")
         if not (job / "model.tar.gz").is_file():
             raise RuntimeError(f"{job} holds no model")
         metrics = RESULT.read_object(MlPaths(base=job).output_data)["metrics"]
         return seconds, {split: metrics[f"{split}:accuracy"] for split in ("validation", "test")}
-
-
-def run(words: Sequence[object], changes: dict[str, str]) -> tuple[float, str]:
-    """Seconds of a Python program, from its start to its end, and what it printed."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "code"), **changes}
-    started = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, *map(str, words)], env=environment, cwd=ROOT, check=False, capture_output=True, text=True
-    )
-    seconds = time.perf_counter() - started
-    if done.returncode != 0:
-        raise RuntimeError(f"{words[0]} failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
-    return seconds, done.stdout
 
 
 def random_weights(data: Path, path: Path, *, passes: int = PASSES) -> None:
@@ -115,18 +104,28 @@ def generated(folder: Path) -> Path:
     return folder
 
 
-def measure(trainings: Trainings, ways: Sequence[str], rounds: int) -> dict[str, list[tuple[float, dict[str, float]]]]:
-    """Way -> seconds and accuracies of each round."""
-    found: dict[str, list[tuple[float, dict[str, float]]]] = {way: [] for way in ways}
+def some(data: Path, folder: Path, count: int) -> Path:
+    """`count` pictures of each class and split, as links."""
+    for path in sorted(data.glob("*/*/*")):
+        target = folder / path.relative_to(data)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if len(list(target.parent.iterdir())) < count:
+            target.symlink_to(path.resolve())
+    return folder
+
+
+def measure(trainings: Trainings | FullTrainings, ways: Sequence[str], rounds: int) -> dict[str, list[Measured]]:
+    """Way -> seconds and what was told, of each round."""
+    found: dict[str, list[Measured]] = {way: [] for way in ways}
     for number in range(rounds):
         for way in ways:
-            train: Callable[[int], tuple[float, dict[str, float]]] = getattr(trainings, way)
+            train: Callable[[int], Measured] = getattr(trainings, way)
             found[way].append(train(number))
             print(number, way, found[way][-1], flush=True)
     return found
 
 
-def table_row(way: str, found: dict[str, list[tuple[float, dict[str, float]]]]) -> str:
+def table_row(way: str, found: dict[str, list[Measured]]) -> str:
     """Ratios to the baseline of the same round, and accuracies."""
     ratios = [stock[0] / mine[0] for mine, stock in zip(found[way], found["stock"], strict=True)]
     accuracies = [
@@ -137,49 +136,116 @@ def table_row(way: str, found: dict[str, list[tuple[float, dict[str, float]]]]) 
     return f"| {WAYS[way]} | {spread} | {' | '.join(accuracies)} |"
 
 
-def main() -> None:
+def asked() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--weights", type=Path)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--short", action="store_true", help="leave out ours without features")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--photos", type=int, default=40, help="of a class and split, 0 for all")
+    parser.add_argument("--parts", nargs="+", choices=("head", "full"), default=["head", "full"])
+    parser.add_argument("--epochs", type=int, default=10, help="of a head")
+    parser.add_argument("--short", action="store_true", help="leave out a head of ours without features")
+    parser.add_argument("--full-epochs", type=int, default=2, help="of the whole network")
+    parser.add_argument("--full-size", type=int, default=224, help="side of the pictures for the whole network")
+    parser.add_argument("--full-batch", type=int, default=32)
+    parser.add_argument("--full-lr", type=float, default=0.01)
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="loading processes of the competent one")
+    parser.add_argument("--allocator", choices=list(ALLOCATORS), default="system")
     parser.add_argument("--quick", action="store_true", help="try the script; write nothing")
-    options, flags = parser.parse_known_args()
-    with TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        data, rounds, epochs = options.data, options.rounds, options.epochs
-        if options.quick:
-            data, rounds, epochs = folder / "data", 1, 2
-            make_sample_data(data, num_classes=2, train_per_class=6, valid_per_class=2, test_per_class=2, size=64)
-        data = data or generated(folder / "data")
-        weights = options.weights or folder / "random.pth"
-        if options.weights is None:
-            random_weights(data, weights, passes=2 if options.quick else PASSES)
-        ways = [way for way in WAYS if way != "images" or not options.short]
-        found = measure(Trainings(data, weights.resolve(), epochs, folder, flags), ways, rounds)
-        photos = {split: len(list((data / split).rglob("*.jpg"))) for split in ("train", "valid", "test")}
+    options = parser.parse_args()
     if options.quick:
-        return
-    given = "".join(f" --{name} {name.upper()}" for name in ("data", "weights") if getattr(options, name))
-    command = f"bench_training.py{given} --rounds {rounds}"
-    kind = "photographs" if options.data else "generated pictures"
-    text = [
-        "# Training a head, from the command to the model",
+        options.rounds, options.photos, options.epochs = 1, 0, 2
+        options.full_size, options.full_batch, options.workers = 64, 4, 1
+    return options
+
+
+def head_part(found: dict[str, list[Measured]], epochs: int) -> list[str]:
+    """What is said of the head."""
+    return [
         "",
-        f"`PYTHONPATH=code:. python benchmarks/{command} --epochs {epochs}`",
+        f"## A head, {epochs} epochs",
         "",
-        f"{', '.join(f'{count} {split}' for split, count in photos.items())} {kind}, {epochs} epochs, "
-        f"{os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}, starting from "
-        f"{'given' if options.weights else 'seeded random'} weights, the same for all. Whole processes in turns; speed "
-        f"is how many times faster than the baseline of the same round, median (smallest .. largest) of {rounds}.",
+        "Speed is how many times faster than the baseline of the same round.",
         "",
         "| training | speed | validation accuracy | test accuracy |",
         "|---|---|---|---|",
-        *(table_row(way, found) for way in ways),
+        *(table_row(way, found) for way in found),
     ]
+
+
+def full_part(found: dict[str, list[Measured]], options: argparse.Namespace) -> list[str]:
+    """What is said of the whole network."""
+    return [
+        "",
+        f"## The whole network, {options.full_epochs} epochs at {options.full_size} pixels, "
+        f"batch {options.full_batch}, lr {options.full_lr:g}",
+        "",
+        f"The competent one has {options.workers} loading processes. Images a second are those of the fastest epoch.",
+        "",
+        *full_table(found),
+    ]
+
+
+def main() -> None:
+    options = asked()
+    found: dict[str, dict[str, list[Measured]]] = {}
+    with TemporaryDirectory() as temporary:
+        folder, data = Path(temporary), options.data
+        if options.quick:
+            data = folder / "data"
+            make_sample_data(data, num_classes=2, train_per_class=6, valid_per_class=2, test_per_class=2, size=64)
+        data = data or generated(folder / "data")
+        data = some(data, folder / "some", options.photos) if options.photos else data
+        weights = (options.weights or folder / "random.pth").resolve()
+        if options.weights is None:
+            random_weights(data, weights, passes=2 if options.quick else PASSES)
+        if "head" in options.parts:
+            ways = [way for way in WAYS if way != "images" or not options.short]
+            heads = Trainings(data, weights, options.epochs, folder, options.allocator)
+            found["head"] = measure(heads, ways, options.rounds)
+        if "full" in options.parts:
+            whole = FullTrainings(
+                data=data,
+                weights=weights,
+                folder=folder,
+                epochs=options.full_epochs,
+                size=options.full_size,
+                batch=options.full_batch,
+                lr=options.full_lr,
+                workers=options.workers,
+                allocator=options.allocator,
+            )
+            found["full"] = measure(whole, list(FULL_WAYS), options.rounds)
+        photos = {split: len(list((data / split).glob("*/*"))) for split in ("train", "valid", "test")}
+    if not options.quick:
+        publish(options, photos, found)
+
+
+def publish(options: argparse.Namespace, photos: dict[str, int], found: dict[str, dict[str, list[Measured]]]) -> None:
+    """Writes the results."""
+    given = "".join(f" --{name} {name.upper()}" for name in ("data", "weights") if getattr(options, name))
+    numbers = "".join(
+        f" --{name.replace('_', '-')} {getattr(options, name)}"
+        for name in ("rounds", "photos", "epochs", "full_epochs", "full_size", "full_batch", "full_lr", "allocator")
+    )
+    text = [
+        "# Trainings, from the command to the model",
+        "",
+        f"`PYTHONPATH=code:. python benchmarks/bench_training.py{given} --parts {' '.join(found)}{numbers}`",
+        "",
+        f"{', '.join(f'{count} {split}' for split, count in photos.items())} "
+        f"{'photographs' if options.data else 'generated pictures'}, {os.cpu_count()} cores, torch "
+        f"{torch.__version__}, Python {platform.python_version()}, starting from "
+        f"{'given' if options.weights else 'seeded random'} weights, the same for all. Whole processes in turns; "
+        f"median (smallest .. largest) of {options.rounds} rounds.",
+    ]
+    if "head" in found:
+        text += head_part(found["head"], options.epochs)
+    if "full" in found:
+        text += full_part(found["full"], options)
     write_result("training.md", text)
-    (RESULTS / "training.json").write_text(json.dumps({"photos": photos, "epochs": epochs, "found": found}, indent=1))
+    (RESULTS / "training.json").write_text(json.dumps({"photos": photos, "found": found}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """What memory a training takes from epoch to epoch, with as much data as the cache of images holds, and with more.
 
-    PYTHONPATH=code:. python benchmarks/bench_training_memory.py [--epochs 8] [--times 1 4 16]
+    PYTHONPATH=code:. python benchmarks/bench_training_memory.py [--epochs 6] [--times 1 4 16]
 
 A whole job, its observers at their defaults, on generated pictures of 96 pixels, seen at 32; the cache is given a bound
-of a megabyte, which the smallest set does not fill. Read at the end of every epoch: the proportional share (PSS) of all
+of half a megabyte, which the smallest set does not fill. Read at the end of every epoch: the proportional share (PSS) of all
 processes of the job. Writes benchmarks/results/training_memory.md.
 """
 
@@ -27,8 +27,8 @@ from image_classifier.contract.metrics import parse_metric_line
 from image_classifier.vision.sample_data import make_sample_data
 
 CLASSES = 4
-PER_CLASS = 16  # in the set of the smallest size
-BOUND = 1_000_000  # bytes of decoded images
+PER_CLASS = 8  # in the set of the smallest size
+BOUND = 500_000  # bytes of decoded images
 JOB = f"""
 import sys
 from image_classifier.contract.machine import memory
@@ -93,7 +93,7 @@ def pss(pid: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--times", type=int, nargs="+", default=[1, 4, 16])
     options = parser.parse_args()
     rows = []

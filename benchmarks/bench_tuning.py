@@ -24,7 +24,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from benchmarks.bench_training import PASSES, ROOT, generated, random_weights, run
+from benchmarks.bench_training import PASSES, generated, random_weights
+from benchmarks.processes import ROOT, run
 from benchmarks.record import RESULTS, write_result
 
 from image_classifier.contract.outputs import BEST, HISTORY, RESULT

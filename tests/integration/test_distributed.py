@@ -12,14 +12,15 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.numpy import load_file
 
 from image_classifier.contract.errors import JobError, JobStopped
-from image_classifier.contract.paths import MlPaths
+from image_classifier.contract.paths import RESTARTS_VARIABLE, MlPaths
 from image_classifier.training.distributed import meet
 from image_classifier.training.stop import StopFlag
-from image_classifier.training.toolkit_module import places
+from image_classifier.training.toolkit_module import MAX_RESTARTS, places
 from image_classifier.vision.artifact import load_model
 from image_classifier.vision.sample_data import make_sample_data
 
@@ -154,6 +155,81 @@ def test_a_stop_ends_the_wait_for_a_process_that_never_comes(tmp_path: Path, dat
         assert host(tmp_path, rank).failure.read_text().startswith(expected)
 
 
+LAUNCHER = """
+import json, logging, os, pathlib, sys
+from image_classifier.training.program import TrainingProgram
+from image_classifier.training.toolkit_module import run_program
+logging.basicConfig()
+ours = TrainingProgram(name="train.py", folder=pathlib.Path(sys.argv[1]), is_ours=True)
+run_program(ours, sys.argv[3:], json.loads(sys.argv[2]))
+"""
+
+
+def launch(base: Path, data: Path, **changes: str) -> subprocess.Popen[str]:
+    """`train` of one host that has two processes."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
+        port = str(probe.getsockname()[1])
+    paths = MlPaths(base=base)
+    paths.data.parent.mkdir(parents=True)
+    paths.output.mkdir()
+    paths.data.symlink_to(data)
+    at = [place | {"MASTER_PORT": port} for place in places(["127.0.0.1"], "127.0.0.1", 2, "")]
+    words = [word for key, value in (CONFIG | changes).items() for word in (f"--{key}", value)]
+    environment = {**os.environ, "SAGEMAKER_BASE_DIR": str(base), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", LAUNCHER, str(SCRIPT.parent), json.dumps(at), *words]
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def kill_at(launcher: subprocess.Popen[str], line: str, rank: int, *, times: int) -> str:
+    """Kills the process of this rank the first times that the line is printed; the whole log."""
+    assert launcher.stdout is not None
+    log = []
+    for printed in launcher.stdout:
+        log.append(printed)
+        if line in printed and "".join(log).count(line) <= times:
+            scripts = [p for p in psutil.Process(launcher.pid).children(recursive=True) if "train.py" in p.cmdline()]
+            next(p for p in scripts if p.environ().get("RANK") == str(rank) and is_script(p)).kill()
+    launcher.communicate()
+    return "".join(log)
+
+
+def is_script(process: psutil.Process) -> bool:
+    """Whether it is the script, and not its supervisor."""
+    return process.cmdline()[1] == "train.py"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[str, np.ndarray]:
+    """The weights of a training that lost no process."""
+    base = tmp_path_factory.mktemp("whole") / "ml"
+    launcher = launch(base, data, epochs="3")
+    log = launcher.communicate(timeout=120)[0]
+    assert launcher.returncode == 0, log
+    return load_file(base / "model" / "model.safetensors")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_training_that_loses_a_process_goes_on_and_ends_with_the_same_model(
+    tmp_path: Path, data: Path, undisturbed: dict[str, np.ndarray], rank: int
+) -> None:
+    launcher = launch(tmp_path / "ml", data, epochs="3")
+    log = kill_at(launcher, "epoch=2/3 step=2/3", rank, times=1)
+    assert launcher.returncode == 0, log
+    assert "was killed by SIGKILL: all start again from the last checkpoint (1 of 3 times)" in log
+    assert "the last checkpoint (2 of 3 times)" not in log
+    assert not MlPaths(base=tmp_path / "ml").failure.exists()
+    got = load_file(tmp_path / "ml" / "model" / "model.safetensors")
+    assert all(np.array_equal(got[name], array) for name, array in undisturbed.items())
+
+
+def test_a_training_that_loses_a_process_again_and_again_ends_with_a_sentence(tmp_path: Path, data: Path) -> None:
+    launcher = launch(tmp_path / "ml", data, epochs="500")
+    log = kill_at(launcher, "epoch=1/500 step=1/3", 1, times=MAX_RESTARTS + 1)
+    assert launcher.returncode == 128 + signal.SIGKILL, log
+    assert log.count("all start again") == MAX_RESTARTS
+    assert MlPaths(base=tmp_path / "ml").failure.read_text().startswith("the training script was killed by SIGKILL")
+
+
 class StopAtThirdLook(StopFlag):
     looks = 0
 
@@ -173,3 +249,53 @@ def test_a_stop_ends_the_wait_for_a_main_process_that_never_listens(monkeypatch:
     monkeypatch.setattr("image_classifier.training.distributed.MEETING_TIMEOUT_S", 0.0)
     with pytest.raises(JobError, match="gave up waiting for 127"):
         meet(1, 2, StopFlag())
+
+
+def test_those_that_are_left_give_up_sooner_on_one_that_does_not_start_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
+        port = str(probe.getsockname()[1])
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", port)
+    monkeypatch.setenv(RESTARTS_VARIABLE, "1")
+    monkeypatch.setattr("image_classifier.training.distributed.MEETING_AGAIN_TIMEOUT_S", 0.0)
+    with pytest.raises(JobError, match=r"gave up waiting for the other processes \(1 of 2 are here\)") as caught:
+        meet(0, 2, StopFlag())
+    assert "the log of one that did not come says why" in caught.value.hint
+
+
+def test_a_store_that_goes_away_is_waited_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that starts again may still meet the store of a main process which has not ended yet."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    program = (
+        "import sys, time; from torch.distributed import TCPStore\n"
+        f"store = TCPStore('127.0.0.1', {port}, 2, is_master=True, wait_for_workers=False)\n"
+        "store.add('arrived', int(sys.argv[1]))\n"
+        "print('ready', flush=True)\n"
+        "while store.add('arrived', 0) == int(sys.argv[1]): time.sleep(0.05)\n"
+        "time.sleep(float(sys.argv[2]))"
+    )
+    stores: list[subprocess.Popen[str]] = []
+
+    def start_store(arrived: int, stay_s: float) -> None:
+        words = [sys.executable, "-c", program, str(arrived), str(stay_s)]
+        stores.append(subprocess.Popen(words, text=True, stdout=subprocess.PIPE))
+        assert stores[-1].stdout is not None
+        assert stores[-1].stdout.readline() == "ready\n"
+
+    class StartsAgain(StopFlag):
+        def __bool__(self) -> bool:
+            if len(stores) == 1 and stores[0].poll() is not None:
+                start_store(1, 60.0)
+            return False
+
+    start_store(2, 1.0)  # both were here: a third is one that has started again
+    try:
+        meet(1, 2, StartsAgain())
+        assert len(stores) == 2
+    finally:
+        for process in stores:
+            process.kill()
+            process.communicate()

@@ -17,7 +17,13 @@ from image_classifier.contract.errors import ConfigError, WeightsError
 from image_classifier.launch.training_run import resolve_weights
 from image_classifier.vision.artifact import load_model, pack
 from image_classifier.vision.foreign_weights import check_file
-from image_classifier.vision.model import build_model, load_safetensors, load_starting_weights, state_arrays
+from image_classifier.vision.model import (
+    build_model,
+    first_stages,
+    load_safetensors,
+    load_starting_weights,
+    state_arrays,
+)
 from image_classifier.vision.network import IMAGENET_FILE
 
 
@@ -234,3 +240,12 @@ def test_a_runs_name_means_its_model(model_dir: Path, weights_file: Path, tmp_pa
     assert resolve_weights(TrainConfig(weights=str(weights_file)), tmp_path).weights == str(weights_file)
     with pytest.raises(ConfigError, match="there are no weights train-2"):
         resolve_weights(TrainConfig(weights="train-2"), tmp_path)
+
+
+@pytest.mark.parametrize(("count", "first"), [(0, "conv1"), (1, "layer2"), (3, "layer4"), (4, "fc")])
+def test_frozen_stages_are_the_first_ones_with_the_stem(count: int, first: str) -> None:
+    model = build_model(3)
+    for part in first_stages(model, count):
+        part.requires_grad_(False)
+    assert next(name for name, each in model.named_parameters() if each.requires_grad).split(".")[0] == first
+    assert all(each.requires_grad for each in model.fc.parameters())

@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
+from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import DataError, JobError
 from image_classifier.training import data
-from image_classifier.training.crops import random_view
+from image_classifier.training.crops import random_view, training_sizes
 from image_classifier.training.data import BadImages, Batch, ImageDataset, Loader
 from image_classifier.training.stop import Interrupted, StopFlag, end_workers
 from image_classifier.vision.decode import decode
@@ -207,3 +208,29 @@ def test_a_class_of_which_no_image_can_be_read_is_an_error(tmp_path: Path) -> No
     bad.add(classes, {0: "damaged", 2: "damaged", 3: "damaged"})
     with pytest.raises(DataError, match="no image of dog in train can be read"):
         bad.require_classes(classes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sizes"),
+    [
+        ({}, [224] * 10),
+        ({"train_scale": 0.7}, [160] * 10),
+        ({"start_scale": 0.57}, [128, 128, 160, 160, 192, 192, 224, 224, 224, 224]),
+        ({"start_scale": 0.57, "train_scale": 0.7}, [128, 128, 128, 128, 160, 160, 160, 160, 160, 160]),
+        ({"start_scale": 1.0, "train_scale": 0.7}, [160] * 10),
+        ({"start_scale": 0.3, "image_size": 100, "epochs": 3}, [32, 64, 100]),
+        ({"start_scale": 0.25, "image_size": 40}, [32] * 7 + [40] * 3),
+        ({"start_scale": 0.25, "epochs": 1, "warmup_epochs": 0.0}, [224]),
+        ({"start_scale": 0.25, "epochs": 2}, [64, 224]),
+    ],
+)
+def test_crops_grow_in_steps_and_end_at_their_full_size(changes: dict[str, int], sizes: list[int]) -> None:
+    assert list(training_sizes(TrainConfig().replace(**changes))) == sizes
+
+
+@pytest.mark.parametrize("augment", ["standard", "none"])
+def test_samples_have_the_size_of_their_epoch(split: Split, augment: str) -> None:
+    dataset = ImageDataset(split, Preprocessing.for_image_size(64), augment=augment, sizes=(32, 48))
+    shapes = [dataset[epoch, 0].image.shape for epoch in (1, 2, 3)]
+    assert shapes == [(32, 32, 3), (48, 48, 3), (48, 48, 3)]
+    assert (dataset.unchanged() or dataset)[1, 0].image.shape == (32, 32, 3)

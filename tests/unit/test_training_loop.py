@@ -18,6 +18,7 @@ from image_classifier.contract.metrics import parse_metric_line
 from image_classifier.debugging.observer import Observer
 from image_classifier.debugging.schema import Mode
 from image_classifier.training.checkpoint import Checkpoint, Checkpoints, Progress, identity
+from image_classifier.training.crops import training_sizes
 from image_classifier.training.data import BadImages, ImageDataset, Loader
 from image_classifier.training.loop import fit, is_best
 from image_classifier.training.optim import make_optimizer
@@ -28,7 +29,7 @@ from image_classifier.vision.folders import Split
 from image_classifier.vision.preprocess import Preprocessing
 
 CONFIG = TrainConfig(weights="none", epochs=3, batch_size=4, lr=0.05, image_size=32, log_interval=1, workers=0)
-PREPROCESSING = Preprocessing.for_image_size(32)
+GROWING = CONFIG.replace(image_size=96, train_scale=0.67, start_scale=0.33, epochs=4)
 
 
 class Net(nn.Module):
@@ -69,14 +70,16 @@ def training(
     if checkpoint.model:
         model.load_state_dict(checkpoint.model)
         optimizer.load_state_dict(checkpoint.optimizer)
-    train = ImageDataset(split, PREPROCESSING, augment=config.augment, seed=config.seed)
+    preprocessing = Preprocessing.for_image_size(config.image_size)
+    sizes = training_sizes(config)
+    train = ImageDataset(split, preprocessing, augment=config.augment, seed=config.seed, sizes=sizes)
     return Training(
         config=config,
         model=model,
         optimizer=optimizer,
         setup=Setup(device=torch.device("cpu")),
         train=Loader(train, config.batch_size, workers=0, shuffle_seed=config.seed),
-        valid=Loader(ImageDataset(split, PREPROCESSING), config.batch_size, workers=0),
+        valid=Loader(ImageDataset(split, preprocessing), config.batch_size, workers=0),
         bad=BadImages(config.max_bad_images, checkpoint.progress.unreadable),
         checkpoints=checkpoints,
         stop=StopFlag(),
@@ -143,6 +146,43 @@ def test_stopped_anywhere_and_resumed_equals_uninterrupted(split: Split, tmp_pat
     assert without_times(rest.progress) == without_times(whole.progress)
     assert all(torch.equal(rest.best[name], value) for name, value in whole.best.items())
     assert all(torch.equal(rest.model.state_dict()[k], v) for k, v in whole.model.state_dict().items())
+
+
+@pytest.mark.parametrize("steps", [2, 6, 8, 12])
+def test_crops_that_grow_go_on_growing_in_a_resumed_training(split: Split, tmp_path: Path, steps: int) -> None:
+    whole, part = training(split, tmp_path / "whole", GROWING), training(split, tmp_path / "part", GROWING)
+    fit(whole, Observer())
+    with pytest.raises(JobStopped):
+        fit(part, StopAfter(part.stop, steps))
+    rest = training(split, tmp_path / "part", GROWING)
+    fit(rest, Observer())
+    assert without_times(rest.progress) == without_times(whole.progress)
+    assert all(torch.equal(rest.model.state_dict()[k], v) for k, v in whole.model.state_dict().items())
+
+
+def test_crops_grow_to_their_last_size_and_validation_has_the_size_that_is_served(
+    split: Split, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    job = training(split, tmp_path, GROWING)
+    seen: dict[bool, list[int]] = {True: [], False: []}
+    job.model.register_forward_pre_hook(lambda module, inputs: seen[module.training].append(inputs[0].shape[-1]))
+    fit(job, Observer())
+    assert seen[True] == [32] * 4 + [64] * 4  # two steps an epoch: the third has one image
+    assert set(seen[False]) == {96}
+    news = [message for message in caplog.messages if "crops" in message]
+    assert [line.split("crops ")[1] for line in news] == [
+        "are 32 pixels wide from epoch 1 on", "are 64 pixels wide from epoch 3 on"
+    ]  # fmt: skip
+
+
+def test_a_frozen_part_of_a_network_that_trains_keeps_weights_and_statistics(split: Split, tmp_path: Path) -> None:
+    job = training(split, tmp_path)
+    job.model.body.requires_grad_(False)
+    before = {name: value.clone() for name, value in job.model.state_dict().items()}
+    fit(job, Observer())
+    changed = {name for name, value in job.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"fc.weight", "fc.bias"}
 
 
 def test_observer_is_told_in_the_order_it_documents(split: Split, tmp_path: Path) -> None:

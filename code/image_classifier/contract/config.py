@@ -79,7 +79,14 @@ class TrainConfig:
         "imagenet", "start from: imagenet, none (random), or a path to a torchvision state dict", section="Model"
     )
     fine_tune: str = param("full", "train the whole network or only its head", choices=("full", "head"))
+    frozen_stages: int = param(
+        0, "fine_tune=full: of the body, as many stages do not train; the first one has the stem", low=0, high=4
+    )
     image_size: int = param(224, "side of the square the network sees, in pixels", low=32, high=1024)
+    train_scale: float = param(1.0, "side of the training crops, as a share of image_size", low=0.25, high=1.0)
+    start_scale: float = param(
+        1.0, "the same in the first epoch; crops grow to train_scale by two thirds of the epochs", low=0.25, high=1.0
+    )
     golden_samples: int = param(
         4, "test images kept in the artifact with their expected answer", low=1, high=32, changes_result=False
     )

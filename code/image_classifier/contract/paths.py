@@ -27,6 +27,7 @@ BASE_DIR_VARIABLE = "SAGEMAKER_BASE_DIR"
 DEFAULT_BASE_DIR = Path("/opt/ml")
 SHARED_CHECKPOINTS_VARIABLE = "CLASSIFIER_SHARED_CHECKPOINTS"  # set for the trials of a tuning job, see MlPaths
 JOB_NAME_VARIABLE = "TRAINING_JOB_NAME"  # set by SageMaker
+RESTARTS_VARIABLE = "TORCHELASTIC_RESTART_COUNT"  # torchrun's: how often a training of several processes began again
 FEATURES_VARIABLE = "CLASSIFIER_FEATURES"  # the folder in which the jobs of a machine keep what frozen bodies computed
 FAILURE = "failure"  # below output, where both toolkits and SageMaker look for it
 FAILURE_MAX_CHARS = 1024  # DescribeTrainingJob's FailureReason shows this many characters

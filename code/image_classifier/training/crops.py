@@ -10,12 +10,47 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # everybody's name for it
 from PIL import Image
 
+from image_classifier.contract.config import TrainConfig
+
 # Smallest share of the picture's area a training crop covers. 0.35 rather than ImageNet's usual 0.08: with few images
 # a class, most crops should still show the thing itself.
 CROP_SCALE: Mapping[str, float] = {"standard": 0.35, "light": 0.8}
 CROP_RATIO = (3 / 4, 4 / 3)  # torchvision's default
 
+SIZE_STEP = 32  # pixels: a ResNet50 divides both sides by it
+FULL_SIZE_SHARE = 1 / 3  # of the epochs have the largest crops, after sizes have grown
 WORTH_SHRINKING = 1.5  # times as many pixels as the smallest picture that serves every crop: below, it stays as it is
+
+
+def training_sizes(config: TrainConfig) -> tuple[int, ...]:
+    """The side of the training crops in each epoch, from the first, in multiples of SIZE_STEP unless it is image_size.
+
+    That depends on the settings alone, so that a resumed job goes on with the same crops.
+    """
+    growing = config.epochs - max(1, round(config.epochs * FULL_SIZE_SHARE))
+    first, last = min(config.start_scale, config.train_scale), config.train_scale
+    scales = [first + (last - first) * epoch / growing for epoch in range(growing)]
+    return tuple(_crop_size(config.image_size, scale) for scale in scales + [last] * (config.epochs - growing))
+
+
+def _crop_size(image_size: int, scale: float) -> int:
+    stepped = SIZE_STEP * max(1, round(image_size * scale / SIZE_STEP))
+    return image_size if scale == 1 else min(image_size, stepped)
+
+
+def size_news(config: TrainConfig, epoch: int) -> str:
+    """What the log is to say of the crops' side as `epoch` begins; empty where nothing is new."""
+    sizes = training_sizes(config)
+    size, before = sizes[epoch - 1], sizes[epoch - 2] if epoch > 1 else config.image_size
+    return "" if size == before else f"training crops are {size} pixels wide from epoch {epoch} on"
+
+
+def resized(image: torch.Tensor, size: int) -> torch.Tensor:
+    """A (H, W, 3) uint8 picture as (size, size, 3), antialiased; itself where it is that."""
+    if image.shape[:2] == (size, size):
+        return image
+    planes = image.permute(2, 0, 1)[None]
+    return F.interpolate(planes, (size, size), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
 
 
 def shortest_side(image_size: int, augment: str) -> int:

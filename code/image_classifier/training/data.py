@@ -23,7 +23,7 @@ from image_classifier.contract.text import as_text
 from image_classifier.debugging.observer import Observer
 from image_classifier.training.balance import balanced_keys
 from image_classifier.training.cache import PixelCache
-from image_classifier.training.crops import no_larger_than_needed, random_view, shortest_side
+from image_classifier.training.crops import no_larger_than_needed, random_view, resized, shortest_side
 from image_classifier.training.side_stream import SideStream
 from image_classifier.training.stop import Interrupted, StopFlag, ignore_stop_signals
 from image_classifier.vision.contrast import contrast_findings, contrast_of_file
@@ -69,6 +69,10 @@ class ImageDataset(Dataset[_Sample]):
     """One split as samples. `augment` is a key of CROP_SCALE, or `none` for the picture as it is served.
 
     With a `cache` each file is opened once, as far as there is memory; it changes no sample.
+
+    Args:
+        sizes: the side of a sample in each epoch, from the first, the last one's going on; empty: what the network is
+            tested on.
     """
 
     def __init__(
@@ -79,17 +83,19 @@ class ImageDataset(Dataset[_Sample]):
         augment: str = "none",
         seed: int = 0,
         cache: PixelCache | None = None,
+        sizes: Sequence[int] = (),
     ) -> None:
         self.split = split
         self.preprocessing = preprocessing
         self._augment = augment
         self._seed = seed
         self.cache = cache
+        self._sizes = tuple(sizes) or (preprocessing.image_size,)
         self.between: Callable[[], None] | None = None  # called before each picture that this process reads itself
 
     def unchanged(self) -> ImageDataset | None:
         """The same images without augmentation; None where these are."""
-        return None if self._augment == "none" else ImageDataset(self.split, self.preprocessing)
+        return None if self._augment == "none" else ImageDataset(self.split, self.preprocessing, sizes=self._sizes)
 
     def __len__(self) -> int:
         return len(self.split)
@@ -103,10 +109,11 @@ class ImageDataset(Dataset[_Sample]):
             pixels, contrast = self._pixels(index)
         except RequestError as error:
             return _Sample(index, None, label, error.message)
-        image = torch.from_numpy(pixels)
-        if self._augment != "none":
-            seed = (self._seed, epoch, index)
-            image = random_view(image, self.preprocessing.image_size, self._augment, seed)
+        image, size = torch.from_numpy(pixels), self._sizes[min(max(epoch, 1), len(self._sizes)) - 1]
+        if self._augment == "none":
+            image = resized(image, size)
+        else:
+            image = random_view(image, size, self._augment, (self._seed, epoch, index))
         return _Sample(index, image, label, "", contrast)
 
     def _pixels(self, index: int) -> tuple[NDArray[np.uint8], str]:
@@ -120,7 +127,7 @@ class ImageDataset(Dataset[_Sample]):
         if self._augment == "none":
             pixels = load_pixels(path, self.preprocessing)
         else:
-            side = shortest_side(self.preprocessing.image_size, self._augment)
+            side = shortest_side(max(self._sizes), self._augment)
             pixels = np.asarray(no_larger_than_needed(decode(path, min_side=side), side))
         kept = None if self.cache is None else self.cache.put(index, pixels)
         if kept is None:

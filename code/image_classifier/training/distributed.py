@@ -24,6 +24,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch na
 from torch.nn.parallel import DistributedDataParallel
 
 from image_classifier.contract.errors import JobError
+from image_classifier.contract.paths import RESTARTS_VARIABLE
 from image_classifier.training.stop import StopFlag
 
 Item = TypeVar("Item")
@@ -32,6 +33,7 @@ TIMEOUT = timedelta(
     hours=2
 )  # followers wait this long for features and checkpoints; a process that ended is noticed at once
 MEETING_TIMEOUT_S = 1800.0  # hosts start at different times: each copies its images first
+MEETING_AGAIN_TIMEOUT_S = 120.0  # of processes that were there before and start again together
 _TURN_S = 0.2
 _ARRIVED = "arrived"  # the store's count of processes
 
@@ -157,23 +159,30 @@ def joined(stop: StopFlag) -> Iterator[Group]:
 def meet(rank: int, size: int, stop: StopFlag) -> Any:
     """The c10d store through which the processes find each other, once all of them are there.
 
-    torch would wait inside one call, where a signal is not seen. Here it is asked in turns.
+    torch would wait inside one call, where a signal is not seen. Here it is asked in turns. A store that goes away in
+    the meantime was that of a main process which is about to start again: the next one is waited for.
 
     Raises:
         JobStopped: a signal came first.
-        JobError: some are missing after MEETING_TIMEOUT_S.
+        JobError: some are missing after MEETING_TIMEOUT_S, or MEETING_AGAIN_TIMEOUT_S after a restart.
     """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    deadline = time.monotonic() + MEETING_TIMEOUT_S
+    restarted = int(os.environ.get(RESTARTS_VARIABLE, "0")) > 0
+    deadline = time.monotonic() + (MEETING_AGAIN_TIMEOUT_S if restarted else MEETING_TIMEOUT_S)
     store: Any = None
     arrived = 0
     while True:
         before = arrived
-        if store is not None:
-            arrived = store.add(_ARRIVED, 0)
-        elif rank == 0 or _answers(host, port):
-            store = TCPStore(host, port, size, is_master=rank == 0, timeout=TIMEOUT, wait_for_workers=False)
-            arrived = store.add(_ARRIVED, 1)
+        try:
+            if store is not None:
+                arrived = store.add(_ARRIVED, 0)
+            elif rank == 0 or _answers(host, port):
+                store = TCPStore(host, port, size, is_master=rank == 0, timeout=TIMEOUT, wait_for_workers=False)
+                arrived = store.add(_ARRIVED, 1)
+        except RuntimeError:  # of torch's network
+            if rank == 0:
+                raise
+            store, arrived = None, 0
         if arrived != before:
             log.info("processes: %d of %d are here", arrived, size)
         if arrived == size:  # before a stop is looked for: the others see the same number and go on

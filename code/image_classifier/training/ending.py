@@ -25,7 +25,7 @@ from image_classifier.contract.outputs import failure_text
 from image_classifier.contract.paths import JOB_NAME_VARIABLE, MlPaths
 
 log = logging.getLogger(__name__)
-_KILLED = 128  # and the signal's number: the exit code of a script that was killed
+KILLED = 128  # and the signal's number: the exit code of a script that was killed
 LEAVE_WITHIN_S = 60.0  # the storage may be what hangs
 PROCESS_LOST = "another process of this training has ended"
 
@@ -65,8 +65,8 @@ def note_end(failure: Path, code: int, program: str) -> None:
         code: 128 + N after signal N; 9 is how Linux ends a process when memory runs out.
         program: its name, for people.
     """
-    if code > _KILLED and not (code == EXIT_STOPPED and failure.exists()):
-        name = signal.Signals(code - _KILLED).name
+    if code > KILLED and not (code == EXIT_STOPPED and failure.exists()):
+        name = signal.Signals(code - KILLED).name
         hint = "memory ran out, or somebody killed it: lower batch_size or workers" if name == "SIGKILL" else ""
         write_failure(failure, JobError(f"the training script was killed by {name}", hint))
     elif not failure.exists():  # ours has written it

@@ -19,6 +19,7 @@ from image_classifier.contract.paths import MlPaths
 from image_classifier.contract.text import as_text
 from image_classifier.debugging.schema import RuleResult
 from image_classifier.training.checkpoint import Checkpoint, Checkpoints, Progress, identity
+from image_classifier.training.crops import training_sizes
 from image_classifier.training.data import BadImages, ImageDataset, Loader
 from image_classifier.training.distributed import Group
 from image_classifier.training.ending import leave
@@ -41,7 +42,7 @@ from image_classifier.training.stop import StopFlag
 from image_classifier.vision.findings import LEFTOVER, by_level
 from image_classifier.vision.fingerprint import digests, fingerprint, fingerprint_by_name, in_order, order_fingerprint
 from image_classifier.vision.folders import ImageFolders, Split, channels_of_job, name_in, scan
-from image_classifier.vision.model import build_model, head, load_starting_weights
+from image_classifier.vision.model import build_model, first_stages, head, load_starting_weights
 from image_classifier.vision.preprocess import Preprocessing
 from image_classifier.vision.resnet import ResNet
 
@@ -193,7 +194,8 @@ def describe_data(folders: ImageFolders) -> None:
 def make_model(
     config: TrainConfig, num_classes: int, weights_channel: Path, checkpoint: Checkpoint | None, device: torch.device
 ) -> ResNet:
-    """The network with its starting weights or the checkpoint's, on the device; frozen but for the head if asked."""
+    """The network with its starting weights or the checkpoint's, on the device; frozen but for the head, or in its
+    first stages, if asked."""
     torch.manual_seed(config.seed)
     model = build_model(num_classes)
     if checkpoint is None:
@@ -204,6 +206,8 @@ def make_model(
     if config.fine_tune == "head":
         model.requires_grad_(False)
         head(model).requires_grad_(True)
+    for part in first_stages(model, config.frozen_stages if config.fine_tune == "full" else 0):
+        part.requires_grad_(False)
     return model.to(device).to(memory_format=torch.channels_last)
 
 
@@ -278,6 +282,7 @@ def image_loader(split: Split, config: TrainConfig, setup: Setup, group: Group) 
         augment=config.augment,
         seed=config.seed,
         cache=setup.kept.get(split.name),
+        sizes=training_sizes(config),
     )
     return Loader(
         dataset,

@@ -18,6 +18,7 @@ from image_classifier.debugging.host_copy import HostCopy
 from image_classifier.debugging.observer import Observer
 from image_classifier.training.balance import make_loss
 from image_classifier.training.checkpoint import Progress, Weights
+from image_classifier.training.crops import size_news
 from image_classifier.training.distributed import Group
 from image_classifier.training.evaluate import Evaluation, evaluate
 from image_classifier.training.setup import Setup
@@ -56,6 +57,8 @@ def fit(training: Training, hook: Observer) -> None:
 def train_epoch(training: Training, hook: Observer) -> None:
     """Trains what is left of the current epoch. Raises as `steps`."""
     config, progress = training.config, training.progress
+    if news := "" if training.on_features else size_news(config, progress.epoch):
+        log.info("%s", news)
     criterion = make_loss(config, training.train.split, training.step_setup.device)
     train_mode(training.model, config.fine_tune)
     setup = training.step_setup
@@ -196,5 +199,9 @@ def epoch_metrics(progress: Progress) -> dict[str, float]:
 
 
 def train_mode(model: nn.Module, fine_tune: str) -> None:
-    """Training mode; a frozen body stays in evaluation mode, so that its batch norms keep the statistics they have."""
+    """Training mode; what is frozen stays in evaluation mode, so that its batch norms keep the statistics they have."""
     model.train(fine_tune == "full")
+    for module in model.modules():
+        trains = [parameter.requires_grad for parameter in module.parameters()]
+        if trains and not any(trains):
+            module.eval()

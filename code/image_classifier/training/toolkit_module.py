@@ -3,7 +3,8 @@
 The toolkit's own way neither passes SIGTERM on to the script nor keeps its exit code, and describes a failure by the
 command line. Here the script is a direct child that gets the signal, its exit code becomes that of `train`, and its
 failure file stays as it wrote it. There is one script for each GPU of the host, or one; with several in all, each is
-told its place as torchrun does. Preparing code, arguments and SM_* variables is left to the toolkit.
+told its place as torchrun does, and when one of them is lost all start again from the last checkpoint. Preparing code,
+arguments and SM_* variables is left to the toolkit.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -29,10 +31,10 @@ from image_classifier.contract.errors import (
     JobStopped,
     PlatformError,
 )
-from image_classifier.contract.outputs import stop_message
-from image_classifier.contract.paths import MlPaths
+from image_classifier.contract.outputs import read_failure, stop_message
+from image_classifier.contract.paths import RESTARTS_VARIABLE, MlPaths
 from image_classifier.contract.supervised import Supervised
-from image_classifier.training.ending import explain, note_end, write_failure
+from image_classifier.training.ending import KILLED, PROCESS_LOST, explain, note_end, write_failure
 from image_classifier.training.hosts import interface_towards, wait_for_names
 from image_classifier.training.program import TrainingProgram, prepare_program
 
@@ -42,6 +44,10 @@ _THIS_HOST = "127.0.0.1"  # needs no name that leads somewhere
 _OWN_PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _GRACE_S = 15.0  # for the other processes of a failed training to notice
+MAX_RESTARTS = 3  # torchrun's usual number; a process that memory ends again and again is no accident
+# A thread of OpenMP that waits for the others sleeps. By default it spins, and beside a busy process takes the core
+# from the thread that it waits for (benchmarks/bench_neighbour.py).
+WAITING_THREADS = {"OMP_WAIT_POLICY": "passive"}
 _POLL_S = 0.1
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -104,22 +110,50 @@ def places(hosts: Sequence[str], current: str, per_host: int, interface: str) ->
 
 
 def run_program(program: TrainingProgram, arguments: Sequence[str], at: Sequence[Mapping[str, str]]) -> None:
-    """Starts a script for each of `at` and waits for them. Does not return when one failed: the first one counts."""
+    """Starts a script for each of `at` and waits for them. Does not return when one failed: the first one counts.
+
+    Ours, of several processes on this host or others, is started again where one of them was lost: killed, or gone with
+    its host. It goes on from the last checkpoint, and fails when it has been started MAX_RESTARTS times.
+    """
     scripts: list[Supervised] = []
+    stopped: list[int] = []
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
+        stopped.append(number)
         for script in scripts:
             script.send_signal(number)
 
     _install(pass_on)
-    with contextlib.ExitStack() as all_end:
-        for place in at:
-            script = Supervised.start(program.command(arguments), env={**os.environ, **place}, cwd=program.folder)
-            scripts.append(all_end.enter_context(script))
-        code = _wait_for_all(scripts)
+    failure = MlPaths.from_environment().failure
+    for attempt in range(MAX_RESTARTS + 1):
+        environment = {**(WAITING_THREADS if program.is_ours else {}), **os.environ}
+        if attempt:
+            environment[RESTARTS_VARIABLE] = str(attempt)
+        scripts.clear()
+        with contextlib.ExitStack() as all_end:
+            for place in at:
+                script = Supervised.start(program.command(arguments), env={**environment, **place}, cwd=program.folder)
+                scripts.append(all_end.enter_context(script))
+            code = _wait_for_all(scripts)
+        what = _lost(code, failure) if program.is_ours and "RANK" in at[0] and not stopped else ""
+        if not what or attempt == MAX_RESTARTS:
+            break
+        log.warning("%s: all start again from the last checkpoint (%d of %d times)", what, attempt + 1, MAX_RESTARTS)
+        failure.unlink(missing_ok=True)
     if code != 0:
-        note_end(MlPaths.from_environment().failure, code, program.name)
+        note_end(failure, code, program.name)
         _leave(code)
+
+
+def _lost(code: int, failure: Path) -> str:
+    """Which loss of a process ended a training, in words; empty where it was another end.
+
+    Args:
+        code: of the script that failed first on this host.
+    """
+    if code != EXIT_STOPPED and code - KILLED in signal.valid_signals():
+        return f"a process of the training was killed by {signal.Signals(code - KILLED).name}"
+    return PROCESS_LOST if code != 0 and read_failure(failure).message == PROCESS_LOST else ""
 
 
 def _wait_for_all(scripts: Sequence[Supervised]) -> int:

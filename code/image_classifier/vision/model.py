@@ -58,6 +58,12 @@ def head(model: ResNet) -> nn.Module:
     return layer
 
 
+def first_stages(model: ResNet, count: int) -> list[nn.Module]:
+    """The stem and the first `count` of the four stages; nothing for 0."""
+    stages: list[nn.Module] = [model.layer1, model.layer2, model.layer3, model.layer4]
+    return [model.conv1, model.bn1, *stages[:count]] if count else []
+
+
 def load_starting_weights(model: ResNet, weights: str, *, channel: Path | None = None) -> str:
     """Loads the weights training starts from into `model`, in place.
 

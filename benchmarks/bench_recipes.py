@@ -1,0 +1,149 @@
+"""What cheaper ways of training the whole network cost in accuracy, and save in time; over seeds, paired.
+
+    PYTHONPATH=code:. python benchmarks/bench_recipes.py [--data FOLDER] [--weights FILE] [--seeds 3] [--epochs 6]
+        [--image-size 128] [--recipes grows smaller ...] [--lr 0.01] [--batch-size 16]
+
+FOLDER holds train, valid and test; without it, pictures are generated. Without --weights all start from the same seeded
+random weights, as in bench_training.py. Every training is a job of ours, a process of its own, with fine_tune=full and
+default settings but for its recipe's; for each seed the recipes take turns. Compared with the default of the same seed
+are test accuracy and the seconds of the training epochs. The rules that fired are named. Writes
+benchmarks/results/recipes.md and recipes.json. --quick tries the script on a few generated pictures and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from benchmarks.bench_training import PASSES, generated, random_weights
+from benchmarks.processes import ROOT, run
+from benchmarks.record import RESULTS, write_result
+
+from image_classifier.contract.outputs import HISTORY, RESULT, RULES
+from image_classifier.contract.paths import MlPaths
+from image_classifier.vision.sample_data import make_sample_data
+
+DEFAULT = "default"
+RECIPES: Mapping[str, Mapping[str, object]] = {
+    DEFAULT: {},
+    "grows": {"start_scale": 0.57},
+    "smaller": {"train_scale": 0.75},
+    "grows-smaller": {"start_scale": 0.5, "train_scale": 0.75},
+    "frozen-1": {"frozen_stages": 1},
+    "frozen-2": {"frozen_stages": 2},
+    "grows-frozen-1": {"start_scale": 0.57, "frozen_stages": 1},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """One training: test accuracy, seconds of its training epochs, the rules that fired."""
+
+    accuracy: float
+    seconds: float
+    fired: Sequence[str]
+
+
+def train(folder: Path, data: Path, settings: Mapping[str, object]) -> Tried:
+    """A job with these settings."""
+    words = [ROOT / "deploy.py", "--runs-dir", folder, "train", "--name", "one", "--data", data]
+    words += [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]
+    run(words, {})
+    (job,) = folder.glob("train-*-one")
+    output = MlPaths(base=job).output_data
+    return Tried(
+        accuracy=RESULT.read_object(output)["metrics"]["test:accuracy"],
+        seconds=sum(row["seconds"] for row in HISTORY.read(output)),
+        fired=[rule["rule"] for rule in RULES.read(output) if rule["verdict"] == "IssuesFound"],
+    )
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Mean, least and most."""
+    return "{} ({} .. {})".format(*(format(each, form) for each in (statistics.mean(values), min(values), max(values))))
+
+
+def table_row(recipe: str, found: Sequence[Tried], plain: Sequence[Tried]) -> str:
+    """Accuracy, and what it is and costs beside the default of the same seed."""
+    pairs = list(zip(found, plain, strict=True))
+    settings = ", ".join(f"{name}={value}" for name, value in RECIPES[recipe].items()) or "default"
+    fired = sorted({rule for each in found for rule in each.fired})
+    cells = [
+        settings,
+        spread([each.accuracy for each in found], ".3f"),
+        spread([ours.accuracy - theirs.accuracy for ours, theirs in pairs], "+.3f"),
+        spread([ours.seconds / theirs.seconds for ours, theirs in pairs], ".2f"),
+        ", ".join(fired) or "none",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--image-size", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument("--quick", action="store_true", help="try the script; write nothing")
+    options = parser.parse_args()
+    recipes = [DEFAULT, *(each for each in options.recipes if each != DEFAULT)]
+    with TemporaryDirectory() as temporary:
+        folder, data = Path(temporary), options.data
+        if options.quick:
+            options.seeds, options.epochs, options.image_size, options.batch_size = 1, 2, 64, 4
+            data, recipes = folder / "data", [DEFAULT, "grows-frozen-1"]
+            make_sample_data(data, num_classes=2, train_per_class=4, valid_per_class=2, test_per_class=2, size=64)
+        data = data or generated(folder / "data")
+        weights = options.weights or folder / "random.pth"
+        if options.weights is None:
+            random_weights(data, weights, passes=2 if options.quick else PASSES)
+        settings = {name: getattr(options, name) for name in ("epochs", "image_size", "batch_size", "lr")}
+        settings |= {"weights": weights.resolve(), "fine_tune": "full"}
+        found: dict[str, list[Tried]] = {recipe: [] for recipe in recipes}
+        for seed in range(options.seeds):
+            for recipe in recipes:
+                runs = folder / f"{recipe}-{seed}"
+                found[recipe].append(train(runs, data, settings | RECIPES[recipe] | {"seed": seed}))
+                print(seed, recipe, found[recipe][-1], flush=True)
+        photos = {split: sum(path.is_file() for path in (data / split).rglob("*")) for split in ("train", "test")}
+    if options.quick:
+        return
+    given = "".join(f" --{name} {name.upper()}" for name in ("data", "weights") if getattr(options, name))
+    numbers = "".join(
+        f" --{name.replace('_', '-')} {getattr(options, name)}"
+        for name in ("seeds", "epochs", "image_size", "batch_size", "lr")
+    )
+    text = [
+        "# Cheaper ways of training the whole network",
+        "",
+        f"`PYTHONPATH=code:. python benchmarks/bench_recipes.py{given}{numbers}`",
+        "",
+        f"{photos['train']} {'photographs' if options.data else 'generated pictures'} to train on, {photos['test']} to "
+        f"test, from {'given' if options.weights else 'seeded random'} weights; {os.cpu_count()} cores, torch "
+        f"{torch.__version__}, Python {platform.python_version()}. Mean (smallest .. largest) over {options.seeds} "
+        "seeds; differences and shares are from and of the default with the same seed. Time is that of the training "
+        "epochs.",
+        "",
+        "| recipe | test accuracy | difference | share of the time | rules that fired |",
+        "|---|---|---|---|---|",
+        *(table_row(recipe, found[recipe], found[DEFAULT]) for recipe in recipes),
+    ]
+    write_result("recipes.md", text)
+    record = {recipe: [asdict(each) for each in tried] for recipe, tried in found.items()}
+    (RESULTS / "recipes.json").write_text(json.dumps({"photos": photos, "found": record}, indent=1, default=str))
+
+
+if __name__ == "__main__":
+    main()

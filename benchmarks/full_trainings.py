@@ -1,0 +1,99 @@
+"""The trainings of the whole network that bench_training.py compares: by who knows how, ours, and the step alone."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.processes import ROOT, run
+
+from image_classifier.contract.outputs import HISTORY, RESULT
+from image_classifier.contract.paths import MlPaths
+
+FULL_WAYS = {
+    "competent": "competent: DataLoader, channels_last, bf16 where it helps",
+    "full": "ours",
+    "resident": "the step alone, on a batch that lies in memory",
+}
+SPEED = "images a second"  # of the fastest epoch: in a job of ours the first one fills the cache
+ALLOCATORS = {
+    "system": {},
+    # What is freed stays with the process: no page faults for the activations of every step
+    "keeping": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)},
+}
+Measured = tuple[float, dict[str, float]]  # seconds of the whole process; what it told
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullTrainings:
+    """One training of each way; each is a process of its own, all with the same settings and allocator."""
+
+    data: Path
+    weights: Path
+    folder: Path
+    epochs: int
+    size: int
+    batch: int
+    lr: float
+    workers: int
+    allocator: str
+
+    def competent(self, number: int) -> Measured:
+        return self._baseline(number, [])
+
+    def resident(self, number: int) -> Measured:
+        return self._baseline(number, ["--resident"])
+
+    def full(self, number: int) -> Measured:
+        runs = self.folder / f"full-{number}"
+        words = [ROOT / "deploy.py", "--runs-dir", runs, "train", "--name", "full", "--data", self.data]
+        words += ["--weights", self.weights, "--fine-tune", "full", "--epochs", self.epochs, "--lr", self.lr]
+        words += ["--image-size", self.size, "--batch-size", self.batch]
+        seconds, _ = run(words, ALLOCATORS[self.allocator])
+        (job,) = runs.glob("train-*-full")
+        output = MlPaths(base=job).output_data
+        metrics = RESULT.read_object(output)["metrics"]
+        speeds = [row["train:images_per_second"] for row in HISTORY.read(output)]
+        found = {split: metrics[f"{split}:accuracy"] for split in ("validation", "test")}
+        return seconds, found | {SPEED: max(speeds)}
+
+    def _baseline(self, number: int, flags: Sequence[str]) -> Measured:
+        output = self.folder / f"competent-{number}.pth"
+        words = [Path(__file__).parent / "competent_training.py", self.data, self.weights, self.epochs, self.size]
+        seconds, text = run([*words, self.batch, self.lr, self.workers, output, *flags], ALLOCATORS[self.allocator])
+        output.unlink(missing_ok=True)
+        return seconds, json.loads(text.splitlines()[-1])
+
+
+def full_table(found: dict[str, list[Measured]]) -> list[str]:
+    """Lines of a table: speed in the epochs, as a share of the step alone, and whole processes, of the same round."""
+    lines = [
+        "| training | images/s of an epoch | of the step alone | whole process | validation accuracy | test accuracy |",
+        "|---|---|---|---|---|---|",
+    ]
+    for way, rounds in found.items():
+        speeds = [told[SPEED] for _, told in rounds]
+        limits = [told[SPEED] for _, told in found["resident"]]
+        seconds = [ours / theirs for (ours, _), (theirs, _) in zip(rounds, found["competent"], strict=True)]
+        cells = [
+            _spread(speeds, lambda each: f"{each:.1f}"),
+            _spread([ours / limit for ours, limit in zip(speeds, limits, strict=True)], lambda each: f"{each:.2f}"),
+        ]
+        if way == "resident":
+            cells += ["", "", ""]
+        else:
+            cells.append(_spread(seconds, lambda each: f"{each:.2f} of competent's"))
+            cells += [
+                " .. ".join(f"{each:.2f}" for each in sorted({told[split] for _, told in rounds}))
+                for split in ("validation", "test")
+            ]
+        lines.append(f"| {FULL_WAYS[way]} | {' | '.join(cells)} |")
+    return lines
+
+
+def _spread(values: Sequence[float], form: Callable[[float], str]) -> str:
+    """Median, smallest and largest."""
+    return f"{form(statistics.median(values))} ({min(values):.3g} .. {max(values):.3g})"

@@ -17,7 +17,8 @@ from torch.profiler import ProfilerActivity, profile
 from image_classifier.contract.errors import ArtifactError, ConfigError, PlatformError
 from image_classifier.serving.classifier import Classifier
 from image_classifier.serving.engines import Engine, OpenVinoEngine, TorchEngine, load_engine, torch_network
-from image_classifier.serving.openvino_resnet import FoldedWeights
+from image_classifier.serving.openvino_resnet import FoldedWeights, core, rounded
+from image_classifier.serving.quiet_openvino import openvino, ops
 from image_classifier.vision.artifact import Artifact, load_model
 from image_classifier.vision.model import build_model, load_safetensors
 from image_classifier.vision.preprocess import load
@@ -87,6 +88,20 @@ def test_weights_that_are_not_a_resnet50s_are_refused(artifact: Artifact):
         FoldedWeights({name: array for name, array in weights.items() if name != "fc.bias"})
     with pytest.raises(ArtifactError, match="not a ResNet50's"):
         FoldedWeights(weights | {"layer1.0.conv1.weight": np.zeros((64, 63, 1, 1), np.float32)})
+
+
+def test_weights_are_rounded_as_openvino_rounds_them():
+    weight = np.random.default_rng(0).standard_normal((64, 16, 3, 3), dtype=np.float32)
+    weight[3] = 0
+    weight[5, 0, 0] = [0.5, -0.5, 1.5]
+    most = np.abs(weight).max((1, 2, 3), keepdims=True).clip(1e-9)
+    image = ops.parameter([1], np.float32)
+    expected = ops.add(ops.fake_quantize(ops.constant(weight), -most, most, -most, most, 255), image)
+    compiled = core().compile_model(openvino.Model([expected], [image], ""), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    levels, step = rounded(weight, np.empty(weight.shape, np.int8))
+    assert levels.min() == -127
+    assert levels.max() == 127
+    assert np.array_equal(np.rint(compiled([np.zeros(1, np.float32)])[0] / step), levels)
 
 
 def test_the_engine_variable_decides(artifact: Artifact, monkeypatch: pytest.MonkeyPatch):

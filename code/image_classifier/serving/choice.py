@@ -16,18 +16,20 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from image_classifier.contract.endpoint import PRECISION_VARIABLE, PRECISIONS
 from image_classifier.contract.errors import ArtifactError, ConfigError, PlatformError
 from image_classifier.serving.classifier import Classifier
-from image_classifier.serving.engines import FORMATS, OpenVinoEngine, engine_here, folded_weights, load_engine
+from image_classifier.serving.engines import FORMATS, Engine, engine_here, folded_weights, load_engine
 from image_classifier.serving.requested import OPENVINO, requested_precision
 from image_classifier.vision.artifact import Artifact
 
-FORWARDS = 5  # of each candidate; the fastest counts: others are disturbed by something
+FORWARDS = 5  # of each candidate, after one that warms up; the fastest counts: others are disturbed by something
 HOPELESS = 1.5  # a candidate that takes so many times the best one's time at its first forward is timed no further
 AUTO = PRECISIONS[0]
 
@@ -107,11 +109,16 @@ def choose(artifact: Artifact, *, gpu_id: int | None = None) -> tuple[Classifier
                 continue
             _log.warning("%s/%s serves because %s says so: %s", engine, precision, PRECISION_VARIABLE, reason)
         try:
-            candidate = Classifier(artifact, load_engine(artifact, gpu_id=gpu_id, precision=precision, weights=weights))
-            found_ms = _forward_ms(candidate, min(times.values(), default=float("inf")))
-            is_best = found_ms <= min(times.values(), default=float("inf"))
-            if is_best or precision == manifest.precision:  # the strictest proof is always asked for
+            clocked = _Clocked(load_engine(artifact, gpu_id=gpu_id, precision=precision, weights=weights))
+            candidate, least_ms = Classifier(artifact, clocked), min(times.values(), default=inf)
+            is_proved = precision == manifest.precision or not times  # the strictest proof is always asked for
+            if is_proved:
                 candidate.check_golden()
+            found_ms = _forward_ms(candidate, least_ms)
+            is_best = found_ms <= least_ms
+            if is_best and not is_proved:
+                candidate.check_golden()
+            candidate.engine = clocked.engine
         except (ArtifactError, PlatformError) as error:
             if wanted != AUTO or precision == manifest.precision:
                 raise
@@ -121,7 +128,7 @@ def choose(artifact: Artifact, *, gpu_id: int | None = None) -> tuple[Classifier
         times[precision] = found_ms
         if is_best:
             best = candidate
-        del candidate
+        del candidate, clocked
     if best is None:  # the weights are in a format this engine does not know
         raise ArtifactError(f"the model's precision is {manifest.precision!r}", f"{engine} computes in other formats")
     found = manifest.gates.get(best.engine.precision)
@@ -139,24 +146,35 @@ def choose(artifact: Artifact, *, gpu_id: int | None = None) -> tuple[Classifier
     return best, choice
 
 
-def _forward_ms(candidate: Classifier, best: float) -> float:
-    """Milliseconds of one forward: the least of some, after one that warms up; of fewer when it cannot beat `best`.
+class _Clocked:
+    """An engine that notes what its forwards take: those for golden samples tell as much as others.
 
     Of the processor's time on a CPU, where one thread computes: on a machine that is busy with other things, by the
     clock on the wall the format that was disturbed least would be the fastest.
     """
-    clock = time.process_time if candidate.engine.name == OpenVinoEngine.name else time.perf_counter
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.name, self.precision = engine, engine.name, engine.precision
+        self.taken_ms: list[float] = []
+        self._clock = time.process_time if engine.name == OPENVINO else time.perf_counter
+
+    def logits(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        started = self._clock()
+        logits = self.engine.logits(image)
+        self.taken_ms.append(1000 * (self._clock() - started))
+        return logits
+
+
+def _forward_ms(candidate: Classifier, best: float) -> float:
+    """Milliseconds of one forward: the least of some, after one that warms up; of fewer when it cannot beat `best`."""
+    engine = candidate.engine if isinstance(candidate.engine, _Clocked) else _Clocked(candidate.engine)
     size = candidate.artifact.preprocessing.image_size
     image = np.random.default_rng(0).standard_normal((3, size, size), dtype=np.float32)
-    candidate.engine.logits(image)
-    least = float("inf")
-    for _ in range(FORWARDS):
-        started = clock()
-        candidate.engine.logits(image)
-        least = min(least, 1000 * (clock() - started))
-        if least > HOPELESS * best:
+    while len(engine.taken_ms) <= FORWARDS:
+        engine.logits(image)
+        if min(engine.taken_ms[1:], default=0.0) > HOPELESS * best:
             break
-    return least
+    return min(engine.taken_ms[1:])
 
 
 def _return_memory() -> None:

@@ -31,6 +31,7 @@ from image_classifier.contract.errors import (
     JobStopped,
     PlatformError,
 )
+from image_classifier.contract.machine import WAITING_THREADS
 from image_classifier.contract.outputs import read_failure, stop_message
 from image_classifier.contract.paths import RESTARTS_VARIABLE, MlPaths
 from image_classifier.contract.supervised import Supervised
@@ -45,9 +46,6 @@ _OWN_PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _GRACE_S = 15.0  # for the other processes of a failed training to notice
 MAX_RESTARTS = 3  # torchrun's usual number; a process that memory ends again and again is no accident
-# A thread of OpenMP that waits for the others sleeps. By default it spins, and beside a busy process takes the core
-# from the thread that it waits for (benchmarks/bench_neighbour.py).
-WAITING_THREADS = {"OMP_WAIT_POLICY": "passive"}
 _POLL_S = 0.1
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

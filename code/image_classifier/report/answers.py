@@ -146,7 +146,7 @@ def thumbnails(sources: Sources, wanted: Iterable[str], earlier: Mapping[str, st
     root = sources.paths.channel("test") if sources.paths is not None else None
     found = {}
     for path in dict.fromkeys(wanted):
-        uri = _thumbnail(root / path) if root is not None and _is_below(path) else None
+        uri = thumbnail(root / path) if root is not None and _is_below(path) else None
         if uri is None:
             uri = earlier.get(path)
         if uri is not None:
@@ -159,7 +159,8 @@ def _is_below(path: str) -> bool:
     return not Path(path).is_absolute() and ".." not in Path(path).parts
 
 
-def _thumbnail(path: Path) -> str | None:
+def thumbnail(path: Path) -> str | None:
+    """A picture as a small JPEG in a data URI; None when it cannot be read."""
     try:
         image = decode(path, min_side=THUMBNAIL_SIDE)
     except RequestError:

@@ -69,13 +69,13 @@ class Quality:
 
     @property
     def fault(self) -> str:
-        """The first of BLANK, DARK, OVEREXPOSED, PALE and BLURRED that it is; empty for a good picture."""
-        if self.deviation < BLANK_DEVIATION:
-            return BLANK
+        """The first of DARK, OVEREXPOSED, BLANK, PALE and BLURRED that it is; empty for a good picture."""
         if self.brightest < DARK_LEVEL:
             return DARK
         if self.dark > BRIGHT_LEVEL:
             return OVEREXPOSED
+        if self.deviation < BLANK_DEVIATION:
+            return BLANK
         if self.brightest - self.darkest < PALE_SPAN:
             return PALE
         return BLURRED if self.blur > BLUR_LIMIT else ""

@@ -183,7 +183,7 @@ def speed(pictures: list[Image.Image], count: int) -> Iterator[str]:
         kinds = Counter(each["kind"] for each in (*report["errors"], *report["warnings"]))
         size = Path(place, "check.html").stat().st_size
     busy = os.getloadavg()[0]
-    yield f"`check DATA --json --html FILE` of {count} pictures of 500 x 375 pixels, made of cut-outs of the photographs,"
+    yield f"`check DATA --json --html FILE` of {count} pictures of 500 x 375 pixels, cut out of the photographs,"
     yield f"on {CORES} cores: **{seconds:.0f} s** (goal: under 180). The machine's load was {busy:.1f}. The page has"
     yield f"{size / 1e6:.1f} MB. Findings: {', '.join(f'{kind} {number}' for kind, number in sorted(kinds.items()))}."
 

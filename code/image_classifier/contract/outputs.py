@@ -235,15 +235,20 @@ _RESULT_TYPES: Mapping[str, type | tuple[type, ...]] = {  # of metrics.json
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """What is sound in metrics.json: values of the types that a training writes, `metrics` and `images` of numbers;
-    empty without any.
+    """What is sound in metrics.json: values of the types that a training writes, `metrics` and `images` of numbers,
+    as are `calibration` (`vision/temperature.py`) and `uncalibrated`, metrics without a temperature; empty without any.
 
     `answered` holds, for valid and test, what guessing would have got: `images` that were answered, of those the images
     of the `largest_class` and of the `largest_five` classes.
     """
     found = RESULT.read_object(folder)
     result = {name: value for name, value in found.items() if isinstance(value, _RESULT_TYPES.get(name, ()))}
-    for name, kind in (("metrics", (int, float)), ("images", int)):
+    for name, kind in (
+        ("metrics", (int, float)),
+        ("images", int),
+        ("uncalibrated", float),
+        ("calibration", (int, float)),
+    ):
         if isinstance(numbers := found.get(name), dict):
             result[name] = {key: value for key, value in numbers.items() if isinstance(value, kind)}
     result["answered"] = sound_counts(found.get("answered"))

@@ -19,6 +19,7 @@ from image_classifier.debugging.scores import balanced_accuracy, confusion_matri
 from image_classifier.report.sources import Sources
 from image_classifier.vision.confidence import calibration_error, confidence_bins, exact_interval
 from image_classifier.vision.decode import decode
+from image_classifier.vision.temperature import parse_calibration
 
 SCORES = ("balanced_accuracy", "macro_f1", "calibration_error")  # metrics' quantities
 MAX_MATRIX_CLASSES = 40  # more rows cannot be read; the CSV file has them all
@@ -76,7 +77,16 @@ def scores(sources: Sources, result: Mapping[str, Any]) -> dict[str, Any] | None
         found |= {name: value for name, value in zip(SCORES, made, strict=True) if found[name] is None}
     if all(value is None for value in found.values()):
         return None
-    return {"split": split, **found, "bins": [dataclasses.asdict(each) for each in bins]}
+    calibration = dict(parse_calibration(result.get("calibration")))
+    plain = {name.partition(":")[2]: value for name, value in (result.get("uncalibrated") or {}).items()}
+    return {
+        "split": split,
+        **found,
+        "loss": metrics.get(f"{split}:loss"),
+        "bins": [dataclasses.asdict(each) for each in bins],
+        "calibration": calibration,
+        "uncalibrated": plain if split == "test" else {},
+    }
 
 
 def _is_share(text: str) -> bool:

@@ -156,7 +156,7 @@ def thumbnails(sources: Sources, wanted: Iterable[str], earlier: Mapping[str, st
     root = sources.paths.channel("test") if sources.paths is not None else None
     found = {}
     for path in dict.fromkeys(wanted):
-        uri = thumbnail(root / path) if root is not None and _is_below(path) else None
+        uri = thumbnail(root / path) if root is not None and is_below(path) else None
         if uri is None:
             uri = earlier.get(path)
         if uri is not None:
@@ -164,7 +164,7 @@ def thumbnails(sources: Sources, wanted: Iterable[str], earlier: Mapping[str, st
     return found
 
 
-def _is_below(path: str) -> bool:
+def is_below(path: str) -> bool:
     """Whether the path stays below the folder it is appended to."""
     return not Path(path).is_absolute() and ".." not in Path(path).parts
 

@@ -24,6 +24,7 @@ from image_classifier.training.features import Extraction, digests_of
 from image_classifier.training.golden import golden_samples
 from image_classifier.training.head_only import extraction_of, served_extraction, test_loader
 from image_classifier.training.kept_formats import KeptBody, PhotosChanged
+from image_classifier.training.label_errors import write_suspects
 from image_classifier.training.number_formats import Measured, measure_body, measure_formats
 from image_classifier.training.setup import Setup, exact_float32
 from image_classifier.training.state import Training
@@ -55,6 +56,7 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
     calibration = calibrate(sight.logits, sight.labels)
     log.info("%s", calibration.sentence)
     temperature = calibration.temperature
+    write_suspects(training, folders, sight, temperature, paths.output_data)
     extraction = served_extraction(training, hook)
     answered = {"valid": what_guessing_gets(readable_labels(folders.valid, training.bad.found))}
     uncalibrated: dict[str, float] = {}

@@ -35,11 +35,13 @@ class Sight:
     Args:
         logits: (n, num_classes) float64.
         labels: (n,) int64, the true classes.
+        images: (n,) int64, their indices in the split.
         pictures: (n, 6) float64, as `drift.picture_statistics` gives them.
     """
 
     logits: NDArray[np.float64]
     labels: NDArray[np.int64]
+    images: NDArray[np.int64]
     pictures: NDArray[np.float64]
 
     def reference(self, temperature: float) -> dict[str, Histogram]:
@@ -51,7 +53,7 @@ class Sight:
         return reference_of(np.concatenate([answers, self.pictures], axis=1))
 
 
-_Part = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]
+_Part = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
 
 
 def usual_sight(training: Training, valid: Split, hook: Observer) -> Sight:
@@ -70,16 +72,22 @@ def usual_sight(training: Training, valid: Split, hook: Observer) -> Sight:
             "start again with the same checkpoint folder to write the model",
         ) from None
     if not parts:
-        return Sight(logits=np.empty((0, 2)), labels=np.empty(0, np.int64), pictures=np.empty((0, 6)))
-    logits, labels, pictures = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Sight(logits=logits, labels=labels, pictures=pictures)
+        return Sight(
+            logits=np.empty((0, 2)),
+            labels=np.empty(0, np.int64),
+            images=np.empty(0, np.int64),
+            pictures=np.empty((0, 6)),
+        )
+    logits, labels, images, pictures = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Sight(logits=logits, labels=labels, images=images, pictures=pictures)
 
 
 def _of_images(training: Training, valid: Split) -> Iterator[_Part]:
     config, setup = training.config, training.setup
+    chosen = _chosen(len(valid))
     loader = Loader(
         ImageDataset(
-            _part(valid),
+            _part(valid, chosen),
             Preprocessing.for_image_size(config.image_size),
             cache=setup.kept.get(valid.name) if len(valid) <= PHOTOS else None,
         ),
@@ -97,7 +105,7 @@ def _of_images(training: Training, valid: Split) -> Iterator[_Part]:
         inputs, _ = loader.on_device(batch, setup.device)
         with setup.autocast():
             logits = model(inputs)
-        yield logits.double().cpu().numpy(), batch.labels.numpy(), pictures
+        yield logits.double().cpu().numpy(), batch.labels.numpy(), chosen[batch.indices.numpy()], pictures
 
 
 def _of_features(training: Training, hook: Observer) -> Iterator[_Part]:
@@ -117,11 +125,15 @@ def _of_features(training: Training, hook: Observer) -> Iterator[_Part]:
         pictures = np.concatenate([normalised[:, :3] * std + mean, normalised[:, 3:] * std], axis=1)
         inputs, _ = loader.on_device(batch, training.setup.device)
         logits = head(inputs).double().cpu().numpy()
-        yield logits[chosen], batch.labels.numpy()[chosen], pictures[chosen]
+        yield logits[chosen], batch.labels.numpy()[chosen], batch.indices.numpy()[chosen], pictures[chosen]
 
 
-def _part(split: Split) -> Split:
-    if len(split) <= PHOTOS:
-        return split
-    chosen = sorted(random.Random(0).sample(range(len(split)), PHOTOS))
-    return replace(split, paths=tuple(split.paths[i] for i in chosen), labels=tuple(split.labels[i] for i in chosen))
+def _chosen(count: int) -> NDArray[np.int64]:
+    """Indices of PHOTOS of so many images, or of all."""
+    every = range(count)
+    return np.array(every if count <= PHOTOS else sorted(random.Random(0).sample(every, PHOTOS)), np.int64)
+
+
+def _part(split: Split, chosen: NDArray[np.int64]) -> Split:
+    indices = chosen.tolist()
+    return replace(split, paths=tuple(split.paths[i] for i in indices), labels=tuple(split.labels[i] for i in indices))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from tests.report_folders import CLASSES, HOSTILE, make_job, make_tuning
 
 from image_classifier.report import job_page, write_report
 from image_classifier.report import search_page as tuning_page
+from image_classifier.report.check_page import render_check
+from image_classifier.vision.check import check_dataset
+from image_classifier.vision.sample_data import make_sample_data
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium: apt-get install chromium")
 DESKTOP, PHONE, SMALL_PHONE = 1280, 390, 360
@@ -56,16 +60,30 @@ def tuning_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(make_tuning(tmp_path_factory.mktemp("tuning") / "tune"))
 
 
+@pytest.fixture(scope="module")
+def check_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = tmp_path_factory.mktemp("data") / "images"
+    make_sample_data(data, num_classes=2, train_per_class=10, valid_per_class=2, test_per_class=2, size=64)
+    for name in (HOSTILE.replace("/", ""), "W" * 120, "日本桜" * 15):
+        for label in ("bricks", "leaves"):
+            shutil.copy(data / "train" / "bricks" / "bricks_0000.jpg", data / "train" / label / f"{name[:60]}.jpg")
+    (data / "test" / "leaves" / "leaves_0000.jpg").write_bytes(b"")
+    page = data.with_name("check.html")
+    page.write_text(render_check(check_dataset(data), data), encoding="utf-8")
+    return page
+
+
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Path:
     path: Path = request.getfixturevalue(request.param)
     return path
 
 
+every = pytest.mark.parametrize("report", ["job_report", "tuning_report", "check_report"], indirect=True)
 both = pytest.mark.parametrize("report", ["job_report", "tuning_report"], indirect=True)
 
 
-@both
+@every
 @pytest.mark.parametrize(("width", "dark"), [(DESKTOP, False), (DESKTOP, True), (PHONE, False)])
 def test_it_loads_without_a_complaint_and_fits_the_window(
     chromium: Browser, report: Path, width: int, dark: bool
@@ -79,12 +97,13 @@ def test_it_loads_without_a_complaint_and_fits_the_window(
 
 
 @pytest.mark.parametrize("width", [SMALL_PHONE, DESKTOP])
-def test_no_label_is_cut(chromium: Browser, tmp_path: Path, width: int) -> None:
+def test_no_label_is_cut(chromium: Browser, tmp_path: Path, check_report: Path, width: int) -> None:
     search = write_report(make_tuning(tmp_path / "tune"))
     for report in (
         write_report(make_job(tmp_path / "train", processes=2)),
         write_report(make_job(tmp_path / "wide", classes=WIDE_NAMES)),
         search,
+        check_report,
     ):
         chromium.open(report, width=width, phone=width == SMALL_PHONE)
         assert chromium.run(CUT) == []

@@ -50,7 +50,7 @@ def test_the_reference_is_what_the_model_makes_of_the_validation_images(config: 
         pixels = load_pixels(path, artifact.preprocessing)
         with torch.inference_mode():
             batch = torch.from_numpy(normalise(pixels, artifact.preprocessing))[None]
-            confidence, top1 = model(batch)[0].double().softmax(0).max(0)
+            confidence, top1 = (model(batch)[0].double() / artifact.manifest.temperature).softmax(0).max(0)
         rows.append([float(top1), float(confidence), *picture_statistics(pixels[None])[0]])
     assert artifact.manifest.reference.keys() == set(STATISTICS)
     for name, column in zip(STATISTICS, np.array(rows).T, strict=True):

@@ -89,13 +89,14 @@ def app(call: Call, file: Path | None, target: str | None, runs_dir: str | None,
 @app.command()
 @click.argument("data", type=PATH, required=False, help="the data set; without it, data of the settings")
 @AS_JSON
+@click.option("--html", "page", metavar="FILE", type=PATH, help="write the findings as one page with pictures")
 @click.pass_obj
-def check(call: Call, data: Path | None, as_json: bool) -> int:
-    """Look for unreadable files, duplicates, lookalikes and imbalance in DATA."""
+def check(call: Call, data: Path | None, as_json: bool, page: Path | None) -> int:
+    """Look for unreadable files, duplicates, lookalikes, bad pictures and imbalance in DATA."""
     from image_classifier.cli import show_data
 
     settings = call.settings()
-    return show_data.check(path_here(data or settings.general.data), settings.train, as_json=as_json)
+    return show_data.check(path_here(data or settings.general.data), settings.train, as_json=as_json, page=page)
 
 
 @app.command(name="sample-data")

@@ -11,8 +11,11 @@ from typing import Any
 from image_classifier.cli import render
 from image_classifier.cli.settings import Settings
 from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.files import write_text
+from image_classifier.contract.paths import path_here
 from image_classifier.launch.client import Answer
 from image_classifier.launch.view import one_line
+from image_classifier.report.check_page import render_check
 from image_classifier.vision.check import CheckReport, check_dataset
 from image_classifier.vision.findings import DataFinding
 
@@ -20,8 +23,12 @@ FILES_SHOWN = 20
 FINDINGS_SHOWN = 10  # of one kind
 
 
-def check(data: Path, config: TrainConfig, *, as_json: bool) -> int:
-    """Checks a data set and prints the report; returns the exit code, 1 when there are errors."""
+def check(data: Path, config: TrainConfig, *, as_json: bool, page: Path | None = None) -> int:
+    """Checks a data set and prints the report; returns the exit code, 1 when there are errors.
+
+    Args:
+        page: a file to write the findings to, as HTML.
+    """
     with render.Console().live() as live:
         report = check_dataset(
             data,
@@ -30,10 +37,14 @@ def check(data: Path, config: TrainConfig, *, as_json: bool) -> int:
             seed=config.seed,
             progress=lambda done, total: live.draw(lambda: one_line(f"{done} of {total} images read")),
         )
+    if page is not None:
+        write_text(path_here(page), render_check(report, data if data.is_dir() else data.parent))
     if as_json:
         render.document(report.to_json())
     else:
         _check_tables(report)
+        if page is not None:
+            render.note(f"page: {page}")
     return 0 if report.ok else 1
 
 

@@ -15,7 +15,7 @@ from image_classifier.contract.config import parameters
 from image_classifier.contract.endpoint import parse_ready_line
 from image_classifier.contract.errors import PlatformError
 from image_classifier.contract.files import open_plain
-from image_classifier.contract.outputs import BEST, REPORT, REPORT_HTML, TRIALS, TUNING_PICTURE
+from image_classifier.contract.outputs import BEST, REPORT, REPORT_HTML, TRIALS, TUNING_PICTURE, read_suspects
 from image_classifier.contract.text import visible
 from image_classifier.launch.nearby import other_runs_dirs, where_to_look
 from image_classifier.launch.process import POLL_S
@@ -55,6 +55,8 @@ def trained(outcome: Outcome) -> None:
         facts.append(("report", shorten(run.paths.output_data / REPORT_HTML)))
     if result.get("unreadable_images"):
         facts.append(("unreadable images", f"{result['unreadable_images']}, see bad_images.json"))
+    if (suspects := read_suspects(run.paths.output_data)) and suspects["count"]:
+        facts.append(("labels", f"{suspects['count']} of {suspects['images']} likely wrong, see the report"))
     render.facts(facts, title=f"{run.name} Completed")
     if standing is not None and standing["ready"]:
         render.note(f"next: python deploy.py serve {run.typed}")

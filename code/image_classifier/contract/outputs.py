@@ -11,6 +11,7 @@
         metrics.json            the result: outcome, best epoch, metrics, images, seconds
         bad_images.json         path -> why it could not be read
         findings.json           what else is to be said of the images: warnings and notes, as `check --json` has them
+        suspected_labels.json   which labels are likely wrong, see `read_suspects`
         per_class.csv           class, images, precision, recall, f1, of the test images
         confusion.csv           a row for each true class, a column for each predicted one: number of test images
         test_predictions.csv    path below the test folder, true and predicted class, probability of the latter
@@ -170,6 +171,8 @@ HISTORY = Lines("history.jsonl", number="epoch")
 RESULT = Document("metrics.json")
 BAD_IMAGES = Document("bad_images.json")
 FINDINGS = Document("findings.json")
+SUSPECTED_LABELS = Document("suspected_labels.json")
+MAX_SUSPECTS = 1000  # that are named in it
 PER_CLASS = Table("per_class.csv", ("class", "images", "precision", "recall", "f1"))
 CONFUSION = Table("confusion.csv", ("true \\ predicted",))
 TEST_PREDICTIONS = Table("test_predictions.csv", ("path", "label", "predicted", "probability"))
@@ -235,19 +238,62 @@ _RESULT_TYPES: Mapping[str, type | tuple[type, ...]] = {  # of metrics.json
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """What is sound in metrics.json: values of the types that a training writes, `metrics` and `images` of numbers;
-    empty without any.
+    """What is sound in metrics.json: values of the types that a training writes, `metrics` and `images` of numbers,
+    as are `calibration` (`vision/temperature.py`) and `uncalibrated`, metrics without a temperature; empty without any.
 
     `answered` holds, for valid and test, what guessing would have got: `images` that were answered, of those the images
     of the `largest_class` and of the `largest_five` classes.
     """
     found = RESULT.read_object(folder)
     result = {name: value for name, value in found.items() if isinstance(value, _RESULT_TYPES.get(name, ()))}
-    for name, kind in (("metrics", (int, float)), ("images", int)):
+    for name, kind in (
+        ("metrics", (int, float)),
+        ("images", int),
+        ("uncalibrated", float),
+        ("calibration", (int, float)),
+    ):
         if isinstance(numbers := found.get(name), dict):
             result[name] = {key: value for key, value in numbers.items() if isinstance(value, kind)}
     result["answered"] = sound_counts(found.get("answered"))
     return result if found else {}
+
+
+_SUSPECTS_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "images": int,
+    "count": int,
+    "silent": str,
+    "method": str,
+    "agreement": (int, float),
+}
+_SUSPECT_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "path": str,
+    "label": str,
+    "meant": str,
+    "label_probability": (int, float),
+    "meant_probability": (int, float),
+}
+
+
+def read_suspects(folder: Path) -> dict[str, Any] | None:
+    """What SUSPECTED_LABELS says; None when it is not there or damaged.
+
+    `images` were judged, of the `splits`, by the `method` (`left out`: by heads that all other images have trained;
+    `validation`: by the model, which has not seen their labels). `agreement` is the share of labels that are the most
+    probable class. `silent` says why nothing is said; `count` labels are likely wrong, of which `suspects` has the
+    clearest: `path` from the folder of the channels, the `label` and the class that is `meant`, and both probabilities.
+    """
+    found = SUSPECTED_LABELS.read_object(folder)
+    rows = found.get("suspects")
+    if not _has(found, _SUSPECTS_TYPES) or not isinstance(rows, list):
+        return None
+    sound = [{name: row[name] for name in _SUSPECT_TYPES} for row in rows if _has(row, _SUSPECT_TYPES)]
+    return {name: found[name] for name in _SUSPECTS_TYPES} | {"suspects": sound}
+
+
+def _has(values: Any, types: Mapping[str, type | tuple[type, ...]]) -> bool:
+    return isinstance(values, dict) and all(
+        isinstance(values.get(name), kind) and not isinstance(values[name], bool) for name, kind in types.items()
+    )
 
 
 def sound_counts(splits: Any) -> dict[str, dict[str, int]]:

@@ -12,6 +12,8 @@ from pathlib import Path
 _OBEYED = frozenset({"Cc", "Zl", "Zp", "Cs"})
 _NO_TEXT = re.compile("[\ud800-\udfff]")  # lone surrogates
 _FOREIGN = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # those that stand for no byte of a name
+# What does not tell two names apart for a person: spaces, what is not seen, hyphens, underscores.
+_UNTOLD = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf", "Pd", "Pc"})
 _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
 
 
@@ -47,6 +49,14 @@ def json_visible(text: str) -> str:
         "".join(f"\\u{unit:04x}" for unit in _units(char)) if _is_obeyed(char) and char != "\n" else char
         for char in text
     )
+
+
+def plain_name(name: str) -> str:
+    """What is left of a name without case, spaces, hyphens, underscores, what is not seen, and Unicode's other forms:
+    names with the same plain one are easily taken for each other."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    kept = "".join(char for char in folded if unicodedata.category(char) not in _UNTOLD)
+    return kept or name
 
 
 def _is_obeyed(char: str) -> bool:

@@ -19,6 +19,7 @@ from image_classifier.debugging.scores import balanced_accuracy, confusion_matri
 from image_classifier.report.sources import Sources
 from image_classifier.vision.confidence import calibration_error, confidence_bins, exact_interval
 from image_classifier.vision.decode import decode
+from image_classifier.vision.temperature import parse_calibration
 
 SCORES = ("balanced_accuracy", "macro_f1", "calibration_error")  # metrics' quantities
 MAX_MATRIX_CLASSES = 40  # more rows cannot be read; the CSV file has them all
@@ -76,7 +77,16 @@ def scores(sources: Sources, result: Mapping[str, Any]) -> dict[str, Any] | None
         found |= {name: value for name, value in zip(SCORES, made, strict=True) if found[name] is None}
     if all(value is None for value in found.values()):
         return None
-    return {"split": split, **found, "bins": [dataclasses.asdict(each) for each in bins]}
+    calibration = dict(parse_calibration(result.get("calibration")))
+    plain = {name.partition(":")[2]: value for name, value in (result.get("uncalibrated") or {}).items()}
+    return {
+        "split": split,
+        **found,
+        "loss": metrics.get(f"{split}:loss"),
+        "bins": [dataclasses.asdict(each) for each in bins],
+        "calibration": calibration,
+        "uncalibrated": plain if split == "test" else {},
+    }
 
 
 def _is_share(text: str) -> bool:
@@ -146,7 +156,7 @@ def thumbnails(sources: Sources, wanted: Iterable[str], earlier: Mapping[str, st
     root = sources.paths.channel("test") if sources.paths is not None else None
     found = {}
     for path in dict.fromkeys(wanted):
-        uri = _thumbnail(root / path) if root is not None and _is_below(path) else None
+        uri = thumbnail(root / path) if root is not None and is_below(path) else None
         if uri is None:
             uri = earlier.get(path)
         if uri is not None:
@@ -154,12 +164,13 @@ def thumbnails(sources: Sources, wanted: Iterable[str], earlier: Mapping[str, st
     return found
 
 
-def _is_below(path: str) -> bool:
+def is_below(path: str) -> bool:
     """Whether the path stays below the folder it is appended to."""
     return not Path(path).is_absolute() and ".." not in Path(path).parts
 
 
-def _thumbnail(path: Path) -> str | None:
+def thumbnail(path: Path) -> str | None:
+    """A picture as a small JPEG in a data URI; None when it cannot be read."""
     try:
         image = decode(path, min_side=THUMBNAIL_SIDE)
     except RequestError:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from image_classifier.report.charts import Axis, Curve, frame, line_chart
-from image_classifier.report.formats import count, percent, share_tick
+from image_classifier.report.formats import count, number, percent, share_tick
 from image_classifier.report.html import Markup, joined, tag
 from image_classifier.report.page import Facts, details, figure, note, table
 from image_classifier.report.scales import fit
 from image_classifier.vision.confidence import CALIBRATION_BINS, exact_interval
+from image_classifier.vision.temperature import MIN_PHOTOS, NONE
 
 WIDTH, HEIGHT = 480.0, 320.0
+FIGURES = ("loss_before", "loss_after", "error_before", "error_after")
 CLOSE = 0.05  # an error up to which confidence is called about right
 
 
@@ -27,9 +29,15 @@ def calibration(facts: Facts) -> Markup:
                 f"The expected calibration error on the {scores['split']} images is "
                 f"{percent(scores['calibration_error'])}.",
             ),
+            _temperature(scores),
             note("The diagram needs test images: single answers to validation images are not kept."),
         )
-    return joined(tag("p", _reading(scores)), tag("div", _diagram(scores["bins"]), class_="pair-of"), _table(scores))
+    return joined(
+        tag("p", _reading(scores)),
+        _temperature(scores),
+        tag("div", _diagram(scores["bins"]), class_="pair-of"),
+        _table(scores),
+    )
 
 
 def _reading(scores: dict[str, Any]) -> str:
@@ -45,6 +53,30 @@ def _reading(scores: dict[str, Any]) -> str:
         f"Expected calibration error {percent(error)}: the model gives its answers {percent(said)} on average, and "
         f"{percent(right)} of {count(images, 'answer')} are right; it is {lean}."
     )
+
+
+def _temperature(scores: dict[str, Any]) -> Markup | None:
+    """What the temperature does, on the images that it was fitted on and on those that it has not seen."""
+    fitted, plain = scores.get("calibration"), scores.get("uncalibrated") or {}
+    if not fitted:
+        return None
+    if fitted["temperature"] == NONE:
+        text = f"No temperature: it was fitted on {count(int(fitted['photos']), 'photo')}, and changes nothing."
+        return note(
+            text if fitted["photos"] >= MIN_PHOTOS else f"No temperature: {MIN_PHOTOS} photos are needed for it."
+        )
+    rows = [("validation, fitted on", *(fitted[name] for name in FIGURES))]
+    if scores["loss"] is not None and {"loss", "calibration_error"} <= plain.keys():
+        after = (scores["loss"], scores["calibration_error"])
+        rows.append(("test", plain["loss"], after[0], plain["calibration_error"], after[1]))
+    shown = [(row[0], number(row[1]), number(row[2]), percent(row[3]), percent(row[4])) for row in rows]
+    text = (
+        f"The logits are divided by a temperature of {fitted['temperature']:.3f} before they become probabilities, in "
+        "these figures and wherever the model is served. It was fitted on "
+        f"{count(int(fitted['photos']), 'validation photo')} (Guo et al. 2017) and changes how sure it is, no answer."
+    )
+    header = ("images", "loss before", "after", "calibration error before", "after")
+    return joined(tag("p", text), table(header, shown, numeric=range(1, 5)))
 
 
 def _diagram(bins: list[dict[str, Any]]) -> Markup:

@@ -34,7 +34,7 @@ from image_classifier.contract.paths import DEFAULT_BASE_DIR, FAILURE
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.saved import PEERS, SYSTEM, Saved, read_parts
 from image_classifier.debugging.schema import JobFacts, parse_rule_results
-from image_classifier.report import advice, answers, curves
+from image_classifier.report import advice, answers, curves, labels
 from image_classifier.report.dataset import describe_data, findings, unreadable
 from image_classifier.report.layers import layer_statistics
 from image_classifier.report.processes import processes
@@ -95,6 +95,7 @@ def gather(folder: Path, *, name: str = "") -> dict[str, Any]:
         "scores": answers.scores(sources, metrics),
         "per_class": answers.per_class(sources),
         "mistakes": mistakes,
+        "labels": labels.suspected_labels(sources, earlier.get("labels")),
         "thumbnails": answers.thumbnails(sources, pictures, earlier.get("thumbnails") or {}),
         "dataset": describe_data(sources, config) or earlier.get("dataset"),
         "unreadable": unreadable(sources),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from image_classifier.report import calibration, inside, performance, results
+from image_classifier.report import calibration, inside, labels, performance, results
 from image_classifier.report.formats import count
 from image_classifier.report.page import Facts, Section, page
 from image_classifier.vision.network import TITLE
@@ -15,6 +15,7 @@ SECTIONS: tuple[Section, ...] = (
     ("confusion", "Confusions", results.confusion),
     ("classes", "Classes", results.classes),
     ("mistakes", "Mistakes", results.mistakes),
+    ("labels", "Labels", labels.labels),
     ("calibration", "Confidence", calibration.calibration),
     ("time", "Time", performance.time),
     ("system", "Machine", performance.system),

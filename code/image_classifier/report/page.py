@@ -15,6 +15,7 @@ from image_classifier.report.html import Markup, joined, tag
 Facts = Mapping[str, Any]
 Section = tuple[str, str, Callable[[Facts], Markup]]  # id, heading, content
 _FOLDER = Path(__file__).parent
+SOURCE = f"from the job's own files. The same facts: {REPORT.name}."  # of a page's facts, if they name no other
 
 
 def page(facts: Facts, heading: str, meta: str, sections: Sequence[Section]) -> str:
@@ -47,7 +48,7 @@ def page(facts: Facts, heading: str, meta: str, sections: Sequence[Section]) -> 
             "footer",
             tag(
                 "p",
-                f"Made {made} from the job's own files. The same facts: {REPORT.name}.",
+                f"Made {made} {facts.get('source', SOURCE)}",
             ),
         ),
         tag("script", script),

@@ -12,6 +12,7 @@ from image_classifier.serving.codec import Ranking
 from image_classifier.serving.engines import Engine
 from image_classifier.vision.artifact import Artifact, check_answer
 from image_classifier.vision.preprocess import load_pixels, normalise
+from image_classifier.vision.temperature import probabilities_of
 
 Noted = Callable[[NDArray[np.uint8], NDArray[np.float64]], None]
 """(what the network sees, (S, S, 3)), (its probabilities, (num_classes,)) -> nothing."""
@@ -41,9 +42,7 @@ class Classifier:
         logits = self.engine.logits(normalise(pixels, self.artifact.preprocessing)).astype(np.float64)
         if not np.isfinite(logits).all():
             raise ArtifactError("the model's answer is not a number", "its weights or the engine are damaged")
-        exponentials = np.exp(logits - logits.max())
-        result: NDArray[np.float64] = exponentials / exponentials.sum()
-        return result
+        return probabilities_of(logits, self.artifact.manifest.temperature)
 
     def rank(self, image: bytes, top_k: int) -> Ranking:
         """The `top_k` most probable labels, or all where there are fewer. Raises ImageError or TooLarge."""

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,11 @@ from image_classifier.serving.classifier import Classifier
 from image_classifier.serving.engines import Engine
 from image_classifier.vision.artifact import Artifact, load_model
 from image_classifier.vision.gate import FLOAT32
+from image_classifier.vision.network import HEAD
+from image_classifier.vision.temperature import NONE
 
 INPUT = "image"
+HEAD_TENSORS = (f"{HEAD}.weight", f"{HEAD}.bias")
 
 
 @dataclass
@@ -78,8 +81,9 @@ def export(artifact: Artifact, kind: str, file: Path) -> None:
 
 
 def _prove(artifact: Artifact, reader: Engine) -> None:
+    folded = replace(artifact, manifest=replace(artifact.manifest, temperature=NONE))  # it is in the weights
     try:
-        Classifier(artifact, reader).check_golden()
+        Classifier(folded, reader).check_golden()
     except ArtifactError as error:
         raise ArtifactError(f"what was written differs: {error.message}", "it is not kept") from None
 
@@ -91,15 +95,19 @@ def _recipe(artifact: Artifact) -> Mapping[str, Any]:
         "labels": list(artifact.classes),
         "input": {"name": INPUT, "shape": ["N", 3, size, size], "layout": "NCHW", "channels": "RGB", "type": "float32"},
         "output": "logits; softmax makes probabilities of them",
+        "temperature": {"value": artifact.manifest.temperature, "applied": "the head's weights are divided by it"},
         "preprocessing": artifact.preprocessing.to_json(),
         "model": artifact.fingerprint,
     }
 
 
 def _weights(artifact: Artifact) -> Mapping[str, NDArray[Any]]:
+    """By torchvision's names; those of the head give calibrated logits."""
     from safetensors.numpy import load_file
 
-    found: Mapping[str, NDArray[Any]] = load_file(artifact.weights_path)
+    found: dict[str, NDArray[Any]] = load_file(artifact.weights_path)
+    for name in HEAD_TENSORS:
+        found[name] = found[name] / np.float32(artifact.manifest.temperature)
     return found
 
 
@@ -138,6 +146,8 @@ def _write_torchscript(artifact: Artifact, file: Path) -> None:
         raise PlatformError("torch, which writes TorchScript, is not installed here", "export onnx") from error
     model = build_model(len(artifact.classes))
     load_safetensors(model, artifact.weights_path)
+    for name in HEAD_TENSORS:
+        model.get_parameter(name).data /= artifact.manifest.temperature
     size = artifact.preprocessing.image_size
     with torch.inference_mode():
         torch.jit.trace(model.eval(), torch.zeros(1, 3, size, size)).save(str(file))  # type: ignore[no-untyped-call]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from image_classifier.training.setup import Setup
 from image_classifier.training.stop import Interrupted, StopFlag
 from image_classifier.vision.confidence import calibration_error, confidence_bins
 from image_classifier.vision.folders import Split
+from image_classifier.vision.temperature import NONE
 
 log = logging.getLogger(__name__)
 TOP_K = 5
@@ -38,6 +39,7 @@ class Evaluation:
         indices: (n,) int64, into the split.
         labels, predicted: (n,) int64.
         probability: (n,) float32, of the predicted class.
+        uncalibrated: `loss` and `calibration_error` as they would be without a temperature.
     """
 
     loss: float
@@ -47,6 +49,7 @@ class Evaluation:
     labels: NDArray[np.int64]
     predicted: NDArray[np.int64]
     probability: NDArray[np.float32]
+    uncalibrated: Mapping[str, float] = field(default_factory=dict)
 
     def metrics(self, split: str) -> dict[str, float]:
         """Metric name -> value, named for the split."""
@@ -69,7 +72,7 @@ class Answers:
 
     Args:
         columns: (n,) arrays: index into the split, label, predicted class, its probability, loss, whether the label is
-            among the TOP_K.
+            among the TOP_K; probability and loss without a temperature.
         unreadable, contrast: as of Batch, of the whole share.
     """
 
@@ -87,6 +90,7 @@ def evaluate(
     *,
     setup: Setup,
     group: Group | None = None,
+    temperature: float = NONE,
 ) -> Evaluation:
     """Runs the split through the network, or its head where the loader gives features, in evaluation mode: batch norms
     on their running statistics.
@@ -96,6 +100,7 @@ def evaluate(
     Args:
         group: whose processes evaluate together, each with a loader of its share, on the main process's batch norms.
             What is returned and raised is the same in all of them. Default: this process has the whole split.
+        temperature: what the logits are divided by.
 
     Raises:
         Interrupted: the stop flag was set.
@@ -103,7 +108,7 @@ def evaluate(
     """
     group = Group() if group is None else group
     group.share_buffers(model)
-    shares = group.from_each(lambda: answer(model, loader, hook, bad, stop, setup=setup))
+    shares = group.from_each(lambda: answer(model, loader, hook, bad, stop, setup=setup, temperature=temperature))
     for share in shares:
         for reason in bad.add(loader.split, share.unreadable):  # that other processes have met
             log.warning("skipped: %s", reason)
@@ -124,11 +129,12 @@ def answer(
     stop: StopFlag,
     *,
     setup: Setup,
+    temperature: float = NONE,
 ) -> Answers:
     """The network's answers to what the loader has of a split; `bad` has been told. Raises as `evaluate`, but for a
     share of which nothing can be read."""
     model.eval()
-    columns: list[list[torch.Tensor]] = [[], [], [], [], [], []]
+    columns: list[list[torch.Tensor]] = [[], [], [], [], [], [], [], []]
     unreadable: dict[int, str] = {}
     contrast: dict[int, str] = {}
     for batch in loader.epoch(stop=stop):
@@ -147,12 +153,14 @@ def answer(
             inputs, labels = loader.on_device(batch, setup.device)
         with hook.phase("forward"):
             with setup.autocast():
-                logits = model(inputs)
-            losses = F.cross_entropy(logits.float(), labels, reduction="none")
+                given = model(inputs)
+            logits = given.float() / temperature
+            losses = F.cross_entropy(logits, labels, reduction="none")
         hook.end_step(losses.mean(), logits, labels)
-        probability, ranked = logits.float().softmax(1).topk(min(TOP_K, logits.shape[1]))
+        probability, ranked = logits.softmax(1).topk(min(TOP_K, logits.shape[1]))
+        plain = (probability[:, 0], losses) if temperature == NONE else _plain(given.float(), labels)
         hits = ranked == labels[:, None]
-        row = (batch.indices, labels, ranked[:, 0], probability[:, 0], losses, hits.any(1))
+        row = (batch.indices, labels, ranked[:, 0], probability[:, 0], losses, hits.any(1), *plain)
         for column, values in zip(columns, row, strict=True):
             column.append(values)
     found = tuple(torch.cat(column).cpu().numpy() if column else np.empty(0) for column in columns)
@@ -166,7 +174,8 @@ def evaluation_of(shares: Sequence[Answers], split: Split) -> Evaluation:
         raise DataError(f"no image of the {split.name} split can be read", "bad_images.json names the reasons")
     columns = [np.concatenate([share.columns[i] for share in shares]) for i in range(len(shares[0].columns))]
     order = np.argsort(columns[0], kind="stable")
-    indices, labels, predicted, probability, losses, in_top = (column[order] for column in columns)
+    indices, labels, predicted, probability, losses, in_top, *plain = (column[order] for column in columns)
+    bins = confidence_bins(plain[0], predicted == labels)
     return Evaluation(
         loss=float(losses.astype(np.float64).mean()),
         accuracy=float((predicted == labels).mean()),
@@ -175,4 +184,10 @@ def evaluation_of(shares: Sequence[Answers], split: Split) -> Evaluation:
         labels=labels,
         predicted=predicted,
         probability=probability,
+        uncalibrated={"loss": float(plain[1].astype(np.float64).mean()), "calibration_error": calibration_error(bins)},
     )
+
+
+def _plain(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The most probable class's probability, and the loss, without a temperature."""
+    return logits.softmax(1).amax(1), F.cross_entropy(logits, labels, reduction="none")

@@ -24,6 +24,7 @@ from image_classifier.training.features import Extraction, digests_of
 from image_classifier.training.golden import golden_samples
 from image_classifier.training.head_only import extraction_of, served_extraction, test_loader
 from image_classifier.training.kept_formats import KeptBody, PhotosChanged
+from image_classifier.training.label_errors import write_suspects
 from image_classifier.training.number_formats import Measured, measure_body, measure_formats
 from image_classifier.training.setup import Setup, exact_float32
 from image_classifier.training.state import Training
@@ -34,6 +35,7 @@ from image_classifier.vision.artifact import write_model
 from image_classifier.vision.folders import ImageFolders, Split
 from image_classifier.vision.model import state_arrays
 from image_classifier.vision.preprocess import Preprocessing
+from image_classifier.vision.temperature import calibrate
 
 log = logging.getLogger(__name__)
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors")  # whose versions the model's manifest names
@@ -50,23 +52,30 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
         return
     model.load_state_dict(training.best)
     metrics = dict(progress.history[progress.best_epoch - 1])
+    sight = usual_sight(training, folders.valid, hook)
+    calibration = calibrate(sight.logits, sight.labels)
+    log.info("%s", calibration.sentence)
+    temperature = calibration.temperature
+    write_suspects(training, folders, sight, temperature, paths.output_data)
     extraction = served_extraction(training, hook)
     answered = {"valid": what_guessing_gets(readable_labels(folders.valid, training.bad.found))}
+    uncalibrated: dict[str, float] = {}
     if folders.test is not None:
-        test = run_test(training, hook, folders.test, extraction)
+        test = run_test(training, hook, folders.test, extraction, temperature)
         write_test_results(paths.output_data, test, folders.test, folders.classes)
         log.info(metric_line(progress.best_epoch, test.metrics("test")))
         metrics |= test.metrics("test")
+        uncalibrated = {f"test:{name}": value for name, value in test.uncalibrated.items()}
         answered["test"] = what_guessing_gets(test.labels.tolist())
     preprocessing = Preprocessing.for_image_size(config.image_size)
-    measured = run_formats(training, hook, folders, extraction)
-    reference = usual_sight(training, folders.valid, hook)
+    measured = run_formats(training, hook, folders, extraction, temperature)
     golden = golden_samples(
         model,
         folders.test or folders.valid,
         preprocessing,
         config.golden_samples,
         features=None if extraction is None or training.setup.device.type != "cpu" else extraction.of_bytes,
+        temperature=temperature,
     )
     write_model(
         paths.model,
@@ -80,7 +89,8 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         ranges=measured.ranges,
         gates=measured.gates,
-        reference=reference,
+        reference=sight.reference(temperature),
+        temperature=temperature,
     )
     result = {
         "outcome": "completed",
@@ -90,6 +100,8 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
         "classes": len(folders.classes),
         "images": {split.name: len(split) for split in folders.splits},
         "answered": answered,
+        "calibration": calibration.to_json(),
+        "uncalibrated": uncalibrated,
         "unreadable_images": len(training.bad.found),
         "seconds": round(progress.total_seconds + time.perf_counter() - started, 3),
         "device": training.setup.device_name,
@@ -118,8 +130,10 @@ def trial_result(training: Training, folders: ImageFolders) -> dict[str, object]
     }
 
 
-def run_test(training: Training, hook: Observer, split: Split, extraction: Extraction | None) -> Evaluation:
-    """Answers to the test images in float32, the precision in which the model is stored and served."""
+def run_test(
+    training: Training, hook: Observer, split: Split, extraction: Extraction | None, temperature: float
+) -> Evaluation:
+    """Answers to the test images as they are served: in float32, with the temperature."""
     setup = replace(training.setup, bf16=False)
     loader: Loader | FeatureLoader
     try:
@@ -129,7 +143,9 @@ def run_test(training: Training, hook: Observer, split: Split, extraction: Extra
             loader = evaluation_loader(split, training.config, training.setup, Group())
         hook.begin("test", training.progress.best_epoch, 0)
         with exact_float32():
-            return evaluate(training.trained, loader, hook, training.bad, training.stop, setup=setup)
+            return evaluate(
+                training.trained, loader, hook, training.bad, training.stop, setup=setup, temperature=temperature
+            )
     except Interrupted:
         raise training.stop.error(
             "while testing; the training has finished and is saved",
@@ -137,7 +153,9 @@ def run_test(training: Training, hook: Observer, split: Split, extraction: Extra
         ) from None
 
 
-def run_formats(training: Training, hook: Observer, folders: ImageFolders, extraction: Extraction | None) -> Measured:
+def run_formats(
+    training: Training, hook: Observer, folders: ImageFolders, extraction: Extraction | None, temperature: float
+) -> Measured:
     """What the number formats of a server would cost this model. Raises JobStopped when a stop is asked for.
 
     Args:
@@ -154,8 +172,9 @@ def run_formats(training: Training, hook: Observer, folders: ImageFolders, extra
         if training.setup.device.type == "cpu":
             in_float32 = extraction or extraction_of(training, replace(training.setup, bf16=False), Group(), hook)
             with suppress(PhotosChanged):
-                return measure_body(training.model, body_of(training, folders, in_float32, golden, pause))
-        return measure_formats(training.model, folders.train, folders.valid, preprocessing, skip=golden, pause=pause)
+                return measure_body(training.model, body_of(training, folders, in_float32, golden, pause), temperature)
+        model, train, valid = training.model, folders.train, folders.valid
+        return measure_formats(model, train, valid, preprocessing, skip=golden, pause=pause, temperature=temperature)
     except Interrupted:
         raise training.stop.error(
             "while measuring number formats; the training has finished and is saved",

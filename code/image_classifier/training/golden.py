@@ -19,6 +19,7 @@ from image_classifier.vision.decode import decode
 from image_classifier.vision.folders import Split
 from image_classifier.vision.network import HEAD
 from image_classifier.vision.preprocess import Preprocessing, load
+from image_classifier.vision.temperature import NONE
 
 MAX_BYTES = 128 * 1024  # a larger file is stored as a smaller JPEG: the samples are no ballast
 JPEG_QUALITY = 90
@@ -32,6 +33,7 @@ def golden_samples(
     count: int,
     *,
     features: Callable[[bytes], NDArray[np.float32]] | None = None,
+    temperature: float = NONE,
 ) -> list[GoldenSample]:
     """Takes `count` readable images, of as many classes as there are, with the probabilities `model` gives them.
 
@@ -41,6 +43,7 @@ def golden_samples(
     Args:
         features: what the head sees of a file's bytes, (FEATURES,), in float32; raises what `decode` raises. Without
             it the whole network computes.
+        temperature: what the logits are divided by.
     """
     model = model.cpu().eval()
     network = model if features is None else model.get_submodule(HEAD)
@@ -60,7 +63,7 @@ def golden_samples(
             inputs = torch.from_numpy(seen)[None]  # (1, 3, H, W) or (1, FEATURES) float32
             if features is None:
                 inputs = inputs.to(memory_format=torch.channels_last)
-            probabilities = network(inputs).double().softmax(1)[0].tolist()
+            probabilities = (network(inputs).double() / temperature).softmax(1)[0].tolist()
         samples.append(GoldenSample(as_text(name), image, tuple(probabilities)))
     return samples
 

@@ -29,6 +29,7 @@ from image_classifier.vision import gate, network
 from image_classifier.vision.folders import Split
 from image_classifier.vision.gate import Gate
 from image_classifier.vision.preprocess import Preprocessing, load
+from image_classifier.vision.temperature import NONE
 
 log = logging.getLogger(__name__)
 
@@ -124,20 +125,22 @@ def measure_formats(
     *,
     skip: int = 0,
     pause: Callable[[], None] = lambda: None,
+    temperature: float = NONE,
 ) -> Measured:
     """Takes ranges from training images and measures every format on validation images, on the model's device.
 
     Args:
         skip: the first so many validation images are golden samples.
         pause: called between batches; what it raises ends the measurement.
+        temperature: what the logits are divided by.
     """
     on_gpu = next(model.parameters()).device.type == "cuda"
     seen = photos(train, preprocessing, RANGE_PHOTOS)
     unseen = photos(valid, preprocessing, GATE_PHOTOS_ON_GPU if on_gpu else GATE_PHOTOS, skip)
-    return measure_body(model, Body(model, seen, unseen, pause))
+    return measure_body(model, Body(model, seen, unseen, pause), temperature)
 
 
-def measure_body(model: nn.Module, body: Body) -> Measured:
+def measure_body(model: nn.Module, body: Body, temperature: float = NONE) -> Measured:
     """What each format costs the answers of `model`'s head to what its body gives.
 
     Of several ways to choose ranges the first that is good enough is kept, else the one with most answers in common.
@@ -149,7 +152,8 @@ def measure_body(model: nn.Module, body: Body) -> Measured:
 
     def answers(features: NDArray[np.float32], rounded: Round, to: Callable[[Tensor], Tensor]) -> NDArray[np.float64]:
         entering = rounded(network.HEAD, torch.from_numpy(features))
-        probabilities: NDArray[np.float64] = F.linear(entering, to(weight), bias).double().softmax(1).numpy()
+        logits = F.linear(entering, to(weight), bias).double() / temperature
+        probabilities: NDArray[np.float64] = logits.softmax(1).numpy()
         return probabilities
 
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):

@@ -1,10 +1,12 @@
-"""What the endpoint's drift watch compares with: the validation images as this model sees and answers them."""
+"""The validation images as a trained model sees and answers them: what a temperature is fitted on, and what the
+endpoint's drift watch compares with."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,35 +22,72 @@ from image_classifier.vision.drift import Histogram, picture_statistics, referen
 from image_classifier.vision.folders import Split
 from image_classifier.vision.network import FEATURES
 from image_classifier.vision.preprocess import Preprocessing
+from image_classifier.vision.temperature import probabilities_of
 
+ROWS = 4000  # of features, which cost nothing but the memory of their logits
 PHOTOS = 400  # more make a shift that is large by custom no clearer: chance then does less than that
 
 
-def usual_sight(training: Training, valid: Split, hook: Observer) -> dict[str, Histogram]:
-    """The reference of the model as it is, on its device; empty where there are too few photographs.
+@dataclass(frozen=True, kw_only=True)
+class Sight:
+    """What the model makes of validation images.
 
-    A split of more than PHOTOS images is sampled, the same ones every time. A head that was trained on features needs
-    no image for it.
+    Args:
+        logits: (n, num_classes) float64.
+        labels: (n,) int64, the true classes.
+        images: (n,) int64, their indices in the split.
+        pictures: (n, 6) float64, as `drift.picture_statistics` gives them.
+    """
+
+    logits: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    images: NDArray[np.int64]
+    pictures: NDArray[np.float64]
+
+    def reference(self, temperature: float) -> dict[str, Histogram]:
+        """For the drift watch; empty where there are too few photographs."""
+        if not len(self.logits):
+            return {}
+        probabilities = probabilities_of(self.logits, temperature)
+        answers = np.stack([probabilities.argmax(1).astype(np.float64), probabilities.max(1)], axis=1)
+        return reference_of(np.concatenate([answers, self.pictures], axis=1))
+
+
+_Part = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
+
+
+def usual_sight(training: Training, valid: Split, hook: Observer) -> Sight:
+    """What the model as it is, on its device, makes of validation images; of a split of more than PHOTOS images, or
+    ROWS of a head that was trained on features and needs no image for it, of a sample, the same one every time.
 
     Raises:
         JobStopped: a stop was asked for.
     """
     try:
         with torch.inference_mode():
-            rows = list(_of_features(training, hook) if training.on_features else _of_images(training, valid))
+            parts = list(_of_features(training, hook) if training.on_features else _of_images(training, valid))
     except Interrupted:
         raise training.stop.error(
             "while looking at the validation images; the training has finished and is saved",
             "start again with the same checkpoint folder to write the model",
         ) from None
-    return reference_of(np.concatenate(rows)) if rows else {}
+    if not parts:
+        return Sight(
+            logits=np.empty((0, 2)),
+            labels=np.empty(0, np.int64),
+            images=np.empty(0, np.int64),
+            pictures=np.empty((0, 6)),
+        )
+    logits, labels, images, pictures = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Sight(logits=logits, labels=labels, images=images, pictures=pictures)
 
 
-def _of_images(training: Training, valid: Split) -> Iterator[NDArray[np.float64]]:
+def _of_images(training: Training, valid: Split) -> Iterator[_Part]:
     config, setup = training.config, training.setup
+    chosen = _chosen(len(valid))
     loader = Loader(
         ImageDataset(
-            _part(valid),
+            _part(valid, chosen),
             Preprocessing.for_image_size(config.image_size),
             cache=setup.kept.get(valid.name) if len(valid) <= PHOTOS else None,
         ),
@@ -66,10 +105,10 @@ def _of_images(training: Training, valid: Split) -> Iterator[NDArray[np.float64]
         inputs, _ = loader.on_device(batch, setup.device)
         with setup.autocast():
             logits = model(inputs)
-        yield _rows(logits, pictures)
+        yield logits.double().cpu().numpy(), batch.labels.numpy(), chosen[batch.indices.numpy()], pictures
 
 
-def _of_features(training: Training, hook: Observer) -> Iterator[NDArray[np.float64]]:
+def _of_features(training: Training, hook: Observer) -> Iterator[_Part]:
     loader = training.valid
     assert isinstance(loader, FeatureLoader)
     if not len(loader.features.places):  # a job that goes on after its last epoch
@@ -77,24 +116,24 @@ def _of_features(training: Training, hook: Observer) -> Iterator[NDArray[np.floa
     preprocessing = Preprocessing.for_image_size(training.config.image_size)
     mean, std = (255 * np.array(each) for each in (preprocessing.mean, preprocessing.std))
     head = training.trained.eval()
+    every = max(1, math.ceil(len(loader.split) / ROWS))
     for batch in loader.epoch(stop=training.stop):
-        if not len(batch.labels):
+        chosen = batch.indices.numpy() % every == 0
+        if not chosen.any():
             continue
         normalised = loader.features.rows[batch.images.numpy(), FEATURES:].astype(np.float64)
         pictures = np.concatenate([normalised[:, :3] * std + mean, normalised[:, 3:] * std], axis=1)
         inputs, _ = loader.on_device(batch, training.setup.device)
-        yield _rows(head(inputs), pictures)
+        logits = head(inputs).double().cpu().numpy()
+        yield logits[chosen], batch.labels.numpy()[chosen], batch.indices.numpy()[chosen], pictures[chosen]
 
 
-def _rows(logits: torch.Tensor, pictures: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n, num_classes) logits and (n, 6) -> (n, 8), as `drift.STATISTICS` has them."""
-    confidence, top1 = logits.double().softmax(1).max(1)
-    answers = torch.stack([top1.double(), confidence], dim=1).cpu().numpy()
-    return np.concatenate([answers, pictures], axis=1)
+def _chosen(count: int) -> NDArray[np.int64]:
+    """Indices of PHOTOS of so many images, or of all."""
+    every = range(count)
+    return np.array(every if count <= PHOTOS else sorted(random.Random(0).sample(every, PHOTOS)), np.int64)
 
 
-def _part(split: Split) -> Split:
-    if len(split) <= PHOTOS:
-        return split
-    chosen = sorted(random.Random(0).sample(range(len(split)), PHOTOS))
-    return replace(split, paths=tuple(split.paths[i] for i in chosen), labels=tuple(split.labels[i] for i in chosen))
+def _part(split: Split, chosen: NDArray[np.int64]) -> Split:
+    indices = chosen.tolist()
+    return replace(split, paths=tuple(split.paths[i] for i in indices), labels=tuple(split.labels[i] for i in indices))

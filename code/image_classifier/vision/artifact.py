@@ -47,6 +47,7 @@ from image_classifier.vision.manifest import (
     checksum,
 )
 from image_classifier.vision.preprocess import Preprocessing
+from image_classifier.vision.temperature import NONE
 from image_classifier.vision.weight_checks import check_weights, check_weights_file
 
 __all__ = [
@@ -111,6 +112,7 @@ def write_model(
     ranges: Mapping[str, float] | None = None,
     gates: Mapping[str, Gate] | None = None,
     reference: Mapping[str, Histogram] | None = None,
+    temperature: float = NONE,
     created: str | None = None,
 ) -> Manifest:
     """Writes the artifact into `directory`, which may exist and may hold an older one.
@@ -124,6 +126,8 @@ def write_model(
         ranges: largest absolute value of each of `network.activations`, for int8.
         gates: number format -> what it costs.
         reference: what answers and pictures usually look like, for the drift watch.
+        temperature: what the logits are divided by before they become probabilities; `golden`, `gates` and `reference`
+            are of these.
         created: ISO 8601 time; now when None.
 
     Raises:
@@ -148,6 +152,7 @@ def write_model(
         ranges=dict(ranges or {}),
         gates=dict(gates or {}),
         reference=dict(reference or {}),
+        temperature=temperature,
         members={name: Member(len(data), hashlib.sha256(data).hexdigest()) for name, data in contents.items()},
     )
     manifest.check()

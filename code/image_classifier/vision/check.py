@@ -15,6 +15,10 @@ Warnings, which a person should know:
                     test asks for what was learned by heart
     small           images with a side shorter than SMALL_SIDE
     flat, faint     pictures of one colour, and pictures that use few of their 256 levels (`vision/contrast.py`)
+    blank, dark, overexposed, pale, blurred, odd_size, odd_shape
+                    pictures that a person would throw away, and a set that is like that as a whole would not; of the
+                    latter there is a note (`vision/picture_quality.py`)
+    twins           classes whose names differ by case, spaces, hyphens or Unicode form only
     ignored         whatever is passed over, by reason (`vision/passed_over.py`)
 
 Notes, which are no reason to do anything:
@@ -49,6 +53,8 @@ from image_classifier.vision.findings import LEFTOVER, DataFinding, listing
 from image_classifier.vision.fingerprint import fingerprint
 from image_classifier.vision.folders import ImageFolders
 from image_classifier.vision.lookalikes import Looks, groups_of, looks_of
+from image_classifier.vision.picture_quality import Quality, quality_findings, quality_of
+from image_classifier.vision.twin_classes import twin_findings
 
 IMBALANCE_RATIO = 5
 IMBALANCE_HINT = "add images of the small classes, or train with --class-weights balanced or --sampler balanced"
@@ -59,7 +65,7 @@ _IMAGES_A_WORKER = 1000  # fewer are decoded sooner than another process has sta
 _MIN_IMAGES_A_CALL = 8
 
 Progress = Callable[[int, int], None]
-_Inspected = tuple[Looks, tuple[int, int] | None, str, str]
+_Inspected = tuple[Looks, Quality | None, str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,16 +110,20 @@ class CheckReport:
 
 @dataclass(frozen=True)
 class _Image:
-    """One inspected file; `size` is None and `fault` says why when it cannot be decoded. `contrast` as of
+    """One inspected file; `quality` is None and `fault` says why when it cannot be decoded. `contrast` as of
     `contrast_of`."""
 
     split: str
     label: int
     name: str
     looks: Looks
-    size: tuple[int, int] | None
+    quality: Quality | None
     fault: str
     contrast: str
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        return None if self.quality is None else self.quality.size
 
 
 def check_dataset(
@@ -146,6 +156,8 @@ def check_dataset(
         split.name: {name: Counter(split.labels)[label] for label, name in enumerate(folders.classes)}
         for split in folders.splits
     }
+    shown = {image.name: image.quality for image in readable if image.quality and not image.contrast}
+    bad, usual = quality_findings(shown)
     return CheckReport(
         root=as_text(root),
         classes=folders.classes,
@@ -166,9 +178,11 @@ def check_dataset(
             *_uneven(counts),
             *_small(readable),
             *contrast_findings({image.name: image.contrast for image in readable}),
+            *bad,
+            *twin_findings(folders),
             *(finding for finding in data.findings if finding.kind != LEFTOVER),
         ),
-        notes=tuple(finding for finding in data.findings if finding.kind == LEFTOVER),
+        notes=(*usual, *(finding for finding in data.findings if finding.kind == LEFTOVER)),
     )
 
 
@@ -205,7 +219,7 @@ def _ignore_interrupts() -> None:
 
 
 def _inspect(path: Path) -> _Inspected:
-    """(digest and looks, size in pixels or None, why it cannot be decoded, its contrast)."""
+    """(digest and looks, quality or None, why it cannot be decoded, its contrast)."""
     try:
         check_file_size(path)
         with open_plain(path) as file:
@@ -219,7 +233,7 @@ def _inspect(path: Path) -> _Inspected:
         picture = decode(data)
     except ClassifierError as error:
         return Looks(digest), None, error.message, ""
-    return looks_of(picture, digest), picture.size, "", contrast_of(picture)
+    return looks_of(picture, digest), quality_of(picture), "", contrast_of(picture)
 
 
 def _unreadable(images: Iterable[_Image]) -> Iterator[DataFinding]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from image_classifier.contract.errors import DataError
 from image_classifier.contract.image_formats import SUFFIXES
 from image_classifier.contract.paths import MlPaths
-from image_classifier.contract.text import as_text
+from image_classifier.contract.text import as_text, plain_name
 from image_classifier.vision.findings import LEFTOVER, DataFinding, listing
 from image_classifier.vision.image_list import SPLIT_CHANNEL, SPLIT_FOLDERS, SplitPlan, by_split, read_plan, split_named
 from image_classifier.vision.passed_over import PassedOver, Why
@@ -263,7 +263,10 @@ def _check_classes(train_root: Path, images: Mapping[str, Mapping[str, Sequence[
     for split, found in images.items():
         unknown = sorted(name for name, paths in found.items() if paths and name not in classes)
         if unknown:
-            raise DataError(f"{split} has classes that train lacks: {listing(unknown)}", "the names must be the same")
+            known = {plain_name(name): name for name in classes}
+            meant = [f"{known[plain_name(name)]!r} for {name!r}" for name in unknown if plain_name(name) in known]
+            hint = f"the names must be the same{f': {listing(meant)}?' if meant else ''}"
+            raise DataError(f"{split} has classes that train lacks: {listing(unknown)}", hint)
     return classes
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from image_classifier.contract.errors import ArtifactError, describe
 from image_classifier.contract.image_formats import SUFFIXES
-from image_classifier.vision import gate, network
+from image_classifier.vision import gate, network, temperature
 from image_classifier.vision.drift import STATISTICS, Histogram
 from image_classifier.vision.gate import Gate
 from image_classifier.vision.preprocess import Preprocessing
@@ -72,6 +72,7 @@ class Manifest:
         ranges: largest absolute value of each of `network.activations`, for int8; empty where nobody measured it.
         gates: number format -> what it costs; older models have none.
         reference: what answers and pictures usually look like (`drift.reference_of`); older models have none.
+        temperature: what the logits are divided by before they become probabilities (`vision/temperature.py`).
     """
 
     classes: tuple[str, ...]
@@ -88,11 +89,14 @@ class Manifest:
     ranges: Mapping[str, float] = field(default_factory=dict)
     gates: Mapping[str, Gate] = field(default_factory=dict)
     reference: Mapping[str, Histogram] = field(default_factory=dict)
+    temperature: float = temperature.NONE
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values. Without the last three they are those of older models, as is the checksum."""
+        """The fields as JSON values. Without the last four they are those of older models, as is the checksum."""
         values = dataclasses.asdict(self) | {"preprocessing": self.preprocessing.to_json()}
+        if self.temperature == temperature.NONE:
+            del values["temperature"]
         return {name: value for name, value in values.items() if value or name not in ("ranges", "gates", "reference")}
 
     def refusal(self, precision: str) -> str:
@@ -167,6 +171,7 @@ class Manifest:
             ranges={_text(k): float(v) for k, v in values.get("ranges", {}).items()},
             gates={_text(k): Gate.from_json(v) for k, v in values.get("gates", {}).items()},
             reference={_text(k): Histogram.from_json(v) for k, v in values.get("reference", {}).items()},
+            temperature=float(values.get("temperature", temperature.NONE)),
             format_version=FORMAT_VERSION,
         )
 
@@ -187,16 +192,21 @@ class Manifest:
             check_member(name, member.size)
             if member.size == 0:
                 raise ArtifactError(f"{name} is empty (zero bytes)")
+        self._check_ranges()
+        if self.reference and self.reference.keys() != set(STATISTICS):
+            raise ArtifactError("the manifest's reference for the drift watch is of other statistics")
+        if not temperature.usable(self.temperature):
+            raise ArtifactError("the temperature in the manifest is no number that logits can be divided by")
+        for _, name, probabilities in self.golden:
+            _check_probabilities(name, probabilities, len(self.classes))
+
+    def _check_ranges(self) -> None:
         if self.ranges and self.ranges.keys() != network.activations().keys():
             raise ArtifactError(f"the ranges in the manifest are not those of a {network.TITLE}")
         if not all(math.isfinite(most) and most > 0 for most in self.ranges.values()):
             raise ArtifactError("a range in the manifest is no number above 0")
         if (gate.INT8 in self.gates) != bool(self.ranges):
             raise ArtifactError("the manifest has ranges for int8 without what they cost, or the other way round")
-        if self.reference and self.reference.keys() != set(STATISTICS):
-            raise ArtifactError("the manifest's reference for the drift watch is of other statistics")
-        for _, name, probabilities in self.golden:
-            _check_probabilities(name, probabilities, len(self.classes))
 
 
 def checksum(values: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from image_classifier.contract.errors import ClassifierError
+from image_classifier.contract.installation import as_typed
 from image_classifier.contract.text import json_visible, visible
 from image_classifier.launch.view import Bar, Drawing, Live, View
 
@@ -94,7 +95,7 @@ def document(value: Any) -> None:
 
 def note(text: str) -> None:
     """Prints one line for the person who waits: a name in it that holds a line's end makes no second one."""
-    print(visible(text), file=sys.stderr, flush=True)
+    print(visible(as_typed(text)), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
@@ -106,7 +107,7 @@ def error(problem: ClassifierError) -> None:
     """Prints `error:` and `hint:`."""
     labelled("error", problem.message)
     if problem.hint:
-        labelled("hint", problem.hint)
+        labelled("hint", as_typed(problem.hint))
 
 
 def labelled(label: str, text: str) -> None:

@@ -187,7 +187,7 @@ def _connected(target: Target, where: str) -> Iterator[Connection]:
         from image_classifier.launch import serving_run
         from image_classifier.launch.process import Interrupts
 
-        starter, archive = target.starter(), serving_run.find_archive(where, target.runs_dir)
+        starter, archive = target.starter("serve"), serving_run.find_archive(where, target.runs_dir)
         precision, port = target.settings.serve.precision, some_free_port(LOOPBACK)
         target.view.note(f"serving {archive} for as long as it is asked")
         with (

@@ -14,7 +14,7 @@ import click
 from image_classifier.cli.answer_commands import app
 from image_classifier.cli.commands import Call
 from image_classifier.contract.errors import EXIT_FAILURE, EXIT_USAGE, ClassifierError, PlatformError, describe
-from image_classifier.contract.installation import command, explain_missing
+from image_classifier.contract.installation import explain_missing, program
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:  # noqa: PLR0911  # one for each way to end
     call, printing = Call(), (sys.stdout, sys.stderr)
     try:
-        code = app.main(args=arguments, prog_name=command(), standalone_mode=False, obj=call)
+        code = app.main(args=arguments, prog_name=program(), standalone_mode=False, obj=call)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except SystemExit:
@@ -66,7 +66,7 @@ def _run(arguments: Sequence[str] | None) -> int:  # noqa: PLR0911  # one for ea
 
 
 def _defect(error: Exception) -> ClassifierError:
-    hint = f"this is a defect of {command()}: report it with the output of --debug"
+    hint = f"this is a defect of {program()}: report it with the output of --debug"
     return ClassifierError(describe(error), hint)
 
 
@@ -115,7 +115,7 @@ def _fail(error: ClassifierError, call: Call, code: int) -> int:
 
 
 def _usage_hint(error: click.UsageError) -> str:
-    path = error.ctx.command_path if error.ctx else command()
+    path = error.ctx.command_path if error.ctx else program()
     if isinstance(error, click.NoSuchOption) and error.option_name in {"--config", "--target", "--runs-dir", "--debug"}:
-        return f"{error.option_name} stands before the command: {command()} {error.option_name} ..."
+        return f"{error.option_name} stands before the command: {program()} {error.option_name} ..."
     return f"see {path} --help"

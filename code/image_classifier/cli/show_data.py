@@ -12,7 +12,7 @@ from image_classifier.cli import render
 from image_classifier.cli.settings import Settings
 from image_classifier.contract.config import TrainConfig
 from image_classifier.launch.client import Answer
-from image_classifier.launch.view import one_line
+from image_classifier.launch.progress import Counting
 from image_classifier.vision.check import CheckReport, check_dataset
 from image_classifier.vision.findings import DataFinding
 
@@ -28,7 +28,7 @@ def check(data: Path, config: TrainConfig, *, as_json: bool) -> int:
             valid_fraction=config.valid_fraction,
             test_fraction=config.test_fraction,
             seed=config.seed,
-            progress=lambda done, total: live.draw(lambda: one_line(f"{done} of {total} images read")),
+            progress=Counting(live, "images read").count,
         )
     if as_json:
         render.document(report.to_json())

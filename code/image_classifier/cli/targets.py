@@ -83,10 +83,18 @@ class Local(Target):
         (local.require_trainer if program == "train" else local.require_server)()
         return local
 
+    def fetch_weights(self) -> None:
+        """Has ImageNet's weights here before a job is made that starts from them. Raises WeightsError."""
+        from image_classifier.launch.imagenet_weights import fetch_imagenet
+
+        if self.settings.train.weights == "imagenet" and self.data.exists():
+            fetch_imagenet(self.view)
+
     def tune(self, name: str) -> Found | None:
         from image_classifier.tuning import tuner
 
         starter, chosen = self.starter("train"), self.settings
+        self.fetch_weights()
         search = tuner.create(
             chosen.train,
             chosen.search,
@@ -112,6 +120,7 @@ class Local(Target):
         from image_classifier.launch import training_run
 
         config, starter = self.settings.train, self.starter("train")
+        self.fetch_weights()
         return training_run.train(config, self.data, self.runs_dir, name=name, starter=starter, view=self.view)
 
     def resume_training(self, run: Run) -> Outcome | None:
@@ -153,6 +162,9 @@ class Docker(Local):
 
         docker.require_images()
         return docker
+
+    def fetch_weights(self) -> None:
+        """A container looks for them in its image, and fetches them itself."""
 
 
 class SageMaker(Target):

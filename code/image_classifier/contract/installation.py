@@ -45,6 +45,11 @@ def command() -> str:
     return given or (f"python {SCRIPT}" if checkout() else INSTALLED_COMMAND)
 
 
+def program() -> str:
+    """Its name alone, for the first line of a help page."""
+    return command().rpartition(" ")[2]
+
+
 def as_typed(text: str) -> str:
     """The text with `python deploy.py` and `deploy.py` before a command put as it is typed here."""
     typed = command()

@@ -22,13 +22,6 @@ from image_classifier.tuning.tune_settings import TuneSettings
 
 BAR = Bar(done=2.4, total=10, width=32)
 ROW = ["epoch 3/10", BAR, "step 12/40", "loss 0.812", "31.5 images/s", "1 min 2 s, 3 min left"]
-    "epoch 3/10",
-    Bar(done=2.4, total=10, width=32),
-    "step 12/40",
-    "loss 0.812",
-    "31.5 images/s",
-    "1 min 2 s, 3 min left",
-]
 STYLES = re.compile("\x1b\\[[0-9;?]*[A-Za-z]")
 WAITS = """
 import time

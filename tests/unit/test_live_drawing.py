@@ -66,6 +66,15 @@ def test_a_drawing_is_no_wider_than_the_terminal_and_loses_no_cell(width: int) -
     assert (len(blocks) == 1) == (width > 80)
 
 
+def test_rows_of_one_cell_do_not_widen_the_columns_of_the_others() -> None:
+    trial = ["trial 1/8", BAR, "epoch 1/10"]
+    assert fitted([trial, trial, ["0 of 8 trials done  12 s, 12 min 40 s left"], []], 60) == [
+        [trial, trial],
+        [["0 of 8 trials done  12 s, 12 min 40 s left"]],
+        [[]],
+    ]
+
+
 def test_in_a_pipe_a_line_comes_only_after_a_long_silence() -> None:
     now, said = [0.0], list[str]()
     lines = SparseLines(said.append, clock=lambda: now[0])

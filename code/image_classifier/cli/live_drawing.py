@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from image_classifier.contract.text import visible
@@ -116,7 +117,7 @@ class _Redrawn(Live):
                     *(
                         ProgressBar(total=cell.total, completed=cell.done, width=cell.width)
                         if isinstance(cell, Bar)
-                        else Text(visible(cell), overflow="ellipsis", no_wrap=True)
+                        else Text(visible(cell), overflow="fold")
                         for cell in row
                     )
                 )
@@ -125,25 +126,34 @@ class _Redrawn(Live):
 
 
 def fitted(drawing: Drawing, width: int) -> list[Drawing]:
-    """The rows as blocks of aligned columns that are no wider than the terminal: one block where all fit, with narrower
-    bars if that helps; else each row goes on in the next line between two of its cells."""
-    rows = [[cell for cell in row if cell != ""] if len(drawing) == 1 else list(row) for row in drawing]
+    """The rows as blocks of aligned columns that are no wider than the terminal. A row of one cell is a block of its
+    own; rows that do not fit, even with narrower bars, go on in the next line between two of their cells."""
+    blocks: list[Drawing] = []
+    for is_alone, group in groupby(drawing, key=lambda row: sum(cell != "" for cell in row) < 2):
+        rows = [list(row) for row in group]
+        blocks += [_cells_by_line(row, width) for row in rows] if is_alone else _aligned(rows, width)
+    return blocks
+
+
+def _aligned(rows: list[list[str | Bar]], width: int) -> list[Drawing]:
+    if len(rows) == 1:
+        rows = [[cell for cell in row if cell != ""] for row in rows]
     for bar_width in (None, NARROW_BAR):
         rows = [[_narrowed(cell, bar_width) for cell in row] for row in rows]
         if _width(rows) <= width:
             return [rows]
-    blocks: list[Drawing] = []
-    for row in rows:
-        line: list[str | Bar] = []
-        for cell in row:
-            if cell == "":
-                continue
-            if line and _width([[*line, cell]]) > width:
-                blocks.append([line])
-                line = []
-            line.append(cell)
-        blocks.append([line])
-    return blocks
+    return [[line] for row in rows for line in _cells_by_line(row, width)]
+
+
+def _cells_by_line(row: Sequence[str | Bar], width: int) -> list[list[str | Bar]]:
+    lines: list[list[str | Bar]] = [[]]
+    for cell in row:
+        if cell == "":
+            continue
+        if lines[-1] and _width([[*lines[-1], cell]]) > width:
+            lines.append([])
+        lines[-1].append(cell)
+    return lines
 
 
 def _narrowed(cell: str | Bar, width: int | None) -> str | Bar:

@@ -32,6 +32,7 @@ with Console().live() as live:
     view.line("16:28:20 device: CPU, 1 thread, bf16")
     view.line("16:28:20 epoch=1/10 step=5/10 loss=1.2345 lr=0.01 images/s=31.5 data_wait=12%")
     time.sleep(2.6)
+    print("a result")
 """
 
 
@@ -97,7 +98,7 @@ def test_on_a_terminal_it_moves_although_the_job_says_nothing(columns: int) -> N
     environment = os.environ | {"COLUMNS": str(columns), "TERM": "xterm", "NO_COLOR": "1", "PYTHONPATH": "code"}
     main, side = pty.openpty()
     with subprocess.Popen(
-        command, stderr=side, stdout=side, stdin=side, env=environment, cwd=Path(__file__).parents[2]
+        command, stderr=side, stdout=subprocess.PIPE, stdin=side, env=environment, cwd=Path(__file__).parents[2]
     ) as program:
         os.close(side)
         printed, last = "", time.monotonic() + 60
@@ -108,7 +109,10 @@ def test_on_a_terminal_it_moves_although_the_job_says_nothing(columns: int) -> N
                 except OSError:  # it has ended
                     break
         os.close(main)
+        assert program.stdout is not None
+        assert program.stdout.read() == b"a result\n"
     assert program.returncode == 0
+    assert "result" not in printed
     shown = STYLES.sub("\n", printed)
     assert "device: CPU, 1 thread, bf16" in printed
     assert {"1 s", "2 s"} <= set(re.findall(r"^\s*.*?\b(\d s)\b", shown, re.MULTILINE))

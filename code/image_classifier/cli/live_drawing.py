@@ -48,7 +48,13 @@ def live(note: Callable[[str], None]) -> Iterator[Live]:
     from rich.live import Live as RichLive
 
     redrawn = _Redrawn(console := Console(stderr=True))
-    with RichLive(console=console, get_renderable=redrawn.renderable, refresh_per_second=REDRAWS_PER_S, transient=True):
+    with RichLive(
+        console=console,
+        get_renderable=redrawn.renderable,
+        refresh_per_second=REDRAWS_PER_S,
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # what is printed into a file stays out of the terminal
+    ):
         yield redrawn
 
 

@@ -134,6 +134,14 @@ class Counting:
         return [[f"{done} of {total} {self._what}", in_time(elapsed, left)]] if total else []
 
 
+class Lasting:
+    """Something that shows nothing but that it goes on: `starting the endpoint  12 s`."""
+
+    def __init__(self, live: Live, what: str) -> None:
+        begun = time.monotonic()
+        live.draw(lambda: [[f"{what}  {duration(time.monotonic() - begun)}"]])
+
+
 def in_time(elapsed_s: float, left_s: float | None) -> str:
     """`12 s`, or `12 s, 3 min 20 s left`."""
     return duration(elapsed_s) + ("" if left_s is None else f", {duration(left_s)} left")

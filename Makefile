@@ -90,8 +90,9 @@ gpu-check: $(STAMP) ## prove on this machine's GPU what is said of one, in 8 min
 gpu-carry: ## the folder a GPU machine without a network needs beside this repository (GPU_CARRY=--help)
 	@$(PYTHON) benchmarks/gpu/carry.py $(GPU_CARRY)
 
-docs: $(STAMP) ## write again what stands in documents and in the code: tables of rules and statuses, deploy.example.toml
+docs: $(STAMP) ## write again what stands in documents and in the code: tables of rules, results and statuses, deploy.example.toml
 	@$(BIN)/python -m image_classifier.debugging.rules.table docs/debugger.md
+	@$(BIN)/python benchmarks/readme_table.py
 	@WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/unit/test_endpoint_statuses.py
 	@mkdir -p build && $(BIN)/python deploy.py config --example > build/example.toml && mv build/example.toml deploy.example.toml
 

@@ -29,8 +29,28 @@ free_gb=$(df -Pk . | awk 'NR == 2 { print int($4 / 1e6) }')
 ((free_gb >= needed_gb)) || fail "only $free_gb GB are free in $PWD, and the packages take $needed_gb" \
   "free some space, or clone to another disk"
 
-echo "setting up $venv from requirements/dev.txt: 7 GB of packages, a few minutes, once"
+# What pip does, a line a package: `  torch-2.14.1-...whl (876.3 MB)`, and then what it installs, which takes a minute.
+tell() {
+  sed -unE -e 's/^ *(Downloading|Using cached) ([^ ]*\/)?([^ \/]+) (\([^)]*\)).*/  \3 \4/p' \
+    -e 's/^ *Processing (.*\/)?([^ \/]+\.(whl|gz|zip)).*/  \2/p' \
+    -e "s/^Installing collected packages: .*/unpacking them, which takes a while/p"
+}
+# On a terminal also, every two seconds, how much lies there and since when.
+count() {
+  while sleep 2; do
+    printf '\r\033[K  %s MB in %s, %s s\r' "$(du -sm "$venv" 2>/dev/null | cut -f1)" "$venv" "$SECONDS" >&2
+  done
+}
+
+echo "setting up $venv from requirements/dev.txt: $(grep -c '^[a-z].*==' requirements/dev.txt) packages, 7 GB, a few" \
+  "minutes, once"
+if [[ -t 2 ]]; then
+  count &
+  counter=$!
+  trap 'kill "$counter" 2>/dev/null; printf "\r\033[K" >&2' EXIT
+fi
 "$python" -m venv "$venv"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt \
-  || fail "the packages could not be installed, for the reason above" \
-    "when the package index can be reached again and the disk has room, repeat: what arrived is kept"
+"$venv/bin/python" -m pip install --disable-pip-version-check --no-color --progress-bar off --require-hashes \
+  -r requirements/dev.txt | tell || fail "the packages could not be installed, for the reason above" \
+  "when the package index can be reached again and the disk has room, repeat: what arrived is kept"
+echo "$venv is set up: $(du -sm "$venv" | cut -f1) MB, $SECONDS s"

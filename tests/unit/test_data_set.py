@@ -315,6 +315,13 @@ def test_a_file_of_another_kind_is_told_what_to_do_with_it(tmp_path: Path, name:
     assert caught.value.hint
 
 
+def test_a_parquet_file_is_told_the_line_that_makes_a_list_of_it(tmp_path: Path) -> None:
+    (tmp_path / "labels.parquet").touch()
+    with pytest.raises(DataError) as caught:
+        opened(tmp_path / "labels.parquet")
+    assert "pandas.read_parquet('labels.parquet').to_csv('labels.csv', index=False)" in caught.value.hint
+
+
 def test_an_empty_folder_and_what_is_no_file_are_said_to_be_that(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there are no images") as caught:
         opened(tmp_path)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -69,6 +73,46 @@ def test_a_python_without_a_part_names_the_package_that_has_it(
     assert sentence in error
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     assert hint == f"hint: on Debian and Ubuntu: apt-get install python{version}{package}"
+
+
+def tiny_wheel(folder: Path) -> str:
+    """A package in `folder`; its line for a lock."""
+    path = folder / "tiny-1.0-py3-none-any.whl"
+    about = "tiny-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("tiny.py", "")
+        archive.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+        archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{about}/RECORD", "")
+    return f"tiny==1.0 --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}\n"
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_it_names_what_it_installs_and_how_it_ended(tmp_path: Path, is_there: bool) -> None:
+    place = tmp_path / "checkout" / "requirements"
+    place.mkdir(parents=True)
+    shutil.copy2(SCRIPT, place)
+    line = tiny_wheel(tmp_path)
+    (place / "dev.txt").write_text(f"--no-index\n--find-links {tmp_path if is_there else place}\n{line}")
+    program(tmp_path, "df", 'echo "Filesystem 1024-blocks Used Available"; echo "/dev/x 9 9 90000000"')
+    done = subprocess.run(
+        [place / "setup.sh", "venv", sys.executable],
+        env=os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    said = done.stdout.splitlines()
+    assert said[0] == "setting up venv from requirements/dev.txt: 1 packages, 7 GB, a few minutes, once"
+    if is_there:
+        assert done.returncode == 0, done.stderr
+        assert said[1:3] == ["  tiny-1.0-py3-none-any.whl", "unpacking them, which takes a while"]
+        assert re.fullmatch(r"venv is set up: \d+ MB, \d+ s", said[3])
+    else:
+        assert done.returncode == 1
+        assert "tiny" in done.stderr
+        assert "error: the packages could not be installed, for the reason above" in done.stderr
 
 
 def test_a_disk_without_room(tmp_path: Path) -> None:

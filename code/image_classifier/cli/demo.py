@@ -18,6 +18,7 @@ from image_classifier.contract.files import write_text
 from image_classifier.contract.machine import free_port, require_free_port
 from image_classifier.contract.outputs import TEST_PREDICTIONS, TUNING_PICTURE
 from image_classifier.contract.text import as_text
+from image_classifier.launch import local
 from image_classifier.launch import serving_run as serving
 from image_classifier.launch import training_run as training
 from image_classifier.launch.client import Answer, Client, find_images
@@ -74,6 +75,8 @@ def run_demo(folder: Path, *, port: int | None) -> int:
         ClassifierError: a step failed.
     """
     started = time.monotonic()
+    local.require_trainer()
+    local.require_server()
     if port is None:
         port = free_port(HOST, DEFAULT_PORT)
     require_free_port(HOST, port)  # now, and not after minutes of training

@@ -20,6 +20,7 @@ from image_classifier.contract.config import (
     range_words,
 )
 from image_classifier.contract.errors import ConfigError
+from image_classifier.contract.installation import as_typed
 
 SEPARATOR = "__"
 
@@ -147,7 +148,7 @@ def write_examples(text: str | None, formatter: click.HelpFormatter) -> None:
     """Writes example lines under a heading, without rewrapping them."""
     if text:
         with formatter.section("Examples"):
-            for line in text.strip().splitlines():
+            for line in as_typed(text).strip().splitlines():
                 formatter.write(f"{'':{formatter.current_indent}}{line}\n" if line.strip() else "\n")
 
 

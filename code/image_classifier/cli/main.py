@@ -14,6 +14,7 @@ import click
 from image_classifier.cli.answer_commands import app
 from image_classifier.cli.commands import Call
 from image_classifier.contract.errors import EXIT_FAILURE, EXIT_USAGE, ClassifierError, PlatformError, describe
+from image_classifier.contract.installation import explain_missing, program
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:  # noqa: PLR0911  # one for each way to end
     call, printing = Call(), (sys.stdout, sys.stderr)
     try:
-        code = app.main(args=arguments, prog_name="deploy.py", standalone_mode=False, obj=call)
+        code = app.main(args=arguments, prog_name=program(), standalone_mode=False, obj=call)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except SystemExit:
@@ -56,11 +57,17 @@ def _run(arguments: Sequence[str] | None) -> int:  # noqa: PLR0911  # one for ea
         raise
     except ClassifierError as error:
         return _fail(error, call, error.exit_code)
+    except ModuleNotFoundError as error:
+        return _fail(explain_missing(error.name) or _defect(error), call, EXIT_FAILURE)
     except OSError as error:
         return _fail(PlatformError(describe(error)), call, EXIT_FAILURE)
     except Exception as error:
-        hint = "this is a defect of deploy.py: report it with the output of --debug"
-        return _fail(ClassifierError(describe(error), hint), call, EXIT_FAILURE)
+        return _fail(_defect(error), call, EXIT_FAILURE)
+
+
+def _defect(error: Exception) -> ClassifierError:
+    hint = f"this is a defect of {program()}: report it with the output of --debug"
+    return ClassifierError(describe(error), hint)
 
 
 def _let_go_of_broken_pipes() -> None:
@@ -108,7 +115,7 @@ def _fail(error: ClassifierError, call: Call, code: int) -> int:
 
 
 def _usage_hint(error: click.UsageError) -> str:
-    path = error.ctx.command_path if error.ctx else "deploy.py"
+    path = error.ctx.command_path if error.ctx else program()
     if isinstance(error, click.NoSuchOption) and error.option_name in {"--config", "--target", "--runs-dir", "--debug"}:
-        return f"{error.option_name} stands before the command: deploy.py {error.option_name} ..."
+        return f"{error.option_name} stands before the command: {program()} {error.option_name} ..."
     return f"see {path} --help"

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from image_classifier.contract.errors import ClassifierError
+from image_classifier.contract.installation import as_typed
 from image_classifier.contract.text import json_visible, visible
-from image_classifier.launch.view import Bar, Drawing, Live, View
+from image_classifier.launch.view import Live, View
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod
-    from rich.live import Live as RichLive
-    from rich.text import Text
 
 LABEL_STYLES = {"error": "bold red", "warning": "yellow", "hint": "cyan"}
 NARROWEST = 22  # characters a column of a table may have at least: the name of a run stays in one piece
@@ -94,7 +93,7 @@ def document(value: Any) -> None:
 
 def note(text: str) -> None:
     """Prints one line for the person who waits: a name in it that holds a line's end makes no second one."""
-    print(visible(text), file=sys.stderr, flush=True)
+    print(visible(as_typed(text)), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
@@ -106,7 +105,7 @@ def error(problem: ClassifierError) -> None:
     """Prints `error:` and `hint:`."""
     labelled("error", problem.message)
     if problem.hint:
-        labelled("hint", problem.hint)
+        labelled("hint", as_typed(problem.hint))
 
 
 def labelled(label: str, text: str) -> None:
@@ -142,55 +141,10 @@ class Console(View):
 
     @contextmanager
     def live(self) -> Iterator[Live]:
-        if not sys.stderr.isatty():
-            yield _LinesOnly()
-            return
-        from rich.console import Console as RichConsole
-        from rich.live import Live as RichLive
+        from image_classifier.cli import live_drawing
 
-        with RichLive(console=RichConsole(stderr=True), auto_refresh=False, transient=True) as shown:
-            yield _Redrawn(shown)
-
-
-class _LinesOnly(Live):
-    """In a pipe there is nothing to draw on."""
-
-    def show(self, text: str) -> None:
-        note(text)
-
-
-class _Redrawn(Live):
-    """On a terminal: rich's live display."""
-
-    def __init__(self, shown: RichLive) -> None:
-        self._shown = shown
-
-    def show(self, text: str) -> None:
-        from rich.text import Text
-
-        self._shown.console.print(Text(visible(text)))
-
-    def draw(self, drawing: Callable[[], Drawing]) -> None:
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-
-        grid = Table.grid(padding=(0, 2))
-        for row in drawing():
-            grid.add_row(
-                *(
-                    ProgressBar(total=cell.total, completed=cell.done, width=cell.width)
-                    if isinstance(cell, Bar)
-                    else _text(cell)
-                    for cell in row
-                )
-            )
-        self._shown.update(grid, refresh=True)
-
-
-def _text(cell: str) -> Text:
-    from rich.text import Text
-
-    return Text(visible(cell))
+        with live_drawing.live(note) as shown:
+            yield shown
 
 
 def flat(cell: object) -> str:

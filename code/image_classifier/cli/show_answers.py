@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import sys
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,7 +19,8 @@ from image_classifier.contract.machine import some_free_port
 from image_classifier.contract.text import json_visible
 from image_classifier.launch.client import Answer, Client, Connection
 from image_classifier.launch.evaluation import ALL_LABELS, Judged, judge
-from image_classifier.launch.view import Live, one_line, tell_findings
+from image_classifier.launch.progress import Counting
+from image_classifier.launch.view import tell_findings
 from image_classifier.vision.data_set import labelled_images
 
 ON_A_SCREEN = 20  # answers up to which a terminal gets one table, at the end
@@ -132,16 +132,12 @@ def _counted(answers: Iterable[Answer], total: int) -> Iterator[Answer]:
     if sys.stdout.isatty():
         yield from answers
         return
-    started = time.monotonic()
     with render.Console().live() as live:
+        counting = Counting(live, "images answered")
+        counting.count(0, total)
         for done, answer in enumerate(answers, 1):
-            _draw(live, done, total, time.monotonic() - started)
+            counting.count(done, total)
             yield answer
-
-
-def _draw(live: Live, done: int, total: int, elapsed_s: float) -> None:
-    left_s = elapsed_s / done * (total - done)
-    live.draw(lambda: one_line(f"{done} of {total} images answered, {elapsed_s:.0f} s, {left_s:.0f} s left"))
 
 
 def evaluate(target: Target, data: Path, where: str, *, out: Path | None, as_json: bool) -> int:
@@ -187,7 +183,7 @@ def _connected(target: Target, where: str) -> Iterator[Connection]:
         from image_classifier.launch import serving_run
         from image_classifier.launch.process import Interrupts
 
-        starter, archive = target.starter(), serving_run.find_archive(where, target.runs_dir)
+        starter, archive = target.starter("serve"), serving_run.find_archive(where, target.runs_dir)
         precision, port = target.settings.serve.precision, some_free_port(LOOPBACK)
         target.view.note(f"serving {archive} for as long as it is asked")
         with (

@@ -14,7 +14,7 @@ from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.files import write_text
 from image_classifier.contract.paths import path_here
 from image_classifier.launch.client import Answer
-from image_classifier.launch.view import one_line
+from image_classifier.launch.progress import Counting
 from image_classifier.report.check_page import render_check
 from image_classifier.vision.check import CheckReport, check_dataset
 from image_classifier.vision.findings import DataFinding
@@ -35,7 +35,7 @@ def check(data: Path, config: TrainConfig, *, as_json: bool, page: Path | None =
             valid_fraction=config.valid_fraction,
             test_fraction=config.test_fraction,
             seed=config.seed,
-            progress=lambda done, total: live.draw(lambda: one_line(f"{done} of {total} images read")),
+            progress=Counting(live, "images read").count,
         )
     if page is not None:
         write_text(path_here(page), render_check(report, data if data.is_dir() else data.parent))

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from image_classifier.cli import render
+from image_classifier.contract.installation import as_typed
 from image_classifier.contract.text import visible
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def checks(found: Iterable[Check], *, as_json: bool) -> int:
             continue
         print(visible(f"{check.state.ljust(7)}  {check.name}: {check.detail}"), flush=True)
         if check.hint and check.state != "ok":
-            print(visible(f"         hint: {check.hint}"), flush=True)
+            print(visible(as_typed(f"         hint: {check.hint}")), flush=True)
     if as_json:
         render.document(documents)
     return int(failed)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from image_classifier.cli.render import Console
 from image_classifier.cli.settings import Settings
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from image_classifier.launch.runs import Run
     from image_classifier.launch.training_run import Outcome
     from image_classifier.tuning.trials import Found
+
+Program = Literal["train", "serve"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,17 +75,26 @@ class Target(ABC):
 class Local(Target):
     """This machine: the containers' own programs as processes."""
 
-    def starter(self) -> Starter:
-        """How a job is started here."""
+    def starter(self, program: Program) -> Starter:
+        """How a job is started here. Raises PlatformError when what it needs is not installed."""
         from image_classifier.launch import local
 
         local.require_importable(self.runs_dir)
+        (local.require_trainer if program == "train" else local.require_server)()
         return local
+
+    def fetch_weights(self) -> None:
+        """Has ImageNet's weights here before a job is made that starts from them. Raises WeightsError."""
+        from image_classifier.launch.imagenet_weights import fetch_imagenet
+
+        if self.settings.train.weights == "imagenet" and self.data.exists():
+            fetch_imagenet(self.view)
 
     def tune(self, name: str) -> Found | None:
         from image_classifier.tuning import tuner
 
-        starter, chosen = self.starter(), self.settings
+        starter, chosen = self.starter("train"), self.settings
+        self.fetch_weights()
         search = tuner.create(
             chosen.train,
             chosen.search,
@@ -101,21 +112,22 @@ class Local(Target):
         from image_classifier.tuning import tuner
 
         _require_here(run)
-        starter = self.starter()
+        starter = self.starter("train")
         with run.held():
             return tuner.run(tuner.resume(run, changes, self.view), starter=starter, view=self.view)
 
     def train(self, name: str) -> Outcome | None:
         from image_classifier.launch import training_run
 
-        config, starter = self.settings.train, self.starter()
+        config, starter = self.settings.train, self.starter("train")
+        self.fetch_weights()
         return training_run.train(config, self.data, self.runs_dir, name=name, starter=starter, view=self.view)
 
     def resume_training(self, run: Run) -> Outcome | None:
         from image_classifier.launch import training_run
 
         _require_here(run)
-        starter = self.starter()
+        starter = self.starter("train")
         with run.held():
             return training_run.resume(run, starter=starter, view=self.view)
 
@@ -123,7 +135,7 @@ class Local(Target):
         from image_classifier.cli.show_jobs import ServeView
         from image_classifier.launch import serving_run
 
-        starter = self.starter()
+        starter = self.starter("serve")
         address, archive = self.settings.serve, serving_run.find_archive(model, self.runs_dir)
         serving_run.serve(
             archive,
@@ -145,11 +157,14 @@ class Local(Target):
 class Docker(Local):
     """This machine: the two images."""
 
-    def starter(self) -> Starter:
+    def starter(self, program: Program) -> Starter:
         from image_classifier.launch import docker
 
         docker.require_images()
         return docker
+
+    def fetch_weights(self) -> None:
+        """A container looks for them in its image, and fetches them itself."""
 
 
 class SageMaker(Target):

@@ -22,6 +22,7 @@ from typing import Literal
 from image_classifier.contract.config import NAMED_WEIGHTS, TrainConfig
 from image_classifier.contract.endpoint import ACCESS_LOG_VARIABLE, PORT_VARIABLE, PRECISION_VARIABLE, PRECISIONS
 from image_classifier.contract.errors import PlatformError
+from image_classifier.contract.installation import SOURCE, require_checkout
 from image_classifier.contract.machine import require_free_port, usable_cores
 from image_classifier.contract.outputs import ACCESS_LOG
 from image_classifier.contract.paths import DEFAULT_BASE_DIR, FEATURES_VARIABLE, MlPaths
@@ -31,7 +32,7 @@ from image_classifier.launch.process import Job
 from image_classifier.launch.runs import PRIVATE, Run
 from image_classifier.launch.view import SILENT, View
 
-IMAGES_FILE = Path(__file__).resolve().parents[3] / "build" / "images.json"  # what build_and_push.sh built last
+IMAGES_FILE = SOURCE.parent / "build" / "images.json"  # what build_and_push.sh built last
 _LOGS_INSIDE = Path(DEFAULT_BASE_DIR) / "logs"
 RUN_LABEL = "image-classifier.run"  # the run's folder
 REMOVE = ("rm", "--force", "--volumes")
@@ -48,6 +49,7 @@ def require_images() -> None:
 
 def image(kind: Kind) -> str:
     """The image that build_and_push.sh built last. Raises PlatformError when it is not there."""
+    require_checkout("the target docker runs images that are built in")
     hint = "build the images with `make build`"
     if shutil.which("docker") is None:
         raise PlatformError("there is no docker program on this machine", "install Docker, or use --target local")

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from image_classifier.contract.errors import JobError
-from image_classifier.launch.local import SOURCE
+from image_classifier.contract.installation import SOURCE
 from image_classifier.vision import artifact
 
 

@@ -12,8 +12,9 @@ from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import DataError
 from image_classifier.contract.outputs import SPLIT_FOLDER
 from image_classifier.debugging.rules import parse_rules
+from image_classifier.launch.progress import Counting
 from image_classifier.launch.runs import Run
-from image_classifier.launch.view import SILENT, View, one_line, tell_findings
+from image_classifier.launch.view import SILENT, View, tell_findings
 from image_classifier.vision.data_set import near_to, open_data
 from image_classifier.vision.folders import ImageFolders, find_channels
 from image_classifier.vision.image_list import SPLIT_CHANNEL, SPLIT_FILE
@@ -43,7 +44,7 @@ def check_data(data: Path, config: TrainConfig, view: View = SILENT, *, run: Run
             test_fraction=config.test_fraction,
             seed=config.seed,
             kept=None if run is None else run.path / SPLIT_FOLDER,
-            progress=lambda done, total: live.draw(lambda: one_line(f"{done} of {total} images compared")),
+            progress=Counting(live, "images compared").count,
         )
     folders = found.folders
     counts = ", ".join(f"{len(split)} {split.name}" for split in folders.splits)

@@ -22,6 +22,14 @@ from image_classifier.contract.endpoint import (
 )
 from image_classifier.contract.errors import ConfigError, PlatformError
 from image_classifier.contract.files import write_text
+from image_classifier.contract.installation import (
+    COMMAND_VARIABLE,
+    SOURCE,
+    command,
+    program_folders,
+    require_extra,
+    shipped,
+)
 from image_classifier.contract.machine import may_have_gpu, require_free_port, usable_cores
 from image_classifier.contract.outputs import ACCESS_LOG, TRIALS_FOLDER
 from image_classifier.contract.paths import BASE_DIR_VARIABLE, FEATURES_VARIABLE
@@ -30,7 +38,6 @@ from image_classifier.launch.process import Job
 from image_classifier.launch.runs import Run
 from image_classifier.launch.view import SILENT, View
 
-SOURCE = Path(__file__).resolve().parents[2]
 TRAIN_PACKAGES = ("contract", "vision", "debugging", "report", "training")  # what the training image ships
 TRAIN_SCRIPTS = ("train.py",)
 SERVE_PACKAGES = ("contract", "vision", "serving")  # what the serving image ships
@@ -88,12 +95,7 @@ def start_training(run: Run, *, share: int = 1, view: View = SILENT) -> Job:
     Raises:
         PlatformError: the program is not installed, or cannot be started.
     """
-    program = Path(sys.executable).parent / "train"
-    if not program.exists():
-        raise PlatformError(
-            f"the program `train` of sagemaker-training is missing beside {sys.executable}",
-            "run deploy.py with the project's environment: .venv/bin/python deploy.py",
-        )
+    program = _train_program()
     clear_attempt(run)
     forks = _forks.get()
     _snapshot(run, TRAIN_PACKAGES, TRAIN_SCRIPTS, source=SOURCE if forks is None else forks.source)
@@ -129,6 +131,27 @@ def forked_trainings(search: Run) -> Iterator[None]:
             yield
         finally:
             _forks.reset(before)
+
+
+def require_trainer() -> None:
+    """Raises PlatformError when what trains is not installed: known before data are read and a run is made."""
+    require_extra("train", "training on this machine")
+    _train_program()
+
+
+def require_server() -> None:
+    """The same for what serves."""
+    require_extra("serve", "serving on this machine", "mms", "sagemaker_inference", "aiohttp")
+
+
+def _train_program() -> Path:
+    for folder in program_folders():
+        if (folder / "train").is_file():
+            return folder / "train"
+    raise PlatformError(
+        f"the program `train` of sagemaker-training is missing beside {sys.executable}",
+        "run deploy.py with the project's environment: .venv/bin/python deploy.py",
+    )
 
 
 def features_folder(run: Run) -> Path:
@@ -189,10 +212,11 @@ def _environment(run: Run) -> dict[str, str]:
     }
     return ours | {
         BASE_DIR_VARIABLE: str(run.path),
+        COMMAND_VARIABLE: command(),
         "PYTHONPATH": str(run.paths.code),
         "PYTHONUNBUFFERED": "1",
         "PYTHONIOENCODING": "utf-8:backslashreplace",  # as the log is read, whatever the locale
-        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))),
+        "PATH": os.pathsep.join((*map(str, program_folders()), os.environ.get("PATH", os.defpath))),
     }
 
 
@@ -202,7 +226,7 @@ def _snapshot(run: Run, packages: tuple[str, ...], scripts: tuple[str, ...] = ()
     shutil.rmtree(run.paths.code, ignore_errors=True)
     package.mkdir(parents=True)
     for script in scripts:
-        shutil.copy2(source / script, run.paths.code)
+        shutil.copy2(shipped(f"code/{script}") if source == SOURCE else source / script, run.paths.code)
     shutil.copy2(source / "image_classifier" / "__init__.py", package)
     for name in packages:
         folder = source / "image_classifier" / name

@@ -80,34 +80,71 @@ class JobProgress:
         return "  ".join(parts)
 
 
+TOLD = (" warning: ", " device: ", "resuming from", "stopping early", "computing features")  # of a job's other lines
+
+
 class ProgressView:
     """Reports a training from the lines it logs: its epochs stay, the one that runs is drawn below them."""
 
     def __init__(self, live: Live, epochs: int) -> None:
         self._live = live
         self._progress = JobProgress(epochs=epochs)
+        self._begun = time.monotonic()
+        self._live.draw(self._drawing)
 
     def line(self, text: str) -> None:
         """Takes in one line of the job's log."""
         what = self._progress.feed(text)
         if what == "epoch":
             self._live.show(self._progress.describe())
-        elif what == "other" and (" warning: " in text or "resuming from" in text or "stopping early" in text):
+        elif what == "other" and any(word in text for word in TOLD):
             self._live.show(text)
-        self._live.draw(self._drawing)
 
     def _drawing(self) -> Drawing:
         progress, left = self._progress, self._progress.seconds_left()
+        at = f"step {progress.step}/{progress.steps}" if progress.steps else "starting"
         return [
             (
                 f"epoch {min(progress.epoch + 1, progress.epochs)}/{progress.epochs}",
                 Bar(done=progress.done, total=progress.epochs, width=32),
-                f"step {progress.step}/{progress.steps}" if progress.steps else "starting",
+                at if progress.epoch < progress.epochs else "finishing: test, golden samples, model",
                 "" if progress.loss is None else f"loss {progress.loss:.3f}",
                 f"{progress.images_per_second:.1f} images/s" if progress.images_per_second else "",
-                "" if left is None else f"{duration(left)} left",
+                in_time(time.monotonic() - self._begun, left if progress.epoch < progress.epochs else None),
             )
         ]
+
+
+class Counting:
+    """How far something is that counts what it has done: `120 of 700 images read  12 s  58 s left`."""
+
+    def __init__(self, live: Live, what: str) -> None:
+        self._what = what
+        self._begun = time.monotonic()
+        self._done = self._total = 0
+        live.draw(self._drawing)
+
+    def count(self, done: int, total: int) -> None:
+        """So many of `total` are done."""
+        self._done, self._total = done, total
+
+    def _drawing(self) -> Drawing:
+        done, total, elapsed = self._done, self._total, time.monotonic() - self._begun
+        left = elapsed / done * (total - done) if done else None
+        return [[f"{done} of {total} {self._what}", in_time(elapsed, left)]] if total else []
+
+
+class Lasting:
+    """Something that shows nothing but that it goes on: `starting the endpoint  12 s`."""
+
+    def __init__(self, live: Live, what: str) -> None:
+        begun = time.monotonic()
+        live.draw(lambda: [[f"{what}  {duration(time.monotonic() - begun)}"]])
+
+
+def in_time(elapsed_s: float, left_s: float | None) -> str:
+    """`12 s`, or `12 s, 3 min 20 s left`."""
+    return duration(elapsed_s) + ("" if left_s is None else f", {duration(left_s)} left")
 
 
 def duration(seconds: float) -> str:

@@ -15,6 +15,7 @@ from image_classifier.contract.machine import require_free_port
 from image_classifier.contract.outputs import ACCESS_LOG
 from image_classifier.launch import local
 from image_classifier.launch.process import Interrupts, Job, follow, follow_until
+from image_classifier.launch.progress import Lasting
 from image_classifier.launch.runs import Run, Status, create_run, find_run
 from image_classifier.launch.view import SILENT, View
 from image_classifier.vision import artifact
@@ -84,7 +85,10 @@ def serving(
     try:
         artifact.unpack(archive, run.paths.model)
         with starter.start_server(run, host=host, port=port, precision=precision, view=view) as job:
-            yield _wait_until_ready(run, job, interrupts, on_line)
+            with view.live() as live:
+                Lasting(live, "starting the endpoint")
+                endpoint = _wait_until_ready(run, job, interrupts, on_line)
+            yield endpoint
             stop(job, interrupts)
     except BaseException as error:
         stopped = isinstance(error, (JobStopped, KeyboardInterrupt))

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from image_classifier.contract.installation import as_typed
 from image_classifier.contract.outputs import REPORT
 from image_classifier.report.html import Markup, joined, tag
 
@@ -53,7 +54,7 @@ def page(facts: Facts, heading: str, meta: str, sections: Sequence[Section]) -> 
         ),
         tag("script", script),
     )
-    return joined(Markup("<!DOCTYPE html>\n"), tag("html", head, body, lang="en")) + "\n"
+    return as_typed(joined(Markup("<!DOCTYPE html>\n"), tag("html", head, body, lang="en"))) + "\n"
 
 
 def _standing(facts: Facts) -> Markup | None:

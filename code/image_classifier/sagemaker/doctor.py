@@ -6,17 +6,17 @@ import json
 import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from string import Template
 from typing import Any, Literal
 
 from image_classifier.contract.errors import ClassifierError
+from image_classifier.contract.installation import shipped
 from image_classifier.sagemaker.aws_settings import AUTO, SageMakerSettings
 from image_classifier.sagemaker.failures import DENIED, MISSING, AwsError
 from image_classifier.sagemaker.images import find_image
 from image_classifier.sagemaker.session import Session
 
-ROLE_POLICY = Path(__file__).resolve().parents[3] / "docs" / "iam-policy.json"
+ROLE_POLICY = shipped("docs/iam-policy.json")
 SERVICE = "sagemaker.amazonaws.com"
 ROLE_HINT = "docs/sagemaker.md shows how to make the role from docs/iam-policy.json and docs/iam-trust-policy.json"
 QUOTA_HINT = "ask for more: Service Quotas, Amazon SageMaker"

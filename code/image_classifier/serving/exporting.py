@@ -23,6 +23,7 @@ import image_classifier
 from image_classifier.contract.endpoint import EXPORT_FORMATS
 from image_classifier.contract.errors import ArtifactError, ClassifierError, ConfigError, PlatformError, describe
 from image_classifier.contract.files import replacing, write_text
+from image_classifier.contract.installation import how_to_install
 from image_classifier.serving.classifier import Classifier
 from image_classifier.serving.engines import Engine
 from image_classifier.vision.artifact import Artifact, load_model
@@ -143,7 +144,9 @@ def _write_torchscript(artifact: Artifact, file: Path) -> None:
 
         from image_classifier.vision.model import build_model, load_safetensors
     except ImportError as error:
-        raise PlatformError("torch, which writes TorchScript, is not installed here", "export onnx") from error
+        raise PlatformError(
+            "torch, which writes TorchScript, is not installed here", f"export onnx, or {how_to_install('train')}"
+        ) from error
     model = build_model(len(artifact.classes))
     load_safetensors(model, artifact.weights_path)
     for name in HEAD_TENSORS:

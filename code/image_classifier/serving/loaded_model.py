@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import overload
 
 from image_classifier.contract.errors import ArtifactError, ConfigError, ImageError, describe
+from image_classifier.contract.installation import require_extra
 from image_classifier.contract.text import as_text
 from image_classifier.serving.classifier import Classifier
 from image_classifier.serving.engines import FORMATS, OpenVinoEngine
@@ -105,8 +106,9 @@ def load(model: str | Path, *, precision: str = "") -> LoadedModel:
     Raises:
         ArtifactError: there is no model, it is damaged or foreign, or it does not reproduce its golden samples.
         ConfigError: no such number format, or the model's training found that it costs too much.
-        PlatformError: the processor cannot compute in this format, or the disk is full.
+        PlatformError: OpenVINO is not installed, the processor cannot compute in this format, or the disk is full.
     """
+    require_extra("serve", "a model in a program", "openvino")
     if precision and precision not in FORMATS[OpenVinoEngine.name]:
         raise ConfigError(f"there is no precision {precision!r}", f"known: {', '.join(FORMATS[OpenVinoEngine.name])}")
     path = Path(model)

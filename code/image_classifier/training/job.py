@@ -35,7 +35,7 @@ from image_classifier.training.head_only import (
 from image_classifier.training.loop import fit
 from image_classifier.training.observe import Watched, make_hook
 from image_classifier.training.optim import make_optimizer, resume_optimizer
-from image_classifier.training.setup import Setup, choose_device, make_setup
+from image_classifier.training.setup import Setup, choose_device, make_setup, tell_device
 from image_classifier.training.state import Training
 from image_classifier.training.steps import min_images
 from image_classifier.training.stop import StopFlag
@@ -65,6 +65,8 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag, be
             f"batch_size {config.batch_size} cannot train batch norms in {group.size} processes",
             f"use {smallest} or more, or fine_tune=head",
         )
+    device = choose_device(group.local_rank)
+    tell_device(config.amp, device)
     folders = scan(channels_of_job(paths), valid_fraction=config.valid_fraction, seed=config.seed)
     describe_data(folders)
     contents = digests(folders, lambda: end_if_asked(stop))
@@ -82,7 +84,6 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag, be
     if checkpoint is not None and checkpoint.contents:
         folders = in_order(folders, contents, checkpoint.contents)
         checkpoints.contents = checkpoint.contents
-    device = choose_device(group.local_rank)
     model = make_model(config, len(folders.classes), paths.channel("weights"), checkpoint, device)
     on_features = serves(config, folders, paths, group)
     loading = config.replace(workers=0, cache="none") if on_features else config  # features are computed by threads
@@ -225,7 +226,7 @@ def make_training(
     paths: MlPaths,
 ) -> Training:
     """Puts together what the loop needs, at the point where the checkpoint left off."""
-    log.info("device: %s, %s, workers=%d", setup.device_name, setup.number_format, setup.workers)
+    log.info("workers=%d", setup.workers)
     if group.size > 1:
         log.info("processes: %d, this is number %d", group.size, group.rank)
     optimizer = make_optimizer(model, config)

@@ -15,6 +15,7 @@ from image_classifier.contract.machine import usable_cores
 from image_classifier.contract.shared_memory import MAX_WORKERS, fitting_workers, free_bytes, needed_bytes
 from image_classifier.training.cache import PixelCache, make_cache
 from image_classifier.training.shared_pictures import shared_cache
+from image_classifier.training.unused_gpu import unused_gpu
 from image_classifier.vision.fingerprint import Digests
 from image_classifier.vision.folders import ImageFolders
 
@@ -104,6 +105,14 @@ def choose_device(local_rank: int = 0) -> torch.device:
     torch.cuda.set_device(local_rank)
     torch.backends.cudnn.benchmark = True  # every batch but an epoch's last has the same shape
     return torch.device("cuda", local_rank)
+
+
+def tell_device(amp: str, device: torch.device) -> None:
+    """The first line of a job's log: what computes, with how many threads, in which number format; and a warning where
+    a GPU is left unused."""
+    log.info("device: %s, %s", describe_device(device), "bf16" if use_bf16(amp, device) else "float32")
+    if device.type == "cpu" and (found := unused_gpu(torch.__version__, torch.version.cuda)) is not None:
+        log.warning("%s (%s)", found.sentence, found.hint)
 
 
 def use_bf16(amp: str, device: torch.device) -> bool:

@@ -173,7 +173,8 @@ def _listed(file: Path, over: PassedOver) -> tuple[Path, tuple[ListedImage, ...]
     """The root and the images of a list. Raises DataError."""
     suffix = file.suffix.lower()
     if suffix in PARQUET:
-        raise DataError(f"{file} is a Parquet file, which cannot be read here", f"save it as CSV: {LIST_HINT}")
+        how = f"pandas.read_parquet({file.name!r}).to_csv({file.with_suffix('.csv').name!r}, index=False)"
+        raise DataError(f"{file} is a Parquet file, which cannot be read here", f"save it as CSV: {how}; {LIST_HINT}")
     if suffix in ARCHIVES:
         raise DataError(f"{file} is an archive", "unpack it, and name the folder that comes out")
     if suffix not in LIST_SUFFIXES:

@@ -137,7 +137,8 @@ def _download(target: Path) -> Path:
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; a wrong hash is a RuntimeError
         raise WeightsError(
             f"the ImageNet weights cannot be had from {url}: {_first_line(error)}",
-            f"put {target.name} into the weights channel or {target.parent}, or train with weights=none",
+            f"give the file: --weights FILE (on SageMaker: the weights channel), put {target.name} into {target.parent}"
+            ", or train with weights=none",
         ) from None
     finally:
         socket.setdefaulttimeout(before)

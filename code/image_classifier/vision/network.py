@@ -22,6 +22,7 @@ NORM_PARTS = ("weight", "bias", "running_mean", "running_var")  # of a batch nor
 
 # torchvision's IMAGENET1K_V2. build_and_push.sh reads this line. The name carries the first digits of the SHA-256.
 IMAGENET_FILE = "resnet50-11ad3fa6.pth"
+IMAGENET_URL = f"https://download.pytorch.org/models/{IMAGENET_FILE}"
 
 
 @dataclass(frozen=True, kw_only=True)

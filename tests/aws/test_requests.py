@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import botocore.session
@@ -24,6 +25,7 @@ from image_classifier.sagemaker.aws_settings import (
 )
 from image_classifier.sagemaker.failures import describe_call, describe_reason
 from image_classifier.sagemaker.images import parse_uri
+from image_classifier.sagemaker.parent_searches import warm_start
 from image_classifier.sagemaker.requests import ApiRequest, Place, job_name
 from image_classifier.sagemaker.training_job import pascal
 from image_classifier.sagemaker.validation import validate
@@ -299,7 +301,7 @@ def endpoint(settings: SageMakerSettings, cuda_major: int = 13) -> dict[str, Any
     return check(endpoint_requests.endpoint_config("config", "model", settings, image=image, place=PLACE))
 
 
-def tuning(settings: SageMakerSettings) -> dict[str, Any]:
+def tuning(settings: SageMakerSettings = SETTINGS) -> dict[str, Any]:
     search = {"lr": Continuous(low=0.001, high=0.1, log=True)}
     return check(
         requests.tuning_job(
@@ -332,9 +334,12 @@ def test_an_endpoint_uses_the_instances_of_a_reservation() -> None:
     }
 
 
-def test_a_search_learns_from_earlier_ones_by_their_runs_names() -> None:
+def test_a_search_learns_from_tuning_jobs_that_are_no_runs_here(tmp_path: Path) -> None:
     long = "tune-20261122-120000-a-name-that-is-rather-long"
-    body = tuning(replace(SETTINGS, warm_start=f"tune-20261121-120000, {long}"))
+    body = tuning()
+    assert "WarmStartConfig" not in body
+    body |= warm_start(TuneSettings(warm_start=f"tune-20261121-120000, {long}"), body, tmp_path)
+    validate("sagemaker", "CreateHyperParameterTuningJob", body)
     assert body["WarmStartConfig"] == {
         "ParentHyperParameterTuningJobs": [
             {"HyperParameterTuningJobName": "tune-20261121-120000"},
@@ -342,9 +347,9 @@ def test_a_search_learns_from_earlier_ones_by_their_runs_names() -> None:
         ],
         "WarmStartType": "TransferLearning",
     }
-    assert "WarmStartConfig" not in tuning(SETTINGS)
-    with pytest.raises(ConfigError, match="WarmStart"):
-        tuning(replace(SETTINGS, warm_start=",".join(f"tune-{number}" for number in range(6))))
+    for names, message in ((",".join(map(str, range(6))), "5 earlier ones at most"), ("a,,b", "names no search")):
+        with pytest.raises(ConfigError, match=message):
+            warm_start(TuneSettings(warm_start=names), body, tmp_path)
 
 
 @pytest.mark.parametrize(

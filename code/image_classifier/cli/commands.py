@@ -15,6 +15,7 @@ from image_classifier.cli.targets import target_of
 from image_classifier.contract.config import Value, parameters_of
 from image_classifier.contract.endpoint import MAX_PORT
 from image_classifier.contract.paths import path_here
+from image_classifier.tuning.tune_settings import KIND as TUNE
 from image_classifier.tuning.tune_settings import TuneSettings
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ def sample_data(folder: Path, classes: int, images: int, size: int, seed: int) -
     epilog="""
 python deploy.py tune --data data --trials 8 --parallel 2
 python deploy.py tune --resume tune-20260102-030405 --trials 16
+python deploy.py tune --data data --from tune-20260102-030405 --strategy Hyperband
 """,
 )
 @DATA
@@ -136,7 +138,8 @@ python deploy.py tune --resume tune-20260102-030405 --trials 16
 @click.option("--resume", metavar="RUN", default="", help="go on with an interrupted search")
 @YES
 @DRY_RUN
-@flags.settings_of(TuneSettings, "tune", "Search", without=("seed",))
+@flags.settings_of(TuneSettings, "tune", "Search", without=("seed", "warm_start"))
+@flags.from_searches
 @flags.hyperparameters(without=("epochs",))
 @click.pass_obj
 def tune(call: Call, /, *, data: str | None, name: str, resume: str, yes: bool, dry_run: bool, **given: Any) -> None:
@@ -154,7 +157,7 @@ def tune(call: Call, /, *, data: str | None, name: str, resume: str, yes: bool, 
         _refuse(
             resume, {key: value for key, value in chosen.items() if key not in tuning.RESUME_MAY_CHANGE}, data, name
         )
-        found = target.resume_tuning(_run(target.settings, resume, kind=tuning.KIND), chosen)
+        found = target.resume_tuning(_run(target.settings, resume, kind=TUNE), chosen)
     else:
         found = target.tune(name)
     if found is not None:

@@ -62,11 +62,7 @@ class SageMakerSettings:
     kms_key: str = param(NONE, "KMS key (id or ARN) for the bucket's objects and the instances' disks")
     tags: str = param(NONE, "tags of everything that is made: key=value, with commas between them")
 
-    strategy: str = param(
-        "Bayesian", "how tuning searches", choices=("Bayesian", "Random", "Hyperband"), section="Searches"
-    )
-    early_stopping: bool = param(True, "end trials that fall behind (Hyperband always does)")
-    warm_start: str = param(NONE, "earlier searches to learn from, with commas between them, 5 at most")
+    early_stopping: bool = param(True, "end trials that fall behind (Hyperband always does)", section="Searches")
 
     endpoint: str = param("image-classifier", "name of the endpoint; serving again updates it", section="Endpoint")
     variant: str = param("instance", "kind of endpoint", choices=("instance", "serverless", "async"))

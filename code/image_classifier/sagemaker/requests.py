@@ -174,9 +174,9 @@ def tuning_job(
     """
     objective = METRIC_BY_NAME[running_best(tune.objective)]
     static = {key: value for key, value in config.to_hyperparameters().items() if key not in search}
-    early = settings.early_stopping and settings.strategy != "Hyperband"
+    early = settings.early_stopping and tune.strategy != "Hyperband"
     job_config: Body = {
-        "Strategy": settings.strategy,
+        "Strategy": tune.strategy,
         "HyperParameterTuningJobObjective": {
             "Type": "Maximize" if objective.maximize else "Minimize",
             "MetricName": objective.name,
@@ -189,9 +189,7 @@ def tuning_job(
         "TrainingJobEarlyStoppingType": "Auto" if early else "Off",
         "RandomSeed": tune.seed,
     }
-    if settings.strategy == "Hyperband":
-        if config.epochs < 2:
-            raise ConfigError("Hyperband compares trials after some of their epochs and needs at least 2")
+    if tune.strategy == "Hyperband":
         limits = {"MinResource": 1, "MaxResource": config.epochs}
         job_config["StrategyConfig"] = {"HyperbandStrategyConfig": limits}
     definition: Body = {
@@ -211,18 +209,8 @@ def tuning_job(
         "HyperParameterTuningJobConfig": job_config,
         "TrainingJobDefinition": definition,
         "Tags": tags(place, settings),
-        **_warm_start(settings),
     }
     return ApiRequest(service="sagemaker", operation="create_hyper_parameter_tuning_job", body=body)
-
-
-def _warm_start(settings: SageMakerSettings) -> Body:
-    """`WarmStartConfig`: data, ranges and images may be other ones than those of the earlier searches."""
-    if settings.warm_start == NONE:
-        return {}
-    parents = [job_name(name, TUNING_NAME_CHARS) for name in map(str.strip, settings.warm_start.split(",")) if name]
-    named = [{"HyperParameterTuningJobName": name} for name in parents]
-    return {"WarmStartConfig": {"ParentHyperParameterTuningJobs": named, "WarmStartType": "TransferLearning"}}
 
 
 def parameter_ranges(search: SearchSpace) -> Body:

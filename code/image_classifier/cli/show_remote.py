@@ -20,6 +20,16 @@ def served(endpoint: str) -> None:
     render.note("stop paying:     python deploy.py delete RUN  (`status` lists the runs)")
 
 
+def judged(arn: str, status: str) -> None:
+    """A version in the model registry, and what can be done with it."""
+    name = arn.rpartition("model-package/")[2]
+    render.facts([("version", name), ("status", status), ("arn", arn)], title="Model registry")
+    if status == "Approved":
+        render.note(f"next: python deploy.py --target sagemaker serve {name}")
+    else:
+        render.note(f"it is served once it is approved: python deploy.py --target sagemaker register --approve {name}")
+
+
 def deleted(what: Deleted) -> None:
     """What is gone and what is left."""
     rows = [("removed", line) for line in what.removed] + [("left", line) for line in what.left]

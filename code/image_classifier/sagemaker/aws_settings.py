@@ -64,6 +64,10 @@ class SageMakerSettings:
 
     early_stopping: bool = param(True, "end trials that fall behind (Hyperband always does)", section="Searches")
 
+    model_group: str = param(
+        "image-classifier", "group of the model registry that `register` adds to", section="Model registry"
+    )
+
     endpoint: str = param("image-classifier", "name of the endpoint; serving again updates it", section="Endpoint")
     variant: str = param("instance", "kind of endpoint", choices=("instance", "serverless", "async"))
     serve_instance: str = param("ml.c7i.xlarge", "instance type of the endpoint and of batch jobs")

@@ -37,14 +37,16 @@ def model(
     data_url: str,
     place: Place,
     precision: str = PRECISIONS[0],
+    package: str = "",
 ) -> ApiRequest:
     """CreateModel.
 
     Args:
         data_url: `s3://.../model.tar.gz`.
+        package: the ARN of a version in the model registry, which names image and archive itself.
         precision: the number format the endpoint computes in, of PRECISIONS.
     """
-    container: Body = {"Image": image.uri, "ModelDataUrl": data_url}
+    container: Body = {"ModelPackageName": package} if package else {"Image": image.uri, "ModelDataUrl": data_url}
     environment = {} if precision == PRECISIONS[0] else {PRECISION_VARIABLE: precision}
     if settings.variant == "serverless":
         environment |= {ENGINE_VARIABLE: "openvino", WORKERS_VARIABLE: "1"}

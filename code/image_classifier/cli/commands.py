@@ -57,7 +57,7 @@ class Commands(flags.StoryGroup):
             "export",
         ),
         "Look after it": ("report", "rules", "status", "logs", "delete", "prune", "config", "demo"),
-        "On SageMaker (--target sagemaker)": ("doctor", "batch", "register"),
+        "On SageMaker (--target sagemaker)": ("doctor", "batch", "register", "cost"),
     }
 
 

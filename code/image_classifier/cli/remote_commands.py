@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import click
@@ -11,6 +12,7 @@ from image_classifier.cli.commands import AS_JSON, DRY_RUN, YES, Call
 from image_classifier.contract.errors import ConfigError
 
 __all__ = ["app"]  # with these commands
+RATE = "predictions a second that a machine answered at full load"
 APPROVALS = ("PendingManualApproval", "Approved", "Rejected")
 
 
@@ -51,6 +53,35 @@ def batch(call: Call, *, sources: tuple[str, ...], model: str, yes: bool, dry_ru
     archive, view = find_archive(model, runs_dir), Console()
     answers = predict(aws, sources, archive, runs_dir, precision=precision, yes=yes, dry_run=dry_run, view=view)
     return 0 if answers is None else show_data.predictions("the batch job", iter(answers), as_json=as_json)
+
+
+@app.command(
+    epilog="""
+python deploy.py cost --rate 42
+python deploy.py cost --rate 42 --cores 2 --busy 0.3
+""",
+)
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), required=True, help=RATE)
+@click.option("--cores", type=click.IntRange(min=1), help="cores that it had  [default: this machine's]")
+@click.option(
+    "--busy",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="share of the paid hours in which there is as much to do",
+)
+@AS_JSON
+@click.pass_obj
+def cost(call: Call, *, rate: float, cores: int | None, busy: float, as_json: bool) -> None:
+    """Guess what 1,000 predictions cost on each instance type."""
+    from image_classifier.cli import show_remote
+    from image_classifier.contract.machine import usable_cores
+    from image_classifier.sagemaker.cost_by_instance import cost_of_thousand
+
+    if not (math.isfinite(rate) and math.isfinite(busy)):
+        raise click.UsageError("--rate and --busy are finite numbers")
+    rows, assumed = cost_of_thousand(rate, cores or usable_cores(), call.settings().sagemaker, busy=busy)
+    show_remote.costs(rows, assumed, as_json=as_json)
 
 
 @app.command(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from image_classifier.cli import render
 from image_classifier.contract.text import visible
 
 if TYPE_CHECKING:
+    from image_classifier.sagemaker.cost_by_instance import CostOfThousand
     from image_classifier.sagemaker.delete import Deleted
     from image_classifier.sagemaker.doctor import Check
 
@@ -18,6 +20,22 @@ def served(endpoint: str) -> None:
     print(f"ready {endpoint}", flush=True)
     render.note(f"ask it:          python deploy.py --target sagemaker predict photo.jpg  (endpoint {endpoint})")
     render.note("stop paying:     python deploy.py delete RUN  (`status` lists the runs)")
+
+
+def costs(rows: Sequence[CostOfThousand], assumed: Sequence[str], *, as_json: bool) -> None:
+    """What 1,000 predictions cost by instance type, and what that takes for granted."""
+    if as_json:
+        render.document({"rows": [dataclasses.asdict(row) for row in rows], "assumes": list(assumed)})
+        return
+    columns = ("instance", "vCPUs", "$ an hour", "predictions/s", "$ for 1,000")
+    hours = ["" if row.hour is None else f"{row.hour:.3f}" for row in rows]
+    cells = [
+        (row.instance, str(row.cores), hour, f"{row.rate:.1f}", f"{row.thousand:.5f}")
+        for row, hour in zip(rows, hours, strict=True)
+    ]
+    render.table(columns, cells, numbers=columns[1:])
+    for line in assumed:
+        render.note(f"assumes: {line}")
 
 
 def judged(arn: str, status: str) -> None:

@@ -83,7 +83,7 @@ def endpoint_config(
                 **only(KmsKeyId=settings.kms_key),
             }
         }
-    if not has_local_storage(settings.serve_instance):
+    if not any(has_local_storage(instance) for instance in settings.serve_types):
         body |= only(KmsKeyId=settings.kms_key)
     return ApiRequest(service="sagemaker", operation="create_endpoint_config", body=body)
 
@@ -260,6 +260,10 @@ def _variant(model_name: str, settings: SageMakerSettings, image: Image) -> Body
         "InitialVariantWeight": 1.0,
         "ContainerStartupHealthCheckTimeoutInSeconds": STARTUP_TIMEOUT_S,
     }
+    if settings.serve_fallbacks != NONE:
+        del variant["InstanceType"]
+        pools = [{"InstanceType": name, "Priority": rank} for rank, name in enumerate(settings.serve_types, 1)]
+        variant["InstancePools"] = pools
     if settings.ssm_access:
         variant["EnableSSMAccess"] = True
     if settings.capacity_reservation != NONE:
@@ -270,9 +274,9 @@ def _variant(model_name: str, settings: SageMakerSettings, image: Image) -> Body
     if is_gpu(settings.serve_instance):
         if image.cuda_major not in INFERENCE_AMI:
             raise ConfigError(f"endpoints have no driver for CUDA {image.cuda_major} images", "build CUDA 13 or 12")
-        if settings.serve_instance.startswith("ml.p3") and image.cuda_major >= 13:
+        if any(instance.startswith("ml.p3") for instance in settings.serve_types) and image.cuda_major >= 13:
             raise ConfigError("CUDA 13 does not run on the V100 of ml.p3", "choose ml.g4dn or newer, or CUDA 12")
-        newest = needs_newest_driver(settings.serve_instance)
+        newest = any(needs_newest_driver(instance) for instance in settings.serve_types)
         variant["InferenceAmiVersion"] = INFERENCE_AMI[max(INFERENCE_AMI) if newest else image.cuda_major]
     return variant
 

@@ -151,6 +151,9 @@ def training_job(
         **_job_parts(settings, image, data, place),
         **(debugger or {}),
     }
+    if settings.mlflow != NONE:
+        named = {"MlflowExperimentName": settings.prefix.strip("/"), "MlflowRunName": place.run}
+        body["MlflowConfig"] = {"MlflowResourceArn": settings.mlflow, **named}
     if settings.remote_debug:
         body["RemoteDebugConfig"] = {"EnableRemoteDebug": True}
     return ApiRequest(service="sagemaker", operation="create_training_job", body=body)
@@ -201,6 +204,8 @@ def tuning_job(
         },
         **_job_parts(settings, image, data, place),
     }
+    if settings.train_fallbacks != NONE:
+        definition["HyperParameterTuningResourceConfig"] = _prioritized(definition.pop("ResourceConfig"))
     if settings.spot:
         definition["CheckpointConfig"] = {"S3Uri": place.checkpoints, "LocalPath": CHECKPOINT_PATH}
         definition["Environment"] = {SHARED_CHECKPOINTS_VARIABLE: "1"}
@@ -211,6 +216,16 @@ def tuning_job(
         "Tags": tags(place, settings),
     }
     return ApiRequest(service="sagemaker", operation="create_hyper_parameter_tuning_job", body=body)
+
+
+def _prioritized(resources: Body) -> Body:
+    """`HyperParameterTuningResourceConfig`: what trials have instead of a training job's `InstancePreferences`."""
+    volume = {"VolumeSizeInGB": resources["VolumeSizeInGB"]}
+    return {
+        "AllocationStrategy": "Prioritized",
+        "InstanceConfigs": [each | volume for each in resources["InstancePreferences"]],
+        **{name: value for name, value in resources.items() if name == "VolumeKmsKeyId"},
+    }
 
 
 def parameter_ranges(search: SearchSpace) -> Body:
@@ -241,14 +256,18 @@ def parameter_ranges(search: SearchSpace) -> Body:
 
 def _job_parts(settings: SageMakerSettings, image: Image, data: Mapping[str, str], place: Place) -> Body:
     """What a training job and the trials of a tuning job have in common."""
-    if image.cuda_major >= 13 and settings.train_instance.startswith("ml.p3"):
+    if image.cuda_major >= 13 and any(instance.startswith("ml.p3") for instance in settings.train_types):
         raise ConfigError("CUDA 13 does not run on the V100 of ml.p3", "choose ml.g4dn or newer, or CUDA 12 images")
     resources: Body = {
         "InstanceType": settings.train_instance,
         "InstanceCount": settings.train_instances,
         "VolumeSizeInGB": settings.volume_gb,
     }
-    if not has_local_storage(settings.train_instance):
+    if settings.train_fallbacks != NONE:
+        del resources["InstanceType"], resources["InstanceCount"]
+        each = [{"InstanceType": name, "InstanceCount": settings.train_instances} for name in settings.train_types]
+        resources["InstancePreferences"] = each
+    if not any(has_local_storage(instance) for instance in settings.train_types):
         resources |= only(VolumeKmsKeyId=settings.kms_key)
     resources |= only(TrainingPlanArn=settings.training_plan)
     if settings.warm_pool_s:

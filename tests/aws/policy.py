@@ -49,6 +49,7 @@ RESOURCES = {
     "EndpointName": "endpoint",
     "EndpointConfigName": "endpoint-config",
     "ModelName": "model",
+    "ModelPackageGroupName": "model-package-group",
 }
 # What harms others when it reaches their things.
 CHANGES = re.compile(r"[a-z0-9-]+:(Create|Delete|Stop|Update|Put|Add|Invoke|Register|Deregister|Tag|Pass|Abort)")
@@ -166,6 +167,10 @@ def _sagemaker_needs(name: str, body: Mapping[str, Any]) -> Iterator[Need]:
         yield _need(f"sagemaker:{name}", str(body["ResourceArn"]), request=sent, resource=OUR_TAGS)
         return
     arns = [_arn("sagemaker", f"{kind}/{body[member]}") for member, kind in RESOURCES.items() if member in body]
+    if name.endswith("ModelPackage"):  # a version, named by its ARN; it has its group's tags
+        version = body.get("ModelPackageName") or body.get("ModelPackageArn")
+        yield _need(f"sagemaker:{name}", str(version or arns[0]))
+        return
     if not name.startswith(("Create", "UpdateEndpoint")):
         arns = arns[:1]
     # What is being made has no tags yet, and what it is made of is only read.

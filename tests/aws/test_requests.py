@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import botocore.session
@@ -22,8 +23,10 @@ from image_classifier.sagemaker.aws_settings import (
     is_gpu,
     needs_newest_driver,
 )
+from image_classifier.sagemaker.cost_by_instance import cost_of_thousand
 from image_classifier.sagemaker.failures import describe_call, describe_reason
 from image_classifier.sagemaker.images import parse_uri
+from image_classifier.sagemaker.parent_searches import warm_start
 from image_classifier.sagemaker.requests import ApiRequest, Place, job_name
 from image_classifier.sagemaker.training_job import pascal
 from image_classifier.sagemaker.validation import validate
@@ -299,7 +302,7 @@ def endpoint(settings: SageMakerSettings, cuda_major: int = 13) -> dict[str, Any
     return check(endpoint_requests.endpoint_config("config", "model", settings, image=image, place=PLACE))
 
 
-def tuning(settings: SageMakerSettings) -> dict[str, Any]:
+def tuning(settings: SageMakerSettings = SETTINGS) -> dict[str, Any]:
     search = {"lr": Continuous(low=0.001, high=0.1, log=True)}
     return check(
         requests.tuning_job(
@@ -332,9 +335,12 @@ def test_an_endpoint_uses_the_instances_of_a_reservation() -> None:
     }
 
 
-def test_a_search_learns_from_earlier_ones_by_their_runs_names() -> None:
+def test_a_search_learns_from_tuning_jobs_that_are_no_runs_here(tmp_path: Path) -> None:
     long = "tune-20261122-120000-a-name-that-is-rather-long"
-    body = tuning(replace(SETTINGS, warm_start=f"tune-20261121-120000, {long}"))
+    body = tuning()
+    assert "WarmStartConfig" not in body
+    body |= warm_start(TuneSettings(warm_start=f"tune-20261121-120000, {long}"), body, tmp_path)
+    validate("sagemaker", "CreateHyperParameterTuningJob", body)
     assert body["WarmStartConfig"] == {
         "ParentHyperParameterTuningJobs": [
             {"HyperParameterTuningJobName": "tune-20261121-120000"},
@@ -342,9 +348,9 @@ def test_a_search_learns_from_earlier_ones_by_their_runs_names() -> None:
         ],
         "WarmStartType": "TransferLearning",
     }
-    assert "WarmStartConfig" not in tuning(SETTINGS)
-    with pytest.raises(ConfigError, match="WarmStart"):
-        tuning(replace(SETTINGS, warm_start=",".join(f"tune-{number}" for number in range(6))))
+    for names, message in ((",".join(map(str, range(6))), "5 earlier ones at most"), ("a,,b", "names no search")):
+        with pytest.raises(ConfigError, match=message):
+            warm_start(TuneSettings(warm_start=names), body, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -382,3 +388,86 @@ def test_every_instance_type_of_the_service_is_told_apart() -> None:
     arm = {each for each in families if is_arm(f"ml.{each}.xlarge")}
     assert arm == {each for each in families if re.search(r"\dg", each) or each.startswith("p6e-gb")}
     assert {each for each in gpus if needs_newest_driver(f"ml.{each}.xlarge")} == {"g7", "g7e", "p6-b200", "p6-b300"}
+
+
+def test_other_instance_types_are_taken_in_their_order_where_the_first_is_not_to_be_had() -> None:
+    settings = replace(SETTINGS, train_fallbacks="ml.g6.xlarge, ml.g4dn.xlarge", train_instances=2)
+    types = ("ml.g5.xlarge", "ml.g6.xlarge", "ml.g4dn.xlarge")
+    assert training(settings)["ResourceConfig"] == {
+        "InstancePreferences": [{"InstanceType": each, "InstanceCount": 2} for each in types],
+        "VolumeSizeInGB": 50,
+    }
+    definition = tuning(settings)["TrainingJobDefinition"]
+    assert "ResourceConfig" not in definition  # trials have no InstancePreferences
+    assert definition["HyperParameterTuningResourceConfig"] == {
+        "AllocationStrategy": "Prioritized",
+        "InstanceConfigs": [{"InstanceType": each, "InstanceCount": 2, "VolumeSizeInGB": 50} for each in types],
+    }
+    (variant,) = endpoint(replace(SETTINGS, serve_instance="ml.g6.xlarge", serve_fallbacks="ml.g7e.2xlarge"), 12)[
+        "ProductionVariants"
+    ]
+    assert "InstanceType" not in variant
+    assert variant["InstancePools"] == [
+        {"InstanceType": "ml.g6.xlarge", "Priority": 1},
+        {"InstanceType": "ml.g7e.2xlarge", "Priority": 2},
+    ]
+    assert variant["InferenceAmiVersion"].endswith("-4-1")  # the driver that all of them have
+    dear = cost.training(settings)
+    assert dear.most == pytest.approx(1.408 * 2 * 4)
+    assert "or else ml.g6.xlarge, ml.g4dn.xlarge; the dearest counts" in dear.lines[0]
+    assert cost.training(replace(SETTINGS, train_fallbacks="ml.p5.48xlarge")).most is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_fallbacks": "ml.g6.xlarge", "spot": True}, "spot instances have no train_fallbacks"),
+        ({"train_fallbacks": "ml.g6.xlarge", "training_plan": PLAN}, "a training plan has no train_fallbacks"),
+        ({"serve_fallbacks": "ml.c6i.xlarge", "capacity_reservation": RESERVATION}, "reservation has no serve_fall"),
+        ({"serve_fallbacks": "ml.c6i.xlarge", "variant": "serverless"}, "cannot have serve_fallbacks"),
+        ({"serve_fallbacks": "ml.g6.xlarge"}, "all GPUs or none"),
+        ({"serve_fallbacks": "ml.c8g.xlarge"}, "serve_fallbacks is ml.c8g.xlarge, whose processor is arm64"),
+        ({"train_fallbacks": "ml.g5.xlarge"}, "named twice"),
+        ({"train_fallbacks": ",".join(f"ml.g6.{size}xlarge" for size in (1, 2, 4, 8, 12))}, "at most 4"),
+    ],
+)
+def test_fallbacks_that_could_not_be_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(SETTINGS, **changes)
+
+
+def test_managed_mlflow_is_told_of_training_jobs_where_it_is_asked_for() -> None:
+    arn = "arn:aws:sagemaker:eu-west-1:123456789012:mlflow-tracking-server/team"
+    assert training(replace(SETTINGS, mlflow=arn))["MlflowConfig"] == {
+        "MlflowResourceArn": arn,
+        "MlflowExperimentName": "image-classifier",
+        "MlflowRunName": PLACE.run,
+    }
+    assert "MlflowConfig" not in training()
+    assert "MlflowConfig" not in tuning(replace(SETTINGS, mlflow=arn))["TrainingJobDefinition"]  # trials cannot have it
+
+
+def test_a_thousand_predictions_cost_what_the_rate_the_cores_and_the_price_say() -> None:
+    rows, assumed = cost_of_thousand(20.0, 2, SETTINGS, busy=0.5)
+    by_name = {row.instance: row for row in rows}
+    row = by_name["ml.c7i.xlarge"]
+    assert (row.cores, row.rate, row.hour) == (4, 40.0, 0.214)
+    assert row.thousand == pytest.approx(0.214 / (40 * 0.5 * 3600) * 1000)
+    assert [row.thousand for row in rows] == sorted(row.thousand for row in rows)
+    assert not [name for name in by_name if is_gpu(name)]
+    assert by_name["serverless, 4096 MB"].thousand == pytest.approx(0.00002 * 4 / 10 * 1000)
+    assert "50%" in " ".join(assumed)
+
+
+def test_the_guide_names_every_gpu_family_of_this_botocore() -> None:
+    model = botocore.session.get_session().get_service_model("sagemaker")
+    names = [
+        name
+        for shape in ("ProductionVariantInstanceType", "TrainingInstanceType", "TransformInstanceType")
+        for name in model.shape_for(shape).metadata["enum"]
+        if is_gpu(name) and not is_arm(name)
+    ]
+    told = (Path(__file__).parents[2] / "docs" / "sagemaker.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"\| GPU instances \|.*?\n\n", told, re.DOTALL)
+    listed = set(re.findall(r"ml\.([a-z0-9-]+)", table))
+    assert listed == {name.split(".")[1] for name in names} - {"p2"}  # K80: no CUDA 12 runs on it

@@ -14,7 +14,7 @@ from tests.aws.conftest import ACCOUNT, only_run, put_outputs, set_settings, tra
 from tests.aws.gate import Body, Fault, Gate
 
 from image_classifier.contract.metrics import METRIC_BY_NAME
-from image_classifier.launch.runs import Status
+from image_classifier.launch.runs import Status, create_run, list_runs
 
 Deploy = Callable[..., tuple[int, str, str]]
 ARN = f"arn:aws:sagemaker:us-east-1:{ACCOUNT}:training-job/"
@@ -143,8 +143,9 @@ def test_request_holds_the_local_search_space_and_names(gate: Gate, deploy: Depl
     ],
 )
 def test_strategies(gate: Gate, deploy: Deploy, project: Path, settings: dict[str, Any], expected: Body) -> None:
+    strategy = settings.pop("strategy", "Bayesian")
     set_settings(project, **settings)
-    code, out, err = deploy("tune", "--dry-run")
+    code, out, err = deploy("tune", "--dry-run", "--strategy", strategy)
     assert code == 0, err
     (request,) = json.loads(out)
     config = request["request"]["HyperParameterTuningJobConfig"]
@@ -189,3 +190,31 @@ def test_quota_for_parallel_jobs_is_one_sentence(gate: Gate, deploy: Deploy) -> 
     code, _, err = deploy("tune", "--yes")
     assert code == 1
     assert "error: the account's quota 'ml.g5.xlarge for training job usage' is 1" in err
+
+
+def test_a_search_learns_from_a_run_and_says_whether_data_and_algorithm_are_the_same(
+    gate: Gate, deploy: Deploy, project: Path
+) -> None:
+    tuned(gate, TRIALS)
+    assert deploy("tune", "--yes")[0] == 0
+    parent = only_run(project)
+    job = gate.bodies("CreateHyperParameterTuningJob")[0]["HyperParameterTuningJobName"]
+    named = {"ParentHyperParameterTuningJobs": [{"HyperParameterTuningJobName": job}]}
+    for more, kind in (((), "IdenticalDataAndAlgorithm"), (("--weight-decay", "0.5"), "TransferLearning")):
+        code, out, err = deploy("tune", "--dry-run", "--from", parent.name, *more)
+        assert code == 0, err
+        (request,) = json.loads(out)
+        assert request["request"]["WarmStartConfig"] == named | {"WarmStartType": kind}
+    code, _, err = deploy("tune", "--dry-run", "--from", parent.name, "--objective", "validation:loss")
+    assert code == 2
+    assert "went by validation:accuracy, this search goes by validation:loss" in err
+    code, out, err = deploy("--target", "local", "tune", "--from", parent.name, "--from", parent.name)
+    assert (code, "is named twice" in err) == (2, True)  # and what ran there is of use here, too
+
+
+def test_sagemaker_does_not_learn_from_a_search_on_this_machine(deploy: Deploy, project: Path) -> None:
+    made = create_run(project / "runs", "tune", details={"tune": {"objective": "validation:accuracy"}})
+    code, _, err = deploy("tune", "--yes", "--from", made.name)
+    assert code == 2
+    assert "ran on this machine" in err
+    assert list_runs(project / "runs") == [made]  # nothing was begun

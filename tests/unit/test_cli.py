@@ -311,3 +311,15 @@ def test_a_reader_who_leaves_ends_a_command_quietly(tmp_path: Path, words: list[
     on_errors = words == ["status", "nobody"]
     assert ended.returncode == (2 if on_errors and not errors_too else 141)
     assert on_errors or not ended.stderr
+
+
+def test_a_guess_of_what_predictions_cost_says_what_it_assumes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cost", "--rate", "20", "--cores", "2", "--busy", "0.5", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {"instance": "ml.c7i.xlarge", "cores": 4, "rate": 40.0, "hour": 0.214}.items() <= next(
+        row for row in told["rows"] if row["instance"] == "ml.c7i.xlarge"
+    ).items()
+    assert "busy for 50%" in " ".join(told["assumes"])
+    for wrong in (("0",), ("nan",), ("inf",), ("1", "--busy", "0"), ("1", "--busy", "2"), ("1", "--cores", "0")):
+        assert main(["cost", "--rate", *wrong]) == 2
+        assert capsys.readouterr().out == ""

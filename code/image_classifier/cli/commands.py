@@ -15,6 +15,7 @@ from image_classifier.cli.targets import target_of
 from image_classifier.contract.config import Value, parameters_of
 from image_classifier.contract.endpoint import MAX_PORT
 from image_classifier.contract.paths import path_here
+from image_classifier.tuning.tune_settings import KIND as TUNE
 from image_classifier.tuning.tune_settings import TuneSettings
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Commands(flags.StoryGroup):
             "export",
         ),
         "Look after it": ("report", "rules", "status", "logs", "delete", "prune", "config", "demo"),
-        "On SageMaker (--target sagemaker)": ("doctor", "batch"),
+        "On SageMaker (--target sagemaker)": ("doctor", "batch", "register", "cost"),
     }
 
 
@@ -130,6 +131,7 @@ def sample_data(folder: Path, classes: int, images: int, size: int, seed: int) -
     epilog="""
 python deploy.py tune --data data --trials 8 --parallel 2
 python deploy.py tune --resume tune-20260102-030405 --trials 16
+python deploy.py tune --data data --from tune-20260102-030405 --strategy Hyperband
 """,
 )
 @DATA
@@ -137,7 +139,8 @@ python deploy.py tune --resume tune-20260102-030405 --trials 16
 @click.option("--resume", metavar="RUN", default="", help="go on with an interrupted search")
 @YES
 @DRY_RUN
-@flags.settings_of(TuneSettings, "tune", "Search", without=("seed",))
+@flags.settings_of(TuneSettings, "tune", "Search", without=("seed", "warm_start"))
+@flags.from_searches
 @flags.hyperparameters(without=("epochs",))
 @click.pass_obj
 def tune(call: Call, /, *, data: str | None, name: str, resume: str, yes: bool, dry_run: bool, **given: Any) -> None:
@@ -155,7 +158,7 @@ def tune(call: Call, /, *, data: str | None, name: str, resume: str, yes: bool, 
         _refuse(
             resume, {key: value for key, value in chosen.items() if key not in tuning.RESUME_MAY_CHANGE}, data, name
         )
-        found = target.resume_tuning(_run(target.settings, resume, kind=tuning.KIND), chosen)
+        found = target.resume_tuning(_run(target.settings, resume, kind=TUNE), chosen)
     else:
         found = target.tune(name)
     if found is not None:
@@ -319,45 +322,6 @@ def demo(folder: Path, port: int | None) -> int:
     from image_classifier.cli.demo import run_demo
 
     return run_demo(path_here(folder), port=port)
-
-
-@app.command()
-@AS_JSON
-@click.pass_obj
-def doctor(call: Call, as_json: bool) -> int:
-    """Check credentials, role, bucket, images and quotas."""
-    from image_classifier.cli import show_remote
-    from image_classifier.sagemaker.doctor import examine
-
-    return show_remote.checks(examine(call.settings().sagemaker), as_json=as_json)
-
-
-@app.command(
-    epilog="""
-python deploy.py --target sagemaker batch photos
-python deploy.py --target sagemaker batch s3://bucket/photos/ --model train-20260102-030405 --json
-""",
-)
-@click.argument(
-    "sources", metavar="IMAGE|FOLDER...|S3_PREFIX", nargs=-1, required=True, help="files and folders, or one s3://..."
-)
-@click.option("--model", metavar="MODEL|RUN", default="", help="model.tar.gz or run, the newest training without it")
-@YES
-@DRY_RUN
-@AS_JSON
-@click.pass_obj
-def batch(call: Call, *, sources: tuple[str, ...], model: str, yes: bool, dry_run: bool, as_json: bool) -> int:
-    """Ask about many images with one job and no endpoint."""
-    from image_classifier.cli import show_data
-    from image_classifier.cli.render import Console
-    from image_classifier.launch.serving_run import find_archive
-    from image_classifier.sagemaker.batch import predict
-
-    settings = call.settings()
-    aws, runs_dir, precision = settings.sagemaker, Path(settings.general.runs_dir), settings.serve.precision
-    archive, view = find_archive(model, runs_dir), Console()
-    answers = predict(aws, sources, archive, runs_dir, precision=precision, yes=yes, dry_run=dry_run, view=view)
-    return 0 if answers is None else show_data.predictions("the batch job", iter(answers), as_json=as_json)
 
 
 @app.command()

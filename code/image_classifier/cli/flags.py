@@ -21,6 +21,7 @@ from image_classifier.contract.config import (
 )
 from image_classifier.contract.errors import ConfigError
 from image_classifier.contract.installation import as_typed
+from image_classifier.tuning.tune_settings import TuneSettings
 
 SEPARATOR = "__"
 
@@ -70,6 +71,20 @@ def settings_of(holder: type, section: str, heading: str, *, without: tuple[str,
         return command
 
     return add
+
+
+def from_searches(command: Any) -> Any:
+    """Adds `--from`, the setting `tune.warm_start`: it may be given several times."""
+    known = {param.name: param for param in parameters_of(TuneSettings)}["warm_start"]
+    return click.option(
+        "--from",
+        f"tune{SEPARATOR}{known.name}",
+        metavar="RUN",
+        multiple=True,
+        callback=lambda _context, _option, names: ",".join(names) if names else None,
+        help="an earlier search to learn from; may be given 5 times",
+        cls=_option_under("Search"),
+    )(command)
 
 
 def hyperparameters(*, without: tuple[str, ...] = ()) -> Callable[[Any], Any]:

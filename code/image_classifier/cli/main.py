@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import click
 
-from image_classifier.cli.answer_commands import app
 from image_classifier.cli.commands import Call
+from image_classifier.cli.remote_commands import app
 from image_classifier.contract.errors import EXIT_FAILURE, EXIT_USAGE, ClassifierError, PlatformError, describe
 from image_classifier.contract.installation import explain_missing, program
 

@@ -90,6 +90,8 @@ def _accuracies(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def tuned(found: Found) -> None:
     """The outcome of a search: the trials, the best of them, what to type next."""
     render.table(found.columns, found.rows, title=found.run.name, numbers=found.columns[1:-1])
+    for line in found.learned:
+        render.note(line)
     facts: list[tuple[str, object]] = [
         ("best trial", found.best_trial),
         (found.objective, f"{found.best_value:.4f}"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from image_classifier.cli import render
@@ -10,6 +11,7 @@ from image_classifier.contract.installation import as_typed
 from image_classifier.contract.text import visible
 
 if TYPE_CHECKING:
+    from image_classifier.sagemaker.cost_by_instance import CostOfThousand
     from image_classifier.sagemaker.delete import Deleted
     from image_classifier.sagemaker.doctor import Check
 
@@ -19,6 +21,32 @@ def served(endpoint: str) -> None:
     print(f"ready {endpoint}", flush=True)
     render.note(f"ask it:          python deploy.py --target sagemaker predict photo.jpg  (endpoint {endpoint})")
     render.note("stop paying:     python deploy.py delete RUN  (`status` lists the runs)")
+
+
+def costs(rows: Sequence[CostOfThousand], assumed: Sequence[str], *, as_json: bool) -> None:
+    """What 1,000 predictions cost by instance type, and what that takes for granted."""
+    if as_json:
+        render.document({"rows": [dataclasses.asdict(row) for row in rows], "assumes": list(assumed)})
+        return
+    columns = ("instance", "vCPUs", "$ an hour", "predictions/s", "$ for 1,000")
+    hours = ["" if row.hour is None else f"{row.hour:.3f}" for row in rows]
+    cells = [
+        (row.instance, str(row.cores), hour, f"{row.rate:.1f}", f"{row.thousand:.5f}")
+        for row, hour in zip(rows, hours, strict=True)
+    ]
+    render.table(columns, cells, numbers=columns[1:])
+    for line in assumed:
+        render.note(f"assumes: {line}")
+
+
+def judged(arn: str, status: str) -> None:
+    """A version in the model registry, and what can be done with it."""
+    name = arn.rpartition("model-package/")[2]
+    render.facts([("version", name), ("status", status), ("arn", arn)], title="Model registry")
+    if status == "Approved":
+        render.note(f"next: python deploy.py --target sagemaker serve {name}")
+    else:
+        render.note(f"it is served once it is approved: python deploy.py --target sagemaker register --approve {name}")
 
 
 def deleted(what: Deleted) -> None:

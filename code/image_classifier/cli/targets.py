@@ -214,13 +214,12 @@ class SageMaker(Target):
 
     def serve(self, model: str) -> None:
         from image_classifier.cli.show_remote import served
-        from image_classifier.launch.serving_run import find_archive
         from image_classifier.sagemaker import endpoints
 
-        aws, archive = self.settings.sagemaker, find_archive(model, self.runs_dir)
+        aws = self.settings.sagemaker
         if endpoints.serve(
             aws,
-            archive,
+            model,
             self.runs_dir,
             precision=self.settings.serve.precision,
             yes=self.yes,

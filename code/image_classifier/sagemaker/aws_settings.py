@@ -10,13 +10,14 @@ from image_classifier.contract.errors import ConfigError
 
 AUTO = "auto"
 NONE = "none"
+MAX_TYPES = 5  # InstancePreferences' and InstancePools' limit
 MAX_WARM_POOL_S = 21_600  # CreateTrainingJob's limit on KeepAlivePeriodInSeconds
 # Graviton: a g after the number (c8g, m6gd); and the Grace processors of p6e.
 _ARM_FAMILY = re.compile(r"ml\.([a-z]+\d+g[a-z]*|p6e-gb\d+)\.")
 _GPU_FAMILY = re.compile(r"ml\.(g|p)\d")
 _NEWER_GPU_FAMILY = re.compile(r"ml\.(g7|g7e|p6-b\d+)\.")  # Blackwell: RTX PRO 6000, B200, B300
 # Families whose instances carry NVMe disks, which are always encrypted by their own key: the API refuses another one.
-_LOCAL_STORAGE = re.compile(r"ml\.(g4dn|g5|g6|g6e|p3dn|p4d|p4de|p5|p5e|p5en|[a-z]+\d+[a-z]*d|trn\d)\b")
+_LOCAL_STORAGE = re.compile(r"ml\.(g4dn|g5|g6|g6e|p3dn|p4d|p4de|p5|p5e|p5en|p6-b\d+|g7e|[a-z]+\d+[a-z]*d|trn\d)\b")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,9 @@ class SageMakerSettings:
     cuda_major: int = param(13, "CUDA major of images whose URI is given here", low=11, high=99)
 
     train_instance: str = param("ml.g5.xlarge", "instance type of training jobs", section="Training jobs")
+    train_fallbacks: str = param(
+        NONE, "instance types to take where train_instance is not to be had, with commas between them, 4 at most"
+    )
     train_instances: int = param(1, "instances a training job uses together", low=1, high=100)
     volume_gb: int = param(50, "disk of a training instance that has none of its own, in GB", low=1, high=16_384)
     input_mode: str = param("File", "copy the images before training, or stream them", choices=("File", "FastFile"))
@@ -50,6 +54,7 @@ class SageMakerSettings:
         0, "times a training job or trial is started again after a fault of SageMaker's own", low=0, high=30
     )
     training_plan: str = param(NONE, "ARN of the training plan whose reserved instances are used")
+    mlflow: str = param(NONE, "ARN of the managed MLflow that SageMaker tells of training jobs")
     remote_debug: bool = param(False, "let a person into a training container, by Systems Manager's sessions")
     managed_debugger: bool = param(False, "add AWS's own Debugger rules to a training, for accounts that have them")
 
@@ -62,15 +67,18 @@ class SageMakerSettings:
     kms_key: str = param(NONE, "KMS key (id or ARN) for the bucket's objects and the instances' disks")
     tags: str = param(NONE, "tags of everything that is made: key=value, with commas between them")
 
-    strategy: str = param(
-        "Bayesian", "how tuning searches", choices=("Bayesian", "Random", "Hyperband"), section="Searches"
+    early_stopping: bool = param(True, "end trials that fall behind (Hyperband always does)", section="Searches")
+
+    model_group: str = param(
+        "image-classifier", "group of the model registry that `register` adds to", section="Model registry"
     )
-    early_stopping: bool = param(True, "end trials that fall behind (Hyperband always does)")
-    warm_start: str = param(NONE, "earlier searches to learn from, with commas between them, 5 at most")
 
     endpoint: str = param("image-classifier", "name of the endpoint; serving again updates it", section="Endpoint")
     variant: str = param("instance", "kind of endpoint", choices=("instance", "serverless", "async"))
     serve_instance: str = param("ml.c7i.xlarge", "instance type of the endpoint and of batch jobs")
+    serve_fallbacks: str = param(
+        NONE, "instance types to take where serve_instance is not to be had, with commas between them, 4 at most"
+    )
     serve_instances: int = param(1, "instances to start with", low=1, high=100)
     min_instances: int = param(1, "fewest instances when scaling; 0 for async only", low=0, high=100)
     max_instances: int = param(
@@ -106,13 +114,31 @@ class SageMakerSettings:
             raise ConfigError(f"role is {self.role!r}, not an ARN", "copy it whole: role names lose their path")
         if self.spot and self.training_plan != NONE:
             raise ConfigError("a training plan's instances are no spot instances", "set spot = false")
-        for setting, instance in (("train_instance", self.train_instance), ("serve_instance", self.serve_instance)):
-            if is_arm(instance):
-                raise ConfigError(
-                    f"{setting} is {instance}, whose processor is arm64; the images are for x86-64",
-                    "choose one without a g after its number, such as ml.c7i.xlarge",
-                )
+        self._check_instances()
         self._check_variant()
+
+    def _check_instances(self) -> None:
+        for setting, instances in (("train", self.train_types), ("serve", self.serve_types)):
+            for number, instance in enumerate(instances):
+                if is_arm(instance):
+                    raise ConfigError(
+                        f"{setting}_{'fallbacks' if number else 'instance'} is {instance}, whose processor is arm64; "
+                        "the images are for x86-64",
+                        "choose one without a g after its number, such as ml.c7i.xlarge",
+                    )
+            if len(instances) > MAX_TYPES:
+                raise ConfigError(f"{setting}_fallbacks names {len(instances) - 1} types, at most {MAX_TYPES - 1}")
+            if len(set(instances)) < len(instances):
+                raise ConfigError(f"an instance type is named twice among {', '.join(instances)}")
+        if len({is_gpu(instance) for instance in self.serve_types}) > 1:
+            raise ConfigError("an endpoint's instances have all GPUs or none: its image is chosen by that")
+        for excluded, fallbacks, name in (
+            (self.spot, self.train_fallbacks, "spot instances have no train_fallbacks"),
+            (self.training_plan != NONE, self.train_fallbacks, "a training plan has no train_fallbacks"),
+            (self.capacity_reservation != NONE, self.serve_fallbacks, "a capacity reservation has no serve_fallbacks"),
+        ):
+            if excluded and fallbacks != NONE:
+                raise ConfigError(name, "name one instance type, or leave the other setting out")
 
     def _check_variant(self) -> None:
         if self.variant != "serverless":
@@ -127,9 +153,20 @@ class SageMakerSettings:
             (self.max_instances > 1, "max_instances"),
             (self.ssm_access, "ssm_access"),
             (self.capacity_reservation != NONE, "a capacity_reservation"),
+            (self.serve_fallbacks != NONE, "serve_fallbacks"),
         ):
             if excluded:
                 raise ConfigError(f"a serverless endpoint cannot have {name}", 'set variant = "instance"')
+
+    @property
+    def train_types(self) -> tuple[str, ...]:
+        """Instance types of a training job, the one to take first."""
+        return (self.train_instance, *_items(self.train_fallbacks))
+
+    @property
+    def serve_types(self) -> tuple[str, ...]:
+        """Instance types of an endpoint, the one to take first."""
+        return (self.serve_instance, *_items(self.serve_fallbacks))
 
     @property
     def scales(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -39,7 +39,8 @@ def training(settings: SageMakerSettings, jobs: int = 1) -> Estimate:
     """
     hours = (settings.max_run_s + settings.warm_pool_s) / 3600 * settings.train_instances * jobs
     what = f"{jobs} training job{'s' * (jobs > 1)} on {settings.train_instances} x {settings.train_instance}"
-    return _by_the_hour(what, settings.train_instance, settings.train_instances, hours, _bound(settings))
+    what += _or_else(settings.train_types)
+    return _by_the_hour(what, settings.train_types, settings.train_instances, hours, _bound(settings))
 
 
 def endpoint(settings: SageMakerSettings) -> Estimate:
@@ -52,9 +53,10 @@ def endpoint(settings: SageMakerSettings) -> Estimate:
     most = max(settings.serve_instances, settings.max_instances)
     what = f"an endpoint on {settings.serve_instances} x {settings.serve_instance}"
     what += f", up to {most}" if most > settings.serve_instances else ""
-    price = prices()["hour"].get(settings.serve_instance)
+    what += _or_else(settings.serve_types)
+    price = dearest(settings.serve_types)
     if price is None:
-        return _unknown(what, settings.serve_instance)
+        return _unknown(what, settings.serve_types)
     now, month = price * settings.serve_instances, price * most * HOURS_A_MONTH
     lines = (f"{what}: ${now:.2f} an hour until it is deleted, at most ${month:,.0f} a month", _source())
     return Estimate(lines=lines, most=month)
@@ -65,7 +67,7 @@ def batch(settings: SageMakerSettings, images: int) -> Estimate:
     what = f"a batch job over {images or 'all'} images on {settings.serve_instances} x {settings.serve_instance}"
     price = prices()["hour"].get(settings.serve_instance)
     if price is None:
-        return _unknown(what, settings.serve_instance)
+        return _unknown(what, (settings.serve_instance,))
     hourly = price * settings.serve_instances
     return Estimate(lines=(f"{what}: ${hourly:.2f} an hour while it runs", _source()), most=hourly)
 
@@ -100,16 +102,27 @@ def _bound(settings: SageMakerSettings) -> str:
     return ", ".join(parts)
 
 
-def _by_the_hour(what: str, instance: str, count: int, hours: float, bound: str) -> Estimate:
-    price = prices()["hour"].get(instance)
+def dearest(instances: Sequence[str]) -> float | None:
+    """US dollars an hour of the dearest of the types; None where the table lacks one of them."""
+    found = [prices()["hour"].get(instance) for instance in instances]
+    return None if None in found else max(found)
+
+
+def _or_else(instances: Sequence[str]) -> str:
+    return f" (or else {', '.join(instances[1:])}; the dearest counts)" if len(instances) > 1 else ""
+
+
+def _by_the_hour(what: str, instances: Sequence[str], count: int, hours: float, bound: str) -> Estimate:
+    price = dearest(instances)
     if price is None:
-        return _unknown(what, instance)
+        return _unknown(what, instances)
     most = price * hours
     lines = (f"{what}: ${price * count:.2f} an hour, at most ${most:,.2f} in all ({bound})", _source())
     return Estimate(lines=lines, most=most)
 
 
-def _unknown(what: str, instance: str) -> Estimate:
+def _unknown(what: str, instances: Sequence[str]) -> Estimate:
+    instance = next(each for each in instances if each not in prices()["hour"])
     return Estimate(lines=(f"{what}: the price of {instance} is not in the table of {prices()['date']}",), most=None)
 
 

@@ -65,13 +65,8 @@ def _remove(session: Session, run: Run, kind: str, name: str) -> str:
         return _end_job(session, kind, name)
     if kind == remote.FILES:
         return f"{delete_objects(session, name)} files in {name}"
-    if kind == remote.ALARM:
-        session.call("cloudwatch", "delete_alarms", AlarmNames=[name])
-        return f"alarm {name}"
-    if kind == remote.SCALING:
-        target = scalable_target(name.removeprefix("endpoint/").removesuffix(f"/variant/{VARIANT}"))
-        session.call("application-autoscaling", "deregister_scalable_target", **target)
-        return f"scaling of {name}"
+    if kind in (remote.MODEL_PACKAGE, remote.ALARM, remote.SCALING):
+        return _remove_untagged(session, kind, name)
     describe, delete, member, arn = {
         remote.ENDPOINT: ("describe_endpoint", "delete_endpoint", "EndpointName", "EndpointArn"),
         remote.ENDPOINT_CONFIG: (
@@ -88,6 +83,19 @@ def _remove(session: Session, run: Run, kind: str, name: str) -> str:
         return f"left: {kind} {name} belongs to another run by now"
     session.call("sagemaker", delete, **{member: name})
     return f"{kind} {name}"
+
+
+def _remove_untagged(session: Session, kind: str, name: str) -> str:
+    """What the run alone can have made by that name."""
+    if kind == remote.MODEL_PACKAGE:
+        session.call("sagemaker", "delete_model_package", ModelPackageName=name)
+        return f"{kind} {name.rpartition('model-package/')[2]}"
+    if kind == remote.ALARM:
+        session.call("cloudwatch", "delete_alarms", AlarmNames=[name])
+        return f"alarm {name}"
+    target = scalable_target(name.removeprefix("endpoint/").removesuffix(f"/variant/{VARIANT}"))
+    session.call("application-autoscaling", "deregister_scalable_target", **target)
+    return f"scaling of {name}"
 
 
 def _end_job(session: Session, kind: str, name: str) -> str:

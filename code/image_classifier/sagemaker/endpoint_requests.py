@@ -37,14 +37,16 @@ def model(
     data_url: str,
     place: Place,
     precision: str = PRECISIONS[0],
+    package: str = "",
 ) -> ApiRequest:
     """CreateModel.
 
     Args:
         data_url: `s3://.../model.tar.gz`.
+        package: the ARN of a version in the model registry, which names image and archive itself.
         precision: the number format the endpoint computes in, of PRECISIONS.
     """
-    container: Body = {"Image": image.uri, "ModelDataUrl": data_url}
+    container: Body = {"ModelPackageName": package} if package else {"Image": image.uri, "ModelDataUrl": data_url}
     environment = {} if precision == PRECISIONS[0] else {PRECISION_VARIABLE: precision}
     if settings.variant == "serverless":
         environment |= {ENGINE_VARIABLE: "openvino", WORKERS_VARIABLE: "1"}
@@ -81,7 +83,7 @@ def endpoint_config(
                 **only(KmsKeyId=settings.kms_key),
             }
         }
-    if not has_local_storage(settings.serve_instance):
+    if not any(has_local_storage(instance) for instance in settings.serve_types):
         body |= only(KmsKeyId=settings.kms_key)
     return ApiRequest(service="sagemaker", operation="create_endpoint_config", body=body)
 
@@ -258,6 +260,10 @@ def _variant(model_name: str, settings: SageMakerSettings, image: Image) -> Body
         "InitialVariantWeight": 1.0,
         "ContainerStartupHealthCheckTimeoutInSeconds": STARTUP_TIMEOUT_S,
     }
+    if settings.serve_fallbacks != NONE:
+        del variant["InstanceType"]
+        pools = [{"InstanceType": name, "Priority": rank} for rank, name in enumerate(settings.serve_types, 1)]
+        variant["InstancePools"] = pools
     if settings.ssm_access:
         variant["EnableSSMAccess"] = True
     if settings.capacity_reservation != NONE:
@@ -268,9 +274,9 @@ def _variant(model_name: str, settings: SageMakerSettings, image: Image) -> Body
     if is_gpu(settings.serve_instance):
         if image.cuda_major not in INFERENCE_AMI:
             raise ConfigError(f"endpoints have no driver for CUDA {image.cuda_major} images", "build CUDA 13 or 12")
-        if settings.serve_instance.startswith("ml.p3") and image.cuda_major >= 13:
+        if any(instance.startswith("ml.p3") for instance in settings.serve_types) and image.cuda_major >= 13:
             raise ConfigError("CUDA 13 does not run on the V100 of ml.p3", "choose ml.g4dn or newer, or CUDA 12")
-        newest = needs_newest_driver(settings.serve_instance)
+        newest = any(needs_newest_driver(instance) for instance in settings.serve_types)
         variant["InferenceAmiVersion"] = INFERENCE_AMI[max(INFERENCE_AMI) if newest else image.cuda_major]
     return variant
 

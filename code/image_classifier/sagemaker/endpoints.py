@@ -16,7 +16,7 @@ from image_classifier.contract.endpoint import PRECISIONS
 from image_classifier.contract.errors import ClassifierError, JobError, JobStopped, PlatformError
 from image_classifier.launch.process import Interrupts
 from image_classifier.launch.runs import REMOTE, Run, Status
-from image_classifier.launch.serving_run import KIND
+from image_classifier.launch.serving_run import KIND, find_archive
 from image_classifier.launch.view import SILENT, View
 from image_classifier.report.before_serving import standing_of_model
 from image_classifier.sagemaker import cost, remote
@@ -27,10 +27,11 @@ from image_classifier.sagemaker.failures import MISSING, AwsError, describe_reas
 from image_classifier.sagemaker.images import Image, find_image
 from image_classifier.sagemaker.logs import ENDPOINT_GROUP, LogTail
 from image_classifier.sagemaker.predict import RemoteClient, check_golden
+from image_classifier.sagemaker.registry import Package, arn_of, find_package
 from image_classifier.sagemaker.requests import ApiRequest, Place, job_name, tags
 from image_classifier.sagemaker.session import Session
 from image_classifier.sagemaker.training_job import dry_place, failing, save_requests, show_requests
-from image_classifier.sagemaker.upload import copy_file, file_uri, upload_file
+from image_classifier.sagemaker.upload import copy_file, download, file_uri, upload_file
 from image_classifier.sagemaker.watch import watch, when_ready
 from image_classifier.vision import artifact
 
@@ -46,6 +47,7 @@ class Deployment:
     Args:
         existing: DescribeEndpoint's reply, None when there is no endpoint of that name.
         precision: the number format it computes in, of PRECISIONS.
+        package: the version in the model registry that names image and archive; None for an archive of one's own.
     """
 
     session: Session
@@ -54,6 +56,7 @@ class Deployment:
     archive: Path
     existing: Any
     precision: str = PRECISIONS[0]
+    package: Package | None = None
 
     @property
     def endpoint(self) -> str:
@@ -61,7 +64,7 @@ class Deployment:
 
     @property
     def model_url(self) -> str:
-        return file_uri(self.session, self.archive, MODELS)
+        return self.package.model_url if self.package else file_uri(self.session, self.archive, MODELS)
 
     def parts(self, place: Place) -> list[ApiRequest]:
         """Model, configuration, and the endpoint itself."""
@@ -73,6 +76,7 @@ class Deployment:
             data_url=self.model_url,
             place=place,
             precision=self.precision,
+            package=self.package.arn if self.package else "",
         )
         config = bodies.endpoint_config(name, name, self.settings, image=self.image, place=place)
         if self.existing is None:
@@ -98,7 +102,7 @@ class Deployment:
 
 def serve(
     aws: SageMakerSettings,
-    archive: Path,
+    model: str,
     runs_dir: Path,
     *,
     precision: str = PRECISIONS[0],
@@ -109,7 +113,8 @@ def serve(
     """Creates or updates the endpoint, and returns when it answers correctly; with `dry_run` only shows the requests.
 
     Args:
-        archive: a model.tar.gz; of one that a run on SageMaker trained, the copy in S3 is used.
+        model: a model.tar.gz or a run, see `find_archive`; of one that SageMaker trained, the copy in S3 is used. Or a
+            version in the model registry, see `arn_of`.
         precision: the number format the endpoint computes in, of PRECISIONS.
 
     Raises:
@@ -119,13 +124,19 @@ def serve(
     """
     session = Session(aws, view)
     session.require_role()
-    image = find_image("serve", aws, on_gpu=aws.serves_on_gpu)
-    session.require_region(image)
     with tempfile.TemporaryDirectory() as folder:
-        model = artifact.unpack(archive, Path(folder) / "model")  # before anything costs money
+        package, image, archive = _source(session, model, runs_dir, Path(folder))
+        session.require_region(image)
+        unpacked = artifact.unpack(archive, Path(folder) / "model")  # before anything costs money
         existing = describe(session, aws.endpoint)
         deployment = Deployment(
-            session=session, settings=aws, image=image, archive=archive, existing=existing, precision=precision
+            session=session,
+            settings=aws,
+            image=image,
+            archive=archive,
+            existing=existing,
+            precision=precision,
+            package=package,
         )
         if existing is not None and existing["EndpointStatus"] != "InService":
             raise PlatformError(
@@ -136,12 +147,26 @@ def serve(
             place = dry_place(session, KIND, "")
             show_requests([*deployment.parts(place), *deployment.afterwards(place)], view)
             return None
-        cost.confirm(cost.endpoint(aws), view, yes=yes, doubt=doubt_of(archive, model))
-        run, place = remote.create(session, runs_dir, KIND, "", data=str(archive.resolve()))
-        with failing(run):
-            publish(session, archive)
-        _deploy(deployment, run, place, model)
+        cost.confirm(cost.endpoint(aws), view, yes=yes, doubt=doubt_of(archive, unpacked))
+        data = package.arn if package else str(archive.resolve())
+        run, place = remote.create(session, runs_dir, KIND, "", data=data)
+        if package is None:
+            with failing(run):
+                publish(session, archive)
+        _deploy(deployment, run, place, unpacked)
     return run
+
+
+def _source(session: Session, model: str, runs_dir: Path, folder: Path) -> tuple[Package | None, Image, Path]:
+    """The version in the registry, if `model` means one, the image, and the archive: here, or fetched to `folder`."""
+    if arn := arn_of(session, model, runs_dir):
+        package = find_package(session, arn)
+        archive = folder / "model.tar.gz"
+        session.view.note(f"fetching the model of {arn}, to know what it answers to its golden samples")
+        download(session, package.model_url, archive)
+        return package, package.image, archive
+    archive = find_archive(model, runs_dir)
+    return None, find_image("serve", session.settings, on_gpu=session.settings.serves_on_gpu), archive
 
 
 def doubt_of(archive: Path, model: artifact.Artifact) -> str:

@@ -121,7 +121,7 @@ CALLS: tuple[KnownFailure, ...] = (
     KnownFailure(
         code="image",
         codes="ImageNotFoundException|RepositoryNotFoundException|ValidationException",
-        text=r"(?i)(?P<what>(image|repositor).*)(not (be )?(exist|found|find)|doesn't exist|no such|cannot find)",
+        text=r"(?i)(?<![-/])(image(?!-)|repositor).*(not (be )?(exist|found|find)|doesn't exist|no such|cannot find)",
         sentence="the image is not in ECR: {message}",
         hint="push it to the region of the job: `make build push`; `deploy.py doctor` checks",
     ),

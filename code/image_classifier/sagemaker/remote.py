@@ -28,6 +28,7 @@ ENDPOINT_CONFIG = "endpoint config"
 ENDPOINT = "endpoint"
 ALARM = "alarm"
 SCALING = "scaling"
+MODEL_PACKAGE = "model package"  # a version in the model registry, by its ARN
 FILES = "files"  # everything below the run's folder in S3
 
 

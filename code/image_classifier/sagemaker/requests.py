@@ -151,6 +151,9 @@ def training_job(
         **_job_parts(settings, image, data, place),
         **(debugger or {}),
     }
+    if settings.mlflow != NONE:
+        named = {"MlflowExperimentName": settings.prefix.strip("/"), "MlflowRunName": place.run}
+        body["MlflowConfig"] = {"MlflowResourceArn": settings.mlflow, **named}
     if settings.remote_debug:
         body["RemoteDebugConfig"] = {"EnableRemoteDebug": True}
     return ApiRequest(service="sagemaker", operation="create_training_job", body=body)
@@ -174,9 +177,9 @@ def tuning_job(
     """
     objective = METRIC_BY_NAME[running_best(tune.objective)]
     static = {key: value for key, value in config.to_hyperparameters().items() if key not in search}
-    early = settings.early_stopping and settings.strategy != "Hyperband"
+    early = settings.early_stopping and tune.strategy != "Hyperband"
     job_config: Body = {
-        "Strategy": settings.strategy,
+        "Strategy": tune.strategy,
         "HyperParameterTuningJobObjective": {
             "Type": "Maximize" if objective.maximize else "Minimize",
             "MetricName": objective.name,
@@ -189,9 +192,7 @@ def tuning_job(
         "TrainingJobEarlyStoppingType": "Auto" if early else "Off",
         "RandomSeed": tune.seed,
     }
-    if settings.strategy == "Hyperband":
-        if config.epochs < 2:
-            raise ConfigError("Hyperband compares trials after some of their epochs and needs at least 2")
+    if tune.strategy == "Hyperband":
         limits = {"MinResource": 1, "MaxResource": config.epochs}
         job_config["StrategyConfig"] = {"HyperbandStrategyConfig": limits}
     definition: Body = {
@@ -203,6 +204,8 @@ def tuning_job(
         },
         **_job_parts(settings, image, data, place),
     }
+    if settings.train_fallbacks != NONE:
+        definition["HyperParameterTuningResourceConfig"] = _prioritized(definition.pop("ResourceConfig"))
     if settings.spot:
         definition["CheckpointConfig"] = {"S3Uri": place.checkpoints, "LocalPath": CHECKPOINT_PATH}
         definition["Environment"] = {SHARED_CHECKPOINTS_VARIABLE: "1"}
@@ -211,18 +214,18 @@ def tuning_job(
         "HyperParameterTuningJobConfig": job_config,
         "TrainingJobDefinition": definition,
         "Tags": tags(place, settings),
-        **_warm_start(settings),
     }
     return ApiRequest(service="sagemaker", operation="create_hyper_parameter_tuning_job", body=body)
 
 
-def _warm_start(settings: SageMakerSettings) -> Body:
-    """`WarmStartConfig`: data, ranges and images may be other ones than those of the earlier searches."""
-    if settings.warm_start == NONE:
-        return {}
-    parents = [job_name(name, TUNING_NAME_CHARS) for name in map(str.strip, settings.warm_start.split(",")) if name]
-    named = [{"HyperParameterTuningJobName": name} for name in parents]
-    return {"WarmStartConfig": {"ParentHyperParameterTuningJobs": named, "WarmStartType": "TransferLearning"}}
+def _prioritized(resources: Body) -> Body:
+    """`HyperParameterTuningResourceConfig`: what trials have instead of a training job's `InstancePreferences`."""
+    volume = {"VolumeSizeInGB": resources["VolumeSizeInGB"]}
+    return {
+        "AllocationStrategy": "Prioritized",
+        "InstanceConfigs": [each | volume for each in resources["InstancePreferences"]],
+        **{name: value for name, value in resources.items() if name == "VolumeKmsKeyId"},
+    }
 
 
 def parameter_ranges(search: SearchSpace) -> Body:
@@ -253,14 +256,18 @@ def parameter_ranges(search: SearchSpace) -> Body:
 
 def _job_parts(settings: SageMakerSettings, image: Image, data: Mapping[str, str], place: Place) -> Body:
     """What a training job and the trials of a tuning job have in common."""
-    if image.cuda_major >= 13 and settings.train_instance.startswith("ml.p3"):
+    if image.cuda_major >= 13 and any(instance.startswith("ml.p3") for instance in settings.train_types):
         raise ConfigError("CUDA 13 does not run on the V100 of ml.p3", "choose ml.g4dn or newer, or CUDA 12 images")
     resources: Body = {
         "InstanceType": settings.train_instance,
         "InstanceCount": settings.train_instances,
         "VolumeSizeInGB": settings.volume_gb,
     }
-    if not has_local_storage(settings.train_instance):
+    if settings.train_fallbacks != NONE:
+        del resources["InstanceType"], resources["InstanceCount"]
+        each = [{"InstanceType": name, "InstanceCount": settings.train_instances} for name in settings.train_types]
+        resources["InstancePreferences"] = each
+    if not any(has_local_storage(instance) for instance in settings.train_types):
         resources |= only(VolumeKmsKeyId=settings.kms_key)
     resources |= only(TrainingPlanArn=settings.training_plan)
     if settings.warm_pool_s:

@@ -14,7 +14,7 @@ from image_classifier.sagemaker import tuning_job as tune
 from image_classifier.sagemaker.aws_settings import SageMakerSettings
 from image_classifier.sagemaker.failures import AwsError
 from image_classifier.sagemaker.session import Session
-from image_classifier.tuning import tuner as local_tune
+from image_classifier.tuning.tune_settings import KIND as TUNE
 
 
 def refresh(runs: list[Run], settings: SageMakerSettings, view: View = SILENT) -> None:
@@ -33,7 +33,7 @@ def follow(run: Run, settings: SageMakerSettings, view: View = SILENT) -> None:
     kind = run.record().kind
     if kind == local_train.KIND:
         train.follow(run, session)
-    elif kind == local_tune.KIND:
+    elif kind == TUNE:
         tune.follow(run, session)
     elif kind == batch.KIND:
         batch.follow(run, session)
@@ -53,7 +53,7 @@ def _refresh(run: Run, session: Session) -> None:
     try:
         if kind == local_train.KIND and (job := jobs.describe_training_job(session, name)).finished:
             train.finish(run, session, job)
-        elif kind == local_tune.KIND and (search := jobs.describe_tuning_job(session, name)).finished:
+        elif kind == TUNE and (search := jobs.describe_tuning_job(session, name)).finished:
             tune.finish(run, session, search)
         elif kind == batch.KIND:
             batch.refresh(run, session)

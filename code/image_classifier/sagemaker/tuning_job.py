@@ -19,6 +19,7 @@ from image_classifier.launch.view import SILENT, Live, View, one_line
 from image_classifier.sagemaker import cost, jobs, remote
 from image_classifier.sagemaker.aws_settings import SageMakerSettings
 from image_classifier.sagemaker.failures import AwsError, describe_reason
+from image_classifier.sagemaker.parent_searches import warm_start
 from image_classifier.sagemaker.requests import TUNING_NAME_CHARS, ApiRequest, Place, job_name, tuning_job
 from image_classifier.sagemaker.session import Session
 from image_classifier.sagemaker.training_job import (
@@ -35,8 +36,8 @@ from image_classifier.sagemaker.training_job import (
 from image_classifier.sagemaker.watch import watch
 from image_classifier.tuning.plan import Plan, make_plan
 from image_classifier.tuning.trials import Found, TrialRow, write_results
-from image_classifier.tuning.tune_settings import TuneSettings
-from image_classifier.tuning.tuner import KIND
+from image_classifier.tuning.tune_settings import KIND, TuneSettings
+from image_classifier.tuning.warm_start import PRUNED
 
 WORDS = {"InProgress": "InProgress", "Stopping": "InProgress", "Stopped": "Pruned"}  # others are the same here
 
@@ -68,13 +69,14 @@ def tune(
     inputs = read_inputs(config, aws, data, view, runs_dir=runs_dir)
     plan = make_plan(inputs.config, space, settings, inputs.folders, given=given, view=view)
     if dry_run:
-        show_requests([_request(inputs, plan, aws, dry_place(inputs.session, KIND, name))], view)
+        show_requests([_request(inputs, plan, aws, dry_place(inputs.session, KIND, name), runs_dir)], view)
         return None
+    _request(inputs, plan, aws, dry_place(inputs.session, KIND, name), runs_dir)  # before anything is paid or made
     cost.confirm(cost.training(aws, plan.tune.trials), view, yes=yes)
     run, place = inputs.create_run(runs_dir, KIND, name, plan.base, details=plan.to_json())
     with failing(run):
         inputs.upload()
-        made = _request(inputs, plan, aws, place)
+        made = _request(inputs, plan, aws, place, runs_dir)
         save_requests(run, [made])
         tuning_name = str(made.body["HyperParameterTuningJobName"])
         remote.note(run, remote.TUNING_JOB, tuning_name)
@@ -86,8 +88,8 @@ def tune(
     return follow(run, inputs.session)
 
 
-def _request(inputs: Inputs, plan: Plan, settings: SageMakerSettings, place: Place) -> ApiRequest:
-    return tuning_job(
+def _request(inputs: Inputs, plan: Plan, settings: SageMakerSettings, place: Place, runs_dir: Path) -> ApiRequest:
+    made = tuning_job(
         job_name(place.run, TUNING_NAME_CHARS),
         plan.base,
         plan.space,
@@ -97,6 +99,8 @@ def _request(inputs: Inputs, plan: Plan, settings: SageMakerSettings, place: Pla
         data=inputs.channels(),
         place=place,
     )
+    made.body.update(warm_start(plan.tune, made.body, runs_dir))
+    return made
 
 
 def follow(run: Run, session: Session) -> Found:
@@ -148,7 +152,9 @@ def _row(run: Run, session: Session, number: int, trial: jobs.Trial, objective: 
     status = WORDS.get(trial.status, trial.status)
     failure = describe_reason(trial.reason).message if trial.reason else ""
     folder = run.path / TRIALS_FOLDER / f"{number:03}"
-    record = Record(kind="train", status=Status.COMPLETED, config=values.to_hyperparameters(), data=run.record().data)
+    ended = {"Completed": Status.COMPLETED, "Stopped": Status.STOPPED}.get(trial.status, Status.FAILED)
+    why = f"{PRUNED} by SageMaker" if ended == Status.STOPPED else failure
+    record = Record(kind="train", status=ended, config=values.to_hyperparameters(), data=run.record().data, failure=why)
     made = Run(path=folder) if (folder / JOB.name).is_file() else open_run(folder, record)
     if trial.status in {"Completed", "Stopped"} and not made.result():
         output = f"{remote.place_of(run).output}/{trial.job}/output/{OUTPUT_ARCHIVE}"

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from image_classifier.contract.config import TrainConfig, Value
@@ -14,6 +15,8 @@ from image_classifier.contract.errors import ConfigError
 from image_classifier.contract.search import Categorical, Integer, Range
 from image_classifier.launch.view import SILENT, View
 from image_classifier.tuning.tune_settings import TuneSettings
+from image_classifier.tuning.warm_start import NOTHING, WarmStart, learn_from, searches_named
+from image_classifier.vision.fingerprint import fingerprint
 from image_classifier.vision.folders import ImageFolders
 
 LARGEST_GRID = 10_000  # spaces with more combinations count as endless
@@ -26,12 +29,16 @@ class Plan:
     Args:
         base: the hyperparameters of every trial, before the searched ones are put in.
         carried: hyperparameters given as flags, which best.json passes on to train.
+        images: the fingerprint of the images; empty for a search of an earlier version.
+        earlier: what is learned from earlier searches, on this machine; SageMaker reads them itself.
     """
 
     base: TrainConfig
     space: Mapping[str, Range]
     tune: TuneSettings
     carried: Mapping[str, str]
+    images: str = ""
+    earlier: WarmStart = NOTHING
 
     def to_json(self) -> dict[str, Any]:
         """What job.json keeps of it beside `base`."""
@@ -39,6 +46,8 @@ class Plan:
             "space": {name: _to_json(spec) for name, spec in self.space.items()},
             "tune": dataclasses.asdict(self.tune),
             "carried": self.carried,
+            "images": self.images,
+            "warm_start": self.earlier.to_json(),
         }
 
 
@@ -66,9 +75,30 @@ def make_plan(
     space = {name: spec for name, spec in space.items() if name not in given}
     if not space:
         raise ConfigError("nothing is left to search: every searched hyperparameter is given as a flag")
+    if tune.strategy == "Hyperband" and base.epochs < 2:
+        raise ConfigError("Hyperband compares trials after some of their epochs and needs at least 2")
+    if tune.strategy == "Hyperband" and not tune.prune:
+        raise ConfigError("Hyperband ends trials early, which prune = false forbids", "choose strategy = Bayesian")
     space = _fit_batch_sizes(space, folders, view)
     carried = {name: text for name, text in base.to_hyperparameters().items() if name in given and name != "epochs"}
-    return Plan(base=base, space=space, tune=fit_trials(tune, space, view), carried=carried)
+    tune, images = fit_trials(tune, space, view), fingerprint(folders)
+    return Plan(base=base, space=space, tune=tune, carried=carried, images=images)
+
+
+def with_earlier(plan: Plan, runs_dir: Path, view: View = SILENT) -> Plan:
+    """The plan with what the searches named in its settings found. Raises as `learn_from`."""
+    earlier = learn_from(
+        searches_named(plan.tune.warm_start),
+        runs_dir,
+        base=plan.base,
+        space=plan.space,
+        objective=plan.tune.objective,
+        images=plan.images,
+    )
+    for line in earlier.lines():
+        view.note(line)
+    tune = fit_trials(plan.tune, plan.space, view, tried=len(earlier.points_tried()))
+    return dataclasses.replace(plan, earlier=earlier, tune=tune)
 
 
 def combinations(space: Mapping[str, Range]) -> Iterator[dict[str, Value]]:
@@ -95,12 +125,23 @@ def num_combinations(space: Mapping[str, Range]) -> float:
     return math.prod(sizes.values())
 
 
-def fit_trials(tune: TuneSettings, space: Mapping[str, Range], view: View = SILENT) -> TuneSettings:
-    """The settings with no more trials than the space has points."""
-    most = num_combinations(space)
+def fit_trials(tune: TuneSettings, space: Mapping[str, Range], view: View = SILENT, *, tried: int = 0) -> TuneSettings:
+    """The settings with no more trials than the space has points.
+
+    Args:
+        tried: points whose outcome an earlier search knows.
+
+    Raises:
+        ConfigError: it knows them all.
+    """
+    all_points = num_combinations(space)
+    most = all_points - tried
     if tune.trials <= most:
         return tune
-    view.note(f"the search space has {most:.0f} combinations: {most:.0f} trials instead of {tune.trials}")
+    if most < 1:
+        raise ConfigError(f"the earlier searches have tried all {all_points:.0f} combinations of the search space")
+    known = f", {tried} of them tried by earlier searches" if tried else ""
+    view.note(f"the search space has {all_points:.0f} combinations{known}: {most:.0f} trials instead of {tune.trials}")
     return dataclasses.replace(tune, trials=int(most))
 
 

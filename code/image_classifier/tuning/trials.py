@@ -21,6 +21,7 @@ from image_classifier.contract.outputs import (
 )
 from image_classifier.contract.search import Range
 from image_classifier.launch.runs import Run
+from image_classifier.tuning.warm_start import NOTHING, WarmStart
 
 if TYPE_CHECKING:
     import optuna
@@ -70,7 +71,7 @@ class TrialRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """The outcome of a search, ready to be shown."""
+    """The outcome of a search, ready to be shown. `learned`: lines on the earlier searches it learned from."""
 
     run: Run
     data: Path
@@ -81,6 +82,7 @@ class Found:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     seconds: float = 0.0
+    learned: tuple[str, ...] = ()
 
 
 def pick_best(rows: Sequence[TrialRow], objective: str) -> TrialRow | None:
@@ -101,8 +103,13 @@ def write_results(
     space: Mapping[str, Range],
     *,
     carried: Mapping[str, str],
+    earlier: WarmStart = NOTHING,
 ) -> Found:
-    """Writes trials.csv, best.json and the report with its picture. At least one of `rows` has completed."""
+    """Writes trials.csv, best.json and the report with its picture. At least one of `rows` has completed.
+
+    Args:
+        earlier: what the search learned from others; named in best.json, with a trial of theirs that was better.
+    """
     from image_classifier.report import write_report
 
     best = pick_best(rows, objective)
@@ -121,6 +128,8 @@ def write_results(
         "data": run.record().data,
         "config": texts,
     }
+    if earlier.runs:
+        document["warm_start"] = {"searches": earlier.by_run(), "better": _better(earlier, objective, best.best.value)}
     BEST.write(run.path, document)
     write_report(run.path)
     return Found(
@@ -132,7 +141,26 @@ def write_results(
         best_values={name: getattr(best.config, name) for name in space},
         columns=columns,
         rows=table,
+        learned=_learned(earlier, objective, best.best.value),
     )
+
+
+def _better(earlier: WarmStart, objective: str, value: float) -> dict[str, Any] | None:
+    """The best trial of earlier searches over the same images, None unless it is better than `value`."""
+    best, sign = earlier.best(objective), 1.0 if METRIC_BY_NAME[objective].maximize else -1.0
+    if best is None or sign * best.value <= sign * value:
+        return None
+    return {"run": best.run, "trial": best.number, "value": best.value}
+
+
+def _learned(earlier: WarmStart, objective: str, value: float) -> tuple[str, ...]:
+    lines = earlier.lines()
+    if better := _better(earlier, objective, value):
+        lines.append(
+            f"trial {better['trial']} of {better['run']} was better ({objective} {better['value']:.4f}): "
+            f"train --best {better['run']} takes that"
+        )
+    return tuple(lines)
 
 
 def _table(

@@ -6,7 +6,6 @@ The study is kept in `study.journal` and every trial in `trials/NNN`: an interru
 from __future__ import annotations
 
 import dataclasses
-import random
 import time
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack, suppress
@@ -27,16 +26,16 @@ from image_classifier.launch.runs import ACTIVE, Record, Run, Status, create_run
 from image_classifier.launch.training_run import check_weights, resolve_weights, silent_end
 from image_classifier.launch.view import SILENT, View
 from image_classifier.tuning.best_trial import ask_for_metrics_alone, finish, is_settled, make_room
-from image_classifier.tuning.plan import Plan, combinations, fit_trials, make_plan
+from image_classifier.tuning.plan import Plan, fit_trials, make_plan, with_earlier
 from image_classifier.tuning.search_view import SearchView
-from image_classifier.tuning.study import distribution, open_study, sampler_of
+from image_classifier.tuning.study import open_study, propose, values_of
 from image_classifier.tuning.trials import Found, TrialRow, pick_best, write_results
-from image_classifier.tuning.tune_settings import TuneSettings
+from image_classifier.tuning.tune_settings import KIND, TuneSettings
+from image_classifier.tuning.warm_start import WarmStart
 
 if TYPE_CHECKING:
     import optuna
 
-KIND = "tune"
 RESUME_MAY_CHANGE = frozenset({"tune.trials", "tune.parallel"})
 SAME_FAILURES = 3  # as many first trials failing in the same way mean that the next will too
 
@@ -78,7 +77,7 @@ def create(
     base = resolve_weights(config, runs_dir)
     folders = check_data(data, base, view)
     check_weights(base, folders)
-    plan = make_plan(base, space, tune, folders, given=given, view=view)
+    plan = with_earlier(make_plan(base, space, tune, folders, given=given, view=view), runs_dir, view)
     local.require_free_disk(runs_dir, plan.tune.parallel)
     values = plan.base.to_hyperparameters()
     data = data_of(data, folders)
@@ -102,12 +101,14 @@ def resume(run: Run, changes: Mapping[str, Value], view: View = SILENT) -> Searc
         tune = dataclasses.replace(TuneSettings(**record.details["tune"]), **changed)
         for known in parameters_of(TuneSettings):
             check(known, getattr(tune, known.name))
-        tune = fit_trials(tune, space, view)
+        earlier, images = WarmStart.parse(record.details.get("warm_start")), str(record.details.get("images", ""))
+        tune = fit_trials(tune, space, view, tried=len(earlier.points_tried()))
     run.update(details={**record.details, "tune": dataclasses.asdict(tune)})
     data, base = Path(record.data), TrainConfig.from_hyperparameters(record.config)
     check_data(data, base, view, run=run)
     local.require_free_disk(run.path, tune.parallel)
-    return Search(run=run, data=data, base=base, space=space, tune=tune, carried=carried)
+    plan = Plan(base=base, space=space, tune=tune, carried=carried, images=images, earlier=earlier)
+    return Search(run=run, data=data, **vars(plan))
 
 
 def run(search: Search, *, starter: local.Starter = local, view: View = SILENT) -> Found:
@@ -130,7 +131,8 @@ def run(search: Search, *, starter: local.Starter = local, view: View = SILENT) 
                 tuner.work()
                 tuner.finish_best()
                 rows = tuner.rows()
-            found = write_results(search.run, rows, search.tune.objective, search.space, carried=search.carried)
+            objective, learned = search.tune.objective, search.earlier
+            found = write_results(search.run, rows, objective, search.space, carried=search.carried, earlier=learned)
         except JobStopped as stopped:
             stopped.exit_code = interrupts.exit_code
             search.run.end(Status.STOPPED, failure=stopped.message)
@@ -176,7 +178,6 @@ class Tuner:
         self._starter = starter
         self._view = view
         self._study = open_study(search.run, search)
-        self._distributions = {name: distribution(spec) for name, spec in search.space.items()}
         self._running: dict[int, Active] = {}
         self._jobs = ExitStack()
         self._obeyed = 0
@@ -278,8 +279,7 @@ class Tuner:
         return True
 
     def _values(self, trial: optuna.Trial | optuna.trial.FrozenTrial) -> dict[str, Value]:
-        config = with_values(self._search.base, trial.params)
-        return {name: getattr(config, name) for name in self._search.space}
+        return dict(zip(self._search.space, values_of(trial, self._search), strict=True))
 
     def _interrupted_trial(self) -> optuna.Trial | None:
         from optuna.trial import Trial, TrialState
@@ -294,23 +294,11 @@ class Tuner:
 
     def _new_trial(self) -> optuna.Trial | None:
         """A trial with values that no other has, numbered; None when there are enough."""
-        from optuna.trial import TrialState
-
         known = self._trials()
         if len(known) >= self._search.tune.trials:
             return None
         self._give_up_early()
-        tried = {tuple(self._values(trial).values()) for trial in known}
-        self._study.sampler = sampler_of(self._search, len(known) + 1)
-        trial = self._study.ask(self._distributions)
-        if tuple(self._values(trial).values()) in tried:
-            self._study.tell(trial, state=TrialState.FAIL)
-            fresh = [values for values in combinations(self._search.space) if tuple(values.values()) not in tried]
-            if fresh:
-                self._study.enqueue_trial(random.Random(len(tried)).choice(fresh))
-            trial = self._study.ask(self._distributions)
-        trial.set_user_attr("number", len(known) + 1)
-        return trial
+        return propose(self._study, self._search, known)
 
     def _give_up_early(self) -> None:
         rows = [row for row in self.rows() if row.finished]

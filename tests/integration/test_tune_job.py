@@ -114,6 +114,7 @@ def test_killed_search_goes_on_and_its_best_is_trained(folder: Path) -> None:
     assert not alive
     assert tuning.record().status == Status.FAILED
     assert trial.record().status == Status.STOPPED  # its supervisor let it save its state
+    assert "Traceback" not in trial.log.read_text()
 
     first = next((folder / "data").iterdir())
     (first / "later.jpg").write_bytes(next(first.iterdir()).read_bytes())  # no job that has begun sees it

@@ -98,8 +98,8 @@ def serve(requests: socket.socket, wake: int, before: Handlers) -> ForkRequest |
         try:
             process = os.fork()
         except OSError as error:
-            os.write(request.output, f"error: cannot start {PROGRAM}: {error.strerror}\n".encode())
-            os.write(request.answer, f"0\n{CANNOT_START}\n".encode())
+            _write(request.output, f"error: cannot start {PROGRAM}: {error.strerror}")
+            _write(request.answer, f"0\n{CANNOT_START}")
             process = 0
         else:
             if process == 0:
@@ -143,7 +143,7 @@ def _fork_training(request: ForkRequest, before: Handlers) -> ForkRequest:
         for file, number in zip((request.orders, request.output, request.output), (0, 1, 2), strict=True):
             os.dup2(file, number)
         wake = supervisor.prepare()
-        os.write(request.answer, f"{os.getpid()}\n".encode())
+        _write(request.answer, str(os.getpid()))
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # in the training until it can obey
         process = os.fork()
         if process == 0:
@@ -165,7 +165,7 @@ def _supervise(request: ForkRequest, process: int, wake: int) -> NoReturn:
         with suppress(OSError):
             (paths.output / "success").touch()  # as the toolkit does
     sys.stdout.flush()
-    os.write(request.answer, f"{code}\n".encode())
+    _write(request.answer, str(code))
     os._exit(0)
 
 
@@ -179,6 +179,12 @@ def _be_the_program(request: ForkRequest, wake: int, before: Handlers) -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
+
+
+def _write(file: int, text: str) -> None:
+    """Writes a line; that the launcher is gone, or the disk full, changes nothing."""
+    with suppress(OSError):
+        os.write(file, f"{text}\n".encode())
 
 
 def _reap() -> int:

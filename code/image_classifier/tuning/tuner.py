@@ -120,12 +120,11 @@ def run(search: Search, *, starter: local.Starter = local, view: View = SILENT) 
     """
     started = time.monotonic()
     view.note(f"run {search.run.path}, {search.tune.trials} trials")
-    with Interrupts() as interrupts:
+    with Interrupts() as interrupts, local.forked_trainings(search.run):
         search.run.begin()
         try:
             with (
                 view.live() as live,
-                local.forked_trainings(search.run),
                 Tuner(search, SearchView(live, search.run.log, search.tune), interrupts, starter, view) as tuner,
             ):
                 tuner.work()

@@ -3,8 +3,8 @@
     PYTHONPATH=code:. python benchmarks/bench_training_memory.py [--epochs 6] [--times 1 4 16]
 
 A whole job, its observers at their defaults, on generated pictures of 96 pixels, seen at 32; the cache is given a bound
-of half a megabyte, which the smallest set does not fill. Read at the end of every epoch: the proportional share (PSS) of all
-processes of the job. Writes benchmarks/results/training_memory.md.
+of half a megabyte, which the smallest set does not fill. Read at the end of every epoch: the proportional share (PSS)
+of all processes of the job. Writes benchmarks/results/training_memory.md.
 """
 
 from __future__ import annotations

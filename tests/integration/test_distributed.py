@@ -188,7 +188,9 @@ def kill_at(launcher: subprocess.Popen[str], line: str, rank: int, *, times: int
         log.append(printed)
         if line in printed and "".join(log).count(line) <= times:
             scripts = [p for p in psutil.Process(launcher.pid).children(recursive=True) if "train.py" in p.cmdline()]
-            next(p for p in scripts if p.environ().get("RANK") == str(rank) and is_script(p)).kill()
+            victim = next(p for p in scripts if p.environ().get("RANK") == str(rank) and is_script(p))
+            assert victim.environ()["OMP_WAIT_POLICY"] == "passive"  # what counts only before torch is imported
+            victim.kill()
     launcher.communicate()
     return "".join(log)
 

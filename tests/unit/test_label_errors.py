@@ -185,7 +185,7 @@ def test_a_damaged_file_of_suspects_is_no_file(trained: Path, tmp_path: Path, da
     folder = tmp_path / "output" / "data"
     SUSPECTED_LABELS.write(folder, damage)
     assert read_suspects(folder) is None
-    assert "did not look at the labels" in render(gather(tmp_path))
+    assert "Labels were not judged" in render(gather(tmp_path))
 
 
 def test_no_picture_from_outside_of_the_data_gets_onto_the_page(trained: Path, tmp_path: Path) -> None:

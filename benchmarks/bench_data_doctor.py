@@ -4,9 +4,8 @@
     PYTHONPATH=code:. python benchmarks/bench_data_doctor.py PHOTOS --time 8351
 
 PHOTOS holds photographs of different things, in any folders: each is spoilt in several ways and looked at again. Pairs
-that look alike are searched by imagehash as well, where it is installed. `--every 5` spoils every fifth one. `--time` makes
-so many pictures of
-500 x 375 pixels of them, in 133 classes, and measures the whole command on two cores.
+that look alike are searched by imagehash as well, where it is installed. `--every 5` spoils every fifth one. `--time`
+makes so many pictures of 500 x 375 pixels, in 133 classes, and measures the whole command on two cores.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def main() -> None:
         f"Photographs of flowers (TensorFlow flower_photos), five classes: {counts}. Heads on a ResNet50 with random "
         "weights, which see little; one run each. The accuracy is the same with and without a temperature.",
         "",
-        "| head | test accuracy | temperature | test loss before | after | calibration error before | after | loss on valid |",
+        "| head | test accuracy | temperature | test loss | with it | calibration error | with it | loss on valid |",
         "|---|---|---|---|---|---|---|---|",
         *rows,
     ]

@@ -126,6 +126,13 @@ def test_a_class_of_few_images_accuses_nobody_and_odd_rows_do_no_harm() -> None:
     assert 7 not in {each.index for each in suspects(broken, np.concatenate([labels, few]))}
 
 
+def test_features_that_are_no_numbers_or_all_the_same_accuse_nobody() -> None:
+    features, labels = clouds(3, 40, apart=2.0)
+    for odd in (np.where(features > 2, np.inf, features), np.zeros_like(features)):
+        found = judge(images_of(labels), left_out(odd.astype(np.float32), labels, 3), labels, ["a", "b", "c"])
+        assert "better than guessing" in found["silent"]
+
+
 def test_only_the_clearest_of_very_many_are_named() -> None:
     features, labels = clouds(2, 4000, apart=2.0)
     given, wrong = spoilt(labels, 0.2)
@@ -185,7 +192,7 @@ def test_a_damaged_file_of_suspects_is_no_file(trained: Path, tmp_path: Path, da
     folder = tmp_path / "output" / "data"
     SUSPECTED_LABELS.write(folder, damage)
     assert read_suspects(folder) is None
-    assert "did not look at the labels" in render(gather(tmp_path))
+    assert "Labels were not judged" in render(gather(tmp_path))
 
 
 def test_no_picture_from_outside_of_the_data_gets_onto_the_page(trained: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,14 @@ from tests.unit.test_artifact import edit_manifest, write
 from tests.unit.test_head_jobs import job
 
 from image_classifier import load
+from image_classifier.cli import show_answers
 from image_classifier.contract.errors import ArtifactError
 from image_classifier.contract.outputs import RESULT, TEST_PREDICTIONS, read_result
+from image_classifier.launch.client import Answer, read_answer
 from image_classifier.report import gather, render
 from image_classifier.report.calibration import calibration
 from image_classifier.report.facts import to_text
+from image_classifier.serving.codec import encode
 from image_classifier.serving.exporting import export
 from image_classifier.vision.artifact import Artifact, load_model
 from image_classifier.vision.manifest import Manifest
@@ -31,6 +35,7 @@ from image_classifier.vision.temperature import (
     HIGHEST,
     LOWEST,
     MIN_PHOTOS,
+    abstain_below,
     calibrate,
     parse_calibration,
     probabilities_of,
@@ -173,6 +178,88 @@ def test_a_model_without_one_is_as_it_was(tmp_path: Path) -> None:
     written = (tmp_path / "manifest.json").read_bytes()
     assert b"temperature" not in written
     assert Manifest.from_bytes(written).temperature == 1.0
+
+
+@pytest.mark.parametrize(("coverage", "answered"), [(0.0, 300), (0.5, 150), (0.7, 210), (0.901, 271), (1.0, 300)])
+def test_so_many_images_are_answered_as_was_asked(coverage: float, answered: int) -> None:
+    logits, labels = drawn(300)
+    temperature = calibrate(logits, labels).temperature
+    limit = abstain_below(logits, temperature, coverage)
+    confidence = probabilities_of(logits, temperature).max(1)
+    assert (confidence >= limit).sum() == answered
+    right = probabilities_of(logits).argmax(1) == labels
+    assert right[confidence >= limit].mean() >= right.mean()
+
+
+def test_few_photos_are_no_reason_to_abstain() -> None:
+    logits, _ = drawn(MIN_PHOTOS - 1)
+    assert abstain_below(logits, 1.0, 0.5) == 0.0
+    assert abstain_below(np.full((50, 3), np.nan), 1.0, 0.5) == 0.0
+    assert abstain_below(np.zeros((50, 2)), 1.0, 0.5) == 0.5  # all are as sure: all are answered
+
+
+def test_a_model_abstains_at_the_endpoint_and_in_python_where_it_is_not_sure(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    place = tmp_path / "job"
+    shutil.copytree(trained[1], place, symlinks=True)
+    (place / "input" / "data").unlink()
+    shutil.rmtree(place / "model")
+    paths = job(place, trained[0], dataclasses.replace(CONFIG, epochs=6, abstain_coverage=0.5))  # it only finishes
+    artifact = load_model(paths.model)
+    found = read_result(paths.output_data)["abstain"]
+    assert artifact.manifest.abstain_below == found["below"] > 0.5
+    model = load(paths.model)
+    answers = model.predict(sorted((trained[0] / "valid").glob("*/*.jpg")))
+    assert sum(not answer.abstain for answer in answers) == 12
+    assert all(answer.abstain == (answer.probability < found["below"]) for answer in answers)
+    assert "The model abstains where its most probable class has less than" in render(gather(place))
+    tested = model.predict(sorted((trained[0] / "test").glob("*/*.jpg")))
+    assert found["coverage"] == pytest.approx(sum(not answer.abstain for answer in tested) / len(tested))
+
+
+def test_an_answer_says_that_the_model_abstains_only_where_it_does() -> None:
+    ranking = [("cat", 0.6), ("dog", 0.4)]
+    body = encode(ranking, model="f00d", response_type="application/json", abstain=True).body
+    assert json.loads(body)["abstain"] is True
+    assert read_answer(body) == ((("cat", 0.6), ("dog", 0.4)), "f00d", True)
+    body = encode(ranking, model="f00d", response_type="application/json").body
+    assert "abstain" not in json.loads(body)
+    assert not read_answer(body).abstain
+    csv_body = encode(ranking, model="f00d", response_type="text/csv", abstain=True).body
+    assert csv_body == b"cat,0.600000\ndog,0.400000\n"
+
+
+def test_predict_shows_that_the_model_abstains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = [
+        Answer(file="a.jpg", predictions=(("cat", 0.6), ("dog", 0.4)), model="f00d", abstain=True),
+        Answer(file="b.jpg", predictions=(("dog", 0.9), ("cat", 0.1)), model="f00d"),
+        Answer(file="c.jpg", error="the file is empty (zero bytes)"),
+    ]
+    show_answers.stream(answers, show_answers.writer(as_json=False, csv_file=None, top_k=1, total=3), 3)
+    assert capsys.readouterr().out.splitlines()[1:3] == ["a.jpg\tabstains (cat)\t0.6000", "b.jpg\tdog\t0.9000"]
+    show_answers.stream(answers, show_answers.writer(as_json=True, csv_file=None, top_k=1, total=3), 3)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line.get("abstain") for line in lines] == [True, None, None]
+    for asked, header in ((False, "file,label,probability,error"), (True, "file,label,probability,abstain,error")):
+        to = show_answers.writer(as_json=False, csv_file=tmp_path / "a.csv", top_k=1, total=3, with_abstain=asked)
+        show_answers.stream(answers, to, 3)
+        rows = (tmp_path / "a.csv").read_text().splitlines()
+        assert rows[0] == header
+        assert {row.count(",") for row in rows} == {header.count(",")}
+    assert rows[1:] == [
+        "a.jpg,cat,0.600000,true,",
+        "b.jpg,dog,0.900000,false,",
+        "c.jpg,,,,the file is empty (zero bytes)",
+    ]
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, "NaN", None])
+def test_a_limit_that_is_no_probability_is_refused(tmp_path: Path, value: object) -> None:
+    write(tmp_path)
+    edit_manifest(tmp_path, lambda values: values.update(abstain_below=value))
+    with pytest.raises(ArtifactError):
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize("value", [0, -1, 1e9, "NaN", None, "warm"])

@@ -28,18 +28,25 @@ python deploy.py predict photos --csv predictions.csv
 @flags.settings_of(PredictSettings, "predict", "Options")
 @click.option("--json", "as_json", is_flag=True, help="print a line of JSON for each image, as the answers come")
 @click.option("--csv", "csv_file", metavar="FILE", type=PATH, help="write a row for each image, as the answers come")
+@click.option("--abstain", "with_abstain", is_flag=True, help="with --csv: a column, true where the model abstains")
 @click.pass_obj
-def predict(call: Call, /, images: tuple[Path, ...], as_json: bool, csv_file: Path | None, **given: Any) -> int:
+def predict(
+    call: Call, /, images: tuple[Path, ...], as_json: bool, csv_file: Path | None, with_abstain: bool, **given: Any
+) -> int:
     """Ask the endpoint about images."""
     from image_classifier.cli import render, show_answers
     from image_classifier.launch.client import find_images
 
     if as_json and csv_file is not None:
         raise click.UsageError("--json prints and --csv writes the same: give one of them")
+    if with_abstain and csv_file is None:
+        raise click.UsageError("--abstain is of --csv: tables and --json say it by themselves")
     settings = call.settings(flags.given(given, "predict"))
     connection, top_k = target_of(settings).connection(), settings.predict.top_k
     files = find_images(images, render.Console())
-    writer = show_answers.writer(as_json=as_json, csv_file=csv_file, top_k=top_k, total=len(files))
+    writer = show_answers.writer(
+        as_json=as_json, csv_file=csv_file, top_k=top_k, total=len(files), with_abstain=with_abstain
+    )
     return show_answers.stream(connection.predict_all(files, top_k=top_k), writer, len(files))
 
 

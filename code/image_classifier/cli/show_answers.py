@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from image_classifier.cli import render
-from image_classifier.cli.show_data import prediction_table
+from image_classifier.cli.show_data import answered, prediction_table
 from image_classifier.cli.targets import Local, Target
 from image_classifier.contract.errors import ConfigError, PlatformError, describe
 from image_classifier.contract.machine import some_free_port
@@ -68,7 +68,12 @@ class AnswerTable(AnswerWriter):
             cells = [answer.file, f"error: {answer.error}", "", ""]
         else:
             (label, probability), *further = answer.predictions
-            cells = [answer.file, label, f"{probability:.4f}", "  ".join(f"{name} {p:.4f}" for name, p in further)]
+            cells = [
+                answer.file,
+                answered(label, abstain=answer.abstain),
+                f"{probability:.4f}",
+                "  ".join(f"{name} {p:.4f}" for name, p in further),
+            ]
         print("\t".join(map(render.flat, cells[: 4 if self._many else 3])), flush=True)
 
     def close(self) -> None:
@@ -79,20 +84,29 @@ class AnswerTable(AnswerWriter):
 class AnswerCsv(AnswerWriter):
     """A row an answer: file, label and probability of each rank, error."""
 
-    def __init__(self, file: Path, top_k: int) -> None:
-        """Raises PlatformError when the file cannot be written."""
+    def __init__(self, file: Path, top_k: int, *, with_abstain: bool = False) -> None:
+        """With a column `abstain` if asked. Raises PlatformError when the file cannot be written."""
         self._top_k = top_k
+        self._with_abstain = with_abstain
         self._path = file
         try:
             self._stream: IO[str] = file.open("w", encoding="utf-8", newline="")
         except OSError as error:
             raise PlatformError(f"cannot write {file}: {error.strerror or describe(error)}") from None
         ranks = ["", *(f"_{rank}" for rank in range(2, top_k + 1))]
-        self._row(["file", *(f"{name}{rank}" for rank in ranks for name in ("label", "probability")), "error"])
+        self._row(
+            [
+                "file",
+                *(f"{name}{rank}" for rank in ranks for name in ("label", "probability")),
+                *["abstain"] * with_abstain,
+                "error",
+            ]
+        )
 
     def write(self, answer: Answer) -> None:
         ranked = [cell for label, share in answer.predictions[: self._top_k] for cell in (label, f"{share:.6f}")]
-        self._row([answer.file, *ranked, *[""] * (2 * self._top_k - len(ranked)), answer.error])
+        unsure = [str(answer.abstain).lower() if answer.predictions else ""] * self._with_abstain
+        self._row([answer.file, *ranked, *[""] * (2 * self._top_k - len(ranked)), *unsure, answer.error])
 
     def close(self) -> None:
         self._stream.close()
@@ -106,10 +120,10 @@ class AnswerCsv(AnswerWriter):
             raise PlatformError(f"cannot write {self._path}: {error.strerror or describe(error)}") from None
 
 
-def writer(*, as_json: bool, csv_file: Path | None, top_k: int, total: int) -> AnswerWriter:
+def writer(*, as_json: bool, csv_file: Path | None, top_k: int, total: int, with_abstain: bool = False) -> AnswerWriter:
     """What the flags of predict ask for. Raises PlatformError."""
     if csv_file is not None:
-        return AnswerCsv(csv_file, top_k)
+        return AnswerCsv(csv_file, top_k, with_abstain=with_abstain)
     return AnswerLines() if as_json else AnswerTable(total, top_k)
 
 

@@ -111,12 +111,17 @@ def prediction_table(answers: list[Answer]) -> None:
             rows.append([answer.file, f"error: {answer.error}", "", ""][: 4 if most > 1 else 3])
             continue
         (label, probability), *further = answer.predictions
-        row = [answer.file, label, f"{probability:.4f}"]
+        row = [answer.file, answered(label, abstain=answer.abstain), f"{probability:.4f}"]
         if most > 1:
             row.append("  ".join(f"{name} {share:.4f}" for name, share in further))
         rows.append(row)
     columns = ["file", "label", "probability", "further"][: 4 if most > 1 else 3]
     render.table(columns, rows, numbers=("probability",))
+
+
+def answered(label: str, *, abstain: bool) -> str:
+    """A label as a table has it: of a model that abstains, in brackets."""
+    return f"abstains ({label})" if abstain else label
 
 
 def settings(all_settings: Settings, *, as_json: bool) -> None:

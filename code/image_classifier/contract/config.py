@@ -91,6 +91,14 @@ class TrainConfig:
         4, "test images kept in the artifact with their expected answer", low=1, high=32, changes_result=False
     )
 
+    abstain_coverage: float = param(
+        0.0,
+        "share of images to answer, the surest; the others get an answer that says abstain; 0 to answer all",
+        low=0.0,
+        high=1.0,
+        changes_result=False,
+    )
+
     augment: str = param(
         "standard",
         "training crops: standard (random crop and flip), light (nearly whole image and flip), none",

@@ -239,7 +239,8 @@ _RESULT_TYPES: Mapping[str, type | tuple[type, ...]] = {  # of metrics.json
 
 def read_result(folder: Path) -> dict[str, Any]:
     """What is sound in metrics.json: values of the types that a training writes, `metrics` and `images` of numbers,
-    as are `calibration` (`vision/temperature.py`) and `uncalibrated`, metrics without a temperature; empty without any.
+    as are `calibration` (`vision/temperature.py`), `uncalibrated`, metrics without a temperature, and `abstain`:
+    `below` which probability, and `coverage` and `accuracy` of the test images that are answered; empty without any.
 
     `answered` holds, for valid and test, what guessing would have got: `images` that were answered, of those the images
     of the `largest_class` and of the `largest_five` classes.
@@ -251,6 +252,7 @@ def read_result(folder: Path) -> dict[str, Any]:
         ("images", int),
         ("uncalibrated", float),
         ("calibration", (int, float)),
+        ("abstain", float),
     ):
         if isinstance(numbers := found.get(name), dict):
             result[name] = {key: value for key, value in numbers.items() if isinstance(value, kind)}

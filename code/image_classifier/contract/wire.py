@@ -4,7 +4,8 @@ POST /invocations with the bytes of one image. The body of a good answer, as JSO
 
     {"predictions": [{"label": "daisy", "probability": 0.93}, ...], "model": "3f2a..."}
 
-which is one line, and so the answer to who accepts lines of JSON; and as CSV the lines `label,probability` without a
+where `"abstain": true` stands before the model if the model was trained to abstain from answers as unsure as this one.
+That is one line, and so the answer to who accepts lines of JSON; and as CSV the lines `label,probability` without a
 header. Anything else answers with
 
     {"error": "the file is truncated", "hint": "replace the file with an intact copy"}

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import urllib3
 
@@ -46,13 +46,23 @@ Ranking = tuple[tuple[str, float], ...]  # label and probability, best first
 START_HINT = "start one in another terminal: deploy.py serve"
 
 
+class Said(NamedTuple):
+    """A good answer as it came: the ranking, the model's fingerprint, and whether the model abstains."""
+
+    ranking: Ranking
+    model: str
+    abstain: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What the endpoint said about one file: label and probability, best first; or the error."""
+    """What the endpoint said about one file: label and probability, best first, and whether the model abstains; or the
+    error."""
 
     file: str
     predictions: Ranking = ()
     model: str = ""
+    abstain: bool = False
     note: str = ""
     error: str = ""
     hint: str = ""
@@ -62,7 +72,8 @@ class Answer:
         if self.error:
             return {"file": self.file, "error": self.error, "hint": self.hint}
         ranked = [{"label": label, "probability": probability} for label, probability in self.predictions]
-        return {"file": self.file, "predictions": ranked, "model": self.model} | (
+        unsure = {"abstain": True} if self.abstain else {}
+        return {"file": self.file, "predictions": ranked, **unsure, "model": self.model} | (
             {"note": self.note} if self.note else {}
         )
 
@@ -74,8 +85,8 @@ class Connection(ABC):
     """The endpoint's address, for people."""
 
     @abstractmethod
-    def invoke(self, image: bytes, *, content_type: str, top_k: int) -> tuple[Ranking, str]:
-        """Sends one image; returns (label, probability) pairs and the model's fingerprint.
+    def invoke(self, image: bytes, *, content_type: str, top_k: int) -> Said:
+        """Sends one image.
 
         Raises:
             RequestError: the endpoint refused this image.
@@ -86,10 +97,10 @@ class Connection(ABC):
         """Asks about one file. Errors of this one image are in the answer; raises PlatformError for all others."""
         try:
             image, content_type, note = read_image(file)
-            predictions, model = self.invoke(image, content_type=content_type, top_k=top_k)
+            said = self.invoke(image, content_type=content_type, top_k=top_k)
         except RequestError as error:
             return Answer(file=as_text(file), error=error.message, hint=error.hint)
-        return Answer(file=as_text(file), predictions=predictions, model=model, note=note)
+        return Answer(file=as_text(file), predictions=said.ranking, model=said.model, abstain=said.abstain, note=note)
 
     def predict_all(self, files: Sequence[Path], *, top_k: int) -> Iterator[Answer]:
         """The answers in the order of `files`. Raises PlatformError when the endpoint is not there."""
@@ -118,7 +129,7 @@ class Client(Connection):
         self._invocations = self.url if self.url.endswith("/invocations") else f"{self.url}/invocations"
         self._pool = urllib3.PoolManager(maxsize=CONNECTIONS, block=True, retries=RETRIES, timeout=TIMEOUT)
 
-    def invoke(self, image: bytes, *, content_type: str, top_k: int) -> tuple[Ranking, str]:
+    def invoke(self, image: bytes, *, content_type: str, top_k: int) -> Said:
         """Asks over HTTP. Raises as `Connection.invoke`."""
         headers = {"Content-Type": content_type, "Accept": wire.JSON_TYPE, wire.TOP_K_HEADER: str(top_k)}
         try:
@@ -139,14 +150,14 @@ class Client(Connection):
         raise refused(reply.status, *refusal)
 
 
-def read_answer(body: bytes) -> tuple[Ranking, str]:
+def read_answer(body: bytes) -> Said:
     """Takes a good answer apart. Raises ValueError when it is not ours."""
     try:
         document = json.loads(body)
         ranking = tuple((str(each["label"]), float(each["probability"])) for each in document["predictions"])
         if not all(math.isfinite(probability) for _, probability in ranking):
             raise ValueError("a probability is not a number")
-        return ranking, str(document["model"])
+        return Said(ranking, str(document["model"]), document.get("abstain") is True)
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(describe(error)) from None
 

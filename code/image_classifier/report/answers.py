@@ -85,6 +85,7 @@ def scores(sources: Sources, result: Mapping[str, Any]) -> dict[str, Any] | None
         "loss": metrics.get(f"{split}:loss"),
         "bins": [dataclasses.asdict(each) for each in bins],
         "calibration": calibration,
+        "abstain": result.get("abstain") or {},
         "uncalibrated": plain if split == "test" else {},
     }
 

@@ -35,6 +35,7 @@ def calibration(facts: Facts) -> Markup:
     return joined(
         tag("p", _reading(scores)),
         _temperature(scores),
+        _abstaining(scores),
         tag("div", _diagram(scores["bins"]), class_="pair-of"),
         _table(scores),
     )
@@ -77,6 +78,18 @@ def _temperature(scores: dict[str, Any]) -> Markup | None:
     )
     header = ("images", "loss before", "after", "calibration error before", "after")
     return joined(tag("p", text), table(header, shown, numeric=range(1, 5)))
+
+
+def _abstaining(scores: dict[str, Any]) -> Markup | None:
+    """From what the model abstains, and what its other answers to the test images are worth."""
+    found = scores.get("abstain") or {}
+    if not {"below", "coverage", "accuracy"} <= found.keys():
+        return None
+    return tag(
+        "p",
+        f"The model abstains where its most probable class has less than {found['below']:.3f}: it answers "
+        f"{percent(found['coverage'])} of the test images, and {percent(found['accuracy'])} of these are right.",
+    )
 
 
 def _diagram(bins: list[dict[str, Any]]) -> Markup:

@@ -37,7 +37,9 @@ def labels(facts: Facts) -> Markup:
     """How many labels are likely wrong, the clearest cases as pictures, all of them by name."""
     found = facts.get("labels")
     if found is None:
-        return note("An earlier version trained the model and did not look at the labels.")
+        return note(
+            "Labels were not judged: the job did not finish, is a trial of a search, or an earlier version ran it."
+        )
     if found["silent"]:
         return note(f"No label is called wrong, because {found['silent']}.")
     how = (

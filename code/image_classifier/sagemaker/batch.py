@@ -150,11 +150,11 @@ def _answers(run: Run, session: Session) -> Iterator[Answer]:
         target = folder / f"{name}.json"
         download(session, f"s3://{bucket}/{key}", target)
         try:
-            ranking, model = read_answer(target.read_bytes())
+            said = read_answer(target.read_bytes())
         except ValueError:
             yield Answer(file=names.get(name, name), error="the answer is not one of ours", hint=str(target))
         else:
-            yield Answer(file=names.get(name, name), predictions=ranking, model=model)
+            yield Answer(file=names.get(name, name), predictions=said.ranking, model=said.model, abstain=said.abstain)
     for file, message in bad.items():
         yield Answer(file=file, error=message, hint="it was left out: one bad image fails a whole batch job")
 

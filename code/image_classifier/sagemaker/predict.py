@@ -9,7 +9,7 @@ from typing import Any
 
 from image_classifier.contract import wire
 from image_classifier.contract.errors import PlatformError
-from image_classifier.launch.client import Connection, Ranking, read_answer, read_refusal, refused
+from image_classifier.launch.client import Connection, Said, read_answer, read_refusal, refused
 from image_classifier.sagemaker.failures import MISSING, AwsError, translated
 from image_classifier.sagemaker.session import Session
 from image_classifier.sagemaker.upload import put, split_uri
@@ -29,7 +29,7 @@ class RemoteClient(Connection):
         self._endpoint = endpoint
         self._is_async = is_async
 
-    def invoke(self, image: bytes, *, content_type: str, top_k: int) -> tuple[Ranking, str]:
+    def invoke(self, image: bytes, *, content_type: str, top_k: int) -> Said:
         """Asks once. Raises RequestError when the endpoint refused this image, PlatformError for anything else."""
         options = {
             "EndpointName": self._endpoint,
@@ -109,5 +109,5 @@ def check_golden(client: Connection, artifact: Artifact) -> None:
 
 def _answers(client: Connection, artifact: Artifact) -> Iterable[tuple[GoldenSample, dict[str, float]]]:
     for sample in artifact.golden:
-        ranking, _ = client.invoke(sample.image, content_type=wire.GENERIC_TYPES[0], top_k=len(artifact.classes))
-        yield sample, dict(ranking)
+        said = client.invoke(sample.image, content_type=wire.GENERIC_TYPES[0], top_k=len(artifact.classes))
+        yield sample, dict(said.ranking)

@@ -118,8 +118,12 @@ def check_length(num_bytes: int) -> None:
         raise TooLarge(f"the body has {num_bytes} bytes", f"at most {limit} MiB are accepted: send a smaller image")
 
 
-def encode(ranking: Ranking, *, model: str, response_type: str) -> Response:
-    """The answer to a good request. `model` is the model's fingerprint; CSV has no place for it.
+def encode(ranking: Ranking, *, model: str, response_type: str, abstain: bool = False) -> Response:
+    """The answer to a good request; CSV has no place for more than the ranking.
+
+    Args:
+        model: its fingerprint.
+        abstain: the model is not sure enough to answer.
 
     Raises:
         ValueError: a probability is not finite.
@@ -131,7 +135,8 @@ def encode(ranking: Ranking, *, model: str, response_type: str) -> Response:
         csv.writer(text, lineterminator="\n").writerows((label, f"{p:.6f}") for label, p in ranking)
         return Response(status=200, content_type=f"{CSV_TYPE}; charset=utf-8", body=text.getvalue().encode())
     predictions = [{"label": label, "probability": round(p, 6)} for label, p in ranking]
-    body = _json_bytes({"predictions": predictions, "model": model})  # one line
+    unsure = {"abstain": True} if abstain else {}
+    body = _json_bytes({"predictions": predictions, **unsure, "model": model})  # one line
     return Response(status=200, content_type=response_type, body=body)
 
 

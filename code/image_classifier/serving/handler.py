@@ -117,7 +117,13 @@ def _respond(classifier: Classifier, headers: Mapping[str, str], body: object, r
     try:
         request = parse_request(headers, body)
         ranking = classifier.rank(request.image, request.top_k)
-        return encode(ranking, model=classifier.artifact.fingerprint, response_type=request.response_type)
+        artifact = classifier.artifact
+        return encode(
+            ranking,
+            model=artifact.fingerprint,
+            response_type=request.response_type,
+            abstain=artifact.manifest.abstains(ranking[0][1]),
+        )
     except RequestError as error:
         return encode_error(error)
     except Exception:

@@ -33,11 +33,13 @@ class Prediction:
         label: the most probable class.
         probability: of that, 0..1.
         probabilities: of every class, the most probable first; they sum to 1.
+        abstain: the model was trained to abstain (`abstain_coverage`) from answers as unsure as this one.
     """
 
     label: str
     probability: float
     probabilities: Mapping[str, float]
+    abstain: bool = False
 
 
 class LoadedModel:
@@ -93,7 +95,8 @@ class LoadedModel:
         with self._turn:
             ranked = self._classifier.rank(data, len(self.labels))
         label, probability = ranked[0]
-        return Prediction(label=label, probability=probability, probabilities=dict(ranked))
+        abstain = self._classifier.artifact.manifest.abstains(probability)
+        return Prediction(label=label, probability=probability, probabilities=dict(ranked), abstain=abstain)
 
 
 def load(model: str | Path, *, precision: str = "") -> LoadedModel:

@@ -15,7 +15,7 @@ PATHS: Mapping[str, tuple[str, ...]] = {
 }
 """What there is, and the methods of each."""
 
-SCHEMA_VERSION = "1.0.0"  # of what is sent and answered: semantic versioning
+SCHEMA_VERSION = "1.1.0"  # of what is sent and answered: semantic versioning
 
 
 def description(model: str) -> dict[str, object]:
@@ -127,6 +127,10 @@ _ANSWER: Any = {
                 "additionalProperties": False,
             },
         },
+        "abstain": {
+            "const": True,
+            "description": "Only where the model was trained to abstain from answers as unsure as this one.",
+        },
         "model": {"type": "string"},
     },
     "required": ["predictions", "model"],
@@ -143,7 +147,7 @@ _ANSWERS = {
                 "anyOf": [
                     {
                         "type": "object",
-                        "properties": {"predictions": _ANSWER["properties"]["predictions"]},
+                        "properties": {name: _ANSWER["properties"][name] for name in ("predictions", "abstain")},
                         "required": ["predictions"],
                         "additionalProperties": False,
                     },

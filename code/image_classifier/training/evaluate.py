@@ -65,6 +65,12 @@ class Evaluation:
             f"{split}:calibration_error": calibration_error(bins),
         }
 
+    def answered_above(self, limit: float) -> dict[str, float]:
+        """`coverage`, the share of images whose answer is at least so probable, and `accuracy`, of these."""
+        sure = self.probability >= limit
+        hits = (self.predicted == self.labels)[sure]
+        return {"coverage": float(sure.mean()), "accuracy": float(hits.mean()) if len(hits) else 0.0}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:

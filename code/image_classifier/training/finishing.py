@@ -35,7 +35,7 @@ from image_classifier.vision.artifact import write_model
 from image_classifier.vision.folders import ImageFolders, Split
 from image_classifier.vision.model import state_arrays
 from image_classifier.vision.preprocess import Preprocessing
-from image_classifier.vision.temperature import calibrate
+from image_classifier.vision.temperature import abstain_below, calibrate
 
 log = logging.getLogger(__name__)
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors")  # whose versions the model's manifest names
@@ -57,15 +57,21 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
     log.info("%s", calibration.sentence)
     temperature = calibration.temperature
     write_suspects(training, folders, sight, temperature, paths.output_data)
+    limit = abstain_below(sight.logits, temperature, config.abstain_coverage)
+    if config.abstain_coverage:
+        log.info("abstain: below %.4f, to answer %.1f %% of images", limit, 100 * config.abstain_coverage)
     extraction = served_extraction(training, hook)
     answered = {"valid": what_guessing_gets(readable_labels(folders.valid, training.bad.found))}
     uncalibrated: dict[str, float] = {}
+    abstaining: dict[str, float] = {"below": limit} if limit else {}
     if folders.test is not None:
         test = run_test(training, hook, folders.test, extraction, temperature)
         write_test_results(paths.output_data, test, folders.test, folders.classes)
         log.info(metric_line(progress.best_epoch, test.metrics("test")))
         metrics |= test.metrics("test")
         uncalibrated = {f"test:{name}": value for name, value in test.uncalibrated.items()}
+        if limit:
+            abstaining |= test.answered_above(limit)
         answered["test"] = what_guessing_gets(test.labels.tolist())
     preprocessing = Preprocessing.for_image_size(config.image_size)
     measured = run_formats(training, hook, folders, extraction, temperature)
@@ -91,6 +97,7 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
         gates=measured.gates,
         reference=sight.reference(temperature),
         temperature=temperature,
+        abstain_below=limit,
     )
     result = {
         "outcome": "completed",
@@ -102,6 +109,7 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
         "answered": answered,
         "calibration": calibration.to_json(),
         "uncalibrated": uncalibrated,
+        "abstain": abstaining,
         "unreadable_images": len(training.bad.found),
         "seconds": round(progress.total_seconds + time.perf_counter() - started, 3),
         "device": training.setup.device_name,

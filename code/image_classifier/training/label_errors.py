@@ -21,7 +21,7 @@ from image_classifier.training.out_of_fold import MAX_IMAGES, left_out
 from image_classifier.training.state import Training
 from image_classifier.training.usual import Sight
 from image_classifier.vision.confidence import exact_interval
-from image_classifier.vision.confident_learning import MIN_AGREEMENT, agreement, suspects
+from image_classifier.vision.confident_learning import MIN_AGREEMENT, MIN_CHANCE, MIN_PRECISION, agreement, suspects
 from image_classifier.vision.folders import ImageFolders, Split, name_in
 from image_classifier.vision.network import FEATURES
 from image_classifier.vision.temperature import probabilities_of
@@ -60,7 +60,11 @@ def judge(
         labels: (n,), as given.
     """
     silent = _too_weak(probabilities, labels)
-    found = [] if silent else suspects(probabilities, labels)
+    candidates = [] if silent else suspects(probabilities, labels)
+    expected = float(np.mean([each.chance for each in candidates])) if candidates else 1.0
+    if expected < MIN_PRECISION:
+        silent = f"of those that the model would accuse, only {expected:.0%} are expected to be wrong"
+    found = [] if silent else [each for each in candidates if each.chance >= MIN_CHANCE]
     named = [
         {
             "path": name_in(split, split.paths[place]),

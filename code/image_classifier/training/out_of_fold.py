@@ -18,15 +18,18 @@ _LOGITS = 10.0  # what a vote of 1 is worth: brings the temperature to where it 
 
 
 def left_out(features: NDArray[np.float32], labels: NDArray[np.int64], num_classes: int) -> NDArray[np.float64]:
-    """(n, num_classes) probabilities, each row of a head that all other rows have trained.
+    """(n, num_classes) probabilities, each row of a head that all other rows have trained; NaN where the features are
+    no numbers.
 
     Args:
         features: (n, d), n of 2 or more.
         labels: (n,).
     """
-    rows = torch.from_numpy(features).double()
-    rows = rows - rows.mean(0)
-    rows = (rows / rows.std(0).clamp(min=1e-6)).float()
+    if not np.isfinite(features).all():
+        return np.full((len(features), num_classes), np.nan)
+    rows = torch.from_numpy(features)
+    rows = rows - rows.mean(0, dtype=torch.float64).float()
+    rows /= rows.square().mean(0).sqrt().clamp(min=1e-6)
     targets = torch.nn.functional.one_hot(torch.from_numpy(labels), num_classes).float()
     priors = targets.mean(0)
     centred = targets - priors

@@ -113,6 +113,7 @@ def write_model(
     gates: Mapping[str, Gate] | None = None,
     reference: Mapping[str, Histogram] | None = None,
     temperature: float = NONE,
+    abstain_below: float = 0.0,
     created: str | None = None,
 ) -> Manifest:
     """Writes the artifact into `directory`, which may exist and may hold an older one.
@@ -128,6 +129,7 @@ def write_model(
         reference: what answers and pictures usually look like, for the drift watch.
         temperature: what the logits are divided by before they become probabilities; `golden`, `gates` and `reference`
             are of these.
+        abstain_below: see Manifest.
         created: ISO 8601 time; now when None.
 
     Raises:
@@ -153,6 +155,7 @@ def write_model(
         gates=dict(gates or {}),
         reference=dict(reference or {}),
         temperature=temperature,
+        abstain_below=abstain_below,
         members={name: Member(len(data), hashlib.sha256(data).hexdigest()) for name, data in contents.items()},
     )
     manifest.check()

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 MIN_OF_A_CLASS = 5  # images: of fewer the mean probability is nobody's
+MIN_CHANCE = 0.2  # of a label to be wrong, for its image to be named
+MIN_PRECISION = 0.6  # expected of all candidates: below, most of them are the model's own mistakes
 MIN_AGREEMENT = 0.6  # of the labels with the model's answers: below, the model is wrong more often than most labels are
 
 
@@ -27,6 +29,8 @@ class Suspect:
         index: of the row.
         given, meant: the label, and the class that the model takes it for.
         given_probability, meant_probability: 0..1.
+        chance: that the label is wrong, 0..1, by Bayes' rule: the share of all labels that is wrong, spread over the
+            other classes, beside the probability of the given label.
     """
 
     index: int
@@ -34,6 +38,7 @@ class Suspect:
     meant: int
     given_probability: float
     meant_probability: float
+    chance: float
 
     @property
     def margin(self) -> float:
@@ -47,7 +52,7 @@ def agreement(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) 
 
 
 def suspects(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> list[Suspect]:
-    """The images whose labels are likely wrong, the clearest cases first.
+    """The images whose labels may be wrong, as many as labels are estimated to be, the clearest cases first.
 
     Classes with fewer than MIN_OF_A_CLASS images accuse nobody, and nobody is accused of being one of them.
 
@@ -64,8 +69,12 @@ def suspects(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -
     known = counts >= MIN_OF_A_CLASS
     cases = np.flatnonzero((best != labels) & known[labels] & known[best] & (found.max(1) > 0))
     clearest = cases[np.argsort(own[cases] - found[cases, best[cases]], kind="stable")][:number]
+    elsewhere = number / max(len(labels), 1) / max(found.shape[1] - 1, 1)  # a wrong label is one of the other classes
+    right = np.clip((own - elsewhere) / max(1 - elsewhere * found.shape[1], 1e-9), 0.0, 1.0)
+    chance = np.minimum(elsewhere * (1 - right) / np.maximum(own, 1e-12), 1.0)
     return [
         Suspect(
+            chance=float(chance[index]),
             index=int(index),
             given=int(labels[index]),
             meant=int(best[index]),

@@ -73,6 +73,7 @@ class Manifest:
         gates: number format -> what it costs; older models have none.
         reference: what answers and pictures usually look like (`drift.reference_of`); older models have none.
         temperature: what the logits are divided by before they become probabilities (`vision/temperature.py`).
+        abstain_below: an answer whose most probable class has less than this says that the model abstains; 0 for never.
     """
 
     classes: tuple[str, ...]
@@ -90,14 +91,20 @@ class Manifest:
     gates: Mapping[str, Gate] = field(default_factory=dict)
     reference: Mapping[str, Histogram] = field(default_factory=dict)
     temperature: float = temperature.NONE
+    abstain_below: float = 0.0
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values. Without the last four they are those of older models, as is the checksum."""
+        """The fields as JSON values. Without the last five they are those of older models, as is the checksum."""
         values = dataclasses.asdict(self) | {"preprocessing": self.preprocessing.to_json()}
         if self.temperature == temperature.NONE:
             del values["temperature"]
-        return {name: value for name, value in values.items() if value or name not in ("ranges", "gates", "reference")}
+        optional = ("ranges", "gates", "reference", "abstain_below")
+        return {name: value for name, value in values.items() if value or name not in optional}
+
+    def abstains(self, probability: float) -> bool:
+        """Whether an answer whose most probable class has this probability is none to rely on."""
+        return probability < self.abstain_below
 
     def refusal(self, precision: str) -> str:
         """Why a server should not take a number format of its own accord; empty when it may."""
@@ -172,6 +179,7 @@ class Manifest:
             gates={_text(k): Gate.from_json(v) for k, v in values.get("gates", {}).items()},
             reference={_text(k): Histogram.from_json(v) for k, v in values.get("reference", {}).items()},
             temperature=float(values.get("temperature", temperature.NONE)),
+            abstain_below=float(values.get("abstain_below", 0.0)),
             format_version=FORMAT_VERSION,
         )
 
@@ -195,8 +203,10 @@ class Manifest:
         self._check_ranges()
         if self.reference and self.reference.keys() != set(STATISTICS):
             raise ArtifactError("the manifest's reference for the drift watch is of other statistics")
-        if not temperature.usable(self.temperature):
-            raise ArtifactError("the temperature in the manifest is no number that logits can be divided by")
+        if not temperature.usable(self.temperature) or not 0 <= self.abstain_below <= 1:
+            raise ArtifactError(
+                "the temperature, or the limit below which to abstain, in the manifest is no such number"
+            )
         for _, name, probabilities in self.golden:
             _check_probabilities(name, probabilities, len(self.classes))
 

@@ -21,6 +21,7 @@ NONE = 1.0  # the temperature that changes nothing
 MIN_PHOTOS = 20  # fewer tell nothing of a hundredth
 LOWEST, HIGHEST = 0.05, 20.0
 _SPREAD = math.log(2)  # of the logarithm, before any photo was seen: photos that are all right say no more than "surer"
+_ROUNDING = 1e-9  # 0.7 of 10 is 7, whatever floats make of it
 _HALVINGS = 40  # of the interval of the logarithm: to 1e-11
 
 
@@ -88,6 +89,25 @@ def calibrate(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> Cali
         error_before=before[1],
         error_after=after[1],
     )
+
+
+def abstain_below(logits: NDArray[np.floating], temperature: float, coverage: float) -> float:
+    """The probability that the most probable class must have for a model to answer that share of images like these.
+
+    Args:
+        logits: (n, num_classes), of validation images.
+        coverage: share of them that is answered, the surest, 0..1; 0 for a model that always answers.
+
+    Returns:
+        0 where it always answers, also where the photos are fewer than MIN_PHOTOS.
+    """
+    rows = np.asarray(logits, np.float64)
+    rows = rows[np.isfinite(rows).all(1)]
+    if coverage <= 0 or len(rows) < MIN_PHOTOS:
+        return 0.0
+    confidence = np.sort(probabilities_of(rows, temperature).max(1))[::-1]
+    answered = max(1, math.ceil(min(coverage, 1.0) * len(rows) - _ROUNDING))
+    return float(confidence[answered - 1])
 
 
 def usable(temperature: float) -> bool:

@@ -97,4 +97,4 @@ docs: $(STAMP) ## write again what stands in documents and in the code: tables o
 	@mkdir -p build && $(BIN)/python deploy.py config --example > build/example.toml && mv build/example.toml deploy.example.toml
 
 clean: ## remove the environment and what the tools cached (runs/ stays)
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build/lib build/bdist.* code/*.egg-info

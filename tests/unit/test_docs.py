@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from benchmarks.readme_table import ROWS, figure, written
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "code" / "image_classifier"
 
@@ -24,3 +26,14 @@ def test_every_test_that_a_document_names_is_there() -> None:
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page)
     assert len(named) >= 12
     assert [name for path, name in named if f"def {name}(" not in (ROOT / path).read_text(encoding="utf-8")] == []
+
+
+def test_the_results_in_the_readme_are_those_of_their_files() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text == written(text), "write it again: make docs"
+    assert text.count("](benchmarks/results/") >= len(ROWS)
+
+
+def test_every_command_of_the_readmes_results_names_a_script_that_is_there() -> None:
+    scripts = {figure(row)[1].split()[1] for row in ROWS}
+    assert [name for name in sorted(scripts) if not (ROOT / name).is_file()] == []

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -84,9 +84,10 @@ class SparseLines(Live):
                         self._say(text)
 
     def keep_telling(self, ended: threading.Event) -> None:
-        """`tell` once a second, until `ended` is set."""
-        while not ended.wait(1.0):
-            self.tell()
+        """`tell` once a second, until `ended` is set or who reads it has left, which the next line finds out."""
+        with suppress(BrokenPipeError):
+            while not ended.wait(1.0):
+                self.tell()
 
     def _say(self, text: str) -> None:
         self._last = self._clock()

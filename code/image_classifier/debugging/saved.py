@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from image_classifier.contract.errors import DataError, PlatformError, describe
+from image_classifier.contract.installation import how_to_install
 from image_classifier.contract.outputs import CLASSES, SETUP, STATISTICS, STEPS, SYSTEM_FOLDER
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.schema import (
@@ -186,7 +187,7 @@ class _Trial:
             from smdebug.trials import create_trial
         except ImportError as error:
             raise PlatformError(
-                f"smdebug cannot be loaded: {describe(error)}", "install requirements/train.txt, or judge by the files"
+                f"smdebug cannot be loaded: {describe(error)}", f"judge by the files, or {how_to_install('train')}"
             ) from error
         try:
             self._trial: Any = create_trial(str(folder))

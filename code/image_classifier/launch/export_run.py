@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from image_classifier.contract.errors import JobError
-from image_classifier.contract.installation import SOURCE
+from image_classifier.contract.installation import SOURCE, require_extra
 from image_classifier.vision import artifact
 
 
@@ -17,9 +17,12 @@ def export(archive: Path, kind: str, file: Path) -> None:
     """Writes the model of `archive` to `file`, in one of EXPORT_FORMATS.
 
     Raises:
-        ArtifactError, PlatformError: the archive cannot be unpacked.
+        ArtifactError: the archive cannot be unpacked.
+        PlatformError: what writes it is not installed.
         JobError: it could not be written, or what was written does not answer the golden samples; nothing is left.
     """
+    if kind != "torchscript":
+        require_extra("serve", f"a model as {kind}", "openvino")
     with tempfile.TemporaryDirectory(prefix="image-classifier-") as place:
         folder = Path(place) / "model"
         artifact.unpack(archive, folder)

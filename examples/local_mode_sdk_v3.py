@@ -4,8 +4,8 @@
 
 Needs Docker and docker-compose, the image (`make build`), and an environment with `sagemaker>=3.27` (`make sdk-v3`) and
 any AWS region and credentials, which are not used. DATA has train/CLASS/*.jpg, and may have valid and test.
-On SageMaker the same lines run with `Mode.SAGEMAKER_TRAINING_JOB`, an instance type such as ml.g5.xlarge, addresses of S3
-and an image in ECR.
+On SageMaker the same lines run with `Mode.SAGEMAKER_TRAINING_JOB`, an instance type such as ml.g5.xlarge, addresses of
+S3 and an image in ECR.
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@ BIN := $(VENV)/bin
 LOCKS := torch train serve serve-cpu deploy dev
 export PYTHONPATH := code
 
-.PHONY: help setup demo test unit endure cover lint format types check build push smoke lock lock-check bench gpu-check gpu-carry docs clean
+.PHONY: help setup demo test unit endure cover lint format types check build push smoke lock lock-check bench gpu-check gpu-carry sdk-v2 sdk-v3 docs clean
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Built once, and again only when the lock changes: the stamp carries the lock's checksum.
 STAMP := $(VENV)/.lock-$(shell cksum < requirements/dev.txt | cut -d' ' -f1)
@@ -61,6 +61,15 @@ push: ## build the images and push them to ECR, or to REGISTRY
 
 smoke: $(STAMP) build ## run the images as SageMaker does: train, serve, predict, bad image, SIGTERM, failure
 	@$(BIN)/python -m pytest tests/container/test_train_image.py tests/container/test_serve_image.py -v --log-cli-level=INFO --log-cli-format='  %(message)s'
+
+# AWS's SDK as others have it: what it brings does not fit beside smdebug and moto.
+SDK_V2 := sagemaker<3
+SDK_V3 := sagemaker>=3.27
+sdk-v2: ## build/sdk-v2: an environment with version 2 of the SageMaker SDK, for its examples and their tests
+	@$(PYTHON) -m venv build/sdk-v2 && build/sdk-v2/bin/pip install --quiet '$(SDK_V2)'
+
+sdk-v3: ## build/sdk-v3: one with version 3 whole, for ModelTrainer
+	@$(PYTHON) -m venv build/sdk-v3 && build/sdk-v3/bin/pip install --quiet '$(SDK_V3)'
 
 REQUIREMENTS := requirements
 lock: ## solve requirements/*.in into hashed locks; what is pinned stays, as long as it fits (needs uv)

@@ -31,7 +31,7 @@ def aws(server: Program) -> Iterator[dict[str, str]]:
 def sdk_v2() -> str:
     """The Python that has version 2 of the SDK."""
     if not SDK_V2.exists():
-        pytest.skip("there is no environment with version 2 of the SDK: docs/sagemaker.md says how to make one")
+        pytest.skip("there is no environment with version 2 of the SDK: `make sdk-v2` makes one")
     return str(SDK_V2)
 
 

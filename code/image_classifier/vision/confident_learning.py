@@ -4,8 +4,8 @@ Uncertainty in Dataset Labels", JAIR 70), over probabilities of a model that has
 An image counts as one of class k when its probability of k is at least the mean one of the images that are labelled k.
 That tells how many labels are wrong; so many images are suspects, those whose most probable class lies furthest before
 their label. The paper counts and prunes by pairs of classes ("by noise rate"), which loses most of what there is where
-a pair has about one wrong label: here all pairs are counted together. Beside cleanlab:
-benchmarks/results/label_errors.md.
+a pair has about one wrong label: here all pairs are counted together. And a weak model's own mistakes look like wrong
+labels: the chance of each tells them apart. Beside cleanlab: benchmarks/results/label_errors.md.
 """
 
 from __future__ import annotations

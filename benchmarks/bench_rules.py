@@ -32,7 +32,7 @@ from image_classifier.contract.errors import JobError
 from image_classifier.contract.paths import MlPaths
 from image_classifier.debugging.rules import RULES
 from image_classifier.debugging.rules.base import Rule
-from image_classifier.debugging.rules.tensors import WeightUpdateRatio
+from image_classifier.debugging.rules.weights import WeightUpdateRatio
 from image_classifier.training.distributed import Group
 from image_classifier.training.job import run_in
 from image_classifier.training.stop import StopFlag

@@ -187,9 +187,7 @@ FAULTS: dict[str, Fault] = {
     "all weights equal": _fault(DEEP, *INIT, "UnchangedTensor", spoil=_all(lambda p: torch.full_like(p, 0.01))),
     "weights far too small": _fault(DEEP, *INIT, spoil=_all(lambda p: p * 0.01)),
     "weights far too large": _fault(DEEP, *INIT, "ExplodingTensor", "DeadRelu", spoil=_all(lambda p: p * 60)),
-    "biases that kill every ReLU": _fault(
-        MLP, "DeadRelu", "AllZero", "ConstantOutput", "VanishingGradient", spoil=_negative_biases
-    ),
+    "biases that kill every ReLU": _fault(MLP, "DeadRelu", *INIT, spoil=_negative_biases),
     "ten layers of sigmoids": _fault(
         DEEP, *INIT, "UnchangedTensor", network=lambda: perceptron((20, *[32] * 10, 5), nn.Sigmoid), optimizer=sgd(0.05)
     ),
@@ -250,7 +248,5 @@ SHORT_FAULTS: dict[str, Fault] = {
     ),
     "short: learning rate 0, convolutions": _fault(SHORT_NORM, *RATE_LOW, optimizer=sgd(0.0)),
     "short: a layer that is not trained": _fault(SHORT, "LeftOutParameters", "UnchangedTensor", swap=_new_head),
-    "short: biases that kill every ReLU": _fault(
-        SHORT, "DeadRelu", "AllZero", "ConstantOutput", "VanishingGradient", spoil=_negative_biases
-    ),
+    "short: biases that kill every ReLU": _fault(SHORT, "DeadRelu", *INIT, spoil=_negative_biases),
 }

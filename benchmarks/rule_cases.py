@@ -24,9 +24,9 @@ from image_classifier.debugging.rules.tensors import (
     PoorWeightInitialization,
     UnchangedTensor,
     VanishingGradient,
-    WeightUpdateRatio,
 )
 from image_classifier.debugging.rules.waiting import Dataloader
+from image_classifier.debugging.rules.weights import WeightUpdateRatio
 
 Network = Callable[[int], nn.Module]  # number of classes -> network
 Labels = Callable[[torch.Tensor, torch.Generator], torch.Tensor]

@@ -15,7 +15,7 @@ from benchmarks.rule_replay import Recording, play
 from benchmarks.system_runs import MACHINES, record, timed
 
 from image_classifier.debugging.rules.base import Rule
-from image_classifier.debugging.rules.batches import ConstantOutput, LabelsOutside, NormMode, ShortTraining, WrongHead
+from image_classifier.debugging.rules.batches import ConstantOutput, LabelsOutside, NormMode, ShortTraining
 from image_classifier.debugging.rules.before_start import (
     AugmentedInputs,
     FrozenUntrained,
@@ -39,6 +39,7 @@ from image_classifier.debugging.rules.dynamics import (
     ReplicasDrift,
 )
 from image_classifier.debugging.rules.framework import MaxInitializationTime, StepOutlier
+from image_classifier.debugging.rules.heads import LossForm, NoActivation, WrongHead
 from image_classifier.debugging.rules.losses import ExplodingTensor, LossNotDecreasing, StartsAnew
 from image_classifier.debugging.rules.optimizers import DecayedNorms, LearningRate, LeftOutParameters, StaleGradient
 from image_classifier.debugging.rules.overall import OverallFrameworkMetrics, OverallSystemUsage
@@ -57,9 +58,9 @@ from image_classifier.debugging.rules.tensors import (
     PoorWeightInitialization,
     UnchangedTensor,
     VanishingGradient,
-    WeightUpdateRatio,
 )
 from image_classifier.debugging.rules.waiting import Dataloader, StalledTraining
+from image_classifier.debugging.rules.weights import WeightUpdateRatio
 from image_classifier.debugging.rundata import Floats, RunData
 from image_classifier.debugging.schema import ClassCounts, JobFacts, StatisticsRecord, StepRecord
 
@@ -136,6 +137,12 @@ def batches(**parts: Mapping[str, float]) -> RunData:
         values = {"seconds": 1.0, "loss": 1.0, "clean_loss": 1.0}
         run.add_step(StepRecord(step=step, epoch=1, mode="train", time=1000.0 + step, images=16, **values))
     return run
+
+
+def paired(**distances: float) -> RunData:
+    """Ten batches of numbers; how far the loss lies from each form of it."""
+    far = dict.fromkeys(("squared", "absolute", "huber", "logistic", "shares", "negated", "crossed"), 0.9)
+    return batches(pairs={**far, "low": -2.0, "high": 2.0, "spread": 1.0, "explained": 0.1, **distances})
 
 
 LOOKED: Mapping[str, Any] = {
@@ -298,6 +305,8 @@ EXAMPLES: Mapping[type[Rule], Example] = {
             fit={"as_logits": 0.4, "as_probabilities": 0.0},
         ),
     ),
+    LossForm: Example(lambda: paired(squared=0.4, crossed=1e-6), lambda: paired(squared=1e-6, crossed=0.4)),
+    NoActivation: Example(lambda: batches(network={"bend": 1e-7}), lambda: batches(network={"bend": 0.3})),
     ConstantOutput: Example(lambda: batches(outputs={"spread": 1e-9}), batches),
     NormMode: Example(
         lambda: batches(norms={"count": 6.0, "evaluating": 6.0, "moving": 0.0}),

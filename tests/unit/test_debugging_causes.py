@@ -18,7 +18,8 @@ from image_classifier.debugging.rules import judge, parse_rules, with_causes
 from image_classifier.debugging.rules.base import Finding, Rule, healthy, issue
 from image_classifier.debugging.rules.losses import LossNotDecreasing
 from image_classifier.debugging.rules.overfitting import Overfit, Overtraining
-from image_classifier.debugging.rules.tensors import DeadRelu, PoorWeightInitialization, WeightUpdateRatio
+from image_classifier.debugging.rules.tensors import DeadRelu, PoorWeightInitialization
+from image_classifier.debugging.rules.weights import WeightUpdateRatio
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.schema import (
     ClassCounts,

@@ -34,10 +34,13 @@ from torch.utils.hooks import RemovableHandle
 
 from image_classifier.contract.errors import describe
 from image_classifier.contract.outputs import SETUP
+from image_classifier.debugging.fresh_weights import fresh_layers
 from image_classifier.debugging.live import LiveRules
 from image_classifier.debugging.observer import Observers
 from image_classifier.debugging.optimizerstats import FreshGradient, optimizer_statistics
+from image_classifier.debugging.outputstats import behaves_by_mode
 from image_classifier.debugging.preflight import Criterion, look_ahead
+from image_classifier.debugging.probes import bend, untrained_leaves
 from image_classifier.debugging.recorder import Recorder
 from image_classifier.debugging.rules import judge, parse_rules
 from image_classifier.debugging.rules.base import Rule
@@ -85,6 +88,7 @@ def watch(
     stop_on: str = "none",
     interval: int = INTERVAL,
     activation_interval: int = ACTIVATION_INTERVAL,
+    loss_falls: bool = True,
     config: Mapping[str, Any] | None = None,
 ) -> Watch:
     """Watches a training within a `with` block.
@@ -99,6 +103,7 @@ def watch(
             `deploy.py rules FOLDER`; nowhere without it.
         rules, stop_on: names with commas, `all` or `none`; one of `stop_on` that fires sets `stop_reason`.
         interval, activation_interval: steps between statistics; the first steps are recorded besides.
+        loss_falls: False where a good training's loss need not fall: networks against each other, policy gradients.
         config: what advice may name: lr, batch_size, ...
 
     Raises:
@@ -106,7 +111,12 @@ def watch(
     """
     names = [str(each) for each in range(classes)] if isinstance(classes, int) else list(classes)
     job = JobFacts(
-        config={**_hyperparameters(optimizer), **({"epochs": epochs} if epochs else {}), **(config or {})},
+        config={
+            **_hyperparameters(optimizer),
+            **({"epochs": epochs} if epochs else {}),
+            **({} if loss_falls else {"loss_falls": False}),
+            **(config or {}),
+        },
         classes=names,
         steps_per_epoch=steps_per_epoch,
         started=time.time(),
@@ -162,7 +172,7 @@ class Watch:
             activation_interval=activation_interval,
             planned_steps=int(job.config.get("epochs", 0)) * job.steps_per_epoch,
         )
-        live = observers_of(self._recorder, rules, stop_on, folder=folder, on_stop=self._stop)
+        self._live = live = observers_of(self._recorder, rules, stop_on, folder=folder, on_stop=self._stop)
         self._observers = Observers([*([live] if live else []), self._recorder])
         self._handles: list[Any] = []
         self._watching: RemovableHandle | None = None
@@ -174,6 +184,7 @@ class Watch:
     def __enter__(self) -> Self:
         self._observers.begin("train", 1, 0)
         self._guarded(self._register)
+        self._guarded(self._look_at_frozen)
         if self._optimizer is None:
             self._recorder.weights_before()
         return self
@@ -242,12 +253,11 @@ class Watch:
             labels: (n,) int64 of classes, or what the outputs should have been.
             inputs: (n, ...), where the network is not called as a module.
         """
-        if self._mode == "eval":
-            self._observers.end_epoch()
-            self._epoch += 1
-            self._begin("train")
+        self._train_again()
         if inputs is not None:
             self._see_inputs(inputs)
+        if logits is not None and logits.grad_fn is not None and self._recorder.records_this_step:
+            self._guarded(lambda: self._look_for_strangers(logits))
         if self._optimizer is None:
             self._recorder.gradients_now()
             self._recorder.after_update()
@@ -264,6 +274,8 @@ class Watch:
         if self._mode == "train":
             self._recorder.end_epoch()
             self._begin("eval")
+            if self._live is not None and behaves_by_mode(unwrap(self._model)):
+                self._live.learn(validated_in_training=self.run.job.validated_in_training + 1)
         self._end(loss, logits, labels)
 
     def end_epoch(self) -> None:
@@ -284,6 +296,13 @@ class Watch:
         """The rules that fired, but for symptoms of others and for what only informs."""
         fired = [each for each in self.results if each.verdict is Verdict.ISSUES]
         return [each for each in fired if not each.symptom_of and each.severity != "info"]
+
+    def _train_again(self) -> None:
+        """The epoch is over with its validation, if there was one."""
+        if self._mode == "eval":
+            self._observers.end_epoch()
+            self._epoch += 1
+            self._begin("train")
 
     def _begin(self, mode: Any) -> None:
         self._mode = mode
@@ -306,12 +325,21 @@ class Watch:
                 self._optimizer.register_step_post_hook(self._after_update),
             ]
 
+    def _look_at_frozen(self) -> None:
+        network = unwrap(self._model)
+        if self._live is not None and not all(each.requires_grad for each in network.parameters()):
+            self._live.learn(preflight={"frozen": fresh_layers(network)})
+
     def _stand(self) -> None:
         self._watching = unwrap(self._model).register_forward_pre_hook(self._before_forward)
 
     def _before_forward(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         inputs = next((each for each in arguments if isinstance(each, torch.Tensor)), None)
-        if inputs is not None and module.training:
+        if not module.training:
+            return
+        if torch.is_grad_enabled() and not self.run.job.validated_in_training:
+            self._train_again()
+        if inputs is not None:
             self._see_inputs(inputs)
 
     def _see_inputs(self, inputs: torch.Tensor) -> None:
@@ -320,9 +348,23 @@ class Watch:
         if inputs.is_meta:  # Keras asks a network for its shapes before it is trained
             return
         self._looked = True  # the recorder calls the network once more
+        if self._counts["train"] == 0:
+            self._guarded(lambda: self._look_for_bends(inputs.detach()))
         self._recorder.before_forward(inputs.detach())
 
+    def _look_for_bends(self, inputs: torch.Tensor) -> None:
+        found = bend(unwrap(self._model), inputs)
+        if found is not None:
+            self._recorder.add_batch("network", {"bend": torch.tensor(found, device=inputs.device)})
+
+    def _look_for_strangers(self, logits: torch.Tensor) -> None:
+        groups = [] if self._optimizer is None else self._optimizer.param_groups
+        known = [*unwrap(self._model).parameters(), *(each for group in groups for each in group["params"])]
+        outside = untrained_leaves(logits, known)
+        self._recorder.add_batch("graph", {"outside": torch.tensor(float(outside), device=logits.device)})
+
     def _before_update(self, *_: Any) -> None:
+        self._train_again()  # the first step after a validation is recorded, too
         if self._recorder.records_this_step:
             self._guarded(self._look_at_optimizer)
         self._recorder.after_backward()

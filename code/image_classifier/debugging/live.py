@@ -81,15 +81,15 @@ class LiveRules(Observer):
 
     def preflight(self, found: Mapping[str, Any]) -> None:
         """Judges at once: what is wrong before the first step need not wait for an epoch."""
-        self._learn(preflight=dict(found))
+        self.learn(preflight=dict(found))
         self._write_setup()
         self.look()
 
     def replicas(self, differing: int) -> None:
-        self._learn(replicas=[*self._run.job.replicas, differing])
+        self.learn(replicas=[*self._run.job.replicas, differing])
         self._write_setup()
 
-    def _learn(self, **facts: Any) -> None:
+    def learn(self, **facts: Any) -> None:
         """Keeps something of the job that was not known when it began."""
         with self._run.lock:
             self._run.job = replace(self._run.job, **facts)

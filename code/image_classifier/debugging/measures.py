@@ -126,6 +126,8 @@ def guessing_loss(run: RunData) -> float:
     return float(-(shares * np.log(shares)).sum()) if len(shares) > 1 else math.nan
 
 
+HALF_OF_DIFFERENCES = 0.954  # the median distance of two draws from a normal distribution of deviation 1
+HALF_OF_SECOND_DIFFERENCES = 1.652  # the median of second differences of such draws: 0.6745 times the root of 6
 LEARNED, MASTERED = 0.97, 0.2  # of the guessing loss
 TENTH = 10
 
@@ -150,9 +152,26 @@ def has_learned(run: RunData) -> bool:
 
 
 def has_mastered(run: RunData) -> bool:
-    """Whether the network answers nearly all it is trained on rightly: a loss below a fifth of what guessing has."""
-    _, last = ends_of_losses(run)
-    return bool(len(last) and last.mean() < MASTERED * guessing_loss(run))
+    """Whether the network answers nearly all it is trained on rightly: a loss below a fifth of what guessing has, or,
+    without classes, below a tenth of what it was at first."""
+    first, last = ends_of_losses(run)
+    if not len(last):
+        return False
+    guessing = guessing_loss(run)
+    least = MASTERED * guessing if math.isfinite(guessing) else first.mean() / TENTH
+    return bool(last.mean() < least)
+
+
+def still_falls(run: RunData) -> bool:
+    """Whether the training loss of the last fifth of the steps is plainly below that of the fifth before: by a tenth of
+    it, and two standard errors."""
+    losses = run.step("train", "clean_loss").values
+    part = len(losses) // 5
+    if part < 3 or not np.isfinite(losses).all():
+        return False
+    before, latest = losses[-2 * part : -part], losses[-part:]
+    error = math.hypot(before.std(), latest.std()) / math.sqrt(part)
+    return bool(before.mean() - latest.mean() > max(0.1 * abs(before.mean()), 2 * error))
 
 
 def since_not_finite(run: RunData) -> int | None:

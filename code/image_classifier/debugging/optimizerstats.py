@@ -17,7 +17,7 @@ def optimizer_statistics(model: nn.Module, optimizer: Any) -> dict[str, float]:
     Returns:
         lr_min, lr_max over its groups; strangers: trained parameters with two dimensions or more that it has not got;
         trained: all of these; without_gradient: those of them that no gradient reaches; decayed: biases and parameters
-        of norms that it decays.
+        of norms that it decays; decay_max, the largest weight decay of a filter or matrix.
     """
     groups = optimizer.param_groups
     rates = [float(group.get("lr", 0.0)) for group in groups]
@@ -26,6 +26,7 @@ def optimizer_statistics(model: nn.Module, optimizer: Any) -> dict[str, float]:
     decaying = {id(p) for group in groups if group.get("weight_decay", 0) for p in group["params"]}
     of_norms = {id(p) for m in model.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
     thin = {id(p) for p in model.parameters() if p.ndim < 2} | of_norms
+    decays = [float(group.get("weight_decay", 0.0)) for group in groups if any(p.ndim > 1 for p in group["params"])]
     return {
         "lr_min": min(rates, default=0.0),
         "lr_max": max(rates, default=0.0),
@@ -33,6 +34,7 @@ def optimizer_statistics(model: nn.Module, optimizer: Any) -> dict[str, float]:
         "strangers": float(sum(id(each) not in own for each in trained)),
         "without_gradient": float(sum(each.grad is None for each in trained)),
         "decayed": float(len(thin & decaying)),
+        "decay_max": max(decays, default=0.0),
     }
 
 
@@ -69,5 +71,8 @@ class FreshGradient:
 
     def _add(self, gradient: torch.Tensor) -> None:
         if self._wanted():
-            fresh = gradient.detach()
-            self._sum = fresh.clone() if self._sum is None else self._sum + fresh
+            fresh, before = gradient.detach(), None if self._parameter is None else self._parameter.grad
+            if self._sum is None or before is None:  # what an earlier pass gave has been dropped
+                self._sum = fresh.clone()
+            else:
+                self._sum = fresh + self._sum * (before.abs().amax() > 0)  # has been set to zero

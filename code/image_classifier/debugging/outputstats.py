@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # everybody's name for it
 from torch import nn
 
+from image_classifier.debugging.pairs import are_classes, pair_statistics
 from image_classifier.debugging.tensorstats import Scalars
 
 Norm = nn.modules.batchnorm._BatchNorm
+Dropout = nn.modules.dropout._DropoutNd
 TINY = 1e-12
 IGNORED = -100  # torch's ignore_index: such a label counts in no loss
 
@@ -29,8 +31,11 @@ def output_statistics(loss: torch.Tensor, logits: torch.Tensor, labels: torch.Te
 
     Returns:
         `outputs` -> min, max, images, columns, and spread, the deviation over the images, mean over the columns.
+        Of (n, columns) of two images or more `column_sums` -> min, max, and of their exponentials exp_min, exp_max.
         Of (n, classes) with labels of classes besides: `row_sums` -> min, max; `labels` -> min, max, distinct; `fit` ->
-        how far the loss lies from a cross entropy that takes the outputs as_logits, or as_probabilities.
+        how far the loss lies from a cross entropy that takes the outputs as_logits, as_probabilities, or as_logarithms
+        of these; unnormalised, how far the sums of their exponentials lie from 1. Of outputs that stand one to one
+        with their labels `pairs`, see pairs.py.
     """
     flat = logits.detach().float().reshape(len(logits), -1)
 
@@ -47,6 +52,15 @@ def output_statistics(loss: torch.Tensor, logits: torch.Tensor, labels: torch.Te
             "columns": number(flat.shape[1]),
         }
     }
+    found |= pair_statistics(loss, logits, labels)
+    if logits.ndim == 2 and len(logits) > 1:
+        sums, of_powers = flat.sum(dim=0), flat.exp().sum(dim=0)
+        found["column_sums"] = {
+            "min": sums.min(),
+            "max": sums.max(),
+            "exp_min": of_powers.min(),
+            "exp_max": of_powers.max(),
+        }
     if not are_classes(labels):
         return found
     counted = torch.where(labels == IGNORED, 0, labels)
@@ -65,19 +79,17 @@ def output_statistics(loss: torch.Tensor, logits: torch.Tensor, labels: torch.Te
     found["fit"] = {
         "as_logits": (loss.detach().float() - as_logits).abs(),
         "as_probabilities": (loss.detach().float() - as_probabilities).abs(),
+        "as_logarithms": (loss.detach().float() + of_label.mean()).abs(),
+        "unnormalised": flat.logsumexp(dim=1).abs().max(),
     }
     return found
-
-
-def are_classes(labels: torch.Tensor) -> bool:
-    """Whether labels are one integer an image."""
-    return labels.ndim == 1 and len(labels) > 0 and not labels.is_floating_point() and not labels.is_complex()
 
 
 def mode_statistics(model: nn.Module, device: torch.device) -> Scalars:
     """`norms` -> how many batch norms there are, how many of them have trained weights and are in evaluation mode all
     the same (evaluating), and how many move their statistics though nothing of the network before the head trains
-    (moving)."""
+    (moving); dropouts, where there is one, and how many do nothing because all of the network is in evaluation mode
+    (idle)."""
     norms = [module for module in model.modules() if isinstance(module, Norm)]
     evaluating = [each for each in norms if not each.training and _trains(each.parameters(recurse=False))]
     moving = [
@@ -85,9 +97,20 @@ def mode_statistics(model: nn.Module, device: torch.device) -> Scalars:
         for each in norms
         if each.training and each.track_running_stats and each.affine and not _trains(each.parameters(recurse=False))
     ]
+    dropouts = [module for module in model.modules() if isinstance(module, Dropout) and module.p > 0]
+    idle = [] if model.training else [each for each in dropouts if not each.training]
     counts = {"count": len(norms), "evaluating": len(evaluating), "moving": len(moving)}
+    counts |= {"dropouts": len(dropouts), "idle": len(idle)}
     return {"norms": {name: torch.full((), float(count), device=device) for name, count in counts.items()}}
 
 
 def _trains(parameters: Iterable[nn.Parameter]) -> bool:
     return any(parameter.requires_grad for parameter in parameters)
+
+
+def behaves_by_mode(model: nn.Module) -> bool:
+    """Whether a network has layers that do something else in evaluation mode, and is in training mode."""
+    return model.training and any(
+        each.training and (isinstance(each, Norm) or (isinstance(each, Dropout) and each.p > 0))
+        for each in model.modules()
+    )

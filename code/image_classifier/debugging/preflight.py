@@ -22,7 +22,8 @@ from torch import nn
 from image_classifier.contract.errors import describe
 from image_classifier.debugging.fresh_weights import fresh_layers
 from image_classifier.debugging.optimizerstats import NORMS
-from image_classifier.debugging.outputstats import Norm, are_classes
+from image_classifier.debugging.outputstats import Norm
+from image_classifier.debugging.pairs import are_classes
 from image_classifier.debugging.tensorstats import unwrap
 
 IMAGES = 8  # that the copy is trained on; of the others only the inputs' statistics are taken

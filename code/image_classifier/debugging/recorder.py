@@ -26,7 +26,8 @@ from image_classifier.contract.errors import describe
 from image_classifier.debugging.clock import Phases, StepClock
 from image_classifier.debugging.host_copy import HostCopy, ScalarCopies
 from image_classifier.debugging.observer import Observer
-from image_classifier.debugging.outputstats import are_classes, mode_statistics, output_statistics
+from image_classifier.debugging.outputstats import mode_statistics, output_statistics
+from image_classifier.debugging.pairs import are_classes, class_labels, predicted_classes, true_loss
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.schema import ClassCounts, Mode, StatisticsRecord, StepRecord
 from image_classifier.debugging.sinks import Sink
@@ -255,16 +256,22 @@ class Recorder(Observer):
         """Counts labels and right answers by class. Returns the loss against the true labels; the loss itself where the
         labels are no classes, or lie outside of them."""
         num_classes = self._counts.shape[1]
-        if not num_classes or logits.ndim != 2 or not are_classes(labels):
+        outputs = logits[:, None] if logits.ndim == 1 else logits
+        if not num_classes or outputs.ndim != 2 or 1 < outputs.shape[1] < num_classes:
             return loss
-        if logits.shape[1] < num_classes:
+        truth = class_labels(labels, num_classes)
+        if truth is None:
             return loss
-        inside = (labels >= 0) & (labels < num_classes)
-        kept = labels.clamp(0, num_classes - 1)
-        hits = ((logits.argmax(1) == labels) & inside).to(self._counts.dtype)
+        inside = (truth >= 0) & (truth < num_classes)
+        kept = truth.clamp(0, num_classes - 1)
+        hits = ((predicted_classes(outputs, num_classes) == truth) & inside).to(self._counts.dtype)
         self._counts[0].index_add_(0, kept, inside.to(self._counts.dtype))
         self._counts[1].index_add_(0, kept, hits)
-        return F.cross_entropy(logits.float(), kept)
+        if are_classes(labels) and outputs.shape[1] > 1:
+            return F.cross_entropy(outputs.float(), kept)
+        if outputs.shape[1] == 1 and num_classes > 2:
+            return loss
+        return true_loss(loss, outputs, kept, inside)
 
     def _end_epoch(self) -> None:
         """What follows an epoch's training need not wait for its numbers; what follows an evaluation is judged by."""

@@ -95,7 +95,7 @@ class StatisticsRecord:
             its units that are above 0 for less than 1 % of images and positions; looks, how many of these there were.
             In the order of the forward pass.
         inputs: channel (`0`, `1`, `2`) -> mean, std of the batch, normalised as the network sees it; images.
-        batch: what was made of the batch: outputs, labels, row_sums, fit, norms; see outputstats.
+        batch: what was made of the batch: outputs, labels, row_sums, column_sums, fit, pairs, norms; see outputstats.
     """
 
     step: int
@@ -190,6 +190,7 @@ class JobFacts:
         environment: name -> text: python, torch, platform, device, number format, host.
         preflight: what was found before the first step, see debugging/preflight.py; empty where nobody looked.
         replicas: of each epoch's end, how many processes had other weights than the first; empty with one process.
+        validated_in_training: how many validations began with the network in training mode, where that matters.
     """
 
     config: dict[str, Any]
@@ -207,6 +208,7 @@ class JobFacts:
     environment: dict[str, str] = field(default_factory=dict)
     preflight: dict[str, Any] = field(default_factory=dict)
     replicas: list[int] = field(default_factory=list)
+    validated_in_training: int = 0
 
 
 class Verdict(StrEnum):

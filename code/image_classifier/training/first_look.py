@@ -17,7 +17,7 @@ from image_classifier.training.stop import Interrupted
 log = logging.getLogger(__name__)
 SAMPLE = 32  # images, from all over the split
 STRIDE = 4
-WORTHWHILE = 4000  # images that a job sees in all its epochs: the look takes about as long as training on fifty
+WORTHWHILE = 4000  # images that a job sees in all its epochs; what the look takes: benchmarks/bench_preflight.py
 
 
 def before_first_step(training: Training, hook: Observer) -> None:

@@ -16,7 +16,9 @@ from image_classifier.debugging.rules import (
     losses,
     dynamics,
     tensors,
+    weights,
     batches,
+    heads,
     optimizers,
     overfitting,
     classes,
@@ -36,7 +38,9 @@ MODULES = (
     losses,
     dynamics,
     tensors,
+    weights,
     batches,
+    heads,
     optimizers,
     overfitting,
     classes,
@@ -63,7 +67,8 @@ def judge(run: RunData, rules: Sequence[Rule]) -> list[RuleResult]:
     return with_causes([rule.check(run) for rule in rules])
 
 
-# from what is given to what comes of it: of two rules that account for each other, the first that fired is the cause
+# from what is given to what comes of it: of two rules that account for each other, the one of earlier steps is the
+# cause, and of the same step the first of these
 CAUSES_FIRST = (
     "LabelsOutside",
     "LabelsPermuted",
@@ -73,7 +78,9 @@ CAUSES_FIRST = (
     "LeftOutParameters",
     "LearningRate",
     "CheckInputImages",
+    "LossForm",
     "WrongHead",
+    "NoActivation",
     "NormMode",
     "OneBatch",
     "Regulariser",
@@ -99,8 +106,9 @@ def with_causes(results: Sequence[RuleResult]) -> list[RuleResult]:
     for cause in dict.fromkeys(order):
         if cause in RULES and cause not in causes:  # a symptom is no cause of others: its own cause is theirs
             for symptom in RULES[cause].explains:
-                later = symptom in fired and begun[cause] <= begun[symptom]
-                if later and symptom not in causes and _earlier(order, cause, symptom):
+                if symptom not in fired or symptom in causes or begun[cause] > begun[symptom]:
+                    continue
+                if begun[cause] < begun[symptom] or _earlier(order, cause, symptom):
                     causes[symptom] = cause
     return [dataclasses.replace(each, symptom_of=causes.get(each.rule, "")) for each in results]
 

@@ -18,7 +18,7 @@ from image_classifier.debugging.rules.base import (
     not_applicable,
     short,
 )
-from image_classifier.debugging.rundata import Floats, RunData, Series
+from image_classifier.debugging.rundata import RunData, Series
 from image_classifier.debugging.schema import Evidence
 
 
@@ -27,9 +27,10 @@ class LabelsOutside(Rule):
     """Labels lie outside of the classes that the network can name.
 
     Fires when, at a recorded step, a label is below 0 (but for -100, which losses leave out), or not below the number
-    of the network's outputs where these are two or more, or above 1 where there is one. A cross entropy cannot be
-    negative: fires too when the training loss of a network with labels of classes is below 0 at `patience` steps in a
-    row.
+    of classes, or of the network's outputs where these are two or more, or above 1 where there is one. A cross entropy
+    cannot be negative: fires too when the training loss of a network with labels of classes is below 0 at `patience`
+    steps in a row. Labels that are no integers count where the loss is a logistic one of them, at `patience` recorded
+    steps or more and at all of them: it wants 0..1.
     """
 
     severity = "critical"
@@ -44,17 +45,19 @@ class LabelsOutside(Rule):
         "ExplodingTensor",
         "ConstantOutput",
         "Overfit",
+        "OscillatingLoss",
     )
     managed = None
     aspect = "classes"
     patience: int = 3
+    close: float = 1e-3
 
     def judge(self, run: RunData) -> Finding:
         labels, outputs = of_batches(run, "labels"), of_batches(run, "outputs")
         if not labels:
-            return without_batches(run, "the labels are no classes")
+            return self._of_a_logistic_loss(run) or without_batches(run, "the labels are no classes")
         columns = float(outputs["columns"].values.max())
-        most = 1.0 if columns == 1 else columns - 1
+        most = 1.0 if columns == 1 else min(columns, len(run.job.classes) or columns) - 1
         least, largest = float(labels["min"].values.min()), float(labels["max"].values.max())
         losses = run.step("train", "loss")
         count = len(labels["min"])
@@ -63,7 +66,8 @@ class LabelsOutside(Rule):
                 labels["min"].steps[np.flatnonzero((labels["min"].values < 0) | (labels["max"].values > most))[0]]
             )
             return issue(
-                f"labels go from {short(least)} to {short(largest)}, the network has {int(columns)} outputs",
+                f"labels go from {short(least)} to {short(largest)}, the network has {int(columns)} outputs"
+                + (f" and {len(run.job.classes)} classes" if most + 1 < columns else ""),
                 "number the labels from 0, and give the last layer an output for each class",
                 [
                     Evidence(step=step, name="labels min", value=least),
@@ -82,89 +86,22 @@ class LabelsOutside(Rule):
             )
         return healthy(f"labels go from {short(least)} to {short(largest)}, of {int(columns)} outputs", count)
 
-
-@dataclass(frozen=True, kw_only=True)
-class WrongHead(Rule):
-    """The last layer and the loss do not fit each other.
-
-    A cross entropy wants logits: any numbers. Fires when, at `patience` recorded steps or more and at all of them, the
-    loss is that of a cross entropy which takes the outputs as logits (closer to it than to one that takes them as
-    probabilities), although
-    - they are shares already, all in 0..1 with rows that sum to 1: a softmax stands before the loss;
-    - all lie in 0..1, and not for being small: a sigmoid stands before the loss;
-    - none is below 0, and some are exactly 0: a ReLU stands before the loss;
-    - all lie within -1..1, and at the latest two steps reach beyond `full` of both ends: a tanh stands before the loss;
-    or when a single output is a share of 1 in all rows: a softmax over one unit says nothing.
-    """
-
-    looks_at = "the range of the outputs, the sums of their rows, the distance of the loss from both cross entropies"
-    remedy = "hand the loss what the last linear layer gives, without an activation; or a loss that takes probabilities"
-    source = "ours; the faults of TheDeepChecker (TOSEM 2022), UMLAUT (CHI 2021) and deepmufl's benchmark"
-    explains = (
-        "LossNotDecreasing",
-        "NoBetterThanGuessing",
-        "ConstantOutput",
-        "VanishingGradient",
-        "UnchangedTensor",
-        "WeightUpdateRatio",
-        "AllZero",
-        "ClassImbalance",
-    )
-    managed = None
-    aspect = "learning"
-    patience: int = 3
-    close: float = 1e-3
-    full: float = 0.98
-
-    def judge(self, run: RunData) -> Finding:
-        outputs, fit, sums = (of_batches(run, name) for name in ("outputs", "fit", "row_sums"))
-        if not fit:
-            return without_batches(run, "the outputs are no answers to classes")
-        count = len(fit["as_logits"])
-        if count < self.patience:
-            return insufficient(f"needs {self.patience} recorded steps", count)
-        low, high = outputs["min"].values, outputs["max"].values
-        if not np.isfinite([low, high]).all():
-            return insufficient("the outputs are not finite", count)
-        shares = bool((low >= 0).all() and (high <= 1 + self.close).all())
-        ones = bool(
-            (np.abs(sums["min"].values - 1) < self.close).all() and (np.abs(sums["max"].values - 1) < self.close).all()
-        )
-        as_logits = bool((fit["as_logits"].values <= fit["as_probabilities"].values).all())
-        what = self._what(
-            low,
-            high,
-            shares=shares,
-            ones=ones,
-            columns=float(outputs["columns"].values.max()),
-            as_logits=as_logits,
-        )
-        if not what:
-            return healthy(f"outputs from {short(float(low.min()))} to {short(float(high.max()))}", count)
-        step = int(outputs["min"].steps[0])
-        named = {"outputs min": low[0], "outputs max": high[0], "row_sums min": sums["min"].values[0]}
+    def _of_a_logistic_loss(self, run: RunData) -> Finding | None:
+        pairs = of_batches(run, "pairs")
+        if not pairs or len(pairs["logistic"]) < self.patience or not (pairs["logistic"].values < self.close).all():
+            return None
+        least, largest = float(pairs["low"].values.min()), float(pairs["high"].values.max())
+        if least >= 0 and largest <= 1:
+            return healthy(f"a logistic loss has labels from {short(least)} to {short(largest)}", len(pairs["low"]))
         return issue(
-            f"{what}: outputs from {short(float(low.min()))} to {short(float(high.max()))}",
-            "the head and the loss do not fit: hand the loss what the last linear layer gives, without an activation",
-            [Evidence(step=step, name=name, value=float(value)) for name, value in named.items()],
-            count,
+            f"labels go from {short(least)} to {short(largest)}, and the logistic loss of them wants 0..1",
+            "name two classes 0 and 1; give more an output each, and a cross entropy",
+            [
+                Evidence(step=int(pairs["low"].steps[0]), name="labels min", value=least),
+                Evidence(step=int(pairs["low"].steps[0]), name="labels max", value=largest),
+            ],
+            len(pairs["low"]),
         )
-
-    def _what(self, low: Floats, high: Floats, *, shares: bool, ones: bool, columns: float, as_logits: bool) -> str:
-        if columns == 1:
-            alone = shares and ones
-            return "the only output is 1 whatever the image, a softmax over one unit" if alone else ""
-        if not as_logits:
-            return ""
-        if shares and ones:
-            return "a softmax stands before a cross entropy that takes logits"
-        if shares and (high > 0.2).all():
-            return "a sigmoid stands before a cross entropy that takes logits"
-        if (low == 0).all():
-            return "a ReLU stands before a cross entropy that takes logits"
-        bound = (low >= -1).all() and (high <= 1).all()
-        full = (high > self.full) & (low < -self.full)
-        return "a tanh stands before a cross entropy that takes logits" if bound and full[-2:].all() else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,14 +149,15 @@ class ConstantOutput(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class NormMode(Rule):
-    """Batch norms are in the wrong mode while the network trains.
+    """Batch norms or dropouts are in the wrong mode.
 
     Fires when, at the `patience` latest recorded steps, batch norms with trained weights are in evaluation mode (they
     divide by statistics that nothing adapts); or batch norms whose weights are frozen move their statistics, and the
-    loss has not plainly gone down.
+    loss has not plainly gone down; or all of the network trains in evaluation mode, and it has dropouts. Fires too when
+    `patience` validations began in training mode, of a network with batch norms or dropouts that ask for it.
     """
 
-    looks_at = "how many batch norms there are, and how many of them are in the wrong mode"
+    looks_at = "how many batch norms and dropouts are in the wrong mode, and the mode of validations"
     remedy = "model.train() before each epoch's first step, after every evaluation; eval() for a body that is frozen"
     source = "ours; TrainCheck (OSDI 2025): batch norm unfrozen; Ioffe and Szegedy 2015"
     explains = ("LossNotDecreasing", "NoBetterThanGuessing", "Overfit")
@@ -231,6 +169,8 @@ class NormMode(Rule):
         norms = of_batches(run, "norms")
         if not norms:
             return insufficient("the modes of the layers were not recorded")
+        if (found := self._of_validation(run) or self._of_dropouts(norms)) is not None:
+            return found
         count = float(norms["count"].values.max())
         if count == 0:
             return not_applicable("there is no batch norm")
@@ -251,6 +191,28 @@ class NormMode(Rule):
                     steps,
                 )
         return healthy(f"{int(count)} batch norms are in the mode of their weights", steps)
+
+    def _of_validation(self, run: RunData) -> Finding | None:
+        wrong = run.job.validated_in_training
+        if wrong < self.patience:
+            return None
+        return issue(
+            f"{wrong} validations ran in training mode, of a network with batch norms or dropouts",
+            "call model.eval() before each validation, and model.train() after it",
+            [Evidence(step=None, name="validations in training mode", value=float(wrong))],
+            wrong,
+        )
+
+    def _of_dropouts(self, norms: Mapping[str, Series]) -> Finding | None:
+        idle = norms.get("idle")
+        if idle is None or len(idle) < self.patience or not (idle.values[-self.patience :] > 0).all():
+            return None
+        return issue(
+            f"the network trains in evaluation mode: {int(idle.values[-1])} dropouts do nothing",
+            "call model.train() before each epoch's first step, after every evaluation",
+            [Evidence(step=int(idle.steps[-1]), name="norms idle", value=float(idle.values[-1]))],
+            len(idle),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

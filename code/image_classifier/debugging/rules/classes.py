@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from image_classifier.debugging.measures import still_falls
 from image_classifier.debugging.rules.base import (
     Finding,
     Rule,
@@ -31,7 +32,8 @@ class ClassImbalance(Rule):
     Fires when the largest class has more than `imbalance` times the smallest's training images beyond doubt; or when,
     in each of the last `patience` validations, a class's error is above `error` while that of the images of the other
     classes, (wrong + 1) / (images + 2), is below half of it, and above twice theirs beyond doubt. Only validations from
-    the middle of the planned epochs on count for the second: classes are learned one after the other.
+    the middle of the planned epochs on count for the second, and only of a training whose loss has stopped falling:
+    classes are learned one after the other.
 
     Beyond doubt: by chance, as many or more images would be seen with a probability below `alpha` / number of classes
     (binomial). What is seen of the classes' sizes is all that was trained on so far: a part of an epoch in a job that
@@ -68,7 +70,7 @@ class ClassImbalance(Rule):
         datapoints = int(labels.sum())
         middle = run.job.config.get("epochs", 0) / 2
         valid = [each for each in run.classes if each.mode == "eval" and each.epoch >= middle][-self.patience :]
-        if len(valid) == self.patience:
+        if len(valid) == self.patience and not still_falls(run):
             datapoints += sum(valid[-1].labels)
             failed = np.flatnonzero(np.all([self._not_learned(each) for each in valid], axis=0))
             if len(failed):
@@ -133,14 +135,16 @@ class ClassImbalance(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class NoBetterThanGuessing(Rule):
-    """At its end the network knows its own training images no better than by guessing.
+    """At its end the network knows its training images, or those of its validation, no better than by guessing.
 
     Fires when the training is over (all planned epochs; where it may end early, more than the configuration's patience)
     and in each of its last `patience` epochs, or the last alone where there is one, as many right answers or more would
-    come with a probability above `alpha` from naming the largest class (binomial).
+    come with a probability above `alpha` from naming the largest class (binomial). Of validations likewise; these have
+    besides to have so few that as few or fewer would come with a probability below `alpha` from being right halfway
+    between guessing and what is right in training: what was learned holds for no other image.
     """
 
-    looks_at = "right answers of the last epochs, and images of the largest class"
+    looks_at = "right answers of the last epochs and validations, and images of the largest class"
     remedy = "check that head, loss and labels fit each other; lr; whether the images are read as they are meant"
     source = "ours"
     managed = None
@@ -158,6 +162,8 @@ class NoBetterThanGuessing(Rule):
         if not over:
             return insufficient("the training goes on", len(epochs))
         late = epochs[-self.patience :]
+        if all((max(each.labels) / sum(each.labels)) ** sum(each.labels) > self.alpha for each in late):
+            return insufficient("so few images can all be right by chance", len(epochs))
         chances = []
         for each in late:
             right, images = sum(each.hits), sum(each.labels)
@@ -165,7 +171,7 @@ class NoBetterThanGuessing(Rule):
         last = epochs[-1]
         share, guessed = sum(last.hits) / sum(last.labels), max(last.labels) / sum(last.labels)
         if guessed == 1.0 or min(chances) <= self.alpha:
-            return healthy(
+            return self._of_validation(run, share) or healthy(
                 f"{percent(share)} of the training images are right, guessing {percent(guessed)}", len(epochs)
             )
         return issue(
@@ -173,6 +179,25 @@ class NoBetterThanGuessing(Rule):
             f"check that head, loss and labels fit each other; change lr (it is {run.job.config.get('lr', '?')})",
             [Evidence(step=last.step, name="training images that are right", value=share)],
             len(epochs),
+        )
+
+    def _of_validation(self, run: RunData, learned: float) -> Finding | None:
+        valid = [each for each in run.classes if each.mode == "eval" and sum(each.labels) > 0][-self.patience :]
+        if len(valid) < self.patience:
+            return None
+        for each in valid:
+            right, images, guess = sum(each.hits), sum(each.labels), max(each.labels) / sum(each.labels)
+            below = _of_no_more_than(right, images, (guess + learned) / 2)
+            if binomial_tail(right, images, guess) <= self.alpha or below > self.alpha:
+                return None
+        share = sum(valid[-1].hits) / sum(valid[-1].labels)
+        return issue(
+            f"{percent(share)} of the validation images are right, of guesses "
+            f"{percent(max(valid[-1].labels) / sum(valid[-1].labels))}, and of the training images {percent(learned)}: "
+            "what is learned holds for no other image",
+            "see that labels and images belong together, in both splits; more images",
+            [Evidence(step=valid[-1].step, name="validation images that are right", value=share)],
+            len(valid),
         )
 
 
@@ -315,6 +340,11 @@ class LabelsPermuted(Rule):
             [Evidence(step=None, name="eval right answers", value=float(hits))],
             len(valid),
         )
+
+
+def _of_no_more_than(hits: int, trials: int, probability: float) -> float:
+    """The probability of `hits` successes or fewer in so many trials."""
+    return binomial_tail(trials - hits, trials, 1 - probability)
 
 
 def _of_no_more(hits: int, labels: Sequence[int]) -> float:

@@ -8,20 +8,28 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from image_classifier.debugging.measures import MASTERED, guessing_loss, has_learned, planned_steps, since_not_finite
+from image_classifier.debugging.measures import (
+    HALF_OF_DIFFERENCES,
+    MASTERED,
+    guessing_loss,
+    has_learned,
+    planned_steps,
+    since_not_finite,
+)
 from image_classifier.debugging.rules.base import (
     Finding,
     Rule,
     healthy,
     insufficient,
     issue,
+    listed,
     not_applicable,
+    percent,
     short,
 )
 from image_classifier.debugging.rundata import Floats, RunData
 from image_classifier.debugging.schema import Evidence
 
-HALF_OF_DIFFERENCES = 0.954  # the median distance of two draws from a normal distribution of deviation 1
 WINDOWS = (3, 10, 40)  # steps
 FIRST = 10  # steps at the beginning
 
@@ -52,7 +60,7 @@ class OscillatingLoss(Rule):
         if (since := since_not_finite(run)) is not None:
             return insufficient(f"the training loss is not finite from step {since} on", len(series))
         sizes = [size for size in WINDOWS if len(series) >= size * self.fewest]
-        if not sizes:
+        if not sizes or not run.job.config.get("loss_falls", True):
             return not_applicable("too few steps to swing in")
         noise = float(np.median(np.abs(np.diff(series.values)))) / HALF_OF_DIFFERENCES
         for size in sizes:
@@ -122,14 +130,15 @@ class Plateau(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class Regulariser(Rule):
-    """What is added to the loss is larger than the loss itself.
+    """What is added to the loss, or what weight decay does, is larger than the loss itself.
 
     Of a classifier, the excess is the loss that is minimised minus the cross entropy of the same outputs. Looks at the
     latest tenth of the steps, and at the first ten where the cross entropy is not below `learned` of the loss of
     guessing in the latest. Fires when the mean excess there is more than `times` the larger of the cross entropy and of
     the loss of guessing, and it is a sum: it moves smoothly, its logarithm's change from step to step changing by less
     than `steady`, and not by much more than that of the quotient of the two: that of a loss which is scaled does not
-    move.
+    move. Fires too when weight decay has brought at least half of the filters and matrices below `left` of the norm
+    that they began with, and the loss has not plainly gone down.
     """
 
     looks_at = "the loss that is minimised, and the cross entropy of the same outputs"
@@ -152,8 +161,11 @@ class Regulariser(Rule):
     times: float = 1.0
     steady: float = 0.05
     learned: float = 0.9
+    left: float = 0.2
 
     def judge(self, run: RunData) -> Finding:
+        if (decayed := self._decayed(run)) is not None:
+            return decayed
         loss, clean = run.step("train", "loss"), run.step("train", "clean_loss").values
         ignorant = guessing_loss(run)
         part = max(10, len(loss) // 10)
@@ -181,6 +193,27 @@ class Regulariser(Rule):
                 )
         over = float((loss.values[latest] - clean[latest]).mean())
         return healthy(f"the loss exceeds the cross entropy by {short(over)}", len(loss))
+
+    def _decayed(self, run: RunData) -> Finding | None:
+        """What there is to say of weights that decay has made small."""
+        seen = run.statistics("batch", "optimizer").get("decay_max")
+        decay = float(seen.values[-1] if seen is not None else run.job.config.get("weight_decay", 0.0))
+        norms = {name: series for name, series in run.tensors("weights", "l2") if len(series) > 1}
+        begun = {name: series for name, series in norms.items() if series.values[0] > 0}
+        small = [name for name, series in begun.items() if series.values[-1] < self.left * series.values[0]]
+        if not decay or not small or 2 * len(small) < len(norms) or has_learned(run):
+            return None
+        evidence = [
+            Evidence(step=int(begun[name].steps[-1]), name=f"weight {name} l2", value=float(begun[name].values[-1]))
+            for name in small
+        ]
+        return issue(
+            f"weight decay of {short(decay)} has shrunk {len(small)} of {len(norms)} filters and matrices to less than "
+            f"{percent(self.left)} of their size: {listed(small)}",
+            "lower weight_decay",
+            evidence,
+            len(norms),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

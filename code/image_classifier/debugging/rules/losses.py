@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from image_classifier.debugging.measures import guessing_loss, planned_steps, since_not_finite
-from image_classifier.debugging.rules.base import Finding, Rule, healthy, insufficient, issue, short
+from image_classifier.debugging.rules.base import Finding, Rule, healthy, insufficient, issue, not_applicable, short
 from image_classifier.debugging.rules.managed import Managed
 from image_classifier.debugging.rundata import Floats, Mask, RunData, Series
 from image_classifier.debugging.schema import Evidence
@@ -78,13 +78,16 @@ class LossNotDecreasing(Rule):
     The losses are averaged over windows: m_0, m_1, ... with standard errors from the deviation within all windows. A
     window has `window` steps, or a tenth of a training with fewer than ten such. Fires when, at the `patience` latest
     windows, after the warm-up and `num_steps` further steps, of a short training half of it,
-    - m_0 - m_k < max(diff_percent % of |m_0|, 2 standard errors of the difference): it never went down;
+    - m_0 - m_k < max(diff_percent % of |m_0|, 2 standard errors of the difference): it never went down; but for a loss
+      below `known` of that of guessing all along, of a network that was trained before, and for one that is not above 0
+      at first, which is no distance from anything;
     - or m_k > `chance` times the loss of guessing - 2 standard errors, and it is not on its way: it went down no
       further than to ignorance. Guessing has the entropy of the labels, ln(classes) where they are balanced. A loss
       that still falls from window to window, before the last planned step, is on its way;
     - or m_k - min(m_j, j < k) > increase_percent % of |m_0| + 3 standard errors: it rises.
 
-    A loss that falls later takes the finding back.
+    The deviation within windows is their mean for a rise; otherwise their median, which a steep beginning does not
+    touch. A loss that falls later takes the finding back.
 
     With `literal` it is the managed rule: at every `literal_steps`-th step, the loss must lie `diff_percent` % below
     the one `literal_steps` steps before. On single batches that fires on nearly every healthy run.
@@ -107,12 +110,15 @@ class LossNotDecreasing(Rule):
     increase_percent: float = 5.0
     patience: int = 2
     chance: float = 0.99
+    known: float = 0.8
     literal: bool = False
     literal_steps: int = 10
 
     def judge(self, run: RunData) -> Finding:
         series = run.step("train", "loss")
         losses, steps = series.values, series.steps
+        if not run.job.config.get("loss_falls", True):
+            return not_applicable("this loss need not fall")
         if self.literal:
             return self._literal(run, steps, losses)
         if (since := since_not_finite(run)) is not None:
@@ -126,15 +132,18 @@ class LossNotDecreasing(Rule):
             return insufficient(f"needs {needed * size} steps", len(losses))
         windows = losses[len(losses) - count * size :].reshape(count, size)  # the latest step is in the latest window
         means = windows.mean(axis=1)
-        error = math.sqrt(float(windows.var(axis=1, ddof=1).mean()) / size)
+        variances = windows.var(axis=1, ddof=1)
+        error, usual = (math.sqrt(float(each) / size) for each in (variances.mean(), np.median(variances)))
         at = steps[-1]
-        flat = means[0] - means < max(self.diff_percent / 100 * abs(means[0]), 2 * math.sqrt(2) * error)
+        flat = means[0] - means < max(self.diff_percent / 100 * abs(means[0]), 2 * math.sqrt(2) * usual)
+        guessing = guessing_loss(run)
+        if means[0] <= 0 or means.max() < self.known * guessing:
+            flat[:] = False
         lowest = np.concatenate([means[:1], np.minimum.accumulate(means)[:-1]])
         rising = means - lowest > self.increase_percent / 100 * abs(means[0]) + 3 * math.sqrt(2) * error
-        ignorant = self._ignorant(run, means, error, len(losses) < planned)
+        ignorant = self._ignorant(run, means, usual, len(losses) < planned)
         lr = run.job.config.get("lr", "?")
         look = f"change lr (it is {lr}); check that labels and images belong together"
-        guessing = guessing_loss(run)
         for bad, what, advice in (
             (flat, f"does not go down: {short(means[0])} at first, {short(means[-1])} by step {int(at)}", look),
             (

@@ -29,7 +29,8 @@ class LeftOutParameters(Rule):
     """Parameters that should train do not: the optimiser has not got them, or no gradient reaches them.
 
     Fires when, at all of `patience` or more recorded steps, a filter or matrix that requires a gradient is not among
-    the optimiser's parameters, or has no gradient at all.
+    the optimiser's parameters, or has no gradient at all; or when the outputs are computed with one that neither the
+    network's nor the optimiser's parameters hold (layers in a list that is no nn.ModuleList).
     """
 
     severity = "critical"
@@ -52,6 +53,15 @@ class LeftOutParameters(Rule):
     patience: int = 2
 
     def judge(self, run: RunData) -> Finding:
+        outside = of_batches(run, "graph").get("outside")
+        if outside is not None and len(outside) >= self.patience and (outside.values > 0).all():
+            return issue(
+                f"{int(outside.values[-1])} filters and matrices that the outputs come from belong to no registered "
+                "layer: nobody trains them",
+                "keep layers in nn.ModuleList or as attributes, and hand the optimiser their parameters",
+                [Evidence(step=int(outside.steps[0]), name="graph outside", value=float(outside.values[0]))],
+                len(outside),
+            )
         seen = of_batches(run, "optimizer")
         if not seen:
             return not_applicable(UNSEEN)

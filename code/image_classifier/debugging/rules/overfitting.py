@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from image_classifier.debugging.measures import LEARNED, both_losses, guessing_loss, planned_steps
+from image_classifier.debugging.measures import (
+    HALF_OF_SECOND_DIFFERENCES,
+    LEARNED,
+    both_losses,
+    guessing_loss,
+    planned_steps,
+)
 from image_classifier.debugging.rules.base import Finding, Rule, first_run, healthy, insufficient, issue, short
 from image_classifier.debugging.rules.managed import Managed
 from image_classifier.debugging.rundata import Floats, RunData
@@ -20,11 +26,13 @@ class Overfit(Rule):
 
     On mean losses of epochs against true labels (no smoothing). Fires when in each of any `patience` epochs in a row,
     all ended after step `start_step`, or after a quarter of a short training, the validation loss lies more than `rise`
-    above its best so far (that share of it, and of the loss of guessing where there are classes) and more than `ratio`
-    above the training loss, while the training loss has gone down since
+    above its best so far (that share of it, and of the loss of guessing where there are classes, else of all that it
+    has fallen by) and more than `ratio` above the training loss, while the training loss has gone down since
     that best epoch; and the rise, summed over the n validation images, is above sqrt(k + 1) ln(classes), k of the n
     being wrong in that epoch: as much as chance, which moves k by about its square root, could make of so few images.
-    A learning rate that ends at zero may bring the validation loss back down; that takes nothing back.
+    Without classes it is above `sigmas` deviations of an epoch's validation loss from the line of its neighbours.
+    A learning rate that ends at zero may bring the validation loss back down; that takes nothing back, unless it ends
+    below its best from before.
 
     Early in a training, while batch norms' running statistics lag behind, validation may be bad and recover.
 
@@ -44,6 +52,7 @@ class Overfit(Rule):
     patience: int = 3
     ratio: float = 0.1
     rise: float = 0.1
+    sigmas: float = 3.0
     literal: bool = False
 
     def judge(self, run: RunData) -> Finding:
@@ -52,14 +61,15 @@ class Overfit(Rule):
             return insufficient("the losses are not finite", len(epochs))
         if len(epochs) < self.patience + (0 if self.literal else 1):
             return insufficient(f"needs {self.patience + 1} epochs with a validation", len(epochs))
-        gap = valid > (1 + self.ratio) * train
+        gap = valid - train > self.ratio * np.abs(train)
         best = np.array([int(np.argmin(valid[: index + 1])) for index in range(len(valid))])
         rise = valid - valid[best]
-        least = np.nan_to_num(self.rise * guessing_loss(run))  # what is nothing beside ignorance harms nobody
+        guessing = guessing_loss(run)  # what is nothing beside ignorance harms nobody
+        least = self.rise * (np.maximum.accumulate(valid) - valid[best] if math.isnan(guessing) else guessing)
         worse = (
             gap
-            & (rise > np.maximum(self.rise * valid[best], least))
-            & (rise > self._by_chance(run, epochs))
+            & (rise > np.maximum(self.rise * np.abs(valid[best]), least))
+            & (rise > self._by_chance(run, epochs, valid))
             & (train < train[best])
         )
         if self.literal:
@@ -71,7 +81,7 @@ class Overfit(Rule):
                 return insufficient(f"needs {self.patience} epochs after step {start}", len(epochs))
             worse &= late
         at = first_run(worse, self.patience)
-        if at is None:
+        if at is None or (not self.literal and valid[at:].min() < valid[best[at]]):
             return healthy(
                 f"validation loss {short(valid[-1])}, at best {short(valid.min())}; training loss {short(train[-1])}",
                 len(epochs),
@@ -96,16 +106,16 @@ class Overfit(Rule):
             len(epochs),
         )
 
-    @staticmethod
-    def _by_chance(run: RunData, epochs: Floats) -> Floats:
-        """What the mean validation loss of each epoch may rise by without meaning anything; 0 where no classes were
-        counted."""
+    def _by_chance(self, run: RunData, epochs: Floats, valid: Floats) -> Floats:
+        """What the mean validation loss of each epoch may rise by without meaning anything."""
         rises = {}
         for counts in run.classes:
             if counts.mode == "eval" and (num_images := sum(counts.labels)):
                 num_wrong = num_images - sum(counts.hits)
                 rises[counts.epoch] = math.sqrt(num_wrong + 1) * math.log(len(counts.labels)) / num_images
-        return np.array([rises.get(int(epoch), 0.0) for epoch in epochs])
+        # a trend has no second differences
+        usual = 0.0 if rises else self.sigmas * float(np.median(np.abs(np.diff(valid, 2)))) / HALF_OF_SECOND_DIFFERENCES
+        return np.array([rises.get(int(epoch), usual) for epoch in epochs])
 
     @staticmethod
     def _steps_by(run: RunData, epochs: Floats) -> Floats:

@@ -32,6 +32,17 @@ def in_a_row(
     return found
 
 
+def until_the_last(bad: Mask, patience: int, steps: Floats, table: Floats, names: list[str]) -> list[Evidence]:
+    """For each row that is bad at the `patience` latest steps, the first of the steps at which it has been since."""
+    found = []
+    for row, name in enumerate(names):
+        good = np.flatnonzero(~bad[row])
+        first = int(good[-1]) + 1 if len(good) else 0
+        if len(steps) - first >= patience:
+            found.append(Evidence(step=int(steps[first]), name=name, value=float(table[row, first])))
+    return found
+
+
 def unique_names(evidence: list[Evidence]) -> list[str]:
     """The tensors' own names, each once: `gradient fc.weight abs_mean` -> `fc.weight`."""
     return list(dict.fromkeys(each.name.split(" ")[1] for each in evidence))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from image_classifier.debugging.measures import FIRST_UPDATE, aligned, has_learned, has_mastered, updates
+from image_classifier.debugging.measures import aligned, has_learned, has_mastered
 from image_classifier.debugging.rules.base import (
     Finding,
     Rule,
@@ -20,9 +20,11 @@ from image_classifier.debugging.rules.base import (
     short,
 )
 from image_classifier.debugging.rules.managed import Managed
-from image_classifier.debugging.rules.rows import equal_weights, finite_part, growing, in_a_row, unique_names
+from image_classifier.debugging.rules.rows import equal_weights, finite_part, in_a_row, unique_names, until_the_last
 from image_classifier.debugging.rundata import Floats, RunData, Series
 from image_classifier.debugging.schema import Evidence
+
+FIRST_ACTIVATION = 5  # the first step after step 0 at which activations are recorded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +86,11 @@ class VanishingGradient(Rule):
 class PoorWeightInitialization(Rule):
     """The initial weights let the signal die out or blow up from layer to layer.
 
-    Fires when, at a recorded step among the first `steps`, the standard deviation of what enters the activations (over
-    images and positions, mean over units) differs between layers by more than a factor of `std_ratio`; a layer without
-    any deviation counts as infinitely far. Fires too when two layers or more begin with all their weights equal. A
-    network that learns all the same takes the finding back, but for equal weights. One image has no deviation: where no
-    layer has more to look at, nothing is said.
+    Fires when, at the first recorded step, if that is among the first `steps`, the standard deviation of what enters
+    the activations (over images and positions, mean over units) differs between layers by more than a factor of
+    `std_ratio`; a layer without any deviation counts as infinitely far. What comes later, the training has made. Fires
+    too when two layers or more begin with all their weights equal. A network that learns all the same takes the finding
+    back, but for equal weights. One image has no deviation: where no layer has more to look at, nothing is said.
 
     The managed rule takes variances apart by a factor of 10 (a deviation of 3.2), which the sum over the residual
     blocks of a healthy ResNet50 exceeds. Its second test, the smallest gradient, fires on every network whose residual
@@ -130,6 +132,7 @@ class PoorWeightInitialization(Rule):
             )
         layers = dict(run.tensors("activations", "input_std"))
         steps, table = finite_part(*aligned(layers, 0, self.steps))
+        steps, table = steps[:1], table[:, :1]
         if not table.size:
             return insufficient(f"needs finite activations of the first {self.steps} steps, of two images or more")
         if has_learned(run):
@@ -169,7 +172,14 @@ class DeadRelu(Rule):
     rightly (a loss below a fifth of what guessing has) has units to spare.
     """
 
-    explains = ("ConstantOutput", "LossNotDecreasing", "NoBetterThanGuessing", "ClassImbalance")
+    explains = (
+        "ConstantOutput",
+        "LossNotDecreasing",
+        "NoBetterThanGuessing",
+        "ClassImbalance",
+        "AllZero",
+        "UnchangedTensor",
+    )
     looks_at = "the share of dead units of each layer, with the step"
     remedy = "lower lr or raise warmup_epochs; dead units do not come back"
     source = "AWS Debugger's DeadRelu; Lu et al. 2019 (arXiv 1903.06733)"
@@ -189,8 +199,7 @@ class DeadRelu(Rule):
                 f"needs finite activations of {self.patience} steps from step {self.start_step} on", table.size
             )
         labels = [f"activation {name} dead_share" for name in layers]
-        late = slice(len(steps) - self.patience, None)
-        evidence = in_a_row(table[:, late] > self.threshold, self.patience, steps[late], table[:, late], labels)
+        evidence = until_the_last(table > self.threshold, self.patience, steps, table, labels)
         if evidence and has_mastered(run):
             worst = max(each.value for each in evidence)
             return healthy(
@@ -222,67 +231,6 @@ class DeadRelu(Rule):
     def _seen_enough(self, run: RunData, name: str) -> bool:
         looks = run.statistics("activations", name).get("looks")
         return looks is None or not len(looks) or float(looks.values.max()) >= self.looks
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightUpdateRatio(Rule):
-    """Weights move too little or too much in a step, relative to their size.
-
-    The ratio is l2(change in one optimiser step) / (l2(weights) + 1e-9). Fires when a layer's median ratio over the
-    recorded steps from `start_step` on is below `small` or above `large`, or its first ratios already are above
-    `large` at `patience` recorded steps in a row. Healthy training moves weights by about 1e-4 to 1e-2 of their size. A
-    layer that starts at zero, or near it, has no size yet: of one that ends at more than `grown` times the norm it
-    began with, only the steps from half of the largest norm on count.
-
-    The managed rule's bounds are 1e-8 and 10, on any single step. A ratio of 10 replaces the weights ten times over;
-    ours is 0.2, which a training does not survive for long either. A median passes over the last steps of a cosine.
-    """
-
-    explains = ("DeadRelu", "AllZero", "ConstantOutput", "LossNotDecreasing", "NoBetterThanGuessing", "ClassImbalance")
-    looks_at = "the ratio of each layer outside of the bounds, with the step, and medians"
-    remedy = "lower or raise lr; freeze a layer that should not train (fine_tune=head)"
-    source = "AWS Debugger's WeightUpdateRatio; 1e-3 as the usual ratio: Karpathy, CS231n notes"
-    managed = Managed(reads="tensors", collections=("weights",), fields={"small_threshold": "small"})
-    small: float = 1e-8
-    large: float = 0.2
-    patience: int = 3
-    start_step: int = FIRST_UPDATE
-    grown: float = 10.0
-
-    def judge(self, run: RunData) -> Finding:
-        found = updates(run, self.start_step)
-        layers = found.names
-        steps, table = finite_part(found.steps, found.ratios)
-        table = np.where(growing(run, layers, steps, self.grown), np.nan, table)
-        if len(steps) and np.isnan(table).all():
-            return insufficient("all layers began at zero", table.size)
-        usual = np.nanmedian(table, axis=1) if table.size else np.empty(0)
-        medians = np.where(np.isnan(usual), (self.small + self.large) / 2, usual)
-        if len(steps) < self.patience:
-            return insufficient(f"needs {self.patience} recorded steps from step {self.start_step} on", table.size)
-        labels = [f"weight {name} update_ratio" for name in layers]
-        too_large = in_a_row(table > self.large, self.patience, steps, table, labels)
-        at = [(index, int(steps[-1])) for index in np.flatnonzero((medians < self.small) | (medians > self.large))]
-        evidence = [*too_large, *(Evidence(step=s, name=labels[i], value=float(medians[i])) for i, s in at)]
-        if not evidence:
-            low, high = float(np.nanmin(usual)), float(np.nanmax(usual))
-            return healthy(f"layers move by {short(low)} to {short(high)} of their size in a step", table.size)
-        names = unique_names(evidence)
-        lr = run.job.config.get("lr", "?")
-        if evidence[0].value > self.large:
-            return issue(
-                f"{len(names)} of {len(layers)} layers change by more than {percent(self.large)} of their size in one "
-                f"step: {listed(names)}",
-                f"lower lr (it is {lr}) or raise warmup_epochs",
-                evidence,
-                table.size,
-            )
-        return issue(
-            f"{len(names)} of {len(layers)} layers hardly move: {listed(names)}",
-            f"raise lr (it is {lr}); a layer that should not train is better frozen (fine_tune=head)",
-            evidence,
-            table.size,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,8 +299,10 @@ class UnchangedTensor(Rule):
 class AllZero(Rule):
     """A tensor holds nothing but zeros.
 
-    Fires when the largest absolute value of a gradient, weight or activation is 0 at `patience` recorded steps in a
-    row from `start_step` on (residual branches that start at zero have no gradient at step 0).
+    Fires when the largest absolute value of a gradient, weight or activation is 0 at the `patience` latest recorded
+    steps, from `start_step` on (residual branches that start at zero have no gradient at step 0). A network that
+    answers nearly everything rightly (a loss below a fifth of what guessing has) has no use for every gradient: of one
+    image they may all be 0.
     """
 
     explains = (
@@ -382,15 +332,33 @@ class AllZero(Rule):
             datapoints += table.size
             recorded = max(recorded, len(steps))
             labels = [f"{kind[:-1]} {name} abs_max" for name in layers]
-            evidence += in_a_row(table == 0, self.patience, steps, table, labels)
+            evidence += until_the_last(table == 0, self.patience, steps, table, labels)
         if recorded < self.patience:
             return insufficient(f"needs {self.patience} recorded steps from step {self.start_step} on", datapoints)
-        if not evidence:
+        if not evidence or has_mastered(run):
             return healthy("no recorded tensor is all zeros", datapoints)
+        names, begun = listed(unique_names(evidence)), min(each.step or 0 for each in evidence)
+        lr = run.job.config.get("lr", "?")
+        if begun > FIRST_ACTIVATION or self._were_alive(run, evidence):
+            return issue(
+                f"{len(evidence)} recorded tensors have become all zeros, the first by step {begun}: {names}",
+                f"lower lr (it is {lr}): the steps were too large, and dead units do not come back",
+                evidence,
+                datapoints,
+            )
         return issue(
-            f"{len(evidence)} recorded tensors are all zeros: {listed(unique_names(evidence))}",
+            f"{len(evidence)} recorded tensors are all zeros: {names}",
             "the layer learns nothing: check its initialisation and what feeds it; with weights=none lower lr, dead "
             "units do not come back",
             evidence,
             datapoints,
         )
+
+    @staticmethod
+    def _were_alive(run: RunData, evidence: list[Evidence]) -> bool:
+        """Whether all that is zero was something else at the first recorded step."""
+        for each in evidence:
+            kind, name, _ = each.name.split(" ")
+            if not run.statistics(f"{kind}s", name)["abs_max"].values[0] > 0:
+                return False
+        return True

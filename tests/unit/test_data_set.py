@@ -20,6 +20,7 @@ from image_classifier.sagemaker.upload import read_data_set
 from image_classifier.vision.check import check_dataset
 from image_classifier.vision.data_set import OpenedData, near_to, open_data
 from image_classifier.vision.folders import ImageFolders, scan
+from image_classifier.vision.picture_quality import BLURRED
 
 
 def put(root: Path, *names: str) -> Path:
@@ -184,7 +185,8 @@ def test_what_is_no_image_is_named_by_check_and_by_train_alike(tmp_path: Path) -
         "left there by systems and programs, passed over: 1 .DS_Store (.DS_Store)",
     }
     report = check_dataset(data)
-    assert {finding.line for finding in (*report.warnings, *report.notes) if finding.kind != "few"} == lines
+    unrelated = ("few", BLURRED)  # of few pictures, of soft shapes
+    assert {finding.line for finding in (*report.warnings, *report.notes) if finding.kind not in unrelated} == lines
     assert report.split_made
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from image_classifier.tuning.best_trial import ask_for_metrics_alone
 
 DEADLINE_S = 120
 LONG = CONFIG.replace(epochs=10_000)  # to be ended by something else
+OTHERS: set[psutil.Process] = set()
 VARIES = ("seconds", "train:images_per_second")
 
 
@@ -81,8 +82,16 @@ def process_of(run: Run) -> psutil.Process:
     return next(each for each in found if each.ppid() not in [one.pid for one in found])
 
 
+@pytest.fixture(autouse=True)
+def others() -> Iterator[None]:
+    """What tests before these have started lives on, and is none of this family."""
+    OTHERS.update(psutil.Process().children(recursive=True))
+    yield
+    OTHERS.clear()
+
+
 def family() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+    return [process for process in psutil.Process().children(recursive=True) if process not in OTHERS]
 
 
 def learned(run: Run) -> list[dict[str, Any]]:

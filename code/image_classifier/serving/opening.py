@@ -68,6 +68,7 @@ class Opening:
             PlatformError: the model server, or a worker, does not start or has gone.
         """
         artifact = load_model(MlPaths.from_environment().model)
+        self.server.show_output()
         workers = Workers(self.scratch, num_wanted=self.num_workers, answer_s=self.answer_s)
         engine = self._wait_for_workers(workers, stop)
         if engine is None:

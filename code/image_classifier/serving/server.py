@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import sys
+import threading
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ DEFAULT_VM_ARGS = (
 SERVER_MAX_BODY_BYTES = 16 * 1024 * 1024  # well above wire.MAX_BODY_BYTES: the front is who refuses
 # For loading the model, too. A worker that hangs is killed by `workers.py` long before the model server gives it up.
 _LOAD_TIMEOUT_S = 600
+_PIPE_BYTES = 65_536  # as many as Linux keeps in a pipe
+_LAST_WORDS_S = 1.0  # they are there already; only a reader that stands still is not waited for
 _PORT_HINT = f"stop the other program, or choose another port with {PORT_VARIABLE} (deploy.py serve --port)"
 
 
@@ -66,19 +69,43 @@ class Address:
 
 
 class ServerProcess:
-    """One running model server, with its scratch folder. Use as a context manager: leaving it removes everything."""
+    """One running model server, with its scratch folder. Use as a context manager: leaving it removes everything.
+
+    What it prints is held back until `show_output`: when the model is not worth a server, that is all there is to say.
+    """
 
     def __init__(self, scratch_folder: Scratch, *, num_workers: int) -> None:
         """Starts it. Raises PlatformError when there is no Java."""
         self._scratch = scratch_folder
         self._num_workers = num_workers
-        self._server = Supervised.start(
-            [sys.executable, "-W", "ignore:pkg_resources:UserWarning", "-m", "image_classifier.serving.model_server"],
-            env=self._environment(),
-            cwd=scratch_folder.root,
-            grace_s=0,  # without this process there is nobody to wait for
-            after=["rm", "-rf", str(scratch_folder.root)],
-        )
+        self._passing_on: threading.Thread | None = None
+        self._printed, printing = os.pipe()
+        with os.fdopen(printing, "wb") as output:
+            self._server = Supervised.start(
+                [
+                    sys.executable,
+                    "-W",
+                    "ignore:pkg_resources:UserWarning",
+                    "-m",
+                    "image_classifier.serving.model_server",
+                ],
+                env=self._environment(),
+                cwd=scratch_folder.root,
+                output=output,
+                grace_s=0,  # without this process there is nobody to wait for
+                after=["rm", "-rf", str(scratch_folder.root)],
+            )
+
+    def show_output(self) -> None:
+        """From here on what it prints, and has printed, goes to our standard output."""
+        self._passing_on = threading.Thread(target=self._pass_on, name="model server's output", daemon=True)
+        self._passing_on.start()
+
+    def _pass_on(self) -> None:
+        while printed := os.read(self._printed, _PIPE_BYTES):
+            with suppress(OSError, ValueError):  # nobody reads it any more: the server goes on
+                while printed:
+                    printed = printed[os.write(sys.stdout.fileno(), printed) :]
 
     def _environment(self) -> dict[str, str]:
         python_path = [str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -108,8 +135,10 @@ class ServerProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Kills what is left and removes the scratch folder."""
+        """Kills what is left, after its last words, and removes the scratch folder."""
         self._server.close()
+        if self._passing_on is not None:
+            self._passing_on.join(_LAST_WORDS_S)
 
     def ended(self) -> bool:
         """Whether the server is gone, for whatever reason."""

@@ -341,6 +341,8 @@ def collate(samples: Sequence[_Sample]) -> Batch:
 
 def _start_worker(_worker: int) -> None:
     ignore_stop_signals()
+    # Iterators that the job had when it forked are its own to end: torch would fail over their processes, in the log.
+    torch.utils.data.dataloader._MultiProcessingDataLoaderIter.__del__ = lambda _: None  # type: ignore[method-assign]
 
 
 class BadImages:

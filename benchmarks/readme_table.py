@@ -60,6 +60,26 @@ ROWS = (
         figure="{} MB",
     ),
     Row(
+        what="a head trained on 500 photographs for ten epochs, beside a script as tutorials have it",
+        file="training.md",
+        begins=("ours",),
+        columns=("speed",),
+        figure="{} times as fast",
+    ),
+    Row(
+        what="a second job on the same photographs",
+        file="training.md",
+        begins=("ours, a second job on the same pictures",),
+        columns=("speed",),
+        figure="{} times as fast",
+    ),
+    Row(
+        what="a training's share of what is fair beside a busy process, where threads sleep while they wait",
+        file="neighbour.md",
+        begins=("passive", "1"),
+        columns=("of a fair share",),
+    ),
+    Row(
         what="speed of loading 12-megapixel photos, beside torchvision's ImageFolder",
         file="data.md",
         begins=("4000 x 3000", "2", "ours, cache=none"),
@@ -74,7 +94,13 @@ ROWS = (
         figure="{} times",
     ),
     Row(
-        what="served answers in int8 that are those of float32",
+        what="served answers in bfloat16 that are those of float32, a head on photographs",
+        file="formats.md",
+        begins=("bfloat16", "OpenVINO"),
+        columns=("same answer",),
+    ),
+    Row(
+        what="the same in int8, which this model's gate refuses (99 % are needed)",
         file="formats.md",
         begins=("int8", "OpenVINO"),
         columns=("same answer",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -20,6 +21,7 @@ from image_classifier.sagemaker.upload import read_data_set
 from image_classifier.vision.check import check_dataset
 from image_classifier.vision.data_set import OpenedData, near_to, open_data
 from image_classifier.vision.folders import ImageFolders, scan
+from image_classifier.vision.image_list import read_list
 from image_classifier.vision.picture_quality import BLURRED
 
 
@@ -308,7 +310,7 @@ def test_a_list_that_cannot_be_used_is_answered_with_one_sentence(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("a.parquet", "is a Parquet file"), ("a.zip", "is an archive"), ("a.jpg", "is a file, not a data set folder")],
+    [("a.zip", "is an archive"), ("a.jpg", "is a file, not a data set folder")],
 )
 def test_a_file_of_another_kind_is_told_what_to_do_with_it(tmp_path: Path, name: str, sentence: str) -> None:
     (tmp_path / name).touch()
@@ -317,11 +319,28 @@ def test_a_file_of_another_kind_is_told_what_to_do_with_it(tmp_path: Path, name:
     assert caught.value.hint
 
 
-def test_a_parquet_file_is_told_the_line_that_makes_a_list_of_it(tmp_path: Path) -> None:
+def test_a_parquet_file_is_told_what_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     (tmp_path / "labels.parquet").touch()
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError, match="there is no pyarrow here to read it") as caught:
         opened(tmp_path / "labels.parquet")
+    assert "pip install pyarrow" in caught.value.hint
     assert "pandas.read_parquet('labels.parquet').to_csv('labels.csv', index=False)" in caught.value.hint
+
+
+def test_a_parquet_list_says_what_the_same_csv_list_does(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    put(tmp_path, "a.jpg", "b.jpg", "c, d.jpg")
+    (tmp_path / "list.csv").write_text('Path,label,note\na.jpg,1,x\nb.jpg,2,y\n"c, d.jpg",2,z\n')
+    columns = {"note": [b"x", None, b"z"], "Path": ["a.jpg", "b.jpg", "c, d.jpg"], "label": [1, 2, 2]}
+    parquet.write_table(arrow.table(columns), tmp_path / "list.parquet")
+    assert read_list(tmp_path / "list.parquet") == read_list(tmp_path / "list.csv")
+    (tmp_path / "list.pq").write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(DataError, match="cannot be read as a Parquet file"):
+        read_list(tmp_path / "list.pq")
+    parquet.write_table(arrow.table({"url": ["a.jpg"]}), tmp_path / "other.parquet")
+    with pytest.raises(DataError, match="names no column path: it is url"):
+        read_list(tmp_path / "other.parquet")
 
 
 def test_an_empty_folder_and_what_is_no_file_are_said_to_be_that(tmp_path: Path) -> None:

@@ -46,7 +46,6 @@ from image_classifier.vision.splitting import split_images
 from image_classifier.vision.walk import Kind, Walk, entries_of
 
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
-PARQUET = (".parquet", ".pq")
 MAX_LEVELS = 3  # that a path may be off
 
 Progress = Callable[[int, int], None]
@@ -172,9 +171,6 @@ def labelled_images(data: Path) -> Labelled:
 def _listed(file: Path, over: PassedOver) -> tuple[Path, tuple[ListedImage, ...]]:
     """The root and the images of a list. Raises DataError."""
     suffix = file.suffix.lower()
-    if suffix in PARQUET:
-        how = f"pandas.read_parquet({file.name!r}).to_csv({file.with_suffix('.csv').name!r}, index=False)"
-        raise DataError(f"{file} is a Parquet file, which cannot be read here", f"save it as CSV: {how}; {LIST_HINT}")
     if suffix in ARCHIVES:
         raise DataError(f"{file} is an archive", "unpack it, and name the folder that comes out")
     if suffix not in LIST_SUFFIXES:

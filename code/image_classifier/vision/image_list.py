@@ -1,5 +1,6 @@
-"""A list of images instead of folders: a CSV file with a line an image, its path, its label and, if it says so, its
-split. Users bring one; and how images without folders of their own for the splits were split is kept as one.
+"""A list of images instead of folders: a CSV file (or one in Parquet) with a line an image, its path, its label and, if
+it says so, its split. Users bring one; and how images without folders of their own for the splits were split is kept as
+one.
 
     path,label,split
     daisy/1.jpg,daisy,train
@@ -24,13 +25,14 @@ from image_classifier.contract.files import open_plain, replacing
 from image_classifier.contract.outputs import FINDINGS
 from image_classifier.contract.text import as_text
 from image_classifier.vision.findings import DataFinding, by_level, parse_levels
+from image_classifier.vision.parquet_list import PARQUET_SUFFIXES, parquet_text
 
 SPLIT_FOLDERS: Mapping[str, tuple[str, ...]] = {  # split -> its names, in folders and in lists
     "train": ("train", "training"),
     "valid": ("valid", "validation", "val"),
     "test": ("test", "testing"),
 }
-LIST_SUFFIXES = (".csv", ".tsv")
+LIST_SUFFIXES = (".csv", ".tsv", *PARQUET_SUFFIXES)
 SPLIT_CHANNEL = "split"  # the channel in which a job gets the two files of a plan
 SPLIT_FILE = "split.csv"
 COLUMNS: Mapping[str, tuple[str, ...]] = {  # what is read -> the names that its column may have
@@ -194,6 +196,8 @@ def _text(file: Path) -> str:
         if file.stat().st_size > MAX_LIST_BYTES:
             raise DataError(f"{file} has more than {MAX_LIST_BYTES / 1e9:g} GB", "list the images in several data sets")
         with open_plain(file) as stream:
+            if file.suffix.lower() in PARQUET_SUFFIXES:
+                return parquet_text(file, {name for names in COLUMNS.values() for name in names}, MAX_LIST_BYTES)
             data: bytes = stream.read()
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror or describe(error)}") from None

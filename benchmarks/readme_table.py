@@ -106,6 +106,20 @@ ROWS = (
         columns=("same answer",),
     ),
     Row(
+        what="requests a second of the endpoint in int8, beside sagemaker-inference's stock handler, 1 client",
+        file="serve.md",
+        begins=("1", "ours in int8"),
+        columns=("requests a second",),
+        figure="{} times",
+    ),
+    Row(
+        what="requests a second of the endpoint in int8, beside sagemaker-inference's stock handler, 4 clients",
+        file="serve.md",
+        begins=("4", "ours in int8"),
+        columns=("requests a second",),
+        figure="{} times",
+    ),
+    Row(
         what="requests a second behind our front, beside none, 4 clients",
         file="front.md",
         begins=("our front", "4"),

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import signal
 import subprocess
-import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -16,12 +14,10 @@ from pathlib import Path
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
+from tests.training_program import BOTH, prepare, start, stopped
 
 from image_classifier.contract.paths import MlPaths
 
-CODE = Path(__file__).parents[2] / "code"
-TRAIN = [sys.executable, "-m", "image_classifier.training.train_program"]
-TOOLKITS = [str(Path(sys.executable).parent / "train")]  # AWS's program, without ours
 MINE = """
 import json, os, pathlib, sys
 import helper
@@ -41,34 +37,6 @@ def archive(files: dict[str, str | bytes]) -> bytes:
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     return packed.getvalue()
-
-
-def prepare(base: Path, **hyperparameters: str) -> MlPaths:
-    paths = MlPaths(base=base)
-    for folder in (paths.config, paths.model, paths.output_data):
-        folder.mkdir(parents=True)
-    paths.hyperparameters.write_text(json.dumps({"code": "0", "rate": "0.5"} | hyperparameters))
-    paths.resource_config.write_text(json.dumps({"current_host": "algo-1", "hosts": ["algo-1"]}))
-    paths.input_data_config.write_text("{}")
-    return paths
-
-
-def start_toolkits(paths: MlPaths) -> subprocess.Popen[str]:
-    """`train` as AWS's images have it."""
-    ours = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment = ours | {"SAGEMAKER_BASE_DIR": str(paths.base)}
-    return subprocess.Popen(
-        TOOLKITS, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=paths.base
-    )
-
-
-def start(paths: MlPaths, **variables: str) -> subprocess.Popen[str]:
-    """`train` as in the image: our source is elsewhere than in `code`."""
-    image = {"SAGEMAKER_TRAINING_MODULE": "image_classifier.training.toolkit_module:main", "PYTHONPATH": str(CODE)}
-    environment = os.environ | image | {"SAGEMAKER_BASE_DIR": str(paths.base)} | variables
-    return subprocess.Popen(
-        TRAIN, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=paths.base
-    )
 
 
 def run(paths: MlPaths, **variables: str) -> tuple[int, str]:
@@ -203,7 +171,6 @@ def test_without_any_ours_is_run_also_with_a_folder_mounted_over_all_of_opt_ml(t
     assert paths.failure.read_text().startswith("unknown hyperparameter 'code'")
 
 
-BOTH = pytest.mark.parametrize("starts", [start_toolkits, start], ids=["the toolkit alone", "ours"])
 HANDLES = """
 import os, signal, sys, time
 def stop(*_):
@@ -223,14 +190,8 @@ def test_sigterm_reaches_a_program_only_through_ours(
     paths.code.mkdir()
     (paths.code / "mine.py").write_text(HANDLES)
     paths.resource_config.write_text(json.dumps({"current_host": "localhost", "hosts": ["localhost"]}))
-    with starts(paths) as train:
-        assert train.stdout is not None
-        for line in train.stdout:
-            if line == "handles\n":
-                break
-        train.send_signal(signal.SIGTERM)
-        log, _ = train.communicate(timeout=30)
-    assert (train.returncode, "saved" in log) == ((143, True) if starts is start else (-signal.SIGTERM, False))
+    code, log = stopped(paths, starts)
+    assert (code, "saved" in log) == ((143, True) if starts is start else (-signal.SIGTERM, False))
 
 
 @BOTH

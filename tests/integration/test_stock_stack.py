@@ -21,9 +21,9 @@ import numpy as np
 import pytest
 import requests
 from tests.conftest import jpeg
-from tests.integration.test_own_program import prepare, start, start_toolkits
 from tests.server_program import Program
 from tests.stock_server import stock_server
+from tests.training_program import BOTH, prepare, start, start_toolkits, stopped
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.paths import MlPaths
@@ -31,7 +31,6 @@ from image_classifier.contract.paths import MlPaths
 MODEL = "def model_fn(model_dir):\n    return 1\n\n\ndef predict_fn(data, model):\n    return data.tolist()\n"
 BROKEN = "def model_fn(model_dir):\n    raise RuntimeError('the weights are damaged')\n"
 SHELL = 'trap "echo stopped; exit 143" TERM\necho handles\nfor i in $(seq 50); do sleep 0.1; done\n'
-BOTH = pytest.mark.parametrize("starts", [start_toolkits, start], ids=["the toolkit alone", "ours"])
 
 
 @pytest.fixture(scope="module")
@@ -129,14 +128,8 @@ def test_a_shell_program_gets_the_stop_signal_only_through_ours(
     paths.code.mkdir()
     (paths.code / "mine.sh").write_text(SHELL)
     paths.resource_config.write_text(json.dumps({"current_host": "localhost", "hosts": ["localhost"]}))
-    with starts(paths) as train:
-        assert train.stdout is not None
-        for line in train.stdout:
-            if line == "handles\n":
-                break
-        train.send_signal(signal.SIGTERM)
-        log, _ = train.communicate(timeout=60)
-    assert (train.returncode, "stopped" in log) == ((143, True) if starts is start else (-signal.SIGTERM, False))
+    code, log = stopped(paths, starts)
+    assert (code, "stopped" in log) == ((143, True) if starts is start else (-signal.SIGTERM, False))
 
 
 def test_the_recommended_type_reads_false_as_true_and_ours_as_false(tmp_path: Path) -> None:

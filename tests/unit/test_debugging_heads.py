@@ -185,3 +185,21 @@ def test_labels_of_classes_are_read_in_every_form() -> None:
     assert class_labels(torch.tensor([[0.3], [0.8]]), 0) is None
     assert predicted_classes(torch.tensor([[0.4], [0.6]]), 2).tolist() == [0, 1]
     assert predicted_classes(torch.tensor([[-0.4], [0.3], [2.0]]), 2).tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(("images", "verdict"), [(4, Verdict.INSUFFICIENT_DATA), (12, Verdict.ISSUES)])
+def test_a_sigmoid_is_known_by_many_outputs_only_because_a_few_logits_may_look_like_its(
+    images: int, verdict: Verdict
+) -> None:
+    model = perceptron(2, nn.Sigmoid())
+    inputs, labels = (part[:images] for part in rings())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with watch(model, optimizer, classes=2, epochs=1, steps_per_epoch=3, interval=1) as seen:
+        for _ in range(3):
+            outputs = model(inputs)
+            value = F.cross_entropy(outputs, labels)
+            optimizer.zero_grad()
+            value.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            seen.step(value, outputs, labels)
+    assert {each.rule: each.verdict for each in seen.results}["WrongHead"] is verdict

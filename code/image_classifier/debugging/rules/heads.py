@@ -24,6 +24,7 @@ LEARNS_NOTHING = (
     "ClassImbalance",
 )
 SAME = 1e-4  # the share of their size by which outputs differ that are all the same
+_SIGMOID = "a sigmoid stands before"
 STILL = 1e-6  # the median update of a network that does not move: the range of its outputs tells nothing of a head
 
 
@@ -35,7 +36,7 @@ class WrongHead(Rule):
     loss is that of a cross entropy, or a logistic loss, which takes the outputs as logits (and not as probabilities),
     although
     - they are shares already, all in 0..1 with rows that sum to 1: a softmax stands before the loss;
-    - all lie in 0..1, and not for being small: a sigmoid stands before the loss;
+    - all of them, `outputs_seen` or more, lie in 0..1, and not for being small: a sigmoid stands before the loss;
     - none is below 0, and at one step or more some, but not all, are exactly 0: a ReLU stands before the loss;
     - all lie within -1..1, and at the latest two steps reach beyond `full` of both ends: a tanh stands before the loss.
     Fires too when
@@ -56,6 +57,7 @@ class WrongHead(Rule):
     patience: int = 3
     close: float = 1e-3
     full: float = 0.98
+    outputs_seen: int = 64  # a few logits may lie there by chance
 
     def judge(self, run: RunData) -> Finding:
         outputs, fit, pairs = (of_batches(run, name) for name in ("outputs", "fit", "pairs"))
@@ -74,6 +76,11 @@ class WrongHead(Rule):
         )
         if not what:
             return healthy(f"outputs from {short(float(low.min()))} to {short(float(high.max()))}", count)
+        seen = int((outputs["images"].values * outputs["columns"].values).sum())
+        if what.startswith(_SIGMOID) and seen < self.outputs_seen:
+            return insufficient(
+                f"needs {self.outputs_seen} outputs to know a sigmoid by their range, has {seen}", count
+            )
         step = int(outputs["min"].steps[0])
         named = {"outputs min": low[0], "outputs max": high[0]}
         return issue(
@@ -125,7 +132,7 @@ class WrongHead(Rule):
         if _is_cut_off(low, high):
             return f"a ReLU stands before {loss}"
         if moved and (low > 0).all() and (high <= 1 + self.close).all() and high[0] > 0.2:
-            return f"a sigmoid stands before {loss}"
+            return f"{_SIGMOID} {loss}"
         bound = (low >= -1).all() and (high <= 1).all()
         full = (high > self.full) & (low < -self.full)
         return f"a tanh stands before {loss}" if bound and full[-2:].all() else ""

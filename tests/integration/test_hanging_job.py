@@ -67,7 +67,9 @@ def hung(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, int, str]:
     make_sample_data(data, num_classes=2, train_per_class=12, valid_per_class=4, test_per_class=2, size=32)
     job = Job(tmp_path_factory.mktemp("job") / "base", data, stop_on="StalledTraining", workers="1", trace_steps="0")
     (job.paths.code / "train.py").write_text(SCRIPT)
-    with job.start() as train:
+    temporary = job.paths.base / "tmp"
+    temporary.mkdir()
+    with job.start(TMPDIR=str(temporary)) as train:
         log, _ = train.communicate(timeout=300)
     return job, train.returncode, log
 
@@ -81,6 +83,7 @@ def test_a_job_that_hangs_is_ended_by_the_rule_and_says_where_it_stood(hung: tup
     assert message.startswith("stopped by rule StalledTraining (no step ended for")
     assert "in epoch 2 of 3, step 2 of 6; it hangs, so what came after the last checkpoint is lost" in message
     assert "stop_on=none" in hint
+    assert not list((job.paths.base / "tmp").glob("pymp-*")), "folders of data loading processes stay behind"
     assert not [each for each in psutil.process_iter(["cmdline"]) if str(job.paths.code) in str(each.info["cmdline"])]
 
 

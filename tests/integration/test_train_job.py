@@ -87,21 +87,25 @@ class Job:
     def _write(path: Path, value: Mapping[str, object]) -> None:
         path.write_text(json.dumps(value))
 
-    def start(self) -> subprocess.Popen[str]:
-        environment = os.environ | {
-            "SAGEMAKER_BASE_DIR": str(self.paths.base),
-            "SAGEMAKER_PROGRAM": "train.py",
-            "SAGEMAKER_TRAINING_MODULE": "image_classifier.training.toolkit_module:main",
-            "PYTHONPATH": str(self.paths.code),
-            "OMP_NUM_THREADS": "1",
-        }
+    def start(self, **variables: str) -> subprocess.Popen[str]:
+        environment = (
+            os.environ
+            | variables
+            | {
+                "SAGEMAKER_BASE_DIR": str(self.paths.base),
+                "SAGEMAKER_PROGRAM": "train.py",
+                "SAGEMAKER_TRAINING_MODULE": "image_classifier.training.toolkit_module:main",
+                "PYTHONPATH": str(self.paths.code),
+                "OMP_NUM_THREADS": "1",
+            }
+        )
         return subprocess.Popen(
             [TRAIN], env=environment, cwd=self.paths.base, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
 
-    def run(self) -> tuple[int, str]:
+    def run(self, **variables: str) -> tuple[int, str]:
         """Exit code and log of a whole run."""
-        with self.start() as train:
+        with self.start(**variables) as train:
             log, _ = train.communicate(timeout=300)
         return train.returncode, log
 
@@ -342,9 +346,11 @@ def test_finished_job_started_again_writes_the_model_without_training(finished: 
     assert all(np.array_equal(before[name], array) for name, array in job.weights.items())
 
 
-def test_failure_file_holds_first_cause(tmp_path: Path, data: Path) -> None:
+def test_failure_file_holds_first_cause(tmp_path: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     job = Job(tmp_path / "ml", data, max_bad_images="1", workers="1")  # which must not keep the job from ending
-    code, log = job.run()
+    temporary = tmp_path_factory.mktemp("t")  # a short path: sockets come into it
+    code, log = job.run(TMPDIR=str(temporary))
+    assert not list(temporary.glob("pymp-*")), "folders of data loading processes stay behind"
     assert code == 1
     assert job.failure.startswith("2 images cannot be read, more than max_bad_images=1; the last: ")
     assert "hint: " in job.failure

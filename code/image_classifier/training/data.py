@@ -25,7 +25,7 @@ from image_classifier.training.balance import balanced_keys
 from image_classifier.training.cache import PixelCache
 from image_classifier.training.crops import no_larger_than_needed, random_view, resized, shortest_side
 from image_classifier.training.side_stream import SideStream
-from image_classifier.training.stop import Interrupted, StopFlag, ignore_stop_signals
+from image_classifier.training.stop import Interrupted, StopFlag, ignore_stop_signals, share_temporary_folder
 from image_classifier.vision.contrast import contrast_findings, contrast_of_file
 from image_classifier.vision.decode import decode
 from image_classifier.vision.findings import DataFinding, listing
@@ -238,6 +238,8 @@ class Loader:
         self._batches = EpochBatches(
             len(dataset), batch_size, shuffle_seed=shuffle_seed, rank=rank, size=size, balance=balance
         )
+        if workers:
+            share_temporary_folder()
         self._loader: DataLoader[Batch] = DataLoader(
             dataset,  # type: ignore[arg-type]  # collate makes Batches of its samples
             batch_sampler=self._batches,

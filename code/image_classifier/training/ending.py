@@ -23,6 +23,7 @@ from image_classifier.contract.errors import (
 )
 from image_classifier.contract.outputs import failure_text
 from image_classifier.contract.paths import JOB_NAME_VARIABLE, MlPaths
+from image_classifier.training.stop import remove_temporary_folder
 
 log = logging.getLogger(__name__)
 KILLED = 128  # and the signal's number: the exit code of a script that was killed
@@ -101,6 +102,7 @@ def leave(error: JobStopped, paths: MlPaths) -> NoReturn:
     report(paths)
     for worker in multiprocessing.active_children():
         worker.kill()
+    remove_temporary_folder()
     sys.stdout.flush()
     os._exit(error.exit_code)
 

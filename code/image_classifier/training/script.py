@@ -19,7 +19,7 @@ from image_classifier.contract.errors import EXIT_PLATFORM, ClassifierError, Job
 from image_classifier.contract.paths import MlPaths
 from image_classifier.contract.text import visible
 from image_classifier.training.ending import PROCESS_LOST, explain, report, write_failure
-from image_classifier.training.stop import StopFlag, end_workers
+from image_classifier.training.stop import StopFlag, end_workers, remove_temporary_folder
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,8 @@ def leave(status: int) -> NoReturn:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         threading._shutdown()  # type: ignore[attr-defined]  # as multiprocessing ends its forks
         atexit._run_exitfuncs()
+    else:
+        remove_temporary_folder()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # nobody reads it any more
             stream.flush()

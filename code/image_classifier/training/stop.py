@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import signal
+from multiprocessing import util
 from types import FrameType
 
 from image_classifier.contract.errors import JobStopped, RuleFired
@@ -58,6 +60,17 @@ def ignore_stop_signals() -> None:
     """For data loading processes: a signal to the whole group must not kill them under the loop that stops them."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+
+
+def share_temporary_folder() -> None:
+    """Before data loading processes are forked: they keep their sockets in this process's folder, not each in one of
+    its own, which a killed process leaves behind."""
+    util.get_temp_dir()
+
+
+def remove_temporary_folder() -> None:
+    """For an end by `os._exit`, which calls nothing that would remove it."""
+    shutil.rmtree(util.get_temp_dir(), ignore_errors=True)
 
 
 def end_workers() -> None:

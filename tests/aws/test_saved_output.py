@@ -140,4 +140,4 @@ def test_tensors_alone_make_no_report(bucket: None, tensors: Path, project: Path
     code, _, err = deploy("report", f"{ROOT}/tensors")
     assert code == 1
     assert f"{ROOT}/tensors holds no output of a training job" in " ".join(err.split())
-    assert not any((project / "runs" / "from-s3").iterdir())
+    assert not (project / "runs").exists()

@@ -52,18 +52,26 @@ def _fetched(settings: Settings, uri: str, parent: Path) -> Path:
     """A job's output in S3 as a folder of this machine, in place of what an earlier call fetched of the same job."""
     from image_classifier.sagemaker.fetch import fetch, job_of
 
-    parent.mkdir(parents=True, exist_ok=True)
     folder = parent / job_of(uri)
-    with tempfile.TemporaryDirectory(dir=parent) as temporary:
-        new = Path(temporary) / folder.name
-        new.mkdir()
-        fetch(settings.sagemaker, uri, new)
-        try:
-            locate(new)
-        except DataError:
-            raise DataError(f"{uri} holds no output of a training job", "tensors are for `deploy.py rules`") from None
-        shutil.rmtree(folder, ignore_errors=True)
-        new.rename(folder)
+    new_folders = [each for each in (parent, parent.parent) if not each.exists()]
+    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=parent) as temporary:
+            new = Path(temporary) / folder.name
+            new.mkdir()
+            fetch(settings.sagemaker, uri, new)
+            try:
+                locate(new)
+            except DataError:
+                raise DataError(
+                    f"{uri} holds no output of a training job", "tensors are for `deploy.py rules`"
+                ) from None
+            shutil.rmtree(folder, ignore_errors=True)
+            new.rename(folder)
+    finally:
+        for each in new_folders:  # nothing stays of a call that fetched nothing
+            with suppress(OSError):
+                each.rmdir()
     return folder
 
 

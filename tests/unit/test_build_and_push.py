@@ -139,7 +139,8 @@ def test_the_image_for_arm64_is_built_when_it_is_named(checkout: Checkout) -> No
 
 
 def test_a_machine_that_does_not_run_arm64_is_a_sentence(checkout: Checkout) -> None:
-    checkout.program("docker", 'if [[ $1 == build ]]; then echo "exec /bin/sh: exec format error"; exit 1; fi\n' + DOCKER)
+    fails = 'if [[ $1 == build ]]; then echo "exec /bin/sh: exec format error"; exit 1; fi\n'
+    checkout.program("docker", fails + DOCKER)
     done = checkout.run("build", "serve-arm64")
     assert done.returncode == 1
     assert "this machine does not run programs for its processor" in done.stderr

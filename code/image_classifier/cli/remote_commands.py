@@ -87,7 +87,7 @@ def cost(
     if not all(math.isfinite(number) for number in (rate, busy, hour or 0)):
         raise click.UsageError("--rate, --busy and --hour are finite numbers")
     if instance and cores:
-        raise click.UsageError("--cores is for guessing from another machine's rate, --instance for the rate of its own")
+        raise click.UsageError("--cores is for a rate of another machine, --instance for one of its own")
     if hour and not instance:
         raise click.UsageError("--hour is the price of an --instance")
     if instance:

@@ -1,7 +1,7 @@
 """How many GPUs, and which, an instance type has.
 
-From the pages of EC2's accelerated instance types (https://aws.amazon.com/ec2/instance-types/), of November 2026; no API
-that needs no account says it. Of ml.g7's middle sizes published tables disagree, so they stand here without a number.
+From AWS's pages of accelerated instance types (https://aws.amazon.com/ec2/instance-types/): no API says it without an
+account. Of ml.g7's middle sizes published tables disagree, so they stand here without a number.
 """
 
 from __future__ import annotations

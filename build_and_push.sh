@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
 # Build the images, and push them to Amazon ECR or to any other registry: train, serve, and serve-cpu, which is a tenth
-# of serve's size and for machines without a GPU.
+# of serve's size and for machines without a GPU; and, when it is named, serve-arm64, the same for arm64 processors.
 #
-#   ./build_and_push.sh build [train|serve|serve-cpu ...]  build, tag by git revision, write build/images.json
-#   ./build_and_push.sh push  [train|serve|serve-cpu ...]  the same, then push, and write URI@digest there too
+#   ./build_and_push.sh build [train|serve|serve-cpu|serve-arm64 ...]  build, tag by git revision, write
+#                                                          build/images.json
+#   ./build_and_push.sh push  [IMAGE ...]                  the same, then push, and write URI@digest there too
 #   ./build_and_push.sh dockerfile train|serve             print the whole Dockerfile, for a docker build --file - of
 #                                                          your own; serve's with --target serve-cpu makes that one
+#
+# serve-arm64 is built on an arm64 machine, or on another whose kernel runs arm64 programs by qemu (binfmt_misc).
 #
 # Settings, from the environment:
 #   AWS_REGION, AWS_PROFILE ...  as for the AWS CLI; the account is the one the credentials belong to
@@ -58,11 +61,13 @@ check_weights() {
 }
 
 # One text for the stages that both images begin with, so that they share layers.
-dockerfile() { cat docker/shared.Dockerfile "docker/${1%-cpu}/Dockerfile"; }
+dockerfile() { cat docker/shared.Dockerfile "docker/${1%%-*}/Dockerfile"; }
 
 build() {
-  local kind=$1 name=$PREFIX-$1 cuda=$CUDA flags=()
-  [[ $kind != *-cpu ]] || { cuda=0; flags+=(--target "$kind"); }
+  local kind=$1 name=$PREFIX-$1 cuda=$CUDA platform=linux/amd64 flags=()
+  [[ $kind != serve-arm64 ]] || platform=linux/arm64
+  [[ $kind != serve-* ]] || { cuda=0; flags+=(--target serve-cpu); }
+  flags+=(--platform "$platform")   # SageMaker's, and not that of the machine that builds
   [[ -n ${PIP_CONF:-} ]] && flags+=(--secret "id=pip_conf,src=$PIP_CONF")
   [[ -n ${CA_BUNDLE:-} ]] && flags+=(--secret "id=ca_bundle,src=$CA_BUNDLE")
   [[ -n ${BUILD_NETWORK:-} ]] && flags+=(--network "$BUILD_NETWORK")
@@ -82,6 +87,10 @@ fail_build() {
   local log=build/$1.log problem
   problem=$(sed -nE 's/^#[0-9]+ [0-9.]+ error: (.*)$/\1/p' "$log" | tail -n 1)
   [[ -z $problem ]] || fail "$2 could not be built: $problem" "the whole log is $log"
+  if [[ $(<"$log") == *'xec format error'* ]]; then
+    fail "$2 could not be built: this machine does not run programs for its processor" \
+      "let qemu run them (Debian: apt-get install qemu-user-static), or build on such a machine"
+  fi
   if [[ $(<"$log") == *'Get "https://download.pytorch.org/'* ]]; then
     fail "the ImageNet weights cannot be downloaded from download.pytorch.org" \
       "put $WEIGHTS_FILE into weights/ and set IMAGENET_WEIGHTS=file"
@@ -183,7 +192,8 @@ COMMAND=${1:-}
 KINDS=("${@:2}")
 ((${#KINDS[@]})) || KINDS=(train serve serve-cpu)
 for kind in "${KINDS[@]}"; do
-  [[ $kind == @(train|serve|serve-cpu) ]] || fail "there is no image $kind" "the images are train, serve and serve-cpu"
+  [[ $kind == @(train|serve|serve-cpu|serve-arm64) ]] \
+    || fail "there is no image $kind" "the images are train, serve, serve-cpu and serve-arm64"
 done
 if [[ $COMMAND == dockerfile ]]; then
   ((${#KINDS[@]} == 1)) || fail "there is one Dockerfile for an image" "ask for train or for serve"

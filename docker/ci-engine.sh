@@ -7,6 +7,8 @@
 # 2. the base image debian:bookworm-slim, made from this machine's own package sources;
 # 3. STATE_DIR/env, to be sourced before build_and_push.sh: it passes this machine's pip settings and CA bundle to the
 #    build as secrets, and serves package folders of this machine (file:// indexes, wheel folders) on loopback.
+# With ARM64=1 also qemu, by which the kernel runs arm64 programs, and the base image arm64v8/debian:bookworm-slim: what
+# `BASE_IMAGE=arm64v8/debian:bookworm-slim ./build_and_push.sh build serve-arm64` takes.
 # With `stop` as the first argument it ends what it started.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -23,8 +25,9 @@ stop() {
 }
 
 engine() {
-  local missing=() package
-  for package in docker.io docker-registry mmdebstrap iptables; do
+  local missing=() package wanted=(docker.io docker-registry mmdebstrap iptables)
+  [[ -z ${ARM64:-} ]] || wanted+=(qemu-user-static arch-test)
+  for package in "${wanted[@]}"; do
     dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")
   done
   if ((${#missing[@]})); then
@@ -39,8 +42,15 @@ engine() {
   exit 1
 }
 
+emulation() {
+  local misc=/proc/sys/fs/binfmt_misc
+  [[ -e $misc/register ]] || mount -t binfmt_misc binfmt_misc "$misc"
+  [[ -e $misc/qemu-aarch64 ]] || cat /usr/lib/binfmt.d/qemu-aarch64.conf >"$misc/register"
+}
+
+# The base image called $1, for the architecture $2.
 base_image() {
-  docker image inspect debian:bookworm-slim >/dev/null 2>&1 && return
+  docker image inspect "$1" >/dev/null 2>&1 && return
   local tmp sources clean
   tmp=$(mktemp -d)
   # shellcheck disable=SC2016  # apt's placeholders
@@ -48,14 +58,14 @@ base_image() {
   # the same clean-up after apt that Debian's own image has, so that no layer keeps a package cache
   clean='"rm -f /var/cache/apt/archives/*.deb /var/cache/apt/archives/partial/*.deb /var/cache/apt/*.bin || true";'
   # shellcheck disable=SC2016  # mmdebstrap's own $1
-  mmdebstrap --variant=minbase --mode=root --include=ca-certificates \
+  mmdebstrap --variant=minbase --mode=root --architectures="$2" --include=ca-certificates \
     --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
     --dpkgopt='path-include=/usr/share/doc/*/copyright' --dpkgopt='path-exclude=/usr/share/locale/*' \
     --customize-hook="printf '%s\n' 'DPkg::Post-Invoke { $clean };' 'APT::Update::Post-Invoke { $clean };' 'Dir::Cache::pkgcache \"\"; Dir::Cache::srcpkgcache \"\";' > \"\$1\"/etc/apt/apt.conf.d/docker-clean" \
     --customize-hook='rm -rf "$1"/var/cache/apt/* "$1"/var/log/*.log "$1"/var/log/apt/*' \
     bookworm "$tmp/rootfs.tar" "${sources[@]}" >"$STATE/base.log" 2>&1 \
     || { echo "error: the base image could not be made: $(tail -n 1 "$STATE/base.log")" >&2; exit 1; }
-  docker import --change 'CMD ["bash"]' "$tmp/rootfs.tar" debian:bookworm-slim >/dev/null
+  docker import --platform "linux/$2" --change 'CMD ["bash"]' "$tmp/rootfs.tar" "$1" >/dev/null
   rm -rf "$tmp"
 }
 
@@ -83,6 +93,7 @@ fi
 STATE=$(realpath -m "${1:-build/engine}")
 mkdir -p "$STATE"
 engine
-base_image
+base_image debian:bookworm-slim "$(dpkg --print-architecture)"
+[[ -z ${ARM64:-} ]] || { emulation; base_image arm64v8/debian:bookworm-slim arm64; }
 packages
 echo "engine $(docker version --format '{{.Server.Version}}') and debian:bookworm-slim are ready; source $STATE/env"

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from tests.aws.conftest import ACCOUNT, client, golden_answers, only_run, set_settings
 from tests.aws.gate import Body, Gate
 from tests.conftest import jpeg
@@ -91,6 +92,16 @@ def test_s3_prefix_is_taken_as_it_is(gate: Gate, deploy: Deploy, archive: Path) 
     assert code == 2
     assert "no GPU driver for CUDA 13" in err  # the settings name a GPU type
     assert not out
+
+
+def test_arm64_is_refused_as_batch_jobs_have_none(
+    deploy: Deploy, project: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLASSIFIER_SAGEMAKER_SERVE_INSTANCE", "ml.c8g.xlarge")
+    code, out, err = deploy("batch", "s3://photos/2026", "--model", str(archive), "--yes")
+    assert (code, out) == (2, "")
+    assert "serve_instance is ml.c8g.xlarge: SageMaker has no arm64 processors for batch jobs" in err
+    assert not (project / "runs").exists()
 
 
 def test_failed_batch_names_its_reason(gate: Gate, deploy: Deploy, project: Path, archive: Path) -> None:

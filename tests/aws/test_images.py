@@ -11,7 +11,7 @@ from tests.aws.conftest import REGISTRY, ROLE
 
 from image_classifier.contract.errors import ConfigError
 from image_classifier.sagemaker.aws_settings import SageMakerSettings
-from image_classifier.sagemaker.images import find_image
+from image_classifier.sagemaker.images import ARM, X86, find_image
 
 
 def pushed(file: Path, **revisions: str) -> Path:
@@ -21,7 +21,7 @@ def pushed(file: Path, **revisions: str) -> Path:
             {
                 kind: {
                     "image": f"image-classifier-{kind}:{revision}",
-                    "cuda_major": "0" if kind == "serve-cpu" else "13",
+                    "cuda_major": "13" if kind in ("train", "serve") else "0",
                     "uri": f"{REGISTRY}/image-classifier-{kind}@sha256:{'0' * 64}",
                 }
                 for kind, revision in ((name.replace("_", "-"), value) for name, value in revisions.items())
@@ -60,6 +60,18 @@ def test_without_the_small_image_of_its_revision_the_large_one_is_taken(
 ) -> None:
     file = pushed(tmp_path / "images.json", **revisions)
     assert find_image("serve", SageMakerSettings(), file, on_gpu=False).repository == "image-classifier-serve"
+
+
+def test_an_endpoint_on_arm64_gets_the_image_for_it_and_no_other(tmp_path: Path) -> None:
+    aws = SageMakerSettings(role=ROLE, serve_instance="ml.c8g.xlarge")
+    file = pushed(tmp_path / "images.json", train="a", serve="a", serve_cpu="a", serve_arm64="a")
+    image = find_image("serve", aws, file, on_gpu=False, on_arm=True)
+    assert (image.repository, image.processor, image.cuda_major) == ("image-classifier-serve-arm64", ARM, 0)
+    assert find_image("serve", aws, file, on_gpu=False).processor == X86
+    pushed(file, train="a", serve="a", serve_cpu="a")
+    with pytest.raises(ConfigError, match="the serve-arm64 image has not been pushed") as caught:
+        find_image("serve", aws, file, on_gpu=False, on_arm=True)
+    assert "push serve-arm64" in caught.value.hint
 
 
 def test_the_small_image_alone_is_enough_without_a_gpu_and_not_with_one(tmp_path: Path) -> None:

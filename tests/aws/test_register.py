@@ -124,6 +124,21 @@ def test_the_groups_name_means_its_newest_approved_version(
     assert (code, "no version of image-classifier is approved" in err) == (2, True)
 
 
+def test_a_version_is_served_on_the_processors_that_its_image_is_for(
+    gate: Gate, deploy: Deploy, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry(gate)
+    assert deploy("register", str(archive), "--status", "Approved")[0] == 0
+    asked = gate.bodies("CreateModelPackage")[-1]
+    facts = {**asked["CustomerMetadataProperties"], "processor": "arm64", "cuda_major": "0"}
+    version(gate, asked, CustomerMetadataProperties=facts)
+    for instance, code in (("ml.c7i.xlarge", 2), ("ml.c8g.xlarge", 0)):
+        monkeypatch.setenv("CLASSIFIER_SAGEMAKER_SERVE_INSTANCE", instance)
+        ended, _, err = deploy("serve", f"{PACKAGE}1", "--dry-run")
+        assert ended == code, err
+        assert ("is for arm64 processors, ml.c7i.xlarge has others" in err) == bool(code)
+
+
 def test_a_version_of_others_is_refused_in_a_sentence(gate: Gate, deploy: Deploy, archive: Path) -> None:
     registry(gate)
     assert deploy("register", str(archive), "--status", "Approved")[0] == 0

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import botocore.session
 import pytest
 from tests.aws.conftest import REGISTRY, ROLE
 
@@ -232,6 +233,7 @@ def test_cuda_13_is_not_sent_to_volta() -> None:
         training(replace(SETTINGS, train_instance="ml.p3.2xlarge"))
 
 
+SPECIFICATION_OF_TRIALS = "HyperParameterAlgorithmSpecification"
 RESERVATION = "arn:aws:sagemaker:eu-west-1:123456789012:ml-reservation/abc"
 PLAN = "arn:aws:sagemaker:eu-west-1:123456789012:training-plan/abc"
 
@@ -256,6 +258,15 @@ def test_a_job_is_started_again_after_faults_of_sagemakers_and_uses_the_instance
         assert body["RetryStrategy"] == {"MaximumRetryAttempts": 3}
         assert body["ResourceConfig"]["TrainingPlanArn"] == PLAN
     assert not {"RetryStrategy", "RemoteDebugConfig"} & set(training())
+
+
+def test_trials_are_started_as_trainings_are_and_need_no_entry_point() -> None:
+    model = botocore.session.get_session().get_service_model("sagemaker")
+    members = {name: set(model.shape_for(name).members) for name in ("AlgorithmSpecification", SPECIFICATION_OF_TRIALS)}
+    of_trainings, of_trials = members.values()
+    assert {"ContainerEntrypoint", "ContainerArguments"} <= of_trainings - of_trials
+    for body in (training(), tuning()["TrainingJobDefinition"]):
+        assert set(body["AlgorithmSpecification"]) <= of_trials | {"EnableSageMakerMetricsTimeSeries"}
 
 
 def test_a_person_is_let_into_containers_only_where_it_is_asked_for() -> None:
@@ -345,7 +356,7 @@ def test_other_instance_types_are_taken_in_their_order_where_the_first_is_not_to
         ({"serve_fallbacks": "ml.c6i.xlarge", "capacity_reservation": RESERVATION}, "reservation has no serve_fall"),
         ({"serve_fallbacks": "ml.c6i.xlarge", "variant": "serverless"}, "cannot have serve_fallbacks"),
         ({"serve_fallbacks": "ml.g6.xlarge"}, "all GPUs or none"),
-        ({"serve_fallbacks": "ml.c8g.xlarge"}, "serve_fallbacks is ml.c8g.xlarge, whose processor is arm64"),
+        ({"serve_fallbacks": "ml.c8g.xlarge"}, "all arm64 or none"),
         ({"train_fallbacks": "ml.g5.xlarge"}, "named twice"),
         ({"train_fallbacks": ",".join(f"ml.g6.{size}xlarge" for size in (1, 2, 4, 8, 12))}, "at most 4"),
     ],

@@ -53,6 +53,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(base: Path, home: Path, proxy: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
     """Overheard: what it would send elsewhere comes to `proxy`."""
     overheard = proxy.settings | {"HOME": str(home), "CLASSIFIER_ENGINE": "openvino"}
+    overheard |= {"SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_SUBMIT_DIRECTORY": str(base / "model" / "code")}
     program = start(base, tmp_path_factory.mktemp("server") / "tmp", **overheard)
     try:
         wait_until_ready(program)

@@ -257,6 +257,7 @@ def test_nothing_is_run_or_installed_from_the_model_folder(server: Program, base
     assert server.post(jpeg(0)).status_code == 200
     assert not (base / "executed").exists()
     assert "be-found" not in server.output
+    assert "warning: inference.py of SAGEMAKER_PROGRAM is not run" in server.output
 
 
 def test_the_server_and_its_workers_call_nobody_and_leave_nothing_at_home(server: Program, proxy: Proxy, home: Path):

@@ -116,6 +116,7 @@ def test_all_images_are_made_of_their_targets_and_the_small_one_is_of_no_cuda(ch
     }
     calls = checkout.calls.read_text()
     assert calls.count("--target ") == calls.count("--target serve-cpu ") == 1
+    assert calls.count("--platform ") == calls.count("--platform linux/amd64 ") == 3
     for kind in recorded:
         assert f"--tag image-classifier-{kind}:latest" in calls
     text = checkout.run("dockerfile", "serve-cpu").stdout
@@ -123,8 +124,27 @@ def test_all_images_are_made_of_their_targets_and_the_small_one_is_of_no_cuda(ch
     unknown = checkout.run("build", "serve-gpu")
     assert (unknown.returncode, unknown.stderr) == (
         1,
-        "error: there is no image serve-gpu\nhint: the images are train, serve and serve-cpu\n",
+        "error: there is no image serve-gpu\nhint: the images are train, serve, serve-cpu and serve-arm64\n",
     )
+
+
+def test_the_image_for_arm64_is_built_when_it_is_named(checkout: Checkout) -> None:
+    done = checkout.run("push", "serve-arm64")
+    assert done.returncode == 0, done.stderr
+    calls = checkout.calls.read_text()
+    assert calls.count("docker build ") == calls.count("--target serve-cpu --platform linux/arm64 ") == 1
+    recorded = json.loads((checkout.root / "build" / "images.json").read_text())["serve-arm64"]
+    assert recorded["uri"].endswith(f"/image-classifier-serve-arm64@{DIGEST}")
+    assert recorded["cuda_major"] == "0"
+
+
+def test_a_machine_that_does_not_run_arm64_is_a_sentence(checkout: Checkout) -> None:
+    fails = 'if [[ $1 == build ]]; then echo "exec /bin/sh: exec format error"; exit 1; fi\n'
+    checkout.program("docker", fails + DOCKER)
+    done = checkout.run("build", "serve-arm64")
+    assert done.returncode == 1
+    assert "this machine does not run programs for its processor" in done.stderr
+    assert "qemu-user-static" in done.stderr
 
 
 def test_a_changed_tree_is_tagged_by_its_change(checkout: Checkout) -> None:

@@ -3,6 +3,7 @@ import io
 import json
 
 import pytest
+from multidict import CIMultiDict
 
 from image_classifier.contract.errors import ImageError, NotAcceptable, RequestError, TooLarge, UnsupportedMedia
 from image_classifier.contract.wire import DEFAULT_TOP_K, MAX_BODY_BYTES, REQUEST_TYPES
@@ -98,6 +99,14 @@ def test_an_accept_header_without_json_csv_or_lines_is_406(accept):
 )
 def test_top_k_comes_from_the_header_or_the_custom_attributes(headers, expected):
     assert parse_request(headers, b"x").top_k == expected
+
+
+def test_headers_that_come_twice_are_one_list():
+    given = [("Accept", "image/webp"), ("accept", "text/csv"), ("X-Amzn-SageMaker-Custom-Attributes", "trace=1")]
+    headers = CIMultiDict([*given, ("X-Amzn-SageMaker-Custom-Attributes", "top_k=2")])
+    for each in (headers, CIMultiDict(reversed(list(headers.items())))):
+        request = parse_request(each, b"x")
+        assert (request.response_type, request.top_k) == ("text/csv", 2)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "", "many", "٣", "1" * 5000, "0x3"])

@@ -59,6 +59,8 @@ def batch(call: Call, *, sources: tuple[str, ...], model: str, yes: bool, dry_ru
     epilog="""
 python deploy.py cost --rate 42
 python deploy.py cost --rate 42 --cores 2 --busy 0.3
+python deploy.py cost --rate 900 --instance ml.g5.xlarge
+python deploy.py cost --rate 900 --instance ml.g6e.xlarge --hour 2.5
 """,
 )
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), required=True, help=RATE)
@@ -70,18 +72,30 @@ python deploy.py cost --rate 42 --cores 2 --busy 0.3
     show_default=True,
     help="share of the paid hours in which there is as much to do",
 )
+@click.option("--instance", metavar="TYPE", help="the rate was measured on this instance type: tell of it alone")
+@click.option("--hour", type=click.FloatRange(min=0, min_open=True), help="its price an hour, instead of the table's")
 @AS_JSON
 @click.pass_obj
-def cost(call: Call, *, rate: float, cores: int | None, busy: float, as_json: bool) -> None:
+def cost(
+    call: Call, *, rate: float, cores: int | None, busy: float, instance: str | None, hour: float | None, as_json: bool
+) -> None:
     """Guess what 1,000 predictions cost on each instance type."""
     from image_classifier.cli import show_remote
     from image_classifier.contract.machine import usable_cores
-    from image_classifier.sagemaker.cost_by_instance import cost_of_thousand
+    from image_classifier.sagemaker.cost_by_instance import LEFT_OUT, cost_of_measured, cost_of_thousand
 
-    if not (math.isfinite(rate) and math.isfinite(busy)):
-        raise click.UsageError("--rate and --busy are finite numbers")
+    if not all(math.isfinite(number) for number in (rate, busy, hour or 0)):
+        raise click.UsageError("--rate, --busy and --hour are finite numbers")
+    if instance and cores:
+        raise click.UsageError("--cores is for a rate of another machine, --instance for one of its own")
+    if hour and not instance:
+        raise click.UsageError("--hour is the price of an --instance")
+    if instance:
+        row, assumed = cost_of_measured(instance, rate, hour=hour, busy=busy)
+        show_remote.costs([row], assumed, as_json=as_json)
+        return
     rows, assumed = cost_of_thousand(rate, cores or usable_cores(), call.settings().sagemaker, busy=busy)
-    show_remote.costs(rows, assumed, as_json=as_json)
+    show_remote.costs(rows, assumed, left_out=LEFT_OUT, as_json=as_json)
 
 
 @app.command(

@@ -23,20 +23,23 @@ def served(endpoint: str) -> None:
     render.note("stop paying:     python deploy.py delete RUN  (`status` lists the runs)")
 
 
-def costs(rows: Sequence[CostOfThousand], assumed: Sequence[str], *, as_json: bool) -> None:
-    """What 1,000 predictions cost by instance type, and what that takes for granted."""
+def costs(rows: Sequence[CostOfThousand], assumed: Sequence[str], *, left_out: str = "", as_json: bool) -> None:
+    """What 1,000 predictions cost by instance type, what that takes for granted, and of what nothing is told."""
     if as_json:
         render.document({"rows": [dataclasses.asdict(row) for row in rows], "assumes": list(assumed)})
         return
-    columns = ("instance", "vCPUs", "$ an hour", "predictions/s", "$ for 1,000")
+    gpus = [[row.gpus] if any(each.gpus for each in rows) else [] for row in rows]
+    columns = ("instance", "vCPUs", *(["GPUs"] if gpus[0] else []), "$ an hour", "predictions/s", "$ for 1,000")
     hours = ["" if row.hour is None else f"{row.hour:.3f}" for row in rows]
     cells = [
-        (row.instance, str(row.cores), hour, f"{row.rate:.1f}", f"{row.thousand:.5f}")
-        for row, hour in zip(rows, hours, strict=True)
+        (row.instance, str(row.cores), *its, hour, f"{row.rate:.1f}", f"{row.thousand:.5f}")
+        for row, its, hour in zip(rows, gpus, hours, strict=True)
     ]
     render.table(columns, cells, numbers=columns[1:])
     for line in assumed:
         render.note(f"assumes: {line}")
+    if left_out:
+        render.note(f"left out: {left_out}")
 
 
 def judged(arn: str, status: str) -> None:

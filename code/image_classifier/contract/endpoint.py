@@ -13,6 +13,7 @@ PORT_VARIABLE = "SAGEMAKER_BIND_TO_PORT"
 DEFAULT_PORT = 8080
 MAX_PORT = 65_535
 WORKERS_VARIABLE = "SAGEMAKER_MODEL_SERVER_WORKERS"  # processes that answer; default: one a core, if memory allows
+PROGRAM_VARIABLE = "SAGEMAKER_PROGRAM"  # a program of the user's that the SDK's Model(entry_point=...) asks for
 STARTUP_TIMEOUT_VARIABLE = "SAGEMAKER_STARTUP_TIMEOUT"  # seconds
 DEFAULT_STARTUP_TIMEOUT_S = 230  # SageMaker gives a container 4 minutes to pass its first health check
 ANSWER_TIMEOUT_VARIABLE = "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS"  # from a whole request to its answer

@@ -120,11 +120,11 @@ class SageMakerSettings:
     def _check_instances(self) -> None:
         for setting, instances in (("train", self.train_types), ("serve", self.serve_types)):
             for number, instance in enumerate(instances):
-                if is_arm(instance):
+                if is_arm(instance) and (setting == "train" or is_gpu(instance)):
                     raise ConfigError(
                         f"{setting}_{'fallbacks' if number else 'instance'} is {instance}, whose processor is arm64; "
-                        "the images are for x86-64",
-                        "choose one without a g after its number, such as ml.c7i.xlarge",
+                        "the images that train or use GPUs are for x86-64",
+                        "choose one without a g after its number, such as ml.g5.xlarge",
                     )
             if len(instances) > MAX_TYPES:
                 raise ConfigError(f"{setting}_fallbacks names {len(instances) - 1} types, at most {MAX_TYPES - 1}")
@@ -132,6 +132,8 @@ class SageMakerSettings:
                 raise ConfigError(f"an instance type is named twice among {', '.join(instances)}")
         if len({is_gpu(instance) for instance in self.serve_types}) > 1:
             raise ConfigError("an endpoint's instances have all GPUs or none: its image is chosen by that")
+        if len({is_arm(instance) for instance in self.serve_types}) > 1:
+            raise ConfigError("an endpoint's instances are all arm64 or none: an image is built for one processor")
         for excluded, fallbacks, name in (
             (self.spot, self.train_fallbacks, "spot instances have no train_fallbacks"),
             (self.training_plan != NONE, self.train_fallbacks, "a training plan has no train_fallbacks"),
@@ -178,6 +180,11 @@ class SageMakerSettings:
         """Whether the endpoint's machine has a GPU; a serverless one never has."""
         return self.variant != "serverless" and is_gpu(self.serve_instance)
 
+    @property
+    def serves_on_arm(self) -> bool:
+        """Whether the endpoint's processor is arm64; a serverless one's never is."""
+        return self.variant != "serverless" and is_arm(self.serve_instance)
+
     def parsed_tags(self) -> dict[str, str]:
         """`tags` as a mapping. Raises ConfigError on anything but key=value pairs."""
         pairs = [item.partition("=") for item in _items(self.tags)]
@@ -198,7 +205,7 @@ def is_gpu(instance: str) -> bool:
 
 
 def is_arm(instance: str) -> bool:
-    """Whether an instance type's processor is arm64, which the images are not built for."""
+    """Whether an instance type's processor is arm64, for which there is an image that serves without a GPU."""
     return _ARM_FAMILY.match(instance) is not None
 
 

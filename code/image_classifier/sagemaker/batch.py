@@ -16,7 +16,7 @@ from image_classifier.launch.runs import Run, Status
 from image_classifier.launch.view import SILENT, View
 from image_classifier.sagemaker import cost, remote
 from image_classifier.sagemaker import endpoint_requests as bodies
-from image_classifier.sagemaker.aws_settings import SageMakerSettings, is_gpu
+from image_classifier.sagemaker.aws_settings import SageMakerSettings, is_arm, is_gpu
 from image_classifier.sagemaker.endpoints import MODELS, doubt_of, publish
 from image_classifier.sagemaker.failures import describe_reason
 from image_classifier.sagemaker.images import find_image
@@ -58,6 +58,11 @@ def predict(
     """
     session = Session(aws, view)
     session.require_role()
+    if is_arm(aws.serve_instance):
+        raise ConfigError(
+            f"serve_instance is {aws.serve_instance}: SageMaker has no arm64 processors for batch jobs",
+            "name another for this job, such as CLASSIFIER_SAGEMAKER_SERVE_INSTANCE=ml.c7i.xlarge",
+        )
     image = find_image("serve", aws, on_gpu=is_gpu(aws.serve_instance))
     session.require_region(image)
     in_s3 = [source for source in sources if source.startswith("s3://")]

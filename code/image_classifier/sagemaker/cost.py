@@ -11,6 +11,7 @@ from typing import Any
 
 from image_classifier.contract.errors import ConfigError, JobStopped
 from image_classifier.launch.view import View
+from image_classifier.sagemaker.accelerators import accelerators_of
 from image_classifier.sagemaker.aws_settings import SageMakerSettings
 
 TABLE = Path(__file__).with_name("prices.toml")
@@ -123,7 +124,10 @@ def _by_the_hour(what: str, instances: Sequence[str], count: int, hours: float, 
 
 def _unknown(what: str, instances: Sequence[str]) -> Estimate:
     instance = next(each for each in instances if each not in prices()["hour"])
-    return Estimate(lines=(f"{what}: the price of {instance} is not in the table of {prices()['date']}",), most=None)
+    gpus = accelerators_of(instance)
+    its = f"{instance} ({gpus})" if gpus else instance
+    line = f"{what}: the price of {its} is not in the table of {prices()['date']}; AWS's list: {prices()['page']}"
+    return Estimate(lines=(line,), most=None)
 
 
 def _source() -> str:

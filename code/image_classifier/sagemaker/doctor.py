@@ -148,7 +148,9 @@ def _bucket(session: Session) -> Check:
 
 def _image(session: Session, which: Literal["train", "serve"]) -> Check:
     name = {"train": "training image", "serve": "serving image"}[which]
-    image = find_image(which, session.settings, on_gpu=which == "train" or session.settings.serves_on_gpu)
+    aws = session.settings
+    serves = which == "serve"
+    image = find_image(which, aws, on_gpu=not serves or aws.serves_on_gpu, on_arm=serves and aws.serves_on_arm)
     session.require_region(image)
     identifier = {"imageDigest" if image.is_digest else "imageTag": image.reference}
     session.call(

@@ -12,7 +12,7 @@ from image_classifier.sagemaker.aws_settings import (
     is_gpu,
     needs_newest_driver,
 )
-from image_classifier.sagemaker.images import Image
+from image_classifier.sagemaker.images import ARM, Image
 from image_classifier.sagemaker.requests import ApiRequest, Body, Place, only, tags
 
 VARIANT = "main"
@@ -246,6 +246,12 @@ def transform_job(
 
 
 def _variant(model_name: str, settings: SageMakerSettings, image: Image) -> Body:
+    if image.processor and (image.processor == ARM) != settings.serves_on_arm:
+        on = "a serverless endpoint" if settings.variant == "serverless" else settings.serve_instance
+        raise ConfigError(
+            f"the image {image.repository} is for {image.processor} processors, {on} has others",
+            "choose another serve_instance, or serve a model.tar.gz: its image is chosen by the instance",
+        )
     variant: Body = {"VariantName": VARIANT, "ModelName": model_name}
     if settings.variant == "serverless":
         return variant | {

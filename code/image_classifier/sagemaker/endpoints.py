@@ -166,7 +166,8 @@ def _source(session: Session, model: str, runs_dir: Path, folder: Path) -> tuple
         download(session, package.model_url, archive)
         return package, package.image, archive
     archive = find_archive(model, runs_dir)
-    return None, find_image("serve", session.settings, on_gpu=session.settings.serves_on_gpu), archive
+    aws = session.settings
+    return None, find_image("serve", aws, on_gpu=aws.serves_on_gpu, on_arm=aws.serves_on_arm), archive
 
 
 def doubt_of(archive: Path, model: artifact.Artifact) -> str:

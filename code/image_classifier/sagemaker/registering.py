@@ -51,7 +51,7 @@ def register(
         ConfigError, ArtifactError, AwsError: it cannot be added.
     """
     session = Session(aws, view)
-    image = find_image("serve", aws, on_gpu=aws.serves_on_gpu)
+    image = find_image("serve", aws, on_gpu=aws.serves_on_gpu, on_arm=aws.serves_on_arm)
     session.require_region(image)
     with tempfile.TemporaryDirectory() as folder:
         model = artifact.unpack(archive, Path(folder) / "model")

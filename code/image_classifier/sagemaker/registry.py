@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from image_classifier.contract.errors import ConfigError
@@ -11,7 +11,7 @@ from image_classifier.contract.outputs import JOB
 from image_classifier.launch.runs import find_run
 from image_classifier.sagemaker import remote
 from image_classifier.sagemaker.images import Image, parse_uri
-from image_classifier.sagemaker.registry_requests import APPROVED, CUDA_MAJOR, PENDING
+from image_classifier.sagemaker.registry_requests import APPROVED, CUDA_MAJOR, PENDING, PROCESSOR
 from image_classifier.sagemaker.session import Session
 
 KIND = "register"  # of the run that adds a version
@@ -72,8 +72,9 @@ def find_package(session: Session, arn: str) -> Package:
         raise ConfigError(f"{name} is {status}, not {APPROVED}", f"deploy.py register --approve {name}")
     try:
         (container,) = found["InferenceSpecification"]["Containers"]
-        major = int(found["CustomerMetadataProperties"][CUDA_MAJOR])
-        image = parse_uri(str(container["Image"]), major)
+        noted = found["CustomerMetadataProperties"]
+        image = parse_uri(str(container["Image"]), int(noted[CUDA_MAJOR]))
+        image = replace(image, processor=str(noted.get(PROCESSOR, "")))
         return Package(arn=arn, image=image, model_url=str(container["ModelDataUrl"]))
     except (KeyError, TypeError, ValueError):
         raise ConfigError(

@@ -13,7 +13,7 @@ from image_classifier.sagemaker.requests import ID_TAG, ApiRequest, Body, Place,
 
 APPROVED, PENDING, REJECTED = "Approved", "PendingManualApproval", "Rejected"
 APPROVALS = (PENDING, APPROVED, REJECTED)
-CUDA_MAJOR = "cuda_major"
+CUDA_MAJOR, PROCESSOR = "cuda_major", "processor"
 ANSWERS = ("application/json", "text/csv", "application/jsonlines")
 MAX_DESCRIPTION = 1024  # characters, EntityDescription
 MAX_FACT = 256  # characters, CustomerMetadataValue
@@ -51,6 +51,8 @@ def model_package(
         status: of APPROVALS.
     """
     noted = {**facts, CUDA_MAJOR: str(image.cuda_major), ID_TAG.rpartition(":")[2]: place.id}
+    if image.processor:
+        noted[PROCESSOR] = image.processor
     body: Body = {
         "ModelPackageGroupName": settings.model_group,
         "ModelPackageDescription": (doubt or "Its report names nothing that speaks against it")[:MAX_DESCRIPTION],

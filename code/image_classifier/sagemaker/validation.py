@@ -36,6 +36,11 @@ def validate(service: str, operation: str, request: Mapping[str, Any]) -> None:
         raise ConfigError(f"{operation} would be refused: {problems[0]}", "see [sagemaker] in deploy.example.toml")
 
 
+def words_of(service: str, shape: str) -> list[str]:
+    """The words that a shape of the API allows: `ProductionVariantInstanceType`."""
+    return list(_model(service).shape_for(shape).metadata["enum"])
+
+
 @cache
 def _model(service: str) -> Any:
     import botocore.session

@@ -97,12 +97,21 @@ def parse_headers(headers: Mapping[str, str], envelopes: Sequence[str] = ()) -> 
     Args:
         envelopes: media types that are accepted besides those of images.
     """
-    headers = {name.lower(): value for name, value in headers.items()}
     media_type = media_type_of(headers)
+    headers = _joined(headers)
     if media_type not in envelopes and not _may_be_image(media_type):
         raise _unsupported(media_type)
     lines = media_type in envelopes and media_type in JSON_LINES_TYPES  # which are answered as they came
     return media_type, media_type if lines else _negotiate(headers.get("accept", "")), _top_k(headers)
+
+
+def _joined(headers: Mapping[str, str]) -> dict[str, str]:
+    """By name in lower case; a header that is there twice is a list with a comma between (RFC 9110, 5.3)."""
+    joined: dict[str, str] = {}
+    for given, value in headers.items():
+        name = given.lower()
+        joined[name] = f"{joined[name]},{value}" if name in joined else value
+    return joined
 
 
 def is_top_k_given(headers: Mapping[str, str]) -> bool:

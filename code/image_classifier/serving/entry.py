@@ -72,6 +72,9 @@ def _serve(stop: threading.Event) -> None:
     answer_s = _number(
         endpoint.ANSWER_TIMEOUT_VARIABLE, endpoint.DEFAULT_ANSWER_TIMEOUT_S, high=endpoint.MAX_ANSWER_TIMEOUT_S
     )
+    if program := os.environ.get(endpoint.PROGRAM_VARIABLE):
+        told = f"warning: {program} of {endpoint.PROGRAM_VARIABLE} is not run: this image has its own code that answers"
+        print(visible(told), file=sys.stderr, flush=True)
     requested_precision()  # a wrong one is an error before anything is loaded
     with ExitStack() as stack:
         listener = stack.enter_context(address.bind())

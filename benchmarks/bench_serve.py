@@ -94,7 +94,6 @@ def measure_rounds(
             print(f"round {number + 1} of {rounds}", flush=True)
             if time.monotonic() > until and number + 1 < rounds:
                 return False
-        kept.keep("memory", {name: server.memory_mb() for name, server in servers.items()})
     finally:
         for server in servers.values():
             server.close()
@@ -120,6 +119,20 @@ def measure_starts(
         if time.monotonic() > until:
             return len(kept.all("start")) >= times
     return True
+
+
+def measure_memory(starts: Mapping[str, Callable[[], Server]], questions: Sequence[Question], kept: Kept) -> None:
+    """Of each server while it runs alone: several of ours would share the pages of the same libraries."""
+    found = {}
+    for name, start in starts.items() if not kept.all("memory") else ():
+        server = start()
+        try:
+            warm({name: server}, questions)
+            found[name] = server.memory_mb()
+        finally:
+            server.close()
+    if found:
+        kept.keep("memory", found)
 
 
 def turns_of(kept: Kept, names: Sequence[str], rounds: int) -> Turns:
@@ -177,6 +190,7 @@ def main() -> int:
     ):
         print("the time is up: call again to go on")
         return AGAIN
+    measure_memory(servers, questions, kept)
     turns = turns_of(kept, list(measured), options.rounds)
     text = page(turns, kept.all("start")[: options.starts], kept.all("memory")[-1], list(servers))
     if options.print:

@@ -24,6 +24,7 @@ from benchmarks.process_costs import FRONT, JAVA, PARENT, WORKERS
 from benchmarks.record import write_result
 
 from image_classifier.contract.endpoint import PRECISION_VARIABLE, WORKERS_VARIABLE
+from image_classifier.contract.machine import usable_cores
 from image_classifier.serving.server import find_java_home
 from image_classifier.vision.artifact import load_model
 from image_classifier.vision.gate import BFLOAT16, FLOAT32, INT8
@@ -34,7 +35,7 @@ KINDS = {WORKERS: "a worker", PARENT: PARENT, JAVA: JAVA, FRONT: "the server pro
 
 
 def measure(folder: Path, port: int, precision: str, workers: int, questions: list[Question]) -> dict[str, float]:
-    """Kind of process -> MB, of a worker the mean."""
+    """Kind of process -> MB, of a worker the mean; 0 where there is none of the kind."""
     environment = dict(os.environ) | {
         "OMP_NUM_THREADS": "1",
         "JAVA_HOME": str(find_java_home()),
@@ -47,7 +48,7 @@ def measure(folder: Path, port: int, precision: str, workers: int, questions: li
         server.turn(questions, 2 * workers, 24 * workers)
         time.sleep(1)
         found = server.memory_mb()
-        each = {kind: found[kind][1] / found[kind][0] for kind in KINDS}
+        each = {kind: found[kind][1] / max(1, found[kind][0]) for kind in KINDS}
         return each | {ALL: sum(megabytes for _, megabytes in found.values())}
     finally:
         server.close()
@@ -67,7 +68,9 @@ def main() -> None:
         for precision in (INT8, BFLOAT16, FLOAT32):
             by_workers = [measure(folder / "ours", options.port, precision, n, questions) for n in NUMBERS]
             rows += [
-                f"| {precision} | {named} | " + " | ".join(f"{found[kind]:.0f}" for found in by_workers) + " |"
+                f"| {precision} | {named} | "
+                + " | ".join(f"{found[kind]:.0f}" if found[kind] else "-" for found in by_workers)
+                + " |"
                 for kind, named in {**KINDS, ALL: ALL}.items()
             ]
     write_result(
@@ -78,7 +81,9 @@ def main() -> None:
             "`PYTHONPATH=code:. python benchmarks/bench_server_memory.py`",
             "",
             f"Proportional set size in MB of the server's processes, ResNet50 of {len(CLASSES)} classes at "
-            f"{artifact.preprocessing.image_size} pixels on the CPU engine, after every worker has answered.",
+            f"{artifact.preprocessing.image_size} pixels on the CPU engine, {usable_cores()} cores, after every worker has "
+            "answered. Fewer workers than cores have "
+            "several threads, and a copy of the weights each.",
             "",
             "| format | process | " + " | ".join(f"{n} workers" if n > 1 else "1 worker" for n in NUMBERS) + " |",
             "|---|---" + "|---" * len(NUMBERS) + "|",

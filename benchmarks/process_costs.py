@@ -23,7 +23,7 @@ def of_ours(program: psutil.Process) -> Kinds:
     return {
         FRONT: [program],
         JAVA: [p for p in tree if p.name() == "java"],
-        PARENT: [p for p in answering if p not in forked],
+        PARENT: [p for p in answering if forked and p not in forked],
         WORKERS: forked or answering,
     }
 

@@ -153,7 +153,7 @@ def _memory(memory: Memory) -> list[str]:
     number, of_workers = memory[INT8_SERVER][WORKERS]
     _, of_parent = memory[INT8_SERVER][PARENT]
     return [
-        "Memory (proportional set size) of all processes of a server after the rounds. A worker of "
+        "Memory (proportional set size) of all processes of a server that runs alone and has answered. A worker of "
         f"{INT8_SERVER} has {of_workers / number:.0f} MB of it, what they are forked from {of_parent:.0f} MB:",
         "",
         *rows,

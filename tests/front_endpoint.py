@@ -31,6 +31,7 @@ class ModelServer:
     def __init__(self, path: Path, script: Callable[[int], bytes | None]) -> None:
         self.script = script
         self.heads: list[bytes] = []
+        self.bodies: list[bytes] = []
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen(64)
@@ -51,7 +52,7 @@ class ModelServer:
                 while (line := stream.readline()) not in {b"\r\n", b""}:
                     head += line
                 length = next(int(each[15:]) for each in head.split(b"\r\n") if each.startswith(b"Content-Length:"))
-                stream.read(length)
+                self.bodies.append(stream.read(length))
                 self.heads.append(head)
                 written = self.script(len(self.heads))
                 if written is None:

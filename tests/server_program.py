@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import http.client
+import os
 import random
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,9 +50,9 @@ class Program:
         return [root, *root.children(recursive=True)]
 
     def workers(self) -> list[psutil.Process]:
-        """The forked processes that answer, not the one they are forked from."""
+        """The processes that answer, not the one they are forked from, if they are."""
         found = [p for p in self.tree() if runs_program(p, "model_service_worker")]
-        return [p for p in found if p.parent() in found]
+        return [p for p in found if p.parent() in found] or found
 
     def post(self, body: bytes, **headers: str) -> requests.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -65,6 +66,17 @@ def runs_program(process: psutil.Process, program: str) -> bool:
         return False
 
 
+@contextmanager
+def on_cores(count: int) -> Iterator[None]:
+    """What this thread starts meanwhile has so many cores, if there are as many."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(cores)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
 def free_port() -> int:
     """One that the model server takes: the system's own choice is always too high."""
     while True:
@@ -74,11 +86,14 @@ def free_port() -> int:
 
 
 def start(base: Path, temporary: Path, **environment: str) -> Program:
-    """Starts the program as a container does: through the environment only, in a folder it cannot rely on."""
+    """Starts the program as a container does: through the environment only, in a folder it cannot rely on.
+
+    On a core for each of WORKERS, as far as there are so many: fewer workers than cores are not forked.
+    """
     temporary.mkdir()
     port = int(environment.get("SAGEMAKER_BIND_TO_PORT") or free_port())
     log = temporary.with_suffix(".log")
-    with log.open("wb") as output:
+    with log.open("wb") as output, on_cores(WORKERS):
         process = subprocess.Popen(
             [sys.executable, "-m", "image_classifier.serving.entry", "serve"],
             env={

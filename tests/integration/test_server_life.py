@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import requests
 from safetensors.numpy import load_file
 from tests.conftest import jpeg
 from tests.server_program import (
@@ -26,6 +27,7 @@ from tests.server_program import (
 )
 
 from image_classifier.contract.endpoint import parse_ready_line
+from image_classifier.contract.machine import usable_cores
 from image_classifier.vision.artifact import Artifact, load_model, write_model
 
 
@@ -110,6 +112,22 @@ def test_a_server_that_has_nothing_to_fork_workers_from_ends_with_a_sentence(bas
     assert program.process.wait(PATIENCE_S) == 1
     wait_until(lambda: "error: the process that workers are forked from has died" in program.lines, program)
     assert list(program.temporary.iterdir()) == []
+
+
+@pytest.mark.skipif(usable_cores() < WORKERS, reason="one core")
+def test_a_worker_that_is_alone_computes_with_every_core_and_is_replaced_when_it_dies(base: Path, tmp_path: Path):
+    program = start(base, tmp_path / "tmp", SAGEMAKER_MODEL_SERVER_WORKERS="1", CLASSIFIER_ENGINE="openvino")
+    wait_until_ready(program)
+    try:
+        assert requests.get(f"{program.url}/ping", timeout=PATIENCE_S).json()["engine"]["threads"] == WORKERS
+        alone = program.post(jpeg(0)).json()
+        (victim,) = program.workers()
+        assert victim.num_threads() > WORKERS
+        victim.kill()
+        assert program.post(jpeg(0)).json() == alone
+    finally:
+        program.process.terminate()
+        program.process.wait(PATIENCE_S)
 
 
 @pytest.mark.parametrize("victim", ["supervisor", "toolkit"])

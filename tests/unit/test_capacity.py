@@ -1,4 +1,4 @@
-"""How many workers a server starts of its own accord."""
+"""How many workers a server starts of its own accord, and with how many threads each computes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from tests.unit.test_machine import write
 
 from image_classifier.contract.machine import usable_cores
-from image_classifier.serving.capacity import SHARED_BYTES, WORKER_BYTES, default_workers
+from image_classifier.serving.capacity import SHARED_BYTES, WORKER_BYTES, default_workers, threads_of
 
 
 def limit(cgroup: Path, size: int) -> None:
@@ -29,3 +29,11 @@ def test_where_there_is_memory_every_core_gets_one(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("CLASSIFIER_ENGINE", "openvino")
     limit(tmp_path, 2_000_000_000)
     assert default_workers(tmp_path) == min(3, usable_cores())
+
+
+@pytest.mark.parametrize(("cores", "workers", "threads"), [(1, 1, 1), (2, 2, 1), (2, 1, 2), (16, 3, 5), (2, 9, 1)])
+def test_fewer_workers_than_cores_share_the_cores_among_them(
+    monkeypatch: pytest.MonkeyPatch, cores: int, workers: int, threads: int
+) -> None:
+    monkeypatch.setattr("image_classifier.serving.capacity.usable_cores", lambda _: cores)
+    assert threads_of(workers) == threads

@@ -16,6 +16,8 @@ IMAGES = [b"first image", b"second\r\n--image", b"\xff\xd8\xff third"]
 JSON = "application/json"
 NESTED = b"--b\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n--c--\r\n--b--"
 LINES = "application/jsonlines"
+AS_MAIL = b'; filename="a.jpg"\r\nContent-Transfer-Encoding: base64'
+TOP_K_FIELD = b'--b\r\nContent-Disposition: form-data; name="top_k"\r\n\r\n%s\r\n'
 
 
 def text(image: bytes) -> str:
@@ -58,6 +60,9 @@ def lengths(endpoint: Endpoint) -> list[int]:
         (JSON, json.dumps({"image": text(IMAGES[0])}).encode()),
         (JSON, json.dumps({"image": "data:image/png;base64," + text(IMAGES[0]), "more": 1}).encode()),
         ("application/json; charset=utf-8", json.dumps({"image": {"b64": text(IMAGES[0])}}).encode()),
+        (JSON, json.dumps({"image": base64.encodebytes(IMAGES[0]).decode()}).encode()),
+        (JSON, json.dumps({"image": text(IMAGES[0]).rstrip("=")}).encode()),
+        ("multipart/form-data; boundary=b", form(text(IMAGES[0]).encode(), name=AS_MAIL)),
     ],
 )
 def test_one_image_in_an_envelope_is_answered_as_if_it_had_come_alone(endpoint: Endpoint, media_type: str, body: bytes):
@@ -88,6 +93,32 @@ def test_lines_are_answered_with_lines(endpoint: Endpoint):
     assert status == 200
     assert first == third == json.loads(GOOD)
     assert second["error"] == "the body is no JSON"
+
+
+@pytest.mark.parametrize("media_type", ["application/jsonlines", "application/x-ndjson"])
+def test_lines_are_answered_as_they_came(endpoint: Endpoint, media_type: str):
+    with closing(http.client.HTTPConnection("127.0.0.1", endpoint.port, timeout=PATIENCE_S)) as connection:
+        body = json.dumps({"image": text(IMAGES[0])}) + "\r\n\r\n"
+        connection.request("POST", "/invocations", body=body, headers={"Content-Type": media_type})
+        response = connection.getresponse()
+        assert (response.status, response.headers["Content-Type"], response.read()) == (200, media_type, GOOD)
+
+
+def test_base64_in_the_alphabet_for_addresses_is_the_same_image(endpoint: Endpoint):
+    image = b"\xfb\xff\xfe\xff"
+    assert "-" in base64.urlsafe_b64encode(image).decode()
+    assert ask(endpoint, JSON, json.dumps({"image": base64.urlsafe_b64encode(image).decode()}).encode())[0] == 200
+    assert endpoint.model_server.bodies == [image]
+
+
+def test_top_k_in_a_form_holds_unless_a_header_says_otherwise(endpoint: Endpoint):
+    body = TOP_K_FIELD % b"7" + form(IMAGES[0])
+    assert ask(endpoint, "multipart/form-data; boundary=b", body) == (200, GOOD)
+    assert ask(endpoint, "multipart/form-data; boundary=b", body, X_Top_K="2") == (200, GOOD)
+    first, second = endpoint.model_server.heads
+    assert b"X-Top-K: 7\r\n" in first
+    assert b"X-Top-K: 2\r\n" in second
+    assert lengths(endpoint) == [len(IMAGES[0])] * 2
 
 
 def test_top_k_in_the_document_holds_unless_a_header_says_otherwise(endpoint: Endpoint):
@@ -125,6 +156,11 @@ def test_top_k_in_the_document_holds_unless_a_header_says_otherwise(endpoint: En
         (400, "multipart/form-data; boundary=b", b"--b\r\n"),
         (400, "multipart/form-data; boundary=b", b"--b--\r\n"),
         (400, "multipart/form-data; boundary=b", form(b"")),
+        (400, "multipart/form-data; boundary=b", form(b"no base64!", name=AS_MAIL)),
+        (400, "multipart/form-data; boundary=b", TOP_K_FIELD % b"many" + form(b"x")),
+        (400, "multipart/form-data; boundary=b", TOP_K_FIELD % b"3" + b"--b--\r\n"),
+        (400, JSON, b'{"image": "eA==eA=="}'),
+        (400, JSON, b'{"image": "\\n"}'),
         (
             400,
             "multipart/form-data; boundary=b",

@@ -209,6 +209,15 @@ def test_a_client_that_waits_to_be_told_to_go_on_is_told_or_refused_before_it_se
         assert first_line(connection) == b"HTTP/1.1 413 Request Entity Too Large"
 
 
+def test_a_client_of_http_1_0_is_not_told_to_go_on_because_it_would_take_that_for_the_answer(start):
+    endpoint = start()
+    body = jpeg(0)
+    head = b"POST /invocations HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with closing(endpoint.connect()) as connection:
+        connection.sendall(head + body)
+        assert first_line(connection) == b"HTTP/1.0 200 OK"
+
+
 def test_draining_answers_what_is_asked_and_what_has_only_connected_and_then_nobody(start, monkeypatch):
     monkeypatch.setattr(front, "KEEP_ALIVE_GRACE_S", 0.3)
     released = threading.Event()

@@ -23,7 +23,9 @@ from image_classifier.contract.image_formats import MEDIA_TYPES
 
 JSON_TYPE = "application/json"
 CSV_TYPE = "text/csv"
-JSON_LINES_TYPES: tuple[str, ...] = ("application/jsonlines", "application/x-jsonlines", "application/jsonl")
+JSON_LINES_TYPES: tuple[str, ...] = (
+    "application/jsonlines", "application/x-jsonlines", "application/jsonl", "application/x-ndjson",
+)  # fmt: skip
 RESPONSE_TYPES: tuple[str, ...] = (JSON_TYPE, CSV_TYPE, *JSON_LINES_TYPES)  # the first is the default
 
 GENERIC_TYPES: tuple[str, ...] = ("application/x-image", "application/octet-stream")
@@ -33,7 +35,6 @@ ENVELOPE_TYPES: tuple[str, ...] = (JSON_TYPE, FORM_DATA_TYPE, *JSON_LINES_TYPES)
 MAX_IMAGES = 32  # in one body
 FORM_TYPE = "application/x-www-form-urlencoded"  # what curl says of any bytes when it is told nothing
 
-ENGINE_HEADER = "X-Engine"  # of an answer: what computed it
 REQUEST_ID_HEADER = "X-Request-Id"
 TOP_K_HEADER = "X-Top-K"
 CUSTOM_ATTRIBUTES_HEADER = "X-Amzn-SageMaker-Custom-Attributes"  # `top_k=3`, comma-separated pairs

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from image_classifier.contract import wire
 from image_classifier.contract.errors import (
@@ -317,9 +317,12 @@ class Api:
 
 
 async def _expect(request: web.BaseRequest) -> None:
-    """Tells a client that waits for it to go on. Raises ExpectationFailed for anything else that it waits for."""
+    """Tells a client that waits for it to go on. Raises ExpectationFailed for anything else that it waits for.
+
+    In HTTP/1.0 nobody can wait, and an interim answer would be taken for the answer (RFC 9110, 10.1.1).
+    """
     expected = request.headers.get("Expect")
-    if expected is None:
+    if expected is None or request.version < HttpVersion11:
         return
     if expected.strip().lower() != "100-continue":
         raise ExpectationFailed(f"{expected[:80]!r} cannot be expected", "100-continue can")

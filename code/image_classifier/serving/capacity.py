@@ -1,4 +1,5 @@
-"""How many processes answer requests where nobody says it: as many as the cores and the memory allow."""
+"""How many processes answer requests where nobody says it, and with how many threads: as the cores and the memory
+allow."""
 
 from __future__ import annotations
 
@@ -19,3 +20,12 @@ def default_workers(cgroup: Path = CGROUP) -> int:
         cores = min(cores, GPU_WORKERS)
     total, _ = memory(cgroup)
     return max(1, min(cores, (total - SHARED_BYTES) // WORKER_BYTES))
+
+
+def threads_of(num_workers: int, cgroup: Path = CGROUP) -> int:
+    """With how many threads each of so many workers computes: what fewer workers than cores leave of them, at least 1.
+
+    A worker on each core answers most requests a second. Where there is no memory for that, or somebody asks for fewer,
+    a request is answered sooner by several cores than by one beside others that are idle.
+    """
+    return max(1, usable_cores(cgroup) // num_workers)

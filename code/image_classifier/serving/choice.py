@@ -47,6 +47,7 @@ class Choice:
         forward_ms: milliseconds of one image's forward on this machine; by format, those that were timed.
         gate: what the model says of this format's cost; empty for the format of its weights.
         refused: by format, why it was not considered.
+        threads: that compute one image on a CPU.
     """
 
     engine: str
@@ -55,6 +56,7 @@ class Choice:
     forward_ms: Mapping[str, float]
     gate: str
     refused: Mapping[str, str]
+    threads: int = 1
 
     @property
     def name(self) -> str:
@@ -71,6 +73,7 @@ class Choice:
         return {
             "engine": self.engine,
             "precision": self.precision,
+            "threads": self.threads,
             "asked_for": self.asked_for,
             "forward_ms": {name: round(value, 2) for name, value in self.forward_ms.items()},
             "gate": self.gate,
@@ -78,7 +81,7 @@ class Choice:
         }
 
 
-def choose(artifact: Artifact, *, gpu_id: int | None = None) -> tuple[Classifier, Choice]:
+def choose(artifact: Artifact, *, gpu_id: int | None = None, threads: int = 1) -> tuple[Classifier, Choice]:
     """Loads the engine for this machine, with the format that the environment asks for or the fastest one allowed.
 
     A format that is asked for by name serves although its gate says no, with a warning; it must reproduce the golden
@@ -86,6 +89,7 @@ def choose(artifact: Artifact, *, gpu_id: int | None = None) -> tuple[Classifier
 
     Args:
         gpu_id: the GPU this worker was given by the model server; None for the first.
+        threads: that compute one image on a CPU.
 
     Raises:
         ConfigError: an unknown setting, or a format that this engine does not compute in.
@@ -109,7 +113,8 @@ def choose(artifact: Artifact, *, gpu_id: int | None = None) -> tuple[Classifier
                 continue
             _log.warning("%s/%s serves because %s says so: %s", engine, precision, PRECISION_VARIABLE, reason)
         try:
-            clocked = _Clocked(load_engine(artifact, gpu_id=gpu_id, precision=precision, weights=weights))
+            loaded = load_engine(artifact, gpu_id=gpu_id, precision=precision, weights=weights, threads=threads)
+            clocked = _Clocked(loaded, threads)
             candidate, least_ms = Classifier(artifact, clocked), min(times.values(), default=inf)
             is_proved = precision == manifest.precision or not times  # the strictest proof is always asked for
             if is_proved:
@@ -128,7 +133,7 @@ def choose(artifact: Artifact, *, gpu_id: int | None = None) -> tuple[Classifier
         times[precision] = found_ms
         if is_best:
             best = candidate
-        del candidate, clocked
+        del candidate, clocked, loaded
     if best is None:  # the weights are in a format this engine does not know
         raise ArtifactError(f"the model's precision is {manifest.precision!r}", f"{engine} computes in other formats")
     found = manifest.gates.get(best.engine.precision)
@@ -139,6 +144,7 @@ def choose(artifact: Artifact, *, gpu_id: int | None = None) -> tuple[Classifier
         forward_ms=times,
         gate="" if found is None else found.sentence,
         refused=refused,
+        threads=threads,
     )
     _return_memory()
     timed = ", ".join(f"{name} {value:.1f} ms" for name, value in times.items())
@@ -149,14 +155,14 @@ def choose(artifact: Artifact, *, gpu_id: int | None = None) -> tuple[Classifier
 class _Clocked:
     """An engine that notes what its forwards take: those for golden samples tell as much as others.
 
-    Of the processor's time on a CPU, where one thread computes: on a machine that is busy with other things, by the
+    Of the processor's time on a CPU where one thread computes: on a machine that is busy with other things, by the
     clock on the wall the format that was disturbed least would be the fastest.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, threads: int = 1) -> None:
         self.engine, self.name, self.precision = engine, engine.name, engine.precision
         self.taken_ms: list[float] = []
-        self._clock = time.process_time if engine.name == OPENVINO else time.perf_counter
+        self._clock = time.process_time if engine.name == OPENVINO and threads == 1 else time.perf_counter
 
     def logits(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         started = self._clock()

@@ -41,15 +41,21 @@ class Engine(Protocol):
 
 
 class OpenVinoEngine:
-    """ResNet50 on the CPU, one thread: a server has one process a core, and threads would only fight over cores."""
+    """ResNet50 on the CPU, with one thread: a server has one process a core, and threads would only fight over cores.
+
+    With more of them only where nothing is forked: a forked process has none of its parent's threads.
+    """
 
     name = OPENVINO
 
-    def __init__(self, artifact: Artifact, precision: str = "", weights: FoldedWeights | None = None) -> None:
+    def __init__(
+        self, artifact: Artifact, precision: str = "", weights: FoldedWeights | None = None, *, threads: int = 1
+    ) -> None:
         """Without a `precision`, that of the weights.
 
         Args:
             weights: the artifact's, for who makes several engines; read from it without them.
+            threads: that compute one image.
 
         Raises:
             ArtifactError: the weights are not a ResNet50's, or the artifact has no ranges for int8.
@@ -61,7 +67,7 @@ class OpenVinoEngine:
         size, ranges = artifact.preprocessing.image_size, artifact.manifest.ranges
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": 1,
+            "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # every worker would be pinned to the same core
             "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
@@ -156,7 +162,12 @@ def folded_weights(artifact: Artifact) -> FoldedWeights:
 
 
 def load_engine(
-    artifact: Artifact, *, gpu_id: int | None = None, precision: str = "", weights: FoldedWeights | None = None
+    artifact: Artifact,
+    *,
+    gpu_id: int | None = None,
+    precision: str = "",
+    weights: FoldedWeights | None = None,
+    threads: int = 1,
 ) -> Engine:
     """The engine that $CLASSIFIER_ENGINE names, or with `auto` the one for this machine: torch on a usable GPU.
 
@@ -164,6 +175,7 @@ def load_engine(
         gpu_id: the GPU this worker was given by the model server; None for the first.
         precision: the number format to compute in; that of the weights without it.
         weights: `folded_weights`, for who loads several engines; OpenVINO alone takes them.
+        threads: of OpenVINO's that compute one image.
 
     Raises:
         ConfigError: an unknown name in $CLASSIFIER_ENGINE.
@@ -172,7 +184,7 @@ def load_engine(
     """
     if engine_here() == TorchEngine.name:
         return TorchEngine(artifact, f"cuda:{gpu_id or 0}", precision)
-    return OpenVinoEngine(artifact, precision, weights)
+    return OpenVinoEngine(artifact, precision, weights, threads=threads)
 
 
 def engine_here() -> str:

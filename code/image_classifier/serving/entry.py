@@ -28,7 +28,7 @@ from image_classifier.contract import endpoint
 from image_classifier.contract.errors import ClassifierError, ConfigError, PlatformError, describe
 from image_classifier.contract.machine import bind
 from image_classifier.contract.text import visible
-from image_classifier.serving.capacity import default_workers
+from image_classifier.serving.capacity import default_workers, threads_of
 from image_classifier.serving.requested import requested_precision
 from image_classifier.serving.scratch import Scratch
 from image_classifier.serving.server import Address, ServerProcess
@@ -82,7 +82,9 @@ def _serve(stop: threading.Event) -> None:
         folder = tempfile.TemporaryDirectory(prefix="ic-", dir=_temporary(), ignore_cleanup_errors=True)
         scratch = Scratch(Path(stack.enter_context(folder)))
         scratch.create()
-        server = stack.enter_context(ServerProcess(scratch, num_workers=num_workers))
+        server = stack.enter_context(
+            ServerProcess(scratch, num_workers=num_workers, num_threads=threads_of(num_workers))
+        )
 
         from image_classifier.serving.opening import Opening  # brings numpy and aiohttp: while Java starts
 

@@ -1,12 +1,13 @@
 """What images come in when they do not come alone: a form, JSON, lines of JSON. Opened here into the images themselves.
 
     multipart/form-data       each file of the form                     (browsers, curl -F image=@photo.jpg)
-    application/json          {"image": "BASE64"}, {"images": ["BASE64", ...]} or {"instances": [{"b64": "BASE64"}]},
-                              and "top_k": 3 if the headers name none
+    application/json          {"image": "BASE64"}, {"images": ["BASE64", ...]} or {"instances": [{"b64": "BASE64"}]}
     application/jsonlines     one such object with one image on each line (batch transform with SplitType=Line)
 
-Base64 may stand behind `data:image/jpeg;base64,`. One image is answered as if it had come alone, several with a list in
-their order, lines with lines; an image that is wrong has its error in the place of its answer.
+A form's field `top_k`, and "top_k" of a JSON object, hold if the headers name none. Base64 may stand behind
+`data:image/jpeg;base64,`, in lines, in the alphabet for addresses (RFC 4648, section 5), and without its padding. One
+image is answered as if it had come alone, several with a list in their order, lines with lines; an image that is wrong
+has its error in the place of its answer.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from image_classifier.contract.wire import ENGINE_HEADER, FORM_DATA_TYPE, JSON_L
 from image_classifier.serving.backend import Reply
 from image_classifier.serving.codec import parse_top_k
 
+_TOP_K = "top_k"
+_ALPHABET = bytes.maketrans(b"-_", b"+/")
+_BLANKS = b" \t\r\n"
 _EXAMPLE = '{"image": "BASE64"} is understood, {"images": ["BASE64", ...]} and {"instances": [{"b64": "BASE64"}]}'
 
 
@@ -53,7 +57,7 @@ async def open_envelope(media_type: str, request: web.BaseRequest, body: bytes) 
         TooLarge: more than MAX_IMAGES.
     """
     if media_type == FORM_DATA_TYPE:
-        opened = Opened(images=await _files(request, body))
+        opened = await _form(request, body)
     elif media_type in JSON_LINES_TYPES:
         opened = Opened(images=[_line(line) for line in body.splitlines() if line.strip()], is_lines=True)
     else:
@@ -87,24 +91,35 @@ def _text(value: object) -> bytes:
     return (json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8", errors="replace")
 
 
-async def _files(request: web.BaseRequest, body: bytes) -> list[bytes]:
-    """The files of a form, or its fields when none of them is a file."""
+async def _form(request: web.BaseRequest, body: bytes) -> Opened:
+    """The files of a form, or its fields when none of them is a file, and what it says of top_k."""
     stream = aiohttp.StreamReader(request.protocol, limit=len(body) + 1)
     stream.feed_data(body)
     stream.feed_eof()
-    files: list[bytes] = []
-    fields: list[bytes] = []
+    files: list[bytes | RequestError] = []
+    fields: list[bytes | RequestError] = []
+    top_k: int | None = None
     try:
         async for part in aiohttp.MultipartReader(request.headers, stream):
             if not isinstance(part, aiohttp.BodyPartReader):
                 raise ValueError("a form inside a form")
             content = bytes(await part.read(decode=False))
-            (fields if part.filename is None else files).append(content)
+            if part.filename is None and part.name == _TOP_K:
+                top_k = parse_top_k(content.decode("ascii", errors="replace"))
+                continue
+            if content:
+                (fields if part.filename is None else files).append(_part(part, content))
             if len(files) + len(fields) > 2 * MAX_IMAGES:
                 raise TooLarge("the form has too many parts", f"at most {MAX_IMAGES} images are accepted at once")
     except (ValueError, AssertionError, RuntimeError, aiohttp.ClientError, aiohttp.http.HttpProcessingError) as error:
         raise RequestError("the form cannot be read", "curl -F image=@photo.jpg writes one that can") from error
-    return [content for content in files or fields if content]
+    return Opened(images=files or fields, top_k=top_k)
+
+
+def _part(part: aiohttp.BodyPartReader, content: bytes) -> bytes | RequestError:
+    """What is in a part of a form: forms of programs that write mail are encoded as mail is."""
+    encoding = part.headers.get("Content-Transfer-Encoding", "").strip().lower()
+    return _from_base64(content) if encoding == "base64" else content
 
 
 def _json(body: bytes) -> object:
@@ -117,7 +132,7 @@ def _json(body: bytes) -> object:
 def _document(document: object) -> Opened:
     if not isinstance(document, dict):
         raise RequestError("the JSON is no object", _EXAMPLE)
-    top_k = document.get("top_k")
+    top_k = document.get(_TOP_K)
     if top_k is not None:
         top_k = parse_top_k(json.dumps(top_k))
     if "image" in document:
@@ -146,7 +161,13 @@ def _decoded(value: object) -> bytes | RequestError:
         return RequestError("an image is no text of base64", _EXAMPLE)
     if value.startswith("data:"):
         value = value.partition(",")[2]
+    return _from_base64(value.encode("ascii", errors="replace"))
+
+
+def _from_base64(text: bytes) -> bytes | RequestError:
+    digits = text.translate(_ALPHABET, _BLANKS).rstrip(b"=")
     try:
-        return base64.b64decode(value, validate=True) or RequestError("an image is empty", _EXAMPLE)
-    except (binascii.Error, ValueError):
+        decoded = base64.b64decode(digits + b"=" * (-len(digits) % 4), validate=True)
+    except binascii.Error:
         return RequestError("an image is no base64", _EXAMPLE)
+    return decoded or RequestError("an image is empty", _EXAMPLE)

@@ -22,7 +22,7 @@ from image_classifier.contract.wire import ENGINE_HEADER, REQUEST_ID_HEADER
 from image_classifier.serving.choice import choose
 from image_classifier.serving.classifier import Classifier
 from image_classifier.serving.codec import Response, encode, encode_error, encode_internal_error, parse_request
-from image_classifier.serving.scratch import PRELOAD_VARIABLE, BusyMark, Scratch
+from image_classifier.serving.scratch import PRELOAD_VARIABLE, THREADS_VARIABLE, BusyMark, Scratch
 from image_classifier.serving.sightings import SightingWriter
 from image_classifier.vision.artifact import load_model
 
@@ -57,7 +57,8 @@ def _load(context: Any) -> None:
     scratch = Scratch.from_environment()
     try:
         artifact = load_model(MlPaths.from_environment().model)
-        classifier, choice = choose(artifact, gpu_id=context.system_properties.get("gpu_id"))
+        threads = int(os.environ.get(THREADS_VARIABLE) or 1)
+        classifier, choice = choose(artifact, gpu_id=context.system_properties.get("gpu_id"), threads=threads)
     except Exception as error:
         scratch.report_failure(error)
         raise
@@ -67,11 +68,11 @@ def _load(context: Any) -> None:
     _headers[ENGINE_HEADER] = choice.header
     scratch.write_choice(choice.to_json())
     if os.environ.get(PRELOAD_VARIABLE) != "true":
-        scratch.report_loaded(choice.name)
+        scratch.report_loaded(choice.name, forked=False)
         return
     gc.collect()
     gc.freeze()  # a collection would write into, and so copy, every page that holds an object
-    os.register_at_fork(after_in_child=lambda: scratch.report_loaded(choice.name))
+    os.register_at_fork(after_in_child=lambda: scratch.report_loaded(choice.name, forked=True))
 
 
 def _answer(request: Mapping[str, object], index: int, context: Any) -> bytes:

@@ -15,7 +15,7 @@ PATHS: Mapping[str, tuple[str, ...]] = {
 }
 """What there is, and the methods of each."""
 
-SCHEMA_VERSION = "1.1.0"  # of what is sent and answered: semantic versioning
+SCHEMA_VERSION = "1.2.0"  # of what is sent and answered: semantic versioning
 
 
 def description(model: str) -> dict[str, object]:
@@ -184,7 +184,7 @@ _ASKED = {
 }
 _FORM = {
     "type": "object",
-    "properties": {"image": {"type": "string", "format": "binary"}},
+    "properties": {"image": {"type": "string", "format": "binary"}, "top_k": _TOP_K},
     "required": ["image"],
 }
 _LIMITS = {

@@ -27,6 +27,7 @@ from typing import Any
 from image_classifier.contract.errors import ClassifierError, PlatformError, describe
 
 SCRATCH_VARIABLE = "CLASSIFIER_SCRATCH"
+THREADS_VARIABLE = "CLASSIFIER_ENGINE_THREADS"  # of a worker's engine on the CPU
 PRELOAD_VARIABLE = "MMS_PRELOAD_MODEL"  # multi-model-server's: "true" loads the model once, before workers are forked
 _SINCE = struct.Struct("d")  # seconds of time.monotonic(), which all processes of a machine share; 0 for not busy
 
@@ -94,9 +95,9 @@ class Scratch:
     def model_socket(self) -> Path:
         return self.root / "model.sock"
 
-    def report_loaded(self, engine: str) -> None:
-        """Called by a worker that reproduced the golden samples."""
-        self._report({"engine": engine})
+    def report_loaded(self, engine: str, *, forked: bool) -> None:
+        """Called by a worker that reproduced the golden samples, or was forked from a process that did."""
+        self._report({"engine": engine, "parent": os.getppid() if forked else 0})
 
     def report_failure(self, error: BaseException) -> None:
         """Called by a worker that could not load the model."""
@@ -117,7 +118,7 @@ class Scratch:
 
     def _report(self, values: dict[str, str | int]) -> None:
         partial = self.root / f"worker-{os.getpid()}.partial"
-        partial.write_text(json.dumps(values | {"parent": os.getppid()}))
+        partial.write_text(json.dumps(values))
         partial.replace(self._workers / str(os.getpid()))
 
     def reports(self) -> dict[int, Report]:

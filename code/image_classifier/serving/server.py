@@ -74,10 +74,15 @@ class ServerProcess:
     What it prints is held back until `show_output`: when the model is not worth a server, that is all there is to say.
     """
 
-    def __init__(self, scratch_folder: Scratch, *, num_workers: int) -> None:
-        """Starts it. Raises PlatformError when there is no Java."""
+    def __init__(self, scratch_folder: Scratch, *, num_workers: int, num_threads: int) -> None:
+        """Starts it. Raises PlatformError when there is no Java.
+
+        Args:
+            num_threads: that each worker computes with.
+        """
         self._scratch = scratch_folder
         self._num_workers = num_workers
+        self._num_threads = num_threads
         self._passing_on: threading.Thread | None = None
         self._printed, printing = os.pipe()
         with os.fdopen(printing, "wb") as output:
@@ -122,7 +127,9 @@ class ServerProcess:
             "MMS_DECODE_INPUT_REQUEST": "false",  # bodies of type text or JSON would be decoded outside our handler
             "MMS_MAX_REQUEST_SIZE": str(SERVER_MAX_BODY_BYTES),
             "OMP_NUM_THREADS": "1",
-            scratch.PRELOAD_VARIABLE: "true" if may_fork() else "false",
+            scratch.THREADS_VARIABLE: str(self._num_threads),
+            # a forked process has none of the threads of the one that compiled its network
+            scratch.PRELOAD_VARIABLE: "true" if may_fork() and self._num_threads == 1 else "false",
             WORKERS_VARIABLE: str(self._num_workers),
             VM_ARGS_VARIABLE: os.environ.get(VM_ARGS_VARIABLE) or DEFAULT_VM_ARGS,
             ANSWER_TIMEOUT_VARIABLE: str(_LOAD_TIMEOUT_S),

@@ -112,8 +112,8 @@ class ConstantOutput(Rule):
     Fires when, at the `patience` latest recorded steps from `start_step` on, the outputs' deviation over the images of
     a batch is below `spread` times their largest absolute value, or 0; of batches of two images or more. Of outputs
     that no labels came with, as those of networks which learn to place images near each other, it fires too when the
-    deviation there is below `collapsed` of both its largest at any recorded step and that value: all images were drawn
-    to one place.
+    deviation at the two latest is below `collapsed` of both its largest at any recorded step and that value: all images
+    were drawn to one place.
     """
 
     looks_at = "the deviation of the outputs over a batch, and their size"
@@ -140,10 +140,9 @@ class ConstantOutput(Rule):
         if finite.sum() < self.patience or not finite[-1]:
             return insufficient(f"needs finite outputs of {self.patience} batches of two images or more", len(spread))
         constant = spread[finite] <= self.spread * size[finite]
-        if self._has_no_labels(run, outputs):
-            most = float(outputs["spread"].values[several].max())
-            constant |= spread[finite] <= self.collapsed * np.minimum(size[finite], most)
-        if not constant[-self.patience :].all():
+        drawn = spread[finite] <= self.collapsed * np.minimum(size[finite], outputs["spread"].values[several].max())
+        together = self._has_no_labels(run, outputs) and bool(drawn[-2:].all())
+        if not constant[-self.patience :].all() and not together:
             return healthy(f"outputs differ by {short(float(spread[finite][-1]))} over a batch", len(spread))
         step = int(outputs["spread"].steps[keep][finite][-1])
         return issue(

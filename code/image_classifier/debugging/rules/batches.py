@@ -123,7 +123,7 @@ class ConstantOutput(Rule):
     managed = None
     aspect = "learning"
     spread: float = 1e-4
-    collapsed: float = 0.02
+    collapsed: float = 0.1
     patience: int = 3
     start_step: int = 2
 

@@ -132,8 +132,9 @@ class WrongHead(Rule):
         shares = (low >= 0).all() and (high <= 1 + self.close).all()
         if shares and ones:
             return "a softmax stands before a cross entropy that takes logits"
-        logarithms = (fit["unnormalised"].values <= self.close).all()
-        return self._activation(run, low, high, "a cross entropy that takes logits", logarithms=bool(logarithms))
+        sums = fit.get("unnormalised")
+        logarithms = sums is not None and bool((sums.values <= self.close).all())
+        return self._activation(run, low, high, "a cross entropy that takes logits", logarithms=logarithms)
 
     def _is_soft(self, run: RunData, fit: Mapping[str, Series]) -> bool:
         """Whether the loss is a cross entropy of labels that are shares of the classes, and no other known loss."""

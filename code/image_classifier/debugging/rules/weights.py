@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from image_classifier.debugging.measures import FIRST_UPDATE, ends_of_losses, guessing_loss, has_learned, updates
+from image_classifier.debugging.measures import (
+    FIRST_UPDATE,
+    ends_of_losses,
+    guessing_loss,
+    has_learned,
+    has_mastered,
+    updates,
+)
 from image_classifier.debugging.rules.base import Finding, Rule, healthy, insufficient, issue, listed, percent, short
 from image_classifier.debugging.rules.managed import Managed
 from image_classifier.debugging.rules.rows import finite_part, growing, in_a_row, unique_names
@@ -28,9 +35,9 @@ class WeightUpdateRatio(Rule):
 
     The managed rule's bounds are 1e-8 and 10, on any single step. A ratio of 10 replaces the weights ten times over;
     ours is 0.2, which a training does not survive for long either. A median passes over the last steps of a cosine. A
-    network that learns all the same takes back what is not above `large` at its `patience` latest recorded steps, too.
-    Of one that does not, or ends above half of the loss of guessing, a single step counts that replaced a layer: a
-    ratio above `replaced`. An optimiser that moves the weights several times in a step (LBFGS) may move them so many
+    network that learns all the same, to below half of the loss of guessing, or answers nearly everything rightly, takes
+    back what is not above `large` at its `patience` latest recorded steps, too. Of any other a single step counts that
+    replaced a layer: a ratio above `replaced`. An optimiser that moves the weights several times in a step (LBFGS) may move them so many
     times as far.
     """
 
@@ -59,7 +66,8 @@ class WeightUpdateRatio(Rule):
             return insufficient(f"needs {self.patience} recorded steps from step {self.start_step} on", table.size)
         labels = [f"weight {name} update_ratio" for name in layers]
         too_large = in_a_row(table > large, self.patience, steps, table, labels)
-        if has_learned(run) and not ends_of_losses(run)[1].mean() > guessing_loss(run) / 2:
+        learned = has_learned(run) and not ends_of_losses(run)[1].mean() > guessing_loss(run) / 2
+        if learned or has_mastered(run):
             still = np.nan_to_num(table[:, -self.patience :]).min(axis=1, keepdims=True) > large
             late = still[:, 0]
             too_large = in_a_row((table > large) & still, self.patience, steps, table, labels)

@@ -203,9 +203,7 @@ FAULTS: dict[str, Fault] = {
         MLP, "LossNotDecreasing", "ExplodingTensor", "LabelsOutside", before_backward=lambda loss, network: -loss
     ),
     "batch norm in evaluation mode": _fault(CNN_NORM, "NormMode", mode=nn.Module.eval),
-    "dropout of 99 %": _fault(
-        MLP, "LossNotDecreasing", "ConstantOutput", network=lambda: perceptron((20, 64, 64, 5), dropout=0.99)
-    ),
+    "dropout of 99 %": _fault(MLP, "HeavyDropout", network=lambda: perceptron((20, 64, 64, 5), dropout=0.99)),
     "weight decay of 5": _fault(
         MLP, "LossNotDecreasing", "ConstantOutput", "WeightUpdateRatio", optimizer=sgd(0.05, weight_decay=5.0)
     ),
@@ -224,7 +222,10 @@ FAULTS: dict[str, Fault] = {
     ),
 }
 NAMES = list(FAULTS)
-FROZEN_ON, HELD_OUT = NAMES[::2], NAMES[1::2]  # defaults may be chosen with the first half only
+# of the half that is held out, those of which a run, or one of a kind like them, was looked at since
+LOOKED_AT = ("softmax over one unit", "weights of zero", "dropout of 99 %")
+# defaults may be chosen with the first half only
+FROZEN_ON, HELD_OUT = NAMES[::2], [name for name in NAMES[1::2] if name not in LOOKED_AT]
 
 
 # sixty examples, ten epochs: thirty steps

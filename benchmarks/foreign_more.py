@@ -285,6 +285,12 @@ MORE_FAULTS: dict[str, Fault] = {
     "learning rate too high, LSTM": _fault(WORDS, *RATE_HIGH, optimizer=adam(1.0)),
     "learning rate too low, regression": _fault(REGRESSION, *RATE_LOW, optimizer=adam(1e-7)),
     "weights of zero, regression": _fault(REGRESSION, *INIT, spoil=_times(0)),
+    "minus a ReLU at the end of a regression": _fault(
+        REGRESSION, "WrongHead", network=lambda: perceptron((4, 48, 1), last=Negated())
+    ),
+    "dropout of 98 %, regression": _fault(
+        REGRESSION, "HeavyDropout", network=lambda: perceptron((4, 48, 48, 1), dropout=0.98)
+    ),
 }
 
 UNSEEN_FAULTS: dict[str, Fault] = {
@@ -297,9 +303,6 @@ UNSEEN_FAULTS: dict[str, Fault] = {
     ),
     "tanh at the end of a regression": _fault(
         REGRESSION, "WrongHead", network=lambda: perceptron((4, 48, 1), last=nn.Tanh()), labels=lambda y: 6 * y
-    ),
-    "minus a ReLU at the end of a regression": _fault(
-        REGRESSION, "WrongHead", network=lambda: perceptron((4, 48, 1), last=Negated())
     ),
     "no activation, convolutions": _fault(
         CNN,
@@ -332,9 +335,6 @@ UNSEEN_FAULTS: dict[str, Fault] = {
     "no zero_grad, transformer": _fault(TRANSFORMER, "StaleGradient", zero=False),
     "no backward pass, regression": _fault(
         REGRESSION, "LeftOutParameters", "UnchangedTensor", "AllZero", backward=False
-    ),
-    "dropout of 98 %, regression": _fault(
-        REGRESSION, "LossNotDecreasing", "ConstantOutput", network=lambda: perceptron((4, 48, 48, 1), dropout=0.98)
     ),
     "dead from the start, regression": _fault(
         REGRESSION,

@@ -15,7 +15,13 @@ from benchmarks.rule_replay import Recording, play
 from benchmarks.system_runs import MACHINES, record, timed
 
 from image_classifier.debugging.rules.base import Rule
-from image_classifier.debugging.rules.batches import ConstantOutput, LabelsOutside, NormMode, ShortTraining
+from image_classifier.debugging.rules.batches import (
+    ConstantOutput,
+    HeavyDropout,
+    LabelsOutside,
+    NormMode,
+    ShortTraining,
+)
 from image_classifier.debugging.rules.before_start import (
     AugmentedInputs,
     FrozenUntrained,
@@ -269,6 +275,10 @@ EXAMPLES: Mapping[type[Rule], Example] = {
     ),
     ReplicasDrift: Example(lambda: replicas(0, 1, 1), lambda: replicas(0, 0, 0)),
     LabelsPermuted: Example(lambda: named(2), lambda: named(18)),
+    HeavyDropout: Example(
+        lambda: batches(norms={"dropouts": 2.0, "idle": 0.0, "heaviest": 0.98}),
+        lambda: batches(norms={"dropouts": 2.0, "idle": 0.0, "heaviest": 0.5}),
+    ),
     DecayedNorms: Example(lambda: batches(optimizer={"decayed": 6.0}), lambda: batches(optimizer={"decayed": 0.0})),
     VanishingGradient: Example(
         lambda: recorded("gradients", first=always(abs_mean=1e-12), last=always(abs_mean=1e-3)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from benchmarks.rule_replay import Recording, judge_recording
+from benchmarks.system_runs import MACHINES, record
 from tests.rule_examples import CONFIG, always, batches, noise, recorded, run_with
 from torch import nn
 
@@ -202,3 +205,32 @@ def test_the_advice_names_the_head(parts: dict[str, dict[str, float]], words: st
     assert result.verdict is Verdict.ISSUES
     assert words in result.summary
     assert "head" in result.advice
+
+
+@pytest.mark.parametrize(
+    ("phases", "advice"),
+    [
+        ({}, "set workers=8 or cache=decoded"),  # nobody measured
+        ({"data_wait_s": 0.2, "forward_s": 0.1}, "set workers=8 or cache=decoded"),
+        (
+            {"data_wait_s": 0.01, "forward_s": 0.3},
+            "the thread that launches the GPU's work is the limit: raise batch_size",
+        ),
+        ({"data_wait_s": 0.01, "forward_s": 0.1, "hook_s": 0.2}, "recording takes 60 %: raise debug_interval"),
+    ],
+)
+def test_a_busy_core_is_fed_by_what_it_is_busy_with(phases: dict[str, float], advice: str) -> None:
+    recording = record(MACHINES["GPU starved by a busy core"], seed=1)
+    records = [
+        dataclasses.replace(each, **phases) if isinstance(each, StepRecord) and each.mode == "train" else each
+        for each in recording.records
+    ]
+    result = judge_recording(Recording(recording.job, records), parse_rules("CPUBottleneck")).results[0]
+    assert result.verdict is Verdict.ISSUES
+    assert advice in result.advice
+
+
+def test_deviations_that_are_rounding_alone_are_none() -> None:
+    run = recorded("activations", first=always(input_std=3e-9), last=always(input_std=1e-8))
+    result = PoorWeightInitialization().check(run)
+    assert result.summary.startswith("the deviation of what enters the activations is 0 in some layers")

@@ -68,7 +68,26 @@ def said(seen: Watch) -> str:
     return "; ".join(f"{each.rule}: {each.summary}" for each in seen.findings)
 
 
+class Negated(nn.Module):
+    """Minus a ReLU."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return -torch.relu(x)
+
+
+def by_place(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Of (n, places, classes) logits."""
+    return F.cross_entropy(outputs.flatten(0, 1), labels.flatten())
+
+
+def divergence(outputs: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    return F.kl_div(outputs.log_softmax(1), shares, reduction="batchmean")
+
+
 COLUMN = rings()[1].float()[:, None]
+SEVERAL = torch.cat([COLUMN, 1 - COLUMN, (rings()[0][:, :1] > 0).float()], 1)  # two of three labels, or one
+SHARES = 0.05 + 0.9 * F.one_hot(rings()[1]).float()
+PLACES = torch.stack([rings()[1], 1 - rings()[1], torch.full_like(rings()[1], -100)], 1)
 NUMBERS = 3 * rings()[0][:, :1] + rings()[0][:, 1:] ** 2
 
 
@@ -83,6 +102,12 @@ NUMBERS = 3 * rings()[0][:, :1] + rings()[0][:, 1:] ** 2
         (lambda: perceptron(2, nn.LogSoftmax(1)), F.nll_loss, rings()[1], 2),
         (lambda: perceptron(1), F.mse_loss, NUMBERS, 0),
         (lambda: perceptron(1), F.l1_loss, NUMBERS, 0),
+        (lambda: perceptron(3, nn.Sigmoid()), F.binary_cross_entropy, SEVERAL, 3),
+        (lambda: perceptron(2), F.cross_entropy, SHARES, 2),
+        (lambda: perceptron(2), divergence, SHARES, 0),
+        (lambda: perceptron(6, nn.Unflatten(1, (2, 3))), F.cross_entropy, PLACES, 0),
+        (lambda: perceptron(6, nn.Unflatten(1, (3, 2))), by_place, PLACES, 0),
+        (lambda: perceptron(1, nn.LogSigmoid()), F.mse_loss, -NUMBERS.abs(), 0),
     ],
 )
 def test_heads_that_fit_are_not_accused(
@@ -112,6 +137,25 @@ def test_heads_that_fit_are_not_accused(
         ),
         (lambda: perceptron(1), lambda o, y: -F.mse_loss(o, y), NUMBERS, 0, "LossForm: the loss has the other sign"),
         (lambda: perceptron(1), logistic, 2 * COLUMN - 1, 2, "LabelsOutside: labels go from -1 to 1"),
+        (lambda: perceptron(3, nn.Softmax(1)), F.binary_cross_entropy, SEVERAL, 3, "labels that do not exclude each"),
+        (lambda: perceptron(2, nn.Softmax(1)), F.cross_entropy, SHARES, 2, "a softmax stands before a cross entropy"),
+        (lambda: perceptron(2), lambda o, y: -divergence(o, y), SHARES, 0, "LossForm: the loss has the other sign"),
+        (
+            lambda: perceptron(6, nn.Sequential(nn.Unflatten(1, (2, 3)), nn.Softmax(1))),
+            F.cross_entropy,
+            PLACES,
+            0,
+            "a softmax stands before a cross entropy",
+        ),
+        (
+            lambda: perceptron(6, nn.Sequential(nn.Unflatten(1, (3, 2)), nn.Softmax(2))),
+            by_place,
+            PLACES,
+            0,
+            "a softmax stands before a cross entropy",
+        ),
+        (lambda: perceptron(2, Negated()), F.cross_entropy, rings()[1], 2, "minus a ReLU stands before a cross"),
+        (lambda: perceptron(1, Negated()), F.mse_loss, NUMBERS, 0, "minus a ReLU stands at the end"),
         (lambda: perceptron(3), F.cross_entropy, rings()[1] + 1, 2, "3 outputs and 2 classes"),
         (lambda: perceptron(1, bends=False), logistic, COLUMN, 2, "NoActivation: there is no activation"),
     ],
@@ -135,6 +179,51 @@ def test_a_network_in_the_wrong_mode_is_named() -> None:
     assert "the network trains in evaluation mode: 1 dropouts" in said(
         train(dropping(), F.cross_entropy, labels, classes=2, trains=False)
     )
+
+
+def test_a_share_to_keep_given_as_one_to_drop_is_named() -> None:
+    def dropping(share: float) -> nn.Module:
+        return nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Dropout(share), nn.Linear(64, 2))
+
+    labels = rings()[1]
+    assert "HeavyDropout: a dropout drops 95 %" in said(train(dropping(0.95), F.cross_entropy, labels, classes=2))
+    assert "HeavyDropout" not in said(train(dropping(0.5), F.cross_entropy, labels, classes=2))
+
+
+def test_images_that_are_all_drawn_to_one_place_are_found() -> None:
+    torch.manual_seed(0)
+    model, inputs = perceptron(4), rings()[0]
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    with watch(model, optimizer) as seen:
+        for _ in range(120):
+            places = model(inputs)
+            value = (places - places.roll(2, 0)).square().mean()  # nothing keeps them apart
+            optimizer.zero_grad()
+            value.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            seen.step(value, places)
+    assert "ConstantOutput: all images get the same answer" in said(seen)
+
+
+def test_an_optimiser_of_many_updates_a_step_may_go_as_many_times_as_far() -> None:
+    torch.manual_seed(0)
+    model, (inputs, labels) = perceptron(2), rings()
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=8)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(model(inputs), labels) + 1e-3 * sum(p.square().sum() for p in model.parameters())
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    with watch(model, optimizer, classes=2) as seen:
+        for _ in range(40):
+            value = optimizer.step(closure)
+            outputs = model(inputs)
+            seen.step(value.detach(), outputs.detach(), labels)
+    ratios = [series.values.max() for _, series in seen.run.tensors("weights", "update_ratio")]
+    assert max(ratios) > 0.2
+    assert "WeightUpdateRatio" not in said(seen)
 
 
 def test_the_first_step_after_a_validation_is_recorded() -> None:

@@ -27,6 +27,12 @@ def test_time_left_is_extrapolated_from_the_pace() -> None:
     assert progress.seconds_left(20.0) == 25.0  # 1 epoch in 10 s, 2.5 to go
 
 
+def test_a_loss_without_bounds_is_no_row_of_digits() -> None:
+    progress = JobProgress(epochs=4)
+    progress.feed(metric_line(1, {"train:loss": 1796.4, "validation:loss": 3.398e35}), 1.0)
+    assert progress.describe() == "epoch 1/4  loss 1796.400  validation loss 3.4e+35"
+
+
 def test_test_metrics_end_no_epoch() -> None:
     progress = JobProgress(epochs=4, epoch=4)
     assert progress.feed(metric_line(2, {"test:accuracy": 0.5}), 1.0) == "other"

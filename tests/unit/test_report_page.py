@@ -157,8 +157,8 @@ def test_parallel_axes_take_words_and_numbers_and_one_value() -> None:
 
 
 def test_numbers_read_well() -> None:
-    assert [number(v) for v in (0, 12, 0.12345, 1.234e-5, 1673.2, 25_300, 1.5e9, float("nan"))] == [
-        "0", "12", "0.123", "1.23e-5", "1673", "25.3k", "1.5G", "nan",
+    assert [number(v) for v in (0, 12, 0.12345, 1.234e-5, 1673.2, 25_300, 1.5e9, 3.398e35, float("nan"))] == [
+        "0", "12", "0.123", "1.23e-5", "1673", "25.3k", "1.5G", "3.4e35", "nan",
     ]  # fmt: skip
     spaced = [duration(v).replace("\u00a0", " ") for v in (0, 3e-5, 0.0123, 3.21, 250, 11_100)]
     assert spaced == ["0", "30 µs", "12 ms", "3.2 s", "4 min 10 s", "3 h 05 min"]

@@ -18,6 +18,7 @@ from image_classifier.debugging.rules import RULES as RULE_CLASSES
 from image_classifier.debugging.schema import RuleResult, Verdict
 from image_classifier.debugging.scores import balanced_accuracy, confusion_matrix, macro_f1
 from image_classifier.report import gather, gather_tuning, render, write_report
+from image_classifier.report.advice import what_next
 from image_classifier.report.before_serving import standing_of_run
 from image_classifier.report.standing import measured, standing
 from image_classifier.vision.confidence import calibration_error, confidence_bins, exact_interval
@@ -174,6 +175,28 @@ def test_advice_about_the_model_contradicts_serving_it(job: Path) -> None:
     assert facts["standing"]["verdict"] == "open"
     assert "Start from pretrained weights" in first_line(facts)
     assert "Serve it" not in titles(facts)
+
+
+PAIRS = {"pairs": [{"true": "a", "predicted": "b", "images": 14, "examples": []}], "errors": 28}
+WEAK = [{"class": "a", "images": 14, "recall": 0.0, "high": 0.2}]
+
+
+def test_the_mistakes_of_a_network_that_guesses_are_no_advice_about_classes(job: Path) -> None:
+    change(job, tests=(40, 60, 6))
+    facts = gather(job) | {"confusion": PAIRS, "per_class": WEAK}
+    found = {item["title"] for item in what_next(facts)}
+    assert {"Look at a taken for b", "Add images of a"} <= found
+    change(job, tests=(6, 60, 6))
+    facts = gather(job) | {"confusion": PAIRS, "per_class": WEAK}
+    assert not {"Look at a taken for b", "Add images of a"} & {item["title"] for item in what_next(facts)}
+
+
+def test_a_table_of_numbers_is_shown_as_no_verdict(job: Path) -> None:
+    rules = [FINE, dataclasses.replace(FINE, rule="OverallSystemUsage", severity="info", summary="medians: CPU 90 %")]
+    change(job, rules=rules)
+    page = render(gather(job))
+    assert page.count("✓ no issue") == 1
+    assert page.count("○ numbers only") == 1
 
 
 @pytest.mark.parametrize("end", ["failed", "stopped", "unfinished"])

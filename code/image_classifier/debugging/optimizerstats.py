@@ -17,7 +17,8 @@ def optimizer_statistics(model: nn.Module, optimizer: Any) -> dict[str, float]:
     Returns:
         lr_min, lr_max over its groups; strangers: trained parameters with two dimensions or more that it has not got;
         trained: all of these; without_gradient: those of them that no gradient reaches; decayed: biases and parameters
-        of norms that it decays; decay_max, the largest weight decay of a filter or matrix.
+        of norms that it decays; decay_max, the largest weight decay of a filter or matrix; updates, of the weights in
+        one step (LBFGS makes several).
     """
     groups = optimizer.param_groups
     rates = [float(group.get("lr", 0.0)) for group in groups]
@@ -35,6 +36,7 @@ def optimizer_statistics(model: nn.Module, optimizer: Any) -> dict[str, float]:
         "without_gradient": float(sum(each.grad is None for each in trained)),
         "decayed": float(len(thin & decaying)),
         "decay_max": max(decays, default=0.0),
+        "updates": max((float(group.get("max_iter", 1)) for group in groups), default=1.0),
     }
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812  # everybody's name for it
 from image_classifier.debugging.tensorstats import Scalars
 
 MOST_CROSSED = 1024  # outputs of a batch of which all pairs with all labels are looked at
+MOST_ROWS = 8192  # positions of a batch, each with a label of its own, that are looked at
 TINY = 1e-12
 LEAST_LOG = -100.0  # torch.nn.BCELoss's
 
@@ -71,13 +72,44 @@ def true_loss(loss: torch.Tensor, outputs: torch.Tensor, labels: torch.Tensor, c
 
 
 @torch.no_grad()
+def rows_of_answers(outputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The answers to a class for each position: words of a text, pixels of a picture; at most MOST_ROWS of them.
+
+    Args:
+        outputs: (n, positions, classes), or as torch.nn.CrossEntropyLoss takes them, (n, classes, positions).
+        labels: (n, positions) integers; what lies outside of the classes is left out by some losses.
+
+    Returns:
+        (rows, classes) float32 and (rows,) int64 within the classes; None of other shapes, or of both at once.
+    """
+    if labels.is_floating_point() or labels.is_complex() or labels.ndim < 2 or outputs.ndim != labels.ndim + 1:
+        return None
+    last = outputs.shape[:-1] == labels.shape
+    second = (outputs.shape[0], *outputs.shape[2:]) == tuple(labels.shape)
+    if last == second:
+        return None
+    rows = (outputs.detach() if last else outputs.detach().movedim(1, -1)).reshape(labels.numel(), -1)
+    stride = -(-len(rows) // MOST_ROWS)
+    rows, classes = rows[::stride].float(), labels.reshape(-1)[::stride].long()
+    inside = (classes >= 0) & (classes < rows.shape[1])
+    kept = inside.nonzero()[:, 0] if rows.device.type != "cuda" else torch.arange(len(rows), device=rows.device)
+    return (rows[kept], classes[kept].clamp(0, rows.shape[1] - 1)) if len(kept) else None
+
+
+def soft_cross_entropy(outputs: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """Of (n, classes) logits and shares of the classes."""
+    return -(shares * outputs.log_softmax(dim=1)).sum(dim=1).mean()
+
+
+@torch.no_grad()
 def pair_statistics(loss: torch.Tensor, outputs: torch.Tensor, labels: torch.Tensor) -> Scalars:
     """Of outputs and labels of as many numbers; empty of any others.
 
     Returns:
         `pairs` -> how far the loss lies, in shares of itself, from the mean of: their squared, absolute and huber
         differences, the logistic loss of outputs that are logits (logistic) or shares (shares); negated, from the
-        nearest of these with the other sign; crossed, from the nearest of each output's with every label, where their
+        nearest of these, and of a cross entropy (soft) or divergence (divergence) of shares of the classes, with the
+        other sign; crossed, from the nearest of each output's with every label, where their
         shapes differ; low, high, spread of the labels; explained, the share of their variance that the outputs explain.
     """
     if labels.numel() != outputs.numel() or len(labels) != len(outputs) or labels.is_complex():
@@ -92,6 +124,8 @@ def pair_statistics(loss: torch.Tensor, outputs: torch.Tensor, labels: torch.Ten
         "logistic": F.binary_cross_entropy_with_logits(given, wanted),
         "shares": _of_shares(given, wanted),
     }
+    if outputs.shape == labels.shape and outputs.ndim == 2 and outputs.shape[1] > 1:
+        means |= _of_distributions(outputs.detach().float(), labels.detach().float())
     found = {name: (own - mean).abs() / size for name, mean in means.items()}
     found["negated"] = torch.stack([(own + mean).abs() for mean in means.values()]).min() / size
     low, high = torch.aminmax(wanted)
@@ -101,6 +135,12 @@ def pair_statistics(loss: torch.Tensor, outputs: torch.Tensor, labels: torch.Ten
     if outputs.shape != labels.shape and 1 < len(given) <= MOST_CROSSED:
         found["crossed"] = (own - _crossed(given, wanted)).abs().min() / size
     return {"pairs": found}
+
+
+def _of_distributions(outputs: torch.Tensor, shares: torch.Tensor) -> dict[str, torch.Tensor]:
+    entropy = -(shares * shares.clamp(min=TINY).log()).sum(dim=1).mean()
+    soft = soft_cross_entropy(outputs, shares)
+    return {"soft": soft, "divergence": soft - entropy}
 
 
 def _of_shares(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

@@ -95,7 +95,8 @@ class StatisticsRecord:
             its units that are above 0 for less than 1 % of images and positions; looks, how many of these there were.
             In the order of the forward pass.
         inputs: channel (`0`, `1`, `2`) -> mean, std of the batch, normalised as the network sees it; images.
-        batch: what was made of the batch: outputs, labels, row_sums, column_sums, fit, pairs, norms; see outputstats.
+        batch: what was made of the batch: outputs, labels, row_sums, column_sums, shares, fit, pairs, norms; see
+            outputstats.
     """
 
     step: int

@@ -71,13 +71,18 @@ class JobProgress:
             "validation:accuracy": "validation accuracy",
         }
         parts = [f"epoch {self.epoch}/{self.epochs}"]
-        parts += [f"{text} {self.metrics[name]:.3f}" for name, text in names.items() if name in self.metrics]
+        parts += [f"{text} {_decimals(self.metrics[name])}" for name, text in names.items() if name in self.metrics]
         if self.images_per_second:
             parts.append(f"{self.images_per_second:.1f} images/s")
         left = self.seconds_left()
         if left is not None and self.epoch < self.epochs:
             parts.append(f"{duration(left)} left")
         return "  ".join(parts)
+
+
+def _decimals(value: float) -> str:
+    """Three decimals; the power of ten of what would be a row of digits that mean nothing."""
+    return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
 TOLD = (" warning: ", " device: ", "resuming from", "stopping early", "computing features")  # of a job's other lines
@@ -108,7 +113,7 @@ class ProgressView:
                 f"epoch {min(progress.epoch + 1, progress.epochs)}/{progress.epochs}",
                 Bar(done=progress.done, total=progress.epochs, width=32),
                 at if progress.epoch < progress.epochs else "finishing: test, golden samples, model",
-                "" if progress.loss is None else f"loss {progress.loss:.3f}",
+                "" if progress.loss is None else f"loss {_decimals(progress.loss)}",
                 f"{progress.images_per_second:.1f} images/s" if progress.images_per_second else "",
                 in_time(time.monotonic() - self._begun, left if progress.epoch < progress.epochs else None),
             )

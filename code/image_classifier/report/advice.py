@@ -168,6 +168,9 @@ def _learning(facts: Mapping[str, Any], covered: Covered) -> Iterator[Item]:
 
 
 def _errors(facts: Mapping[str, Any], covered: Covered) -> Iterator[Item]:
+    accuracy = facts["outcome"]["accuracy"]
+    if accuracy and accuracy["better"] is False:
+        return  # what a network that knows nothing takes for what says nothing of the classes
     confusion = facts["confusion"]
     if confusion and confusion["pairs"]:
         pair, errors = confusion["pairs"][0], confusion["errors"]
@@ -178,7 +181,6 @@ def _errors(facts: Mapping[str, Any], covered: Covered) -> Iterator[Item]:
                 "both.",
                 "data",
             )
-    accuracy = facts["outcome"]["accuracy"]
     if accuracy and facts["per_class"] and "classes" not in covered:
         weakest = facts["per_class"][0]
         large_enough = weakest["images"] >= MIN_IMAGES_OF_WEAK and weakest["high"] < accuracy["value"]

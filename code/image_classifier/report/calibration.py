@@ -50,6 +50,8 @@ def _reading(scores: dict[str, Any]) -> str:
         lean = "on the whole as sure as it is right"
     else:
         lean = "surer than it is right" if said > right else "less sure than it is right"
+        low, high = exact_interval(right * images, images)
+        lean += ", which with so few images may be chance" if low <= said <= high else ""
     return (
         f"Expected calibration error {percent(error)}: the model gives its answers {percent(said)} on average, and "
         f"{percent(right)} of {count(images, 'answer')} are right; it is {lean}."

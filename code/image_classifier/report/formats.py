@@ -9,6 +9,7 @@ import unicodedata
 DASH = "–"
 GAP = "\u00a0"  # between a number and its unit, where no line may break
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_LARGEST = 1e15  # above it no prefix makes a number readable
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -48,19 +49,19 @@ def duration(seconds: float | None) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number to `digits` significant digits, `1.2e-05` when it is tiny, `12.3k` when it is large."""
+    """A number to `digits` significant digits, `1.2e-5` when it is tiny, `12.3k` when it is large, `3.4e35` beyond."""
     if value is None or not math.isfinite(value):
         return DASH if value is None else str(value)
     if value == int(value) and abs(value) < 10_000:
         return str(int(value))
+    if not 1e-3 <= abs(value) < _LARGEST:
+        mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+        return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
     for factor, prefix in _PREFIXES:
         if abs(value) >= max(factor, 10_000):
             return f"{value / factor:.{digits}g}{prefix}"
     if abs(value) >= 10**digits:
         return f"{value:.0f}"
-    if abs(value) < 1e-3:
-        mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
-        return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
     return f"{value:.{digits}g}"
 
 

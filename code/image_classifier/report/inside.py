@@ -39,7 +39,9 @@ def rules(facts: Facts) -> Markup:
     first = f"{count(fired, 'rule')} of {judged} fired." if fired else f"None of {count(judged, 'rule')} fired."
     lacking = [rule for rule in facts["rules"] if could_not_judge(rule)]
     if lacking:
-        first += f" {count(len(lacking), 'rule')} that matter could not judge: nothing is known of what they ask."
+        which = "1 rule that matters" if len(lacking) == 1 else f"{len(lacking)} rules that matter"
+        asked = "it asks" if len(lacking) == 1 else "they ask"
+        first += f" {which} could not judge: nothing is known of what {asked}."
     folded = (
         (silent, f"{count(len(silent), 'rule')} without enough data to judge"),
         (elsewhere, f"{count(len(elsewhere), 'rule')} about what this job does not have"),
@@ -59,6 +61,8 @@ def _rule_table(rows: list[dict[str, Any]]) -> Markup:
 def _verdict(rule: dict[str, Any]) -> Markup:
     if rule["verdict"] == "IssuesFound":
         return tag("span", f"● {rule['severity']}", class_=f"verdict {rule['severity']}")
+    if rule["verdict"] == "NoIssuesFound" and not found_nothing(rule):  # it does not judge
+        return tag("span", "○ numbers only", class_="verdict none")
     kind = {"NoIssuesFound": "good", "Error": "warning"}.get(rule["verdict"], "none")
     return tag(
         "span",

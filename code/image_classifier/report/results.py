@@ -112,7 +112,7 @@ def _others(facts: Facts) -> list[Markup]:
     if facts["rules"]:
         judged = len(fired) + sum(map(found_nothing, facts["rules"]))
         silent = sum(map(could_not_judge, facts["rules"]))
-        lacking = f"; {silent} that matter lacked data" if silent else ""
+        lacking = f"; {silent} that matter{'s' if silent == 1 else ''} lacked data" if silent else ""
         figures.append(
             _figure("Rules", f"{len(fired)} fired" if fired else "none fired", f"of {judged} that could judge{lacking}")
         )

@@ -82,6 +82,7 @@ CAUSES_FIRST = (
     "WrongHead",
     "NoActivation",
     "NormMode",
+    "HeavyDropout",
     "OneBatch",
     "Regulariser",
     "ShortTraining",

@@ -16,6 +16,7 @@ from image_classifier.debugging.rules.base import (
     insufficient,
     issue,
     not_applicable,
+    percent,
     short,
 )
 from image_classifier.debugging.rundata import RunData, Series
@@ -109,7 +110,10 @@ class ConstantOutput(Rule):
     """The network gives the same answer whatever it is shown.
 
     Fires when, at the `patience` latest recorded steps from `start_step` on, the outputs' deviation over the images of
-    a batch is below `spread` times their largest absolute value, or 0; of batches of two images or more.
+    a batch is below `spread` times their largest absolute value, or 0; of batches of two images or more. Of outputs
+    that no labels came with, as those of networks which learn to place images near each other, it fires too when the
+    deviation at the two latest is below `collapsed` of both its largest at any recorded step and that value: all images
+    were drawn to one place.
     """
 
     looks_at = "the deviation of the outputs over a batch, and their size"
@@ -119,6 +123,7 @@ class ConstantOutput(Rule):
     managed = None
     aspect = "learning"
     spread: float = 1e-4
+    collapsed: float = 0.1
     patience: int = 3
     start_step: int = 2
 
@@ -135,7 +140,9 @@ class ConstantOutput(Rule):
         if finite.sum() < self.patience or not finite[-1]:
             return insufficient(f"needs finite outputs of {self.patience} batches of two images or more", len(spread))
         constant = spread[finite] <= self.spread * size[finite]
-        if not constant[-self.patience :].all():
+        drawn = spread[finite] <= self.collapsed * np.minimum(size[finite], outputs["spread"].values[several].max())
+        together = self._has_no_labels(run, outputs) and bool(drawn[-2:].all())
+        if not constant[-self.patience :].all() and not together:
             return healthy(f"outputs differ by {short(float(spread[finite][-1]))} over a batch", len(spread))
         step = int(outputs["spread"].steps[keep][finite][-1])
         return issue(
@@ -145,6 +152,15 @@ class ConstantOutput(Rule):
             [Evidence(step=step, name="outputs spread", value=float(spread[finite][-1]))],
             len(spread),
         )
+
+    @staticmethod
+    def _has_no_labels(run: RunData, outputs: Mapping[str, Series]) -> bool:
+        """Whether the outputs were kept with themselves, for want of labels."""
+        pairs = of_batches(run, "pairs")
+        if not pairs or len(pairs["low"]) != len(outputs["min"]):
+            return False
+        ends = (("low", "min"), ("high", "max"))
+        return all(bool(np.array_equal(pairs[one].values, outputs[other].values)) for one, other in ends)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +228,52 @@ class NormMode(Rule):
             "call model.train() before each epoch's first step, after every evaluation",
             [Evidence(step=int(idle.steps[-1]), name="norms idle", value=float(idle.values[-1]))],
             len(idle),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeavyDropout(Rule):
+    """A dropout leaves hardly anything: what it is given is the share to drop, not the share to keep.
+
+    Fires when, at `patience` recorded steps or more and at all of them, a dropout in training mode drops more than
+    `most` of its inputs.
+    """
+
+    looks_at = "the largest share that a dropout in training mode drops"
+    remedy = "a dropout of 0.1 to 0.5; torch's argument is the share to drop"
+    source = "ours; UMLAUT (CHI 2021) asks for high dropout rates; Srivastava et al. 2014 keep 0.5 to 0.8"
+    explains = (
+        "LossNotDecreasing",
+        "NoBetterThanGuessing",
+        "ConstantOutput",
+        "ClassImbalance",
+        "AllZero",
+        "DeadRelu",
+        "UnchangedTensor",
+        "VanishingGradient",
+        "WeightUpdateRatio",
+        "OscillatingLoss",
+    )
+    managed = None
+    aspect = "learning"
+    most: float = 0.9
+    patience: int = 2
+
+    def judge(self, run: RunData) -> Finding:
+        norms = of_batches(run, "norms")
+        shares = norms.get("heaviest")
+        if shares is None or not norms["dropouts"].values.any():
+            return not_applicable("there is no dropout")
+        if len(shares) < self.patience:
+            return insufficient(f"needs {self.patience} recorded steps", len(shares))
+        least = float(shares.values.min())
+        if least <= self.most:
+            return healthy(f"a dropout drops {percent(least)} at most", len(shares))
+        return issue(
+            f"a dropout drops {percent(least)} of what it is given",
+            f"drop less: {self.remedy}",
+            [Evidence(step=int(shares.steps[0]), name="norms heaviest", value=least)],
+            len(shares),
         )
 
 

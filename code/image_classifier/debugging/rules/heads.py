@@ -37,15 +37,21 @@ class WrongHead(Rule):
     although
     - they are shares already, all in 0..1 with rows that sum to 1: a softmax stands before the loss;
     - all of them, `outputs_seen` or more, lie in 0..1, and not for being small: a sigmoid stands before the loss;
-    - none is below 0, and at one step or more some, but not all, are exactly 0: a ReLU stands before the loss;
+    - none is below 0 (or above it), and at one step or more some, but not all, are exactly 0, but for the logarithms
+      of shares: a ReLU (or minus one) stands before the loss;
     - all lie within -1..1, and at the latest two steps reach beyond `full` of both ends: a tanh stands before the loss.
     Fires too when
     - the loss is minus the output of the label, as of log-probabilities, and the outputs are none; or it takes
       probabilities, and outputs lie outside of 0..1;
     - the columns of a batch, not its rows, sum to 1 (or their exponentials do): a softmax over the batch;
     - a single output is a share of 1 in all rows, a softmax over one unit; or it has to name more than two classes;
+    - labels that do not exclude each other, of which an image may have several or none, are learned by a logistic loss
+      of shares that sum to 1: a softmax stands before it;
     - numbers are to be learned, by their squared, absolute or huber differences, that lie where the outputs cannot go:
-      below 0 of a ReLU, outside of 0..1 of a sigmoid, of -1..1 of a tanh.
+      below 0 of a ReLU (above it of minus one), outside of 0..1 of a sigmoid, of -1..1 of a tanh.
+
+    A class for each position of the outputs (a word, a pixel) counts like one for each image, and so do labels that
+    are shares of the classes (mixup), where the loss is a cross entropy of them to `soft` of itself.
     """
 
     looks_at = "the range of the outputs, the sums of their rows, the distance of the loss from what it could be"
@@ -58,6 +64,7 @@ class WrongHead(Rule):
     close: float = 1e-3
     full: float = 0.98
     outputs_seen: int = 64  # a few logits may lie there by chance
+    soft: float = 0.2
 
     def judge(self, run: RunData) -> Finding:
         outputs, fit, pairs = (of_batches(run, name) for name in ("outputs", "fit", "pairs"))
@@ -112,9 +119,10 @@ class WrongHead(Rule):
         sums = of_batches(run, "row_sums")
         if not fit or len(fit["as_logits"]) < self.patience or len(fit["as_logits"]) != len(low):
             return ""
-        if float(of_batches(run, "outputs")["columns"].values.max()) == 1:
+        one = float(of_batches(run, "outputs")["columns"].values.max()) == 1
+        if one or ("loss" in fit and not self._is_soft(run, fit)):
             return ""
-        if "as_logarithms" in fit:
+        if len(fit.get("as_logarithms", ())) == len(low):
             small = self.close * np.maximum(1, np.abs(high))
             if (fit["as_logarithms"].values < small).all() and (fit["unnormalised"].values > 0.01).all():
                 return "the loss takes the logarithms of probabilities (NLL), and the outputs are none"
@@ -124,13 +132,28 @@ class WrongHead(Rule):
         shares = (low >= 0).all() and (high <= 1 + self.close).all()
         if shares and ones:
             return "a softmax stands before a cross entropy that takes logits"
-        return self._activation(run, low, high, "a cross entropy that takes logits")
+        sums = fit.get("unnormalised")
+        logarithms = sums is not None and bool((sums.values <= self.close).all())
+        return self._activation(run, low, high, "a cross entropy that takes logits", logarithms=logarithms)
 
-    def _activation(self, run: RunData, low: Floats, high: Floats, loss: str) -> str:
+    def _is_soft(self, run: RunData, fit: Mapping[str, Series]) -> bool:
+        """Whether the loss is a cross entropy of labels that are shares of the classes, and no other known loss."""
+        sums, pairs = of_batches(run, "shares"), of_batches(run, "pairs")
+        if not sums or not len(sums["label_sum_min"]) == len(fit["loss"]) == len(fit["as_logits"]):
+            return False
+        ends = np.array([sums["label_sum_min"].values, sums["label_sum_max"].values])
+        near = fit["as_logits"].values < self.soft * fit["loss"].values
+        others = ("squared", "absolute", "huber", "logistic", "shares")
+        known = any((pairs[name].values < self.close).all() for name in others if name in pairs)
+        return bool((np.abs(ends - 1) < self.close).all() and near.all() and not known)
+
+    def _activation(self, run: RunData, low: Floats, high: Floats, loss: str, *, logarithms: bool = False) -> str:
         usual = updates(run).medians
         moved = not len(usual) or bool((usual > STILL).any())
         if _is_cut_off(low, high):
             return f"a ReLU stands before {loss}"
+        if _is_cut_off(-high, -low) and not logarithms:
+            return f"minus a ReLU stands before {loss}"
         if moved and (low > 0).all() and (high <= 1 + self.close).all() and high[0] > 0.2:
             return f"{_SIGMOID} {loss}"
         bound = (low >= -1).all() and (high <= 1).all()
@@ -149,10 +172,24 @@ class WrongHead(Rule):
             if is_near("logistic"):
                 return self._activation(run, low, high, "a logistic loss that takes logits")
             out = (low < -self.close).any() or (high > 1 + self.close).any()
-            return "the loss takes probabilities, and the outputs are none" if out else ""
+            several = self._has_several_labels(run)
+            return (
+                "the loss takes probabilities, and the outputs are none"
+                if out
+                else ("a softmax stands before a loss of labels that do not exclude each other" if several else "")
+            )
         if any(map(is_near, ("squared", "absolute", "huber"))):
             return self._out_of_reach(pairs, low, high)
         return ""
+
+    def _has_several_labels(self, run: RunData) -> bool:
+        """Whether images have none or several of the labels, and outputs that sum to 1 all the same."""
+        rows, labels = of_batches(run, "row_sums"), of_batches(run, "shares")
+        if not rows or not labels or len(labels["label_sum_min"]) < self.patience:
+            return False
+        ones = (np.abs([rows["min"].values - 1, rows["max"].values - 1]) < self.close).all()
+        of_one = (np.abs([labels["label_sum_min"].values - 1, labels["label_sum_max"].values - 1]) < self.close).all()
+        return bool(ones and not of_one)
 
     def _out_of_reach(self, pairs: Mapping[str, Series], low: Floats, high: Floats) -> str:
         """Of outputs that should become numbers which their activation cannot give."""
@@ -161,6 +198,8 @@ class WrongHead(Rule):
         said = f"what is to be learned goes from {short(least)} to {short(most)}, and the outputs end at"
         if _is_cut_off(low, high) and least < -beyond:
             return f"{said} 0, a ReLU stands at the end"
+        if _is_cut_off(-high, -low) and most > beyond:
+            return f"{said} 0, minus a ReLU stands at the end"
         for bottom, name in ((0, "sigmoid"), (-1, "tanh")):
             over = most > 1 + beyond and (high[-2:] > self.full).all()
             under = least < bottom - beyond and (low[-2:] < bottom + 1 - self.full).all()
@@ -174,8 +213,8 @@ class LossForm(Rule):
     """The loss is made of the outputs and labels in a wrong way: of all pairs of them, or with the other sign.
 
     Looks at outputs that stand one to one with their labels. Fires when, at `patience` recorded steps or more and at
-    all of them, the loss is not the mean of their squared, absolute, huber or logistic differences (to `close` of
-    itself), but
+    all of them, the loss is not the mean of their squared, absolute, huber or logistic differences, nor a cross entropy
+    or divergence of shares of the classes (to `close` of itself), but
     - it is that of every output with every label: (n, 1) and (n,) were broadcast to (n, n);
     - or it is minus that: the loss is maximised.
     """
@@ -195,7 +234,8 @@ class LossForm(Rule):
         if not pairs:
             return without_batches(run, "outputs and labels do not stand one to one")
         count = len(pairs["squared"])
-        usual = np.array([pairs[name].values for name in ("squared", "absolute", "huber", "logistic", "shares")])
+        forms = ("squared", "absolute", "huber", "logistic", "shares", "soft", "divergence")
+        usual = np.array([pairs[name].values for name in forms if len(pairs.get(name, ())) == count])
         if count < self.patience or not np.isfinite(usual[0]).all():
             return insufficient(f"needs finite losses of {self.patience} recorded steps", count)
         outputs = of_batches(run, "outputs")

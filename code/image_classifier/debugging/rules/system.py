@@ -22,7 +22,7 @@ from image_classifier.debugging.rules.base import (
     short,
 )
 from image_classifier.debugging.rules.managed import Managed
-from image_classifier.debugging.rules.waiting import more_workers
+from image_classifier.debugging.rules.waiting import WAITS, busy_core, more_workers
 from image_classifier.debugging.rundata import Floats, RunData, Series
 from image_classifier.debugging.schema import Evidence
 
@@ -106,7 +106,7 @@ class LowGPUUtilization(SystemRule):
             return healthy(f"the GPUs were busy {mean:.0f} % of the time", datapoints)
         p95, p20 = evidence[0].value, evidence[1].value
         wait = data_wait_share(run)
-        if wait > 0.2:
+        if wait > WAITS:
             advice = f"data wait is {percent(wait)} of the step: {more_workers(run)}"
         else:
             advice = f"raise batch_size (it is {run.job.config.get('batch_size', '?')}) or take a smaller GPU"
@@ -125,11 +125,12 @@ class CPUBottleneck(SystemRule):
     """The GPU waits while the CPU works.
 
     Fires when the share of samples with some GPU below `gpu_threshold` and some core above `cpu_threshold` percent is
-    above `threshold`.
+    above `threshold`. The advice goes by what the core is busy with: loading, where the steps wait for data; else
+    launching what the GPU does, or recording.
     """
 
     looks_at = "the share of moments in which a GPU waits while the CPU is busy"
-    remedy = "raise workers, cache=decoded, augment=light, an instance with more cores"
+    remedy = "workers, cache=decoded, augment=light or more cores where steps wait for data; else a larger batch_size"
     source = "AWS Profiler's CPUBottleneck"
     managed = Managed(reads="system metrics")
     aspect = "speed"
@@ -138,7 +139,7 @@ class CPUBottleneck(SystemRule):
     cpu_threshold: float = BUSY
 
     def judge(self, run: RunData) -> Finding:
-        return self._share(run, "CPUUtilization", self.cpu_threshold, "a CPU core is busy", more_workers(run))
+        return self._share(run, "CPUUtilization", self.cpu_threshold, "a CPU core is busy", busy_core(run))
 
     def _share(self, run: RunData, dimension: str, limit: float, what: str, advice: str) -> Finding:
         if not run.system("GPUUtilization"):

@@ -24,6 +24,7 @@ from image_classifier.debugging.rules.rows import equal_weights, finite_part, in
 from image_classifier.debugging.rundata import Floats, RunData, Series
 from image_classifier.debugging.schema import Evidence
 
+ROUNDING = 1e-7  # the deviation that float32 leaves of numbers of about 1 that are all the same
 FIRST_ACTIVATION = 5  # the first step after step 0 at which activations are recorded
 
 
@@ -138,7 +139,8 @@ class PoorWeightInitialization(Rule):
         if has_learned(run):
             return healthy("whatever the signal does from layer to layer, the network learns", table.size)
         with np.errstate(divide="ignore", invalid="ignore"):  # infinities and zeros are what it looks for
-            spread = np.where(table.min(axis=0) == 0, math.inf, table.max(axis=0) / table.min(axis=0))
+            nothing = table.min(axis=0) <= ROUNDING
+            spread = np.where(nothing, math.inf, table.max(axis=0) / table.min(axis=0))
         evidence = [
             Evidence(step=int(step), name="activations largest / smallest input_std", value=float(value))
             for step, value in zip(steps, spread, strict=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from image_classifier.debugging.measures import after_filling, data_wait_share
+from image_classifier.debugging.measures import after_filling, data_wait_share, phase_shares
 from image_classifier.debugging.rules.base import Finding, Rule, healthy, insufficient, issue, percent
 from image_classifier.debugging.rules.managed import Managed
 from image_classifier.debugging.rundata import RunData
@@ -108,6 +108,29 @@ class Dataloader(ClockRule):
                 len(seconds),
             )
         return healthy(f"data wait is {percent(share)} of the step", len(wait), evidence)
+
+
+WAITS = 0.2  # the share of a step from which on waiting for data is worth more processes
+
+
+def waits_for_data(run: RunData) -> bool | None:
+    """Whether the steps wait for data for a share of their time; None where that was not measured."""
+    return data_wait_share(run) > WAITS if phase_shares(run) else None
+
+
+def busy_core(run: RunData) -> str:
+    """What helps where a GPU has nothing to do while a core is busy: what that core is busy with decides."""
+    if waits_for_data(run) is not False:
+        return more_workers(run)
+    shares = phase_shares(run)
+    said = f"data wait is {percent(data_wait_share(run))} of the step, so more workers change nothing"
+    if shares.get("hook_s", 0.0) > WAITS:
+        return f"{said}: recording takes {percent(shares['hook_s'])}: raise debug_interval and activation_interval"
+    size = run.job.config.get("batch_size", "?")
+    return (
+        f"{said}: the thread that launches the GPU's work is the limit: raise batch_size (it is {size}) or image_size, "
+        "so that each launch does more, or take a smaller GPU"
+    )
 
 
 def more_workers(run: RunData) -> str:

@@ -232,6 +232,76 @@ def test_a_training_that_loses_a_process_again_and_again_ends_with_a_sentence(tm
     assert MlPaths(base=tmp_path / "ml").failure.read_text().startswith("the training script was killed by SIGKILL")
 
 
+SHORT_MEETING = """
+import sys
+from image_classifier.training import distributed
+from image_classifier.training.script import leave, main
+distributed.MEETING_AGAIN_TIMEOUT_S = 3.0
+leave(main(sys.argv[1:]))
+"""
+
+
+def launch_hosts(base: Path, data: Path, program: Path, **changes: str) -> list[subprocess.Popen[str]]:
+    """`train` of two hosts, each with its own folders and one process."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
+        port = str(probe.getsockname()[1])
+    launchers = []
+    for rank in range(2):
+        paths = host(base, rank)
+        paths.output.mkdir(parents=True, exist_ok=True)
+        if not paths.data.exists():
+            paths.data.parent.mkdir(parents=True)
+            paths.data.symlink_to(data)
+        place = places(["127.0.0.1", "localhost"], ["127.0.0.1", "localhost"][rank], 1, "")[0] | {"MASTER_PORT": port}
+        words = [word for key, value in (CONFIG | changes).items() for word in (f"--{key}", value)]
+        ours = {"SAGEMAKER_BASE_DIR": str(paths.base), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent)}
+        command = [sys.executable, "-c", LAUNCHER, str(program), json.dumps([place]), *words]
+        launchers.append(
+            subprocess.Popen(
+                command, env={**os.environ, **ours}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+        )
+    return launchers
+
+
+def vanish(launcher: subprocess.Popen[str]) -> None:
+    """A host is gone: all of its processes at once, so that none can tell another."""
+    everything = [psutil.Process(launcher.pid), *psutil.Process(launcher.pid).children(recursive=True)]
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for process in everything:
+            process.send_signal(number)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_host_that_vanishes_ends_the_others_with_a_sentence_and_both_go_on_when_started_again(
+    tmp_path: Path, data: Path, undisturbed: dict[str, np.ndarray], rank: int
+) -> None:
+    program = tmp_path / "program"
+    program.mkdir()
+    (program / "train.py").write_text(SHORT_MEETING)
+    launchers = launch_hosts(tmp_path, data, program, epochs="3")
+    main, other = launchers[0], launchers[1 - rank]
+    assert main.stdout is not None
+    log = []
+    for line in main.stdout:
+        log.append(line)
+        if "epoch=2/3 step=2/3" in line:
+            vanish(launchers[rank])
+            break
+    log += [launcher.communicate(timeout=100)[0] for launcher in launchers]
+    assert other.returncode == 1, log
+    assert "all start again from the last checkpoint (1 of 3 times)" in "".join(log)
+    left = host(tmp_path, 1 - rank)
+    assert left.failure.read_text().startswith("gave up waiting for "), log
+    again = launch_hosts(tmp_path, data, SCRIPT.parent, epochs="3")
+    logs = [launcher.communicate(timeout=100)[0] for launcher in again]
+    assert [launcher.returncode for launcher in again] == [0, 0], logs
+    assert "epoch=1/3" not in logs[0]  # it went on
+    assert not left.failure.exists()
+    got = load_file(host(tmp_path, 0).model / "model.safetensors")
+    assert all(np.array_equal(got[name], array) for name, array in undisturbed.items())
+
+
 class StopAtThirdLook(StopFlag):
     looks = 0
 

@@ -167,7 +167,7 @@ class _FoldedBody:
         weight, bias = self._layers[layer.name]
         if self._fused:
             kernel: Any = torch.ops.mkldnn._convolution_pointwise_.binary
-            after = ("add", 1.0, "relu", [], None)
+            after: Any = ("add", 1.0, "relu", [], None)
             return kernel(shortcut, x, weight, bias, *geometry(layer), *after)  # type: ignore[no-any-return]
         return self._convolution(x, layer).add_(shortcut).relu_()
 

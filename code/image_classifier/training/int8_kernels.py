@@ -105,7 +105,7 @@ class Int8Kernels:
         """uint8 levels -> those of the activation `to`; float32 without one."""
         it, (step, zero) = self._layers[layer.name], self._levels.get(to, (1.0, 0))
         kernel: Any = torch.ops.onednn.qconv2d_pointwise.default
-        after = (step, zero, torch.uint8 if to else torch.float32, "relu" if relu else "none", [], "")
+        after: Any = (step, zero, torch.uint8 if to else torch.float32, "relu" if relu else "none", [], "")
         return kernel(x, *it.enters, it.weight, it.scales, it.zeros, it.bias, *it.geometry, *after)  # type: ignore[no-any-return]
 
     def _added(
@@ -114,7 +114,7 @@ class Int8Kernels:
         """A block's end, as levels of what the next one sees. `shortcut` is written over."""
         it = self._layers[layer.name]
         kernel: Any = torch.ops.onednn.qconv2d_pointwise.binary
-        after = (*self._levels[to], torch.uint8, *levels, "sum", 1.0, "relu", [], "")
+        after: Any = (*self._levels[to], torch.uint8, *levels, "sum", 1.0, "relu", [], "")
         return kernel(  # type: ignore[no-any-return]
             x, *it.enters, it.weight, it.scales, it.zeros, shortcut, it.bias, *it.geometry, *after
         )

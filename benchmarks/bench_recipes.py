@@ -1,21 +1,24 @@
-"""What cheaper ways of training the whole network cost in accuracy, and save in time; over seeds, paired.
+"""What cheaper ways of training the whole network cost in accuracy, and save in arithmetic; over seeds, paired.
 
     PYTHONPATH=code:. python benchmarks/bench_recipes.py [--data FOLDER] [--weights FILE] [--seeds 3] [--epochs 6]
-        [--image-size 128] [--recipes grows smaller ...] [--lr 0.01] [--batch-size 16]
+        [--image-size 128] [--recipes grows smaller ...] [--lr 0.01] [--batch-size 16] [--photos 0]
 
-FOLDER holds train, valid and test; without it, pictures are generated. Without --weights all start from the same seeded
-random weights, as in bench_training.py. Every training is a job of ours, a process of its own, with fine_tune=full and
-default settings but for its recipe's; for each seed the recipes take turns. Compared with the default of the same seed
-are test accuracy and the seconds of the training epochs. The rules that fired are named. Writes
-benchmarks/results/recipes.md and recipes.json. --quick tries the script on a few generated pictures and writes nothing.
+FOLDER holds train, valid and test; without it, pictures are generated. With --photos N a class is trained on N of its
+pictures, and tested on the others, too: a test of more pictures tells smaller differences. Without --weights all start
+from the same seeded random weights, as in bench_training.py. Every training is a job of ours, a process of its own,
+with fine_tune=full and default settings but for its recipe's; for each seed the recipes take turns. Compared with the
+default of the same seed is test accuracy, and with the default's the multiplications of all training steps, which
+follow from the settings: nothing is timed, and a busy machine changes nothing. The rules that fired are named. Writes
+benchmarks/results/recipes.md and recipes.json after each seed. --quick tries the script on a few generated pictures
+and writes nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
+import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,11 +30,16 @@ from benchmarks.bench_training import PASSES, generated, random_weights
 from benchmarks.processes import ROOT, run
 from benchmarks.record import RESULTS, write_result
 
-from image_classifier.contract.outputs import HISTORY, RESULT, RULES
+from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.outputs import RESULT, RULES
 from image_classifier.contract.paths import MlPaths
+from image_classifier.training.crops import training_sizes
+from image_classifier.training.frozen_body import input_shapes
+from image_classifier.vision import network
 from image_classifier.vision.sample_data import make_sample_data
 
 DEFAULT = "default"
+LAYERS = {layer.name: layer for layer in network.convolutions()}
 RECIPES: Mapping[str, Mapping[str, object]] = {
     DEFAULT: {},
     "grows": {"start_scale": 0.57},
@@ -45,11 +53,35 @@ RECIPES: Mapping[str, Mapping[str, object]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Tried:
-    """One training: test accuracy, seconds of its training epochs, the rules that fired."""
+    """One training: test accuracy, the rules that fired."""
 
     accuracy: float
-    seconds: float
     fired: Sequence[str]
+
+
+def multiplications(config: TrainConfig) -> float:
+    """Of the convolutions in all training steps, for a picture: forward once, and backward twice where they learn."""
+    total = 0.0
+    frozen = {f"layer{stage}" for stage in range(1, config.frozen_stages + 1)}
+    for side in training_sizes(config):
+        for name, (_, inputs, size, _) in input_shapes([1, 3, side, side]).items():
+            layer = LAYERS[name]
+            once = layer.outputs * inputs * layer.kernel**2 * ((size + layer.stride - 1) // layer.stride) ** 2
+            fixed = config.frozen_stages and (name == network.STEM.name or name.partition(".")[0] in frozen)
+            total += once * (1 if fixed else 3)
+    return total
+
+
+def divided(data: Path, folder: Path, count: int) -> Path:
+    """The same pictures, as links: `count` of each class to train on, the rest of these beside those to test on."""
+    for path in sorted(data.glob("*/*/*")):
+        split, name = path.relative_to(data).parts[:2]
+        taken = folder / split / name
+        if split == "train" and taken.is_dir() and len(list(taken.iterdir())) >= count:
+            taken = folder / "test" / name
+        taken.mkdir(parents=True, exist_ok=True)
+        (taken / path.name).symlink_to(path.resolve())
+    return folder
 
 
 def train(folder: Path, data: Path, settings: Mapping[str, object]) -> Tried:
@@ -61,7 +93,6 @@ def train(folder: Path, data: Path, settings: Mapping[str, object]) -> Tried:
     output = MlPaths(base=job).output_data
     return Tried(
         accuracy=RESULT.read_object(output)["metrics"]["test:accuracy"],
-        seconds=sum(row["seconds"] for row in HISTORY.read(output)),
         fired=[rule["rule"] for rule in RULES.read(output) if rule["verdict"] == "IssuesFound"],
     )
 
@@ -71,16 +102,15 @@ def spread(values: Sequence[float], form: str) -> str:
     return "{} ({} .. {})".format(*(format(each, form) for each in (statistics.mean(values), min(values), max(values))))
 
 
-def table_row(recipe: str, found: Sequence[Tried], plain: Sequence[Tried]) -> str:
-    """Accuracy, and what it is and costs beside the default of the same seed."""
-    pairs = list(zip(found, plain, strict=True))
-    settings = ", ".join(f"{name}={value}" for name, value in RECIPES[recipe].items()) or "default"
+def table_row(recipe: str, found: Sequence[Tried], plain: Sequence[Tried], config: TrainConfig) -> str:
+    """Accuracy and what it is beside the default of the same seed, and the share of its arithmetic."""
     fired = sorted({rule for each in found for rule in each.fired})
+    share = multiplications(config.replace(**RECIPES[recipe])) / multiplications(config)  # type: ignore[arg-type]
     cells = [
-        settings,
+        ", ".join(f"{name}={value}" for name, value in RECIPES[recipe].items()) or "default",
         spread([each.accuracy for each in found], ".3f"),
-        spread([ours.accuracy - theirs.accuracy for ours, theirs in pairs], "+.3f"),
-        spread([ours.seconds / theirs.seconds for ours, theirs in pairs], ".2f"),
+        spread([ours.accuracy - theirs.accuracy for ours, theirs in zip(found, plain, strict=True)], "+.3f"),
+        f"{share:.2f}",
         ", ".join(fired) or "none",
     ]
     return f"| {' | '.join(cells)} |"
@@ -95,6 +125,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--photos", type=int, default=0, help="of a class to train on, 0 for all")
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--quick", action="store_true", help="try the script; write nothing")
     options = parser.parse_args()
@@ -106,39 +137,48 @@ def main() -> None:
             data, recipes = folder / "data", [DEFAULT, "grows-frozen-1"]
             make_sample_data(data, num_classes=2, train_per_class=4, valid_per_class=2, test_per_class=2, size=64)
         data = data or generated(folder / "data")
+        data = divided(data, folder / "divided", options.photos) if options.photos else data
         weights = options.weights or folder / "random.pth"
         if options.weights is None:
             random_weights(data, weights, passes=2 if options.quick else PASSES)
+        photos = {split: sum(path.is_file() for path in (data / split).rglob("*")) for split in ("train", "test")}
         settings = {name: getattr(options, name) for name in ("epochs", "image_size", "batch_size", "lr")}
-        settings |= {"weights": weights.resolve(), "fine_tune": "full"}
+        settings |= {"weights": str(weights.resolve()), "fine_tune": "full"}
         found: dict[str, list[Tried]] = {recipe: [] for recipe in recipes}
         for seed in range(options.seeds):
             for recipe in recipes:
                 runs = folder / f"{recipe}-{seed}"
                 found[recipe].append(train(runs, data, settings | RECIPES[recipe] | {"seed": seed}))
+                shutil.rmtree(runs)
                 print(seed, recipe, found[recipe][-1], flush=True)
-        photos = {split: sum(path.is_file() for path in (data / split).rglob("*")) for split in ("train", "test")}
-    if options.quick:
-        return
+            if not options.quick:
+                publish(options, photos, found, TrainConfig(**settings))
+
+
+def publish(
+    options: argparse.Namespace, photos: Mapping[str, int], found: Mapping[str, Sequence[Tried]], config: TrainConfig
+) -> None:
+    """Writes the results of the seeds so far."""
+    seeds = len(found[DEFAULT])
     given = "".join(f" --{name} {name.upper()}" for name in ("data", "weights") if getattr(options, name))
     numbers = "".join(
         f" --{name.replace('_', '-')} {getattr(options, name)}"
-        for name in ("seeds", "epochs", "image_size", "batch_size", "lr")
+        for name in ("epochs", "image_size", "batch_size", "lr", "photos")
     )
+    only = f" --recipes {' '.join(list(found)[1:])}" if len(found) < len(RECIPES) else ""
     text = [
         "# Cheaper ways of training the whole network",
         "",
-        f"`PYTHONPATH=code:. python benchmarks/bench_recipes.py{given}{numbers}`",
+        f"`PYTHONPATH=code:. python benchmarks/bench_recipes.py{given} --seeds {seeds}{numbers}{only}`",
         "",
         f"{photos['train']} {'photographs' if options.data else 'generated pictures'} to train on, {photos['test']} to "
-        f"test, from {'given' if options.weights else 'seeded random'} weights; {os.cpu_count()} cores, torch "
-        f"{torch.__version__}, Python {platform.python_version()}. Mean (smallest .. largest) over {options.seeds} "
-        "seeds; differences and shares are from and of the default with the same seed. Time is that of the training "
-        "epochs.",
+        f"test, from {'given' if options.weights else 'seeded random'} weights; torch {torch.__version__}, Python "
+        f"{platform.python_version()}. Mean (smallest .. largest) over {seeds} seeds; differences are from the default "
+        "with the same seed. The share is that of the default's multiplications in training steps.",
         "",
-        "| recipe | test accuracy | difference | share of the time | rules that fired |",
+        "| recipe | test accuracy | difference | share of the arithmetic | rules that fired |",
         "|---|---|---|---|---|",
-        *(table_row(recipe, found[recipe], found[DEFAULT]) for recipe in recipes),
+        *(table_row(recipe, tried, found[DEFAULT], config) for recipe, tried in found.items()),
     ]
     write_result("recipes.md", text)
     record = {recipe: [asdict(each) for each in tried] for recipe, tried in found.items()}

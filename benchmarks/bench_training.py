@@ -1,10 +1,12 @@
 """Trainings from the command to the model: ours beside what tutorials and experts do, on the same starting weights.
 
     PYTHONPATH=code:. python benchmarks/bench_training.py [--data FOLDER] [--weights FILE] [--rounds 2] [--photos 40]
-        [--parts head full] [--epochs 10] [--full-epochs 2] [--full-size 224] [--allocator system]
+        [--parts head full] [--epochs 10] [--stock-epochs 0] [--full-epochs 2] [--full-size 224] [--allocator system]
 
 FOLDER holds train, valid and test; without it, pictures are generated. Of each class of a split --photos are used, 0
-for all. Without --weights all start from the same seeded random weights, their batch norms fitted to the pictures.
+for all. With --stock-epochs N the baseline of a head makes N of its epochs, and the others count as much as the last
+of these: all do the same work. Without --weights all start from the same seeded random weights, their batch norms
+fitted to the pictures.
 In each round, in turns. Of a head: the baseline (stock_training.py); ours with nothing kept; ours again on the same
 pictures; ours without features (feature_views=0, left out with --short). Of the whole network, with the same size,
 batch and learning rate: competent_training.py; ours; the step alone on a batch that lies in memory. Times are of whole
@@ -48,17 +50,22 @@ SPREAD_PHOTOS = 24  # on which the random weights' batch norms are fitted
 class Trainings:
     """One training of each way; each is a process of its own, and leaves a model."""
 
-    def __init__(self, data: Path, weights: Path, epochs: int, folder: Path, allocator: str) -> None:
+    def __init__(self, data: Path, weights: Path, epochs: int, folder: Path, allocator: str, *, made: int = 0) -> None:
         self._data, self._weights, self._epochs, self._folder = data, weights, epochs, folder
+        self._made = made or epochs  # of the baseline's epochs
         self._allocator = ALLOCATORS[allocator]
 
     def stock(self, number: int) -> Measured:
         """Seconds, and the accuracies."""
         output = self._folder / f"stock-{number}.pth"
-        words = [str(Path(__file__).parent / "stock_training.py"), self._data, self._weights, self._epochs, output]
+        words = [str(Path(__file__).parent / "stock_training.py"), self._data, self._weights, self._made, output]
         seconds, text = run(words, self._allocator)
         output.unlink()
-        return seconds, json.loads(text.splitlines()[-1])
+        told = json.loads(text.splitlines()[-1])
+        last = told.pop("epochs")[-1]
+        if self._made < self._epochs:
+            return seconds + (self._epochs - self._made) * last, {}
+        return seconds, told
 
     def first(self, number: int) -> Measured:
         return self._ours(number, "first", [])
@@ -129,7 +136,7 @@ def table_row(way: str, found: dict[str, list[Measured]]) -> str:
     """Ratios to the baseline of the same round, and accuracies."""
     ratios = [stock[0] / mine[0] for mine, stock in zip(found[way], found["stock"], strict=True)]
     accuracies = [
-        " .. ".join(f"{value:.2f}" for value in sorted({each[1][split] for each in found[way]}))
+        " .. ".join(f"{value:.2f}" for value in sorted({each[1][split] for each in found[way] if split in each[1]}))
         for split in ("validation", "test")
     ]
     spread = f"{statistics.median(ratios):.1f} ({min(ratios):.1f} .. {max(ratios):.1f})"
@@ -145,6 +152,7 @@ def asked() -> argparse.Namespace:
     parser.add_argument("--photos", type=int, default=40, help="of a class and split, 0 for all")
     parser.add_argument("--parts", nargs="+", choices=("head", "full"), default=["head", "full"])
     parser.add_argument("--epochs", type=int, default=10, help="of a head")
+    parser.add_argument("--stock-epochs", type=int, default=0, help="of the baseline, that are made; 0 for all")
     parser.add_argument("--short", action="store_true", help="leave out a head of ours without features")
     parser.add_argument("--full-epochs", type=int, default=2, help="of the whole network")
     parser.add_argument("--full-size", type=int, default=224, help="side of the pictures for the whole network")
@@ -156,17 +164,19 @@ def asked() -> argparse.Namespace:
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.photos, options.epochs = 1, 0, 2
+        options.stock_epochs = 1
         options.full_size, options.full_batch, options.workers = 64, 4, 1
     return options
 
 
-def head_part(found: dict[str, list[Measured]], epochs: int) -> list[str]:
-    """What is said of the head."""
+def head_part(found: dict[str, list[Measured]], epochs: int, made: int) -> list[str]:
+    """What is said of the head. `made`: of the baseline's epochs; 0 for all."""
+    shorter = f" It made {made} of its epochs; each that is left counts as much as the last." if made else ""
     return [
         "",
         f"## A head, {epochs} epochs",
         "",
-        "Speed is how many times faster than the baseline of the same round.",
+        f"Speed is how many times faster than the baseline of the same round.{shorter}",
         "",
         "| training | speed | validation accuracy | test accuracy |",
         "|---|---|---|---|",
@@ -202,7 +212,8 @@ def main() -> None:
             random_weights(data, weights, passes=2 if options.quick else PASSES)
         if "head" in options.parts:
             ways = [way for way in WAYS if way != "images" or not options.short]
-            heads = Trainings(data, weights, options.epochs, folder, options.allocator)
+            made = options.stock_epochs
+            heads = Trainings(data, weights, options.epochs, folder, options.allocator, made=made)
             found["head"] = measure(heads, ways, options.rounds)
         if "full" in options.parts:
             whole = FullTrainings(
@@ -227,7 +238,17 @@ def publish(options: argparse.Namespace, photos: dict[str, int], found: dict[str
     given = "".join(f" --{name} {name.upper()}" for name in ("data", "weights") if getattr(options, name))
     numbers = "".join(
         f" --{name.replace('_', '-')} {getattr(options, name)}"
-        for name in ("rounds", "photos", "epochs", "full_epochs", "full_size", "full_batch", "full_lr", "allocator")
+        for name in (
+            "rounds",
+            "photos",
+            "epochs",
+            "stock_epochs",
+            "full_epochs",
+            "full_size",
+            "full_batch",
+            "full_lr",
+            "allocator",
+        )
         if "full" in options.parts or not name.startswith("full")
     )
     text = [
@@ -242,7 +263,7 @@ def publish(options: argparse.Namespace, photos: dict[str, int], found: dict[str
         f"median (smallest .. largest) of {options.rounds} rounds.",
     ]
     if "head" in found:
-        text += head_part(found["head"], options.epochs)
+        text += head_part(found["head"], options.epochs, options.stock_epochs)
     if "full" in found:
         text += full_part(found["full"], options)
     write_result("training.md", text)

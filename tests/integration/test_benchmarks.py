@@ -14,7 +14,12 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize(
     "command",
-    [("bench_training.py", "--quick", "--short"), ("bench_tuning.py", "--quick"), ("bench_recipes.py", "--quick")],
+    [
+        ("bench_training.py", "--quick", "--short"),
+        ("bench_tuning.py", "--quick"),
+        ("bench_recipes.py", "--quick"),
+        ("bench_phases.py", "--quick"),
+    ],
 )
 def test_a_benchmark_can_be_tried_in_no_time_and_leaves_the_results_alone(command: tuple[str, ...]) -> None:
     results = ROOT / "benchmarks" / "results"

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -230,6 +231,79 @@ def test_a_training_that_loses_a_process_again_and_again_ends_with_a_sentence(tm
     assert launcher.returncode == 128 + signal.SIGKILL, log
     assert log.count("all start again") == MAX_RESTARTS
     assert MlPaths(base=tmp_path / "ml").failure.read_text().startswith("the training script was killed by SIGKILL")
+
+
+SHORT_MEETING = """
+import sys
+from image_classifier.training import distributed
+from image_classifier.training.script import leave, main
+distributed.MEETING_AGAIN_TIMEOUT_S = 3.0
+leave(main(sys.argv[1:]))
+"""
+
+
+def launch_hosts(base: Path, data: Path, program: Path, **changes: str) -> list[subprocess.Popen[str]]:
+    """`train` of two hosts, each with its own folders and one process."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
+        port = str(probe.getsockname()[1])
+    launchers = []
+    for rank in range(2):
+        paths = host(base, rank)
+        paths.output.mkdir(parents=True, exist_ok=True)
+        if not paths.data.exists():
+            paths.data.parent.mkdir(parents=True)
+            paths.data.symlink_to(data)
+        place = places(["127.0.0.1", "localhost"], ["127.0.0.1", "localhost"][rank], 1, "")[0] | {"MASTER_PORT": port}
+        words = [word for key, value in (CONFIG | changes).items() for word in (f"--{key}", value)]
+        ours = {"SAGEMAKER_BASE_DIR": str(paths.base), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent)}
+        command = [sys.executable, "-c", LAUNCHER, str(program), json.dumps([place]), *words]
+        launchers.append(
+            subprocess.Popen(
+                command, env={**os.environ, **ours}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+        )
+    return launchers
+
+
+def vanish(launcher: subprocess.Popen[str]) -> None:
+    """A host is gone: all of its processes at once, so that none can tell another."""
+    everything = [psutil.Process(launcher.pid), *psutil.Process(launcher.pid).children(recursive=True)]
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for process in everything:
+            process.send_signal(number)
+
+
+def wait_for_checkpoint(paths: MlPaths) -> None:
+    """One that is whole: it is written behind the training."""
+    deadline = time.monotonic() + 100
+    while not any(not path.name.startswith(".") for path in paths.checkpoints.glob("*")):
+        assert time.monotonic() < deadline, "no checkpoint was written"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_host_that_vanishes_ends_the_others_with_a_sentence_and_both_go_on_when_started_again(
+    tmp_path: Path, data: Path, rank: int
+) -> None:
+    program = tmp_path / "program"
+    program.mkdir()
+    (program / "train.py").write_text(SHORT_MEETING)
+    launchers = launch_hosts(tmp_path, data, program, epochs="400")
+    other, left = launchers[1 - rank], host(tmp_path, 1 - rank)
+    wait_for_checkpoint(host(tmp_path, 0))
+    vanish(launchers[rank])
+    log = "".join(launcher.communicate(timeout=100)[0] for launcher in launchers)
+    assert other.returncode == 1, log
+    assert "all start again from the last checkpoint (1 of 3 times)" in log
+    assert left.failure.read_text().startswith("gave up waiting for "), log
+    again = launch_hosts(tmp_path, data, SCRIPT.parent, epochs="400")
+    assert again[0].stdout is not None
+    first = next(line for line in again[0].stdout if "epoch=" in line)
+    assert "epoch=1/400" not in first  # it goes on
+    again[1].send_signal(signal.SIGTERM)
+    logs = [launcher.communicate(timeout=100)[0] for launcher in again]
+    assert [launcher.returncode for launcher in again] == [143, 143], logs
+    assert left.failure.read_text().startswith("stopped by SIGTERM in epoch ")
 
 
 class StopAtThirdLook(StopFlag):

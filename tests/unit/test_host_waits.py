@@ -109,11 +109,13 @@ class Sink:
 
     def __init__(self) -> None:
         self.steps: list[int] = []
+        self.launching: list[float | None] = []
         self.statistics: list[int] = []
         self.epochs: list[int] = []
 
     def add(self, record: StepRecord, statistics: StatisticsRecord | None) -> None:
         self.steps.append(record.step)
+        self.launching.append(record.thread_s)
         if statistics is not None and statistics.weights:
             self.statistics.append(statistics.step)
 
@@ -192,6 +194,7 @@ def test_what_arrives_late_is_recorded_whole_and_in_order(tmp_path: Path) -> Non
     assert sink.steps == list(range(STEPS))
     assert sink.statistics == [0, 1, 2, 5, *range(10, STEPS, 10)]
     assert sink.epochs == [1]
+    assert all(seconds is not None and seconds > 0 for seconds in sink.launching)
 
 
 class TickingEvent:

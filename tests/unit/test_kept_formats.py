@@ -17,8 +17,10 @@ from image_classifier.training.kept_formats import KeptBody, PhotosChanged
 from image_classifier.training.number_formats import Measured, measure_body, measure_formats
 from image_classifier.training.setup import Setup
 from image_classifier.training.stop import StopFlag
+from image_classifier.training.views import CENTRE
 from image_classifier.vision.fingerprint import file_digests
 from image_classifier.vision.model import build_model
+from image_classifier.vision.network import FEATURES
 from image_classifier.vision.preprocess import Preprocessing
 from image_classifier.vision.resnet import ResNet
 
@@ -56,20 +58,39 @@ class Counted:
         return sum(each.computed for each in self.extractions)
 
 
-def body(model: ResNet, data: Path, store: Path | None, counted: Counted, unreadable: tuple[str, ...] = ()) -> KeptBody:
+def extraction(model: ResNet, store: Path | None, counted: Counted, *, bf16: bool = False) -> Extraction:
     computing = Extraction(
         model,
         PREPROCESSING,
-        Setup(device=torch.device("cpu")),
+        Setup(device=torch.device("cpu"), bf16=bf16),
         store_folder=store,
         group=Group(),
         stop=StopFlag(),
         bad=BadImages(0),
     )
     counted.extractions.append(computing)
+    return computing
+
+
+def body(
+    model: ResNet,
+    data: Path,
+    store: Path | None,
+    counted: Counted,
+    unreadable: tuple[str, ...] = (),
+    *,
+    in_bf16: Extraction | None = None,
+) -> KeptBody:
     splits = [(split, file_digests(split.paths)) for split in (split_of(data), split_of(data, "valid"))]
     return KeptBody(
-        model, *splits, PREPROCESSING, unreadable=unreadable, skip=2, pause=counted.pause, in_float32=computing
+        model,
+        *splits,
+        PREPROCESSING,
+        unreadable=unreadable,
+        skip=2,
+        pause=counted.pause,
+        in_float32=extraction(model, store, counted),
+        in_bf16=in_bf16,
     )
 
 
@@ -102,6 +123,26 @@ def test_a_kept_body_says_what_the_simulation_says_and_computes_nothing_twice(
     )
     assert second.rows == 0
     close(measure_body(model, body(model, data, None, Counted())), measure_body(model, body(model, data, None, first)))
+
+
+def test_where_a_training_computed_in_bf16_its_rows_are_what_bf16_costs(
+    model: ResNet, data: Path, tmp_path: Path
+) -> None:
+    trained, kept = Counted(), Counted()
+    validation = split_of(data, "valid")
+    every = np.ones((len(validation), 1), np.bool_)
+    in_bf16 = extraction(model, tmp_path / "store", trained, bf16=True)
+    rows = in_bf16.split(validation, file_digests(validation.paths), (CENTRE,), every).rows
+    computed = trained.rows
+
+    later = extraction(model, tmp_path / "store", trained, bf16=True)
+    found = body(model, data, tmp_path / "store", kept, in_bf16=later)
+    halves, simulated = found.half(torch.bfloat16), body(model, data, None, Counted()).half(torch.bfloat16)
+
+    assert {row.tobytes() for row in halves} <= {row.tobytes() for row in rows[:, :FEATURES]}
+    assert trained.rows == computed  # nothing was computed again
+    off = np.linalg.norm(halves - simulated, axis=1) / np.linalg.norm(simulated, axis=1)
+    assert 0 < off.max() < 0.01
 
 
 def test_changed_photos_never_meet_old_rows(model: ResNet, data: Path, tmp_path: Path) -> None:

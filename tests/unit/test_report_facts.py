@@ -25,10 +25,11 @@ from image_classifier.contract.outputs import (
     STEPS,
     TEST_PREDICTIONS,
 )
+from image_classifier.debugging.measures import launch_share
 from image_classifier.debugging.rules.base import Aspect, Rule, insufficient
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.schema import JobFacts, StepRecord
-from image_classifier.report import gather, gather_tuning, render, write_report
+from image_classifier.report import advice, gather, gather_tuning, render, write_report
 from image_classifier.report.advice import what_next
 from image_classifier.report.curves import step_time
 from image_classifier.report.facts import to_text
@@ -215,6 +216,43 @@ def test_arithmetic_is_the_limit_when_nothing_can_go() -> None:
     assert found is not None
     assert found["bottleneck"]["phase"] == "compute"
     assert found["bottleneck"]["gain"] < 0.01
+
+
+def _on_a_gpu(seconds: float, launching: float) -> RunData:
+    """A hundred steps of which the first of an epoch tell what launching takes: later, the thread is busy waiting."""
+    run = RunData(JobFacts(config={}, gpus=["a GPU"]))
+    for i in range(100):
+        thread = launching if i % 50 < 3 else seconds
+        run.add_step(
+            StepRecord(
+                step=i,
+                epoch=1 + i // 50,
+                mode="train",
+                time=1 + i * seconds,
+                seconds=seconds,
+                images=8,
+                loss=1,
+                clean_loss=1,
+                forward_s=seconds / 2,
+                backward_s=seconds / 2,
+                thread_s=thread,
+            )
+        )
+    return run
+
+
+def _speed_advice(run: RunData, *covered: Aspect) -> list[str]:
+    return [item["title"] for item in advice._speed({"time": step_time(run, None)}, frozenset(covered))]
+
+
+def test_where_launching_fills_a_step_larger_batches_are_advised() -> None:
+    assert launch_share(_on_a_gpu(0.010, 0.009)) == pytest.approx(0.9)
+    assert _speed_advice(_on_a_gpu(0.010, 0.009)) == ["Give each step more to do: a larger batch_size"]
+    assert _speed_advice(_on_a_gpu(0.010, 0.009), "speed") == []  # a rule has spoken
+    assert _speed_advice(_on_a_gpu(0.010, 0.004)) == []
+    on_a_cpu = _run(0.5, steps=100, forward_s=0.25, backward_s=0.25, thread_s=0.5)  # the thread computes
+    assert launch_share(on_a_cpu) == 0
+    assert _speed_advice(on_a_cpu) == []
 
 
 def test_phases_that_overlap_on_a_gpu_share_what_waiting_leaves_of_the_step() -> None:

@@ -53,6 +53,7 @@ class StepClock:
         self._cuda = device.type == "cuda"
         self._last_end = time.perf_counter()
         self._last_mark = self._last_end
+        self._last_thread = time.thread_time()
         self._last_event: torch.cuda.Event | None = None
         self._pool: list[torch.cuda.Event] = []
         self._phases = Phases(self._pool)
@@ -60,6 +61,7 @@ class StepClock:
     def begin(self) -> None:
         """What has passed since the last step does not belong to the next: another epoch or mode begins."""
         self._last_end = self._last_mark = time.perf_counter()
+        self._last_thread = time.thread_time()
         self._last_event = self._event()
         self._phases = Phases(self._pool)
 
@@ -75,8 +77,10 @@ class StepClock:
         self._last_mark, self._last_event = now, event
 
     def end(self) -> tuple[float, Phases]:
-        """Ends the step. Returns its seconds by the CPU's clock, and its phases."""
+        """Ends the step. Returns its seconds by the CPU's clock, and its phases, with this thread's processor time."""
         now, phases = self._last_mark, self._phases
+        spent, self._last_thread = self._last_thread, time.thread_time()
+        phases.add("thread_s", self._last_thread - spent)
         seconds, self._last_end, self._phases = now - self._last_end, now, Phases(self._pool)
         return seconds, phases
 

@@ -19,6 +19,7 @@ from image_classifier.debugging.schema import GPU_PHASES, MODES, PHASES, Mode
 
 REST = "rest_s"  # what is left of a step: Python between the phases
 WARMUP_S, MIN_S, FIRST_EPOCH_S = 10.0, 60.0, 300.0  # see counted_time
+LAUNCH_STEPS = 20  # see launch_share
 FIRST_UPDATE = 1  # the step before has the first, smallest learning rate of the warm-up
 
 
@@ -103,6 +104,18 @@ def phase_shares(run: RunData) -> dict[str, float]:
 def data_wait_share(run: RunData) -> float:
     """The share of the usual steps' time that went into waiting for data; 0 when it was not measured."""
     return phase_shares(run).get("data_wait_s", 0.0)
+
+
+def launch_share(run: RunData) -> float:
+    """What launching a step's kernels takes, over the usual step; 0 without a GPU, or where it was not measured.
+
+    The least of many steps tells it: where a GPU is behind, the thread is busy waiting for room to launch more, but not
+    in an epoch's first steps, when the GPU has nothing else to do. Near 1, the GPU waits for the launches.
+    """
+    thread, whole = usual(run, "thread_s"), median_step_s(run)
+    if not run.job.gpus or len(thread) < LAUNCH_STEPS or not whole > 0:
+        return 0.0
+    return float(thread.values.min()) / whole
 
 
 def images_per_second(run: RunData) -> float:

@@ -31,7 +31,7 @@ from image_classifier.debugging.schema import (
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-DURATIONS = ("seconds", *PHASES)
+DURATIONS = ("seconds", "thread_s", *PHASES)
 STEP_VALUES = ("loss", "clean_loss", "images", *DURATIONS)
 KINDS = tuple(field.name for field in dataclasses.fields(StatisticsRecord) if field.name != "step")
 _COLUMNS = ("step", "epoch", "time", *STEP_VALUES)

@@ -58,6 +58,9 @@ class StepRecord:
         clean_loss: mean cross entropy against the true labels, comparable between modes.
         data_wait_s, sync_s, h2d_s, forward_s, backward_s, optimizer_s, hook_s: see PHASES. On a GPU, h2d to optimizer
             are measured on the GPU by events. None where the mode has no such phase, or it was not measured.
+        thread_s: processor time of the thread that makes the steps, in `seconds`. Where a GPU computes, it launches the
+            kernels; it is also busy while it waits for room to launch more, so that only the least of many steps tells
+            what launching takes.
     """
 
     step: int
@@ -75,6 +78,7 @@ class StepRecord:
     backward_s: float | None = None
     optimizer_s: float | None = None
     hook_s: float | None = None
+    thread_s: float | None = None
 
 
 Statistics = Mapping[str, Mapping[str, float]]  # tensor's name -> statistic -> value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
 import shutil
@@ -221,7 +222,11 @@ def _environment(run: Run) -> dict[str, str]:
 
 
 def _snapshot(run: Run, packages: tuple[str, ...], scripts: tuple[str, ...] = (), source: Path = SOURCE) -> None:
-    """Copies the source that the job's image would ship, so that editing it does not touch a running job."""
+    """Copies the source that the job's image would ship, so that editing it does not touch a running job.
+
+    With its bytecode, which is made beside the source where it is missing or old and there may be any: so the next job
+    need not compile it again, either.
+    """
     package = run.paths.code / "image_classifier"
     shutil.rmtree(run.paths.code, ignore_errors=True)
     package.mkdir(parents=True)
@@ -231,4 +236,11 @@ def _snapshot(run: Run, packages: tuple[str, ...], scripts: tuple[str, ...] = ()
     for name in packages:
         folder = source / "image_classifier" / name
         if folder.is_dir():
-            shutil.copytree(folder, package / name, ignore=shutil.ignore_patterns("__pycache__"))
+            if not sys.dont_write_bytecode:
+                compileall.compile_dir(folder, quiet=2)  # what cannot be written is compiled by the job
+            shutil.copytree(folder, package / name, ignore=_other_bytecode)
+
+
+def _other_bytecode(_: str, names: list[str]) -> list[str]:
+    """What belongs to other interpreters, or is being written."""
+    return [name for name in names if ".pyc" in name and not name.endswith(f".{sys.implementation.cache_tag}.pyc")]

@@ -25,6 +25,7 @@ PAIR_SHARE = 0.2  # of all errors
 WEAK_RECALL = 0.2  # below the accuracy
 MIN_IMAGES_OF_WEAK = 8  # fewer tell nothing about a class
 GAIN_WORTH_SAYING = 0.10
+LAUNCH_BOUND = 0.8  # of a step goes into launching it
 
 Item = dict[str, str]
 Covered = frozenset[Aspect | None]  # by the rules that fired
@@ -194,6 +195,14 @@ def _errors(facts: Mapping[str, Any], covered: Covered) -> Iterator[Item]:
 
 
 def _speed(facts: Mapping[str, Any], covered: Covered) -> Iterator[Item]:
+    launching = facts["time"].get("launch_share", 0.0) if facts["time"] else 0.0
+    if launching >= LAUNCH_BOUND and "speed" not in covered:
+        reason = (
+            f"Launching its kernels takes the CPU {percent(min(launching, 1.0), 0)} of a step, however large the "
+            "batch: the GPU waits for it."
+        )
+        yield _item(REMEDIES["rest_s"], reason, "speed")
+        return
     found = facts["time"] and facts["time"]["bottleneck"]
     if not found or found["gain"] < GAIN_WORTH_SAYING or "speed" in covered:
         return

@@ -67,6 +67,7 @@ def step_time(run: RunData, total_seconds: float | None) -> dict[str, Any] | Non
         "images_per_second": speed,
         "phases": phases,
         "bottleneck": _bottleneck(shares, speed) if shares else None,
+        "launch_share": measures.launch_share(run),
         "steps": _duration_curve(usual),
     }
 

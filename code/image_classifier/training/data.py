@@ -396,7 +396,5 @@ class BadImages:
         read = {label for path, label in zip(split.paths, split.labels, strict=True) if as_text(path) not in self.found}
         lost = {split.class_of(index) for index, label in enumerate(split.labels) if label not in read}
         if lost:
-            raise DataError(
-                f"no image of {listing(sorted(lost))} in {split.name} can be read",
-                "bad_images.json names the reasons; repair the files, or remove the class in every split",
-            )
+            what = f"no image of {listing(sorted(lost))} in {split.name} can be read"
+            raise DataError(what, "bad_images.json names the reasons; repair them, or remove the class in every split")

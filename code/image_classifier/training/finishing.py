@@ -179,8 +179,10 @@ def run_formats(
     try:
         if training.setup.device.type == "cpu":
             in_float32 = extraction or extraction_of(training, replace(training.setup, bf16=False), Group(), hook)
+            in_bf16 = extraction_of(training, training.setup, Group(), hook) if training.setup.bf16 else None
             with suppress(PhotosChanged):
-                return measure_body(training.model, body_of(training, folders, in_float32, golden, pause), temperature)
+                body = body_of(training, folders, (in_float32, in_bf16), golden, pause)
+                return measure_body(training.model, body, temperature)
         model, train, valid = training.model, folders.train, folders.valid
         return measure_formats(model, train, valid, preprocessing, skip=golden, pause=pause, temperature=temperature)
     except Interrupted:
@@ -191,11 +193,16 @@ def run_formats(
 
 
 def body_of(
-    training: Training, folders: ImageFolders, in_float32: Extraction, golden: int, pause: Callable[[], None]
+    training: Training,
+    folders: ImageFolders,
+    computing: tuple[Extraction, Extraction | None],
+    golden: int,
+    pause: Callable[[], None],
 ) -> KeptBody:
     """The training's body for measuring number formats on the CPU.
 
     Args:
+        computing: in float32, and in bf16 where the training does.
         golden: the first so many validation images are golden samples.
     """
     contents = training.checkpoints.contents
@@ -207,7 +214,8 @@ def body_of(
         unreadable=training.bad.found,
         skip=golden,
         pause=pause,
-        in_float32=in_float32,
+        in_float32=computing[0],
+        in_bf16=computing[1],
     )
 
 

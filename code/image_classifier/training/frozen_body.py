@@ -157,8 +157,8 @@ class _FoldedBody:
         weight, bias = self._layers[layer.name]
         if self._fused:
             kernel: Any = torch.ops.mkldnn._convolution_pointwise
-            where = _where(layer)
-            return kernel(x, weight, bias, *where, "relu" if relu else "none", [], "")  # type: ignore[no-any-return]
+            after = "relu" if relu else "none"
+            return kernel(x, weight, bias, *geometry(layer), after, [], "")  # type: ignore[no-any-return]
         y = F.conv2d(x, weight, bias, layer.stride, layer.kernel // 2)
         return y.relu_() if relu else y
 
@@ -167,8 +167,8 @@ class _FoldedBody:
         weight, bias = self._layers[layer.name]
         if self._fused:
             kernel: Any = torch.ops.mkldnn._convolution_pointwise_.binary
-            where = _where(layer)
-            return kernel(shortcut, x, weight, bias, *where, "add", 1.0, "relu", [], None)  # type: ignore[no-any-return]
+            after: Any = ("add", 1.0, "relu", [], None)
+            return kernel(shortcut, x, weight, bias, *geometry(layer), *after)  # type: ignore[no-any-return]
         return self._convolution(x, layer).add_(shortcut).relu_()
 
     def _pack(self, images: torch.Tensor) -> None:
@@ -177,7 +177,7 @@ class _FoldedBody:
         for layer in network.convolutions():
             weight, bias = self._layers[layer.name]
             pack: Any = torch.ops.mkldnn._reorder_convolution_weight
-            self._layers[layer.name] = pack(weight, *_where(layer), sizes[layer.name]), bias
+            self._layers[layer.name] = pack(weight, *geometry(layer), sizes[layer.name]), bias
 
 
 def input_shapes(images: list[int]) -> dict[str, list[int]]:
@@ -206,6 +206,6 @@ def _halved(side: int) -> int:
     return (side + 1) // 2
 
 
-def _where(layer: network.Convolution) -> tuple[list[int], list[int], list[int], int]:
+def geometry(layer: network.Convolution) -> tuple[list[int], list[int], list[int], int]:
     """Padding, stride, dilation and groups, as the kernels take them."""
     return [layer.kernel // 2] * 2, [layer.stride] * 2, [1, 1], 1

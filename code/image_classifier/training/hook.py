@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ COLLECTIONS = {  # ours, besides smdebug's own losses, gradients, weights
     "batch": r"^batch/.+$",
     "counts": rf"^({LABELS}|{HITS}|{STEP_FACTS})$",
 }
+_importing = threading.Lock()  # a thread may have begun, see `observe.import_ahead`
 
 
 class SmdebugSink:
@@ -161,11 +163,12 @@ class Guarded(Observer):
 
 def import_smdebug() -> Any:
     """smdebug for PyTorch, mended. Raises whatever keeps it from being imported."""
-    os.environ.setdefault("SMDEBUG_LOG_LEVEL", "error")  # it announces itself in a dozen lines otherwise
-    make_importable()
-    import smdebug.pytorch as smd
+    with _importing:
+        os.environ.setdefault("SMDEBUG_LOG_LEVEL", "error")  # it announces itself in a dozen lines otherwise
+        make_importable()
+        import smdebug.pytorch as smd
 
-    _never_wait_for_a_dead_writer()
+        _never_wait_for_a_dead_writer()
     return smd
 
 

@@ -33,7 +33,7 @@ from image_classifier.training.head_only import (
     training_loader,
 )
 from image_classifier.training.loop import fit
-from image_classifier.training.observe import Watched, make_hook
+from image_classifier.training.observe import Watched, import_ahead, make_hook
 from image_classifier.training.optim import make_optimizer, resume_optimizer
 from image_classifier.training.setup import Setup, choose_device, make_setup, tell_device
 from image_classifier.training.state import Training
@@ -65,6 +65,7 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag, be
             f"batch_size {config.batch_size} cannot train batch norms in {group.size} processes",
             f"use {smallest} or more, or fine_tune=head",
         )
+    import_ahead(config, is_main=group.is_main)
     device = choose_device(group.local_rank)
     tell_device(config.amp, device)
     folders = scan(channels_of_job(paths), valid_fraction=config.valid_fraction, seed=config.seed)

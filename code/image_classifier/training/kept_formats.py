@@ -1,7 +1,8 @@
 """What number formats make of a body, on the CPU: computed by every core, and of a frozen one kept for the next job.
 
-In float32 the photographs go through the body that trainings on features use; the other formats are simulated. What
-depends on the head is computed in every job.
+In float32, and in bf16 where the processor computes in it, the photographs go through the body that trainings on
+features use: after one of them, the rows in bf16 are those that it was validated on. int8 is computed or simulated as
+`number_formats` says. What depends on the head is computed in every job.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class KeptBody(Body):
         unreadable: paths as text, of images that are known not to be readable.
         skip: as of `measure_formats`.
         in_float32: what computes features, and has a store or none.
+        in_bf16: the same in bf16, where the processor computes in it: what a training on features has computed already.
     """
 
     def __init__(
@@ -48,10 +50,11 @@ class KeptBody(Body):
         skip: int,
         pause: Callable[[], None],
         in_float32: Extraction,
+        in_bf16: Extraction | None = None,
     ) -> None:
         nothing = Photos(images=(), labels=np.empty(0, np.int64))
         super().__init__(model, nothing, nothing, pause)
-        self._preprocessing, self._in_float32 = preprocessing, in_float32
+        self._preprocessing, self._in_float32, self._in_bf16 = preprocessing, in_float32, in_bf16
         self._last: tuple[Split, Photos] | None = None
         self._train, self._train_digests = chosen(*train, RANGE_PHOTOS, 0, unreadable)
         self._valid, self._valid_digests = chosen(*valid, GATE_PHOTOS, skip, unreadable)
@@ -65,14 +68,11 @@ class KeptBody(Body):
         return not len(self._train) or not len(self._valid)
 
     def exact(self) -> NDArray[np.float32]:
-        self._pause()
-        wanted = np.ones((len(self._valid), 1), np.bool_)
-        found = self._in_float32.split(self._valid, self._valid_digests, (CENTRE,), wanted, said=False)
-        if found.unreadable:
-            raise PhotosChanged
-        return found.rows[found.places[:, 0], : network.FEATURES]
+        return self._computed(self._in_float32)
 
     def half(self, dtype: torch.dtype) -> NDArray[np.float32]:
+        if dtype == torch.bfloat16 and self._in_bf16 is not None:
+            return self._computed(self._in_bf16)
         return self._rounded({"of": str(dtype)}, lambda: super(KeptBody, self).half(dtype))
 
     def maxima(self) -> Mapping[str, NDArray[np.float64]]:
@@ -89,6 +89,15 @@ class KeptBody(Body):
 
     def int8(self, ranges: Mapping[str, float]) -> NDArray[np.float32]:
         return self._rounded({"of": "int8", "ranges": dict(ranges)}, lambda: super(KeptBody, self).int8(ranges))
+
+    def _computed(self, extraction: Extraction) -> NDArray[np.float32]:
+        """A row for each validation image, as trainings on features have them."""
+        self._pause()
+        wanted = np.ones((len(self._valid), 1), np.bool_)
+        found = extraction.split(self._valid, self._valid_digests, (CENTRE,), wanted, said=False)
+        if found.unreadable:
+            raise PhotosChanged
+        return found.rows[found.places[:, 0], : network.FEATURES]
 
     def _rounded(self, what: Mapping[str, object], simulate: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
         """A row for each validation image; `simulate` gives those of `_unseen`."""

@@ -1,8 +1,9 @@
 """What the number formats a server may compute in would cost this model, found out on photographs before it is written.
 
 The image that trains has no server's engine in it, so the formats are simulated in torch: the same folded convolutions
-as the server's graph, with what enters them and their weights rounded as there, all else in float32. What an engine
-makes of it in the end is held against the golden samples, within what was measured here.
+as the server's graph, with what enters them and their weights rounded as there, all else in float32. Where a processor
+has instructions for int8, they compute it (`int8_kernels.py`), held against the simulation. What an engine makes of it
+in the end is held against the golden samples, within what was measured here.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ import torch.nn.functional as F  # noqa: N812  # everybody's name for it
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from image_classifier.contract.errors import RequestError
+from image_classifier.contract.errors import RequestError, describe
 from image_classifier.contract.machine import usable_cores
 from image_classifier.training.golden import by_turns
+from image_classifier.training.int8_kernels import CHECKED, Int8Kernels, has_int8_kernels, is_as_good
 from image_classifier.vision import gate, network
 from image_classifier.vision.folders import Split
 from image_classifier.vision.gate import Gate
@@ -96,8 +98,27 @@ class Body:
         return observe(self._folded, self._seen, next(self._model.parameters()).device, self._pause)
 
     def int8(self, ranges: Mapping[str, float]) -> NDArray[np.float32]:
-        """(n, FEATURES), in int8 with these ranges."""
+        """(n, FEATURES), in int8 with these ranges: by the processor's own instructions where it has them."""
+        if (kernels := self._int8_kernels(ranges)) is not None:
+            return self._in_batches(kernels)
         return self._features(self._in_int8, Int8(ranges))
+
+    def _int8_kernels(self, ranges: Mapping[str, float]) -> Int8Kernels | None:
+        """None where there are none, or where they do not give what the simulation does."""
+        if self.on_gpu or not has_int8_kernels():
+            return None
+        photos = self._unseen.images[0]
+        checked = photos[:CHECKED].contiguous(memory_format=torch.channels_last)
+        simulated, exact = self._in_int8.features(checked, Int8(ranges)), self._folded.features(checked, as_it_is)
+        try:
+            kernels = Int8Kernels(self._folded.weights, self._folded.biases, ranges, list(photos.shape))
+            good = is_as_good(kernels(checked), simulated, exact)
+        except RuntimeError as error:  # torch's kernels differ from version to version
+            log.info("int8 is simulated: %s", describe(error))
+            return None
+        if not good:
+            log.info("int8 is simulated: the processor's own instructions give other features")
+        return kernels if good else None
 
     @cached_property
     def _folded(self) -> Folded:
@@ -108,12 +129,14 @@ class Body:
         return self._folded.rounded(to_int8)
 
     def _features(self, work: Folded, rounded: Round) -> NDArray[np.float32]:
+        return self._in_batches(lambda images: work.features(images, rounded))
+
+    def _in_batches(self, run: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
         device = next(self._model.parameters()).device
         found = []
         for batch in self._unseen.images:
             self._pause()
-            images = batch.to(device, memory_format=torch.channels_last)
-            found.append(work.features(images, rounded).cpu().numpy())
+            found.append(run(batch.to(device, memory_format=torch.channels_last)).cpu().numpy())
         return np.concatenate(found)
 
 

@@ -6,7 +6,9 @@ import logging
 import math
 import platform
 import socket
+import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 
@@ -27,7 +29,7 @@ from image_classifier.debugging.saved import read_files
 from image_classifier.debugging.schema import JobFacts, Mode, RuleResult, read_job
 from image_classifier.debugging.sinks import Background, JsonLines, Sink
 from image_classifier.debugging.trace import TraceWindow
-from image_classifier.training.hook import Guarded, ManagedHook, SmdebugSink
+from image_classifier.training.hook import Guarded, ManagedHook, SmdebugSink, import_smdebug
 from image_classifier.training.setup import Setup
 from image_classifier.training.stop import StopFlag
 
@@ -104,6 +106,18 @@ def make_hook(watched: Watched, paths: MlPaths, stop: StopFlag, on_hang: Callabl
         if math.isfinite(live.patience_s):
             members.append(HangWatch(live, begun=watched.begun, on_hang=on_hang))
     return Observers([*members, recorder])  # the recorder last: what the others take counts as the step's `hook_s`
+
+
+def import_ahead(config: TrainConfig, *, is_main: bool) -> None:
+    """Imports smdebug beside what follows, which reads files and waits for them: half a second of a core. Who needs it
+    waits for the import, and says why where it fails."""
+
+    def load() -> None:
+        with suppress(Exception):
+            import_smdebug()
+
+    if config.debug and is_main:
+        threading.Thread(target=load, name="import of smdebug", daemon=True).start()
 
 
 def add_smdebug(members: list[Observer], sinks: list[Sink], watched: Watched, paths: MlPaths) -> None:

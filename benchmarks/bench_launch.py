@@ -34,8 +34,9 @@ from torch import nn
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.paths import MlPaths
 from image_classifier.debugging.observer import Observer
+from image_classifier.training.bad_images import BadImages
 from image_classifier.training.checkpoint import Checkpoints, Progress, identity
-from image_classifier.training.data import BadImages, Batch, ImageDataset, Loader
+from image_classifier.training.data import Batch, ImageDataset, Loader
 from image_classifier.training.loop import train_epoch
 from image_classifier.training.observe import Watched, make_hook
 from image_classifier.training.optim import make_optimizer

@@ -81,9 +81,8 @@ def main() -> None:
             "`PYTHONPATH=code:. python benchmarks/bench_server_memory.py`",
             "",
             f"Proportional set size in MB of the server's processes, ResNet50 of {len(CLASSES)} classes at "
-            f"{artifact.preprocessing.image_size} pixels on the CPU engine, {usable_cores()} cores, after every worker has "
-            "answered. Fewer workers than cores have "
-            "several threads, and a copy of the weights each.",
+            f"{artifact.preprocessing.image_size} pixels on the CPU engine, {usable_cores()} cores, after every "
+            "worker has answered. Fewer workers than cores have several threads, and a copy of the weights each.",
             "",
             "| format | process | " + " | ".join(f"{n} workers" if n > 1 else "1 worker" for n in NUMBERS) + " |",
             "|---|---" + "|---" * len(NUMBERS) + "|",

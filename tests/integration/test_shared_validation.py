@@ -17,7 +17,8 @@ from image_classifier.contract.errors import DataError
 from image_classifier.debugging.recorder import Recorder
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.schema import JobFacts
-from image_classifier.training.data import BadImages, ImageDataset, Loader
+from image_classifier.training.bad_images import BadImages
+from image_classifier.training.data import ImageDataset, Loader
 from image_classifier.training.distributed import Group
 from image_classifier.training.evaluate import Evaluation, evaluate
 from image_classifier.training.setup import Setup

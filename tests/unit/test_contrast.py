@@ -11,7 +11,8 @@ from PIL import Image
 from tests.conftest import jpeg
 
 from image_classifier.launch.client import read_image
-from image_classifier.training.data import BadImages, ImageDataset, Loader
+from image_classifier.training.bad_images import BadImages
+from image_classifier.training.data import ImageDataset, Loader
 from image_classifier.vision.check import check_dataset
 from image_classifier.vision.contrast import FAINT, FEW_LEVELS, FLAT, contrast_of
 from image_classifier.vision.decode import decode

@@ -25,8 +25,9 @@ from image_classifier.debugging.recorder import Recorder
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.schema import ClassCounts, JobFacts, StatisticsRecord, StepRecord
 from image_classifier.training import steps
+from image_classifier.training.bad_images import BadImages
 from image_classifier.training.checkpoint import Checkpoints, Progress, identity
-from image_classifier.training.data import BadImages, ImageDataset, Loader
+from image_classifier.training.data import ImageDataset, Loader
 from image_classifier.training.loop import train_epoch
 from image_classifier.training.optim import make_optimizer
 from image_classifier.training.setup import Setup

@@ -18,8 +18,9 @@ from torchvision.transforms import RandomResizedCrop
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import DataError, JobError
 from image_classifier.training import data
+from image_classifier.training.bad_images import BadImages
 from image_classifier.training.crops import random_view, training_sizes
-from image_classifier.training.data import BadImages, Batch, ImageDataset, Loader
+from image_classifier.training.data import Batch, ImageDataset, Loader
 from image_classifier.training.stop import Interrupted, StopFlag, end_workers
 from image_classifier.vision.decode import decode
 from image_classifier.vision.folders import Split

@@ -17,7 +17,8 @@ from image_classifier.contract.errors import DataError
 from image_classifier.debugging.observer import Observer
 from image_classifier.debugging.tensorstats import input_statistics
 from image_classifier.training import frozen_body
-from image_classifier.training.data import BadImages, ImageDataset, Loader
+from image_classifier.training.bad_images import BadImages
+from image_classifier.training.data import ImageDataset, Loader
 from image_classifier.training.distributed import Group
 from image_classifier.training.evaluate import evaluate
 from image_classifier.training.feature_loader import FeatureLoader, channel_statistics

@@ -16,7 +16,8 @@ from torch import nn
 from image_classifier.contract.errors import DataError
 from image_classifier.debugging.observer import Observer
 from image_classifier.debugging.scores import balanced_accuracy, confusion_matrix, macro_f1
-from image_classifier.training.data import BadImages, Loader
+from image_classifier.training.bad_images import BadImages
+from image_classifier.training.data import Loader
 from image_classifier.training.distributed import Group
 from image_classifier.training.feature_loader import FeatureLoader
 from image_classifier.training.setup import Setup

@@ -23,7 +23,7 @@ from torch import nn
 import image_classifier
 from image_classifier.contract.errors import RequestError
 from image_classifier.debugging.tensorstats import Scalars, to_numbers
-from image_classifier.training.data import BadImages
+from image_classifier.training.bad_images import BadImages
 from image_classifier.training.distributed import Group
 from image_classifier.training.feature_store import FeatureStore, Rows, row_name
 from image_classifier.training.frozen_body import FrozenBody, name_of

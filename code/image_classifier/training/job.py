@@ -18,9 +18,10 @@ from image_classifier.contract.outputs import BAD_IMAGES, FINDINGS, HISTORY, RES
 from image_classifier.contract.paths import MlPaths
 from image_classifier.contract.text import as_text
 from image_classifier.debugging.schema import RuleResult
+from image_classifier.training.bad_images import BadImages
 from image_classifier.training.checkpoint import Checkpoint, Checkpoints, Progress, identity
 from image_classifier.training.crops import training_sizes
-from image_classifier.training.data import BadImages, ImageDataset, Loader
+from image_classifier.training.data import ImageDataset, Loader
 from image_classifier.training.distributed import Group
 from image_classifier.training.ending import leave
 from image_classifier.training.finishing import evaluation_loader, finish

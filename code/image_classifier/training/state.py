@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from image_classifier.contract.config import TrainConfig
+from image_classifier.training.bad_images import BadImages
 from image_classifier.training.checkpoint import Checkpoints, Progress, Weights
-from image_classifier.training.data import BadImages, Loader
+from image_classifier.training.data import Loader
 from image_classifier.training.distributed import Group
 from image_classifier.training.feature_loader import FeatureLoader
 from image_classifier.training.setup import Setup

@@ -28,6 +28,7 @@ GOOD = Gate(
     method="largest value of all photos",
 )
 RANGES = dict.fromkeys(network.activations(), 2.5)
+CORRECTIONS = {each.name: (0.125,) * each.outputs for each in network.convolutions()} | {network.HEAD: (-0.5, 0.5)}
 
 
 def answers(*rows: tuple[float, ...]) -> np.ndarray:
@@ -95,10 +96,13 @@ def test_the_tolerance_belongs_to_the_format_and_comes_from_its_gate(tmp_path: P
 
 
 def test_ranges_and_gates_travel_with_the_model(tmp_path: Path) -> None:
-    write(tmp_path / "model", ranges=RANGES, gates={"int8": GOOD})
+    write(tmp_path / "model", ranges=RANGES, gates={"int8": GOOD}, corrections=CORRECTIONS)
     pack(tmp_path / "model", tmp_path / "a.tar.gz")
     manifest = unpack(tmp_path / "a.tar.gz", tmp_path / "b").manifest
     assert (manifest.ranges, manifest.gates) == (RANGES, {"int8": GOOD})
+    assert manifest.corrections == CORRECTIONS
+    write(tmp_path / "model", ranges=RANGES, gates={"int8": GOOD})  # and without, as older ones
+    assert load_model(tmp_path / "model").manifest.corrections == {}
 
 
 def test_an_older_model_has_neither_and_keeps_its_name(tmp_path: Path) -> None:
@@ -121,6 +125,11 @@ def test_an_older_model_has_neither_and_keeps_its_name(tmp_path: Path) -> None:
         ("ranges", "conv1", float("nan")),
         ("ranges", "conv1", "much"),
         ("ranges", "another", 1),
+        ("corrections", "conv1", "AAAA"),
+        ("corrections", "conv1", "no base64"),
+        ("corrections", "conv1", 0.125),
+        ("corrections", "fc", "AACAfwAAgH8="),  # infinite
+        ("corrections", "another", ""),
         ("gates", "int8", {}),
         ("gates", "int8", None),
         ("gates", "int8", dataclasses.asdict(GOOD) | {"agreement": 1.5}),
@@ -131,7 +140,7 @@ def test_an_older_model_has_neither_and_keeps_its_name(tmp_path: Path) -> None:
     ],
 )
 def test_a_manifest_with_other_figures_is_refused(tmp_path: Path, member: str, name: str, value: object) -> None:
-    write(tmp_path / "model", ranges=RANGES, gates={"int8": GOOD})
+    write(tmp_path / "model", ranges=RANGES, gates={"int8": GOOD}, corrections=CORRECTIONS)
     edit_manifest(tmp_path / "model", lambda values: values[member].update({name: value}))
     with pytest.raises(ArtifactError):
         load_model(tmp_path / "model")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.unit.test_artifact import edit_manifest, write
+from tests.unit.test_artifact import CLASSES, edit_manifest, write
 
 from image_classifier.contract.errors import ArtifactError
 from image_classifier.vision import network
@@ -28,7 +28,9 @@ GOOD = Gate(
     method="largest value of all photos",
 )
 RANGES = dict.fromkeys(network.activations(), 2.5)
-CORRECTIONS = {each.name: (0.125,) * each.outputs for each in network.convolutions()} | {network.HEAD: (-0.5, 0.5)}
+CORRECTIONS = {each.name: (0.125,) * each.outputs for each in network.convolutions()} | {
+    network.HEAD: (-0.5,) * len(CLASSES)
+}
 
 
 def answers(*rows: tuple[float, ...]) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.unit.test_artifact import CLASSES, edit_manifest, write
+from tests.unit.test_artifact import edit_manifest, write
 
 from image_classifier.contract.errors import ArtifactError
 from image_classifier.vision import network
@@ -28,9 +28,6 @@ GOOD = Gate(
     method="largest value of all photos",
 )
 RANGES = dict.fromkeys(network.activations(), 2.5)
-CORRECTIONS = {each.name: (0.125,) * each.outputs for each in network.convolutions()} | {
-    network.HEAD: (-0.5,) * len(CLASSES)
-}
 
 
 def answers(*rows: tuple[float, ...]) -> np.ndarray:
@@ -98,13 +95,10 @@ def test_the_tolerance_belongs_to_the_format_and_comes_from_its_gate(tmp_path: P
 
 
 def test_ranges_and_gates_travel_with_the_model(tmp_path: Path) -> None:
-    write(tmp_path / "model", ranges=RANGES, gates={"int8": GOOD}, corrections=CORRECTIONS)
+    write(tmp_path / "model", ranges=RANGES, gates={"int8": GOOD})
     pack(tmp_path / "model", tmp_path / "a.tar.gz")
     manifest = unpack(tmp_path / "a.tar.gz", tmp_path / "b").manifest
     assert (manifest.ranges, manifest.gates) == (RANGES, {"int8": GOOD})
-    assert manifest.corrections == CORRECTIONS
-    write(tmp_path / "model", ranges=RANGES, gates={"int8": GOOD})  # and without, as older ones
-    assert load_model(tmp_path / "model").manifest.corrections == {}
 
 
 def test_an_older_model_has_neither_and_keeps_its_name(tmp_path: Path) -> None:
@@ -127,11 +121,6 @@ def test_an_older_model_has_neither_and_keeps_its_name(tmp_path: Path) -> None:
         ("ranges", "conv1", float("nan")),
         ("ranges", "conv1", "much"),
         ("ranges", "another", 1),
-        ("corrections", "conv1", "AAAA"),
-        ("corrections", "conv1", "no base64"),
-        ("corrections", "conv1", 0.125),
-        ("corrections", "fc", "AACAfwAAgH8="),  # infinite
-        ("corrections", "another", ""),
         ("gates", "int8", {}),
         ("gates", "int8", None),
         ("gates", "int8", dataclasses.asdict(GOOD) | {"agreement": 1.5}),
@@ -142,7 +131,7 @@ def test_an_older_model_has_neither_and_keeps_its_name(tmp_path: Path) -> None:
     ],
 )
 def test_a_manifest_with_other_figures_is_refused(tmp_path: Path, member: str, name: str, value: object) -> None:
-    write(tmp_path / "model", ranges=RANGES, gates={"int8": GOOD}, corrections=CORRECTIONS)
+    write(tmp_path / "model", ranges=RANGES, gates={"int8": GOOD})
     edit_manifest(tmp_path / "model", lambda values: values[member].update({name: value}))
     with pytest.raises(ArtifactError):
         load_model(tmp_path / "model")

@@ -30,10 +30,9 @@ from benchmarks.record import processor, write_result
 from numpy.typing import NDArray
 
 from image_classifier.serving.openvino_resnet import FoldedWeights, core, resnet50
-from image_classifier.training.folded_network import Folded
 from image_classifier.training.frozen_body import CPU_BATCH, TOLERANCE, FrozenBody
 from image_classifier.training.int8_kernels import Int8Kernels, has_int8_kernels
-from image_classifier.training.number_formats import Photos, in_batches, largest_value, observe
+from image_classifier.training.number_formats import Folded, Photos, in_batches, observe
 from image_classifier.training.setup import Setup
 from image_classifier.vision import network
 from image_classifier.vision.model import build_model
@@ -59,7 +58,7 @@ class Ways:
         others = in_batches([torch.from_numpy(load(path, self._preprocessing)) for path in seen])
         with torch.inference_mode():
             photos = Photos(images=others, labels=np.zeros(len(seen), np.int64))
-            maxima = observe(self._folded, photos, torch.device("cpu"), lambda: None, largest_value)
+            maxima = observe(self._folded, photos, torch.device("cpu"), lambda: None)
         self._ranges = {name: max(1e-6, float(values.max())) for name, values in maxima.items()}
         self._pool = ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,))
 

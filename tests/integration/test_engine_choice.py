@@ -21,8 +21,7 @@ from image_classifier.serving.choice import choose
 from image_classifier.serving.classifier import Classifier
 from image_classifier.serving.engines import OpenVinoEngine, TorchEngine
 from image_classifier.training import number_formats
-from image_classifier.training.folded_network import Folded, Half, Int8, to_int8
-from image_classifier.training.number_formats import Measured, measure_formats
+from image_classifier.training.number_formats import Folded, Half, Int8, Measured, measure_formats, to_int8
 from image_classifier.vision import network
 from image_classifier.vision.artifact import Artifact, load_model, write_model
 from image_classifier.vision.folders import Split

@@ -10,9 +10,8 @@ import torch
 from tests.head_training import SIZE, make_pictures, split_of
 
 from image_classifier.training import int8_kernels, number_formats
-from image_classifier.training.folded_network import Folded, Int8, to_int8
 from image_classifier.training.int8_kernels import Int8Kernels, has_int8_kernels
-from image_classifier.training.number_formats import Body, photos
+from image_classifier.training.number_formats import Body, Folded, Int8, photos, to_int8
 from image_classifier.vision.model import build_model
 from image_classifier.vision.preprocess import Preprocessing
 from image_classifier.vision.resnet import ResNet
@@ -59,7 +58,7 @@ def test_the_instructions_give_the_simulations_features(body: Body, model: ResNe
         assert found.dtype == torch.float32
         assert int8_kernels.is_as_good(found, expected[:8], exact[:8])
         torch.testing.assert_close(kernels(images[3:4]), found[3:4])  # a batch of another size
-        assert int8_kernels.is_as_good(torch.from_numpy(body.int8(ranges, {})), expected, exact)
+        assert int8_kernels.is_as_good(torch.from_numpy(body.int8(ranges)), expected, exact)
         assert not int8_kernels.is_as_good(exact, expected, exact)
         assert not int8_kernels.is_as_good(2 * expected - exact, expected, exact)
 
@@ -70,17 +69,17 @@ def test_what_the_instructions_get_wrong_is_simulated(
     with torch.inference_mode():
         ranges = {name: float(values.max()) for name, values in body.maxima().items()}
         expected = simulated(body, model, ranges).numpy()
-        assert not np.array_equal(body.int8(ranges, {}), expected)
+        assert not np.array_equal(body.int8(ranges), expected)
         with monkeypatch.context() as strict:
             strict.setattr(int8_kernels, "SAME_COST", (0.0, 0.0))
-            assert np.array_equal(body.int8(ranges, {}), expected)
+            assert np.array_equal(body.int8(ranges), expected)
         monkeypatch.setattr(number_formats, "has_int8_kernels", lambda: False)
-        assert np.array_equal(body.int8(ranges, {}), expected)
+        assert np.array_equal(body.int8(ranges), expected)
 
 
 def test_features_that_are_no_numbers_are_not_taken(body: Body) -> None:
     with torch.inference_mode():
         ranges = {name: float(values.max()) for name, values in body.maxima().items()}
-        features, exact = torch.from_numpy(body.int8(ranges, {})), torch.from_numpy(body.exact())
+        features, exact = torch.from_numpy(body.int8(ranges)), torch.from_numpy(body.exact())
         assert int8_kernels.is_as_good(features, features, exact)
         assert not int8_kernels.is_as_good(features * float("nan"), features, exact)

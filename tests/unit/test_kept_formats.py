@@ -150,15 +150,15 @@ def test_changed_photos_never_meet_old_rows(model: ResNet, data: Path, tmp_path:
     before = body(model, data, store, Counted())
     old, ranges = before.maxima(), {}
     ranges = {name: float(values.max()) for name, values in old.items()}
-    rows = before.int8(ranges, {})
+    rows = before.int8(ranges)
     for split in ("train", "valid"):
         split_of(data, split).paths[3].write_bytes(jpeg(777))
     late = body(model, data, store, Counted())
-    changed = [not np.array_equal(late.int8(ranges, {})[i], rows[i]) for i in range(len(rows))]
+    changed = [not np.array_equal(late.int8(ranges)[i], rows[i]) for i in range(len(rows))]
     assert sum(changed) == 1
     assert sum(late.maxima()["conv1"] != old["conv1"]) == 1
     fresh = body(model, data, None, Counted())
-    assert np.allclose(fresh.int8(ranges, {}), late.int8(ranges, {}), atol=1e-4)
+    assert np.allclose(fresh.int8(ranges), late.int8(ranges), atol=1e-4)
 
 
 def test_a_photo_that_is_rewritten_while_it_is_computed_is_kept_under_no_name(
@@ -167,9 +167,9 @@ def test_a_photo_that_is_rewritten_while_it_is_computed_is_kept_under_no_name(
     slow = body(model, data, tmp_path / "store", Counted())
     split_of(data, "valid").paths[1].write_bytes(jpeg(778))  # after its digest was taken
     ranges = {name: float(values.max()) for name, values in slow.maxima().items()}
-    slow.int8(ranges, {})
+    slow.int8(ranges)
     counted = Counted()
-    body(model, data, tmp_path / "store", counted).int8(ranges, {})
+    body(model, data, tmp_path / "store", counted).int8(ranges)
     assert counted.batches == 1  # all are computed again
 
 
@@ -178,4 +178,4 @@ def test_what_cannot_be_read_is_left_out_or_said(model: ResNet, data: Path) -> N
     path.write_bytes(b"no picture")
     assert len(body(model, data, None, Counted(), (str(path),)).labels) == 12 - 1 - 2
     with pytest.raises(PhotosChanged):
-        body(model, data, None, Counted()).int8(dict.fromkeys(body(model, data, None, Counted()).maxima(), 1.0), {})
+        body(model, data, None, Counted()).int8(dict.fromkeys(body(model, data, None, Counted()).maxima(), 1.0))

@@ -64,7 +64,7 @@ class OpenVinoEngine:
         from image_classifier.serving.openvino_resnet import core, resnet50
 
         self.precision = _precision(artifact, precision, self.name)
-        size, manifest = artifact.preprocessing.image_size, artifact.manifest
+        size, ranges = artifact.preprocessing.image_size, artifact.manifest.ranges
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
@@ -73,13 +73,7 @@ class OpenVinoEngine:
             "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
         }
         weights = weights or folded_weights(artifact)
-        in_int8 = self.precision == INT8
-        model = resnet50(
-            weights,
-            image_size=size,
-            ranges=manifest.ranges if in_int8 else None,
-            corrections=manifest.corrections if in_int8 else None,
-        )
+        model = resnet50(weights, image_size=size, ranges=ranges if self.precision == INT8 else None)
         self._shape = (3, size, size)
         try:
             self._request = core().compile_model(model, "CPU", settings).create_infer_request()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import mmap
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -116,28 +116,21 @@ def rounded(weight: NDArray[np.float32], levels: NDArray[np.int8]) -> Levels:
     return Levels(levels, most / np.float32(127))
 
 
-def resnet50(
-    weights: FoldedWeights,
-    *,
-    image_size: int,
-    ranges: Mapping[str, float] | None = None,
-    corrections: Mapping[str, Sequence[float]] | None = None,
-) -> openvino.Model:
+def resnet50(weights: FoldedWeights, *, image_size: int, ranges: Mapping[str, float] | None = None) -> openvino.Model:
     """A graph (1, 3, image_size, image_size) float32, normalised -> (1, num_classes) logits.
 
     Args:
         weights: the graph's constants are theirs, not copies.
         ranges: with them the graph is to be computed in int8: largest absolute value of each of `network.activations`.
-        corrections: by layer, what is added to its biases.
     """
-    graph = _Graph(weights, ranges or {}, corrections or {})
+    graph = _Graph(weights, ranges or {})
     image = ops.parameter([1, network.STEM.inputs, image_size, image_size], np.float32, name="image")
     x = ops.relu(graph.convolution(graph.rounded(network.STEM.name, image), network.STEM))
     x = ops.max_pool(x, [2, 2], [1, 1], [1, 1], [1, 1], [3, 3]).output(0)
     for block in network.blocks():
         x = graph.bottleneck(x, block)
     features = graph.rounded(network.HEAD, ops.reduce_mean(x, np.array([2, 3]), keep_dims=False))
-    weight, bias = graph.weight(network.HEAD), graph.bias(network.HEAD)
+    weight, bias = graph.weight(network.HEAD), _constant(weights.biases[network.HEAD])
     logits = ops.add(ops.matmul(features, weight, transpose_a=False, transpose_b=True), bias)
     return openvino.Model([logits], [image], network.NAME)
 
@@ -157,12 +150,9 @@ def _check(weights: _Weights) -> None:
 class _Graph:
     """Nodes over the weights. With ranges also those that say how to round, which OpenVINO turns into int8."""
 
-    def __init__(
-        self, weights: FoldedWeights, ranges: Mapping[str, float], corrections: Mapping[str, Sequence[float]]
-    ) -> None:
+    def __init__(self, weights: FoldedWeights, ranges: Mapping[str, float]) -> None:
         self._weights = weights
         self._ranges = ranges
-        self._corrections = corrections
         self._signed = network.activations()
 
     def rounded(self, name: str, x: Any) -> Any:
@@ -181,13 +171,6 @@ class _Graph:
         levels = self._weights.levels(name)
         return ops.multiply(ops.convert(_constant(levels.levels), np.float32), _constant(levels.step))
 
-    def bias(self, name: str) -> Any:
-        """A layer's."""
-        bias = self._weights.biases[name]
-        if name in self._corrections:
-            bias = bias + np.array(self._corrections[name], np.float32).reshape(bias.shape)
-        return _constant(bias)
-
     def bottleneck(self, x: Any, block: network.Block) -> Any:
         first, second, third = block.path
         x = self.rounded(first.name, x)
@@ -201,8 +184,9 @@ class _Graph:
 
     def convolution(self, x: Any, layer: network.Convolution) -> Any:
         """With its batch norm."""
+        bias = _constant(self._weights.biases[layer.name])
         stride, pad = [layer.stride] * 2, [layer.kernel // 2] * 2
-        return ops.add(ops.convolution(x, self.weight(layer.name), stride, pad, pad, [1, 1]), self.bias(layer.name))
+        return ops.add(ops.convolution(x, self.weight(layer.name), stride, pad, pad, [1, 1]), bias)
 
 
 def _constant(array: NDArray[Any]) -> Any:

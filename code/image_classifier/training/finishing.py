@@ -95,7 +95,6 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         ranges=measured.ranges,
         gates=measured.gates,
-        corrections=measured.corrections,
         reference=sight.reference(temperature),
         temperature=temperature,
         abstain_below=limit,

@@ -1,7 +1,7 @@
 """The network in int8 as a processor's own instructions compute it, in place of a simulation with rounded floats.
 
 Activations are 8 bits of 256 levels a tensor, weights 255 levels for each output channel, sums whole numbers: what
-`folded_network.Int8` and `to_int8` describe, and a server's engine does. oneDNN's convolutions round where a sum lies
+`number_formats.Int8` and `to_int8` describe, and a server's engine does. oneDNN's convolutions round where a sum lies
 between two levels in their own way, so that some values are a level off.
 """
 
@@ -123,7 +123,7 @@ class Int8Kernels:
 def _packed(
     layer: network.Convolution, weight: Tensor, bias: Tensor, enters: tuple[float, int], shape: list[int]
 ) -> _Layer:
-    scales = weight.abs().flatten(1).amax(1).clamp(min=1e-9) / 127  # as `folded_network.to_int8`
+    scales = weight.abs().flatten(1).amax(1).clamp(min=1e-9) / 127  # as `number_formats.to_int8`
     levels = (weight / scales[:, None, None, None]).round().clamp(-127, 127).to(torch.int8)
     pack: Any = torch.ops.onednn.qconv_prepack
     padding, stride, dilation, groups = geometry(layer)

@@ -21,7 +21,6 @@ from image_classifier.training.feature_store import FeatureStore, row_name
 from image_classifier.training.features import Extraction
 from image_classifier.training.golden import by_turns
 from image_classifier.training.number_formats import GATE_PHOTOS, RANGE_PHOTOS, Body, Photos, in_batches
-from image_classifier.training.rounding import WIDTH
 from image_classifier.training.views import CENTRE
 from image_classifier.vision import network
 from image_classifier.vision.fingerprint import file_digests
@@ -69,48 +68,29 @@ class KeptBody(Body):
         return not len(self._train) or not len(self._valid)
 
     def exact(self) -> NDArray[np.float32]:
-        return self._extracted(self._in_float32)
+        return self._computed(self._in_float32)
 
     def half(self, dtype: torch.dtype) -> NDArray[np.float32]:
         if dtype == torch.bfloat16 and self._in_bf16 is not None:
-            return self._extracted(self._in_bf16)
+            return self._computed(self._in_bf16)
         return self._rounded({"of": str(dtype)}, lambda: super(KeptBody, self).half(dtype))
 
     def maxima(self) -> Mapping[str, NDArray[np.float64]]:
-        return self._of_activations("largest activations", lambda: super(KeptBody, self).maxima())
-
-    def least_errors(self) -> Mapping[str, NDArray[np.float64]]:
-        return self._of_activations("ranges of the least error", lambda: super(KeptBody, self).least_errors())
-
-    def _of_activations(
-        self, what: str, observe: Callable[[], Mapping[str, NDArray[np.float64]]]
-    ) -> Mapping[str, NDArray[np.float64]]:
-        """A number for each activation and training image; `observe` gives those of `_seen`."""
         names = tuple(network.activations())
 
         def compute(missing: Split) -> NDArray[np.float32]:
             self._seen = as_photos(missing, self._preprocessing)
-            found = observe()
+            found = super(KeptBody, self).maxima()
             return np.stack([found[name] for name in names], axis=1).astype(np.float32)
 
-        store = self._in_float32.store_of({"of": what, "names": names}, len(names))
+        store = self._in_float32.store_of({"of": "largest activations", "names": names}, len(names))
         rows = kept(store, self._train, self._train_digests, compute).astype(np.float64)
         return {name: rows[:, column] for column, name in enumerate(names)}
 
-    def losses(self, ranges: Mapping[str, float]) -> NDArray[np.float32]:
-        def compute(missing: Split) -> NDArray[np.float32]:
-            self._seen = as_photos(missing, self._preprocessing)
-            return super(KeptBody, self).losses(ranges)
+    def int8(self, ranges: Mapping[str, float]) -> NDArray[np.float32]:
+        return self._rounded({"of": "int8", "ranges": dict(ranges)}, lambda: super(KeptBody, self).int8(ranges))
 
-        store = self._in_float32.store_of({"of": "losses in int8", "ranges": dict(ranges)}, WIDTH)
-        return kept(store, self._train, self._train_digests, compute)
-
-    def int8(self, ranges: Mapping[str, float], corrections: Mapping[str, Sequence[float]]) -> NDArray[np.float32]:
-        of_body = {name: more for name, more in corrections.items() if name != network.HEAD}
-        what = {"of": "int8", "ranges": dict(ranges), "corrections": of_body}
-        return self._rounded(what, lambda: super(KeptBody, self).int8(ranges, of_body))
-
-    def _extracted(self, extraction: Extraction) -> NDArray[np.float32]:
+    def _computed(self, extraction: Extraction) -> NDArray[np.float32]:
         """A row for each validation image, as trainings on features have them."""
         self._pause()
         wanted = np.ones((len(self._valid), 1), np.bool_)

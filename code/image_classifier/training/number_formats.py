@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -25,10 +25,8 @@ from torch import Tensor, nn
 
 from image_classifier.contract.errors import RequestError, describe
 from image_classifier.contract.machine import usable_cores
-from image_classifier.training.folded_network import Folded, Half, Int8, Round, as_it_is, to_int8
 from image_classifier.training.golden import by_turns
 from image_classifier.training.int8_kernels import CHECKED, Int8Kernels, has_int8_kernels, is_as_good
-from image_classifier.training.rounding import Correcting, corrections_of, least_error
 from image_classifier.vision import gate, network
 from image_classifier.vision.folders import Split
 from image_classifier.vision.gate import Gate
@@ -42,17 +40,17 @@ GATE_PHOTOS = 100  # of the validation images, on a CPU, where each takes a tent
 GATE_PHOTOS_ON_GPU = 400
 _BATCH = 16
 _LEAST_RANGE = 1e-6  # of a tensor that is all zeros
-LARGEST = "largest value of all photos"
-LEAST_ERROR = "range of the least squared error, with corrected biases"
+
+Round = Callable[[str, Tensor], Tensor]
+"""(name of an activation, values) -> values as the format can hold them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """For int8 the range of each activation and, by layer, what corrects its biases; by number format its cost."""
+    """Largest absolute value of each activation, and number format -> what it costs."""
 
     ranges: Mapping[str, float]
     gates: Mapping[str, Gate]
-    corrections: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,36 +95,25 @@ class Body:
 
     def maxima(self) -> Mapping[str, NDArray[np.float64]]:
         """Name of an activation -> its largest absolute value in each training image."""
-        return observe(self._folded, self._seen, self._device, self._pause, largest_value)
+        return observe(self._folded, self._seen, next(self._model.parameters()).device, self._pause)
 
-    def least_errors(self) -> Mapping[str, NDArray[np.float64]]:
-        """Name of an activation -> the range with the least error in each training image."""
-        return observe(self._folded, self._seen, self._device, self._pause, least_error)
+    def int8(self, ranges: Mapping[str, float]) -> NDArray[np.float32]:
+        """(n, FEATURES), in int8 with these ranges: by the processor's own instructions where it has them."""
+        if (kernels := self._int8_kernels(ranges)) is not None:
+            return self._in_batches(kernels)
+        return self._features(self._in_int8, Int8(ranges))
 
-    def losses(self, ranges: Mapping[str, float]) -> NDArray[np.float32]:
-        """What rounding with these ranges takes from each training image: a row of `Correcting` for each."""
-        work = Correcting(self._folded, self._in_int8, ranges)
-        return self._computed(self._seen, work.rows)
-
-    def int8(self, ranges: Mapping[str, float], corrections: Mapping[str, Sequence[float]]) -> NDArray[np.float32]:
-        """(n, FEATURES), in int8 with these ranges, and biases that are corrected by so much: by the processor's own
-        instructions where it has them."""
-        work = self._in_int8.corrected(corrections)
-        if (kernels := self._int8_kernels(work, ranges)) is not None:
-            return self._computed(self._unseen, kernels)
-        return self._features(work, Int8(ranges))
-
-    def _int8_kernels(self, work: Folded, ranges: Mapping[str, float]) -> Int8Kernels | None:
+    def _int8_kernels(self, ranges: Mapping[str, float]) -> Int8Kernels | None:
         """None where there are none, or where they do not give what the simulation does."""
         if self.on_gpu or not has_int8_kernels():
             return None
         photos = self._unseen.images[0]
         checked = photos[:CHECKED].contiguous(memory_format=torch.channels_last)
-        simulated, exact = work.features(checked, Int8(ranges)), self._folded.features(checked, as_it_is)
+        simulated, exact = self._in_int8.features(checked, Int8(ranges)), self._folded.features(checked, as_it_is)
         try:
-            kernels = Int8Kernels(self._folded.weights, work.biases, ranges, list(photos.shape))
+            kernels = Int8Kernels(self._folded.weights, self._folded.biases, ranges, list(photos.shape))
             good = is_as_good(kernels(checked), simulated, exact)
-        except RuntimeError as error:  # torch's kernels differ from version to version
+        except Exception as error:  # any: torch's kernels differ from version to version
             log.info("int8 is simulated: %s", describe(error))
             return None
         if not good:
@@ -142,19 +129,15 @@ class Body:
         return self._folded.rounded(to_int8)
 
     def _features(self, work: Folded, rounded: Round) -> NDArray[np.float32]:
-        return self._computed(self._unseen, lambda images: work.features(images, rounded))
+        return self._in_batches(lambda images: work.features(images, rounded))
 
-    def _computed(self, some: Photos, compute: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
-        """A row for each image."""
+    def _in_batches(self, run: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
+        device = next(self._model.parameters()).device
         found = []
-        for batch in some.images:
+        for batch in self._unseen.images:
             self._pause()
-            found.append(compute(batch.to(self._device, memory_format=torch.channels_last)).cpu().numpy())
+            found.append(run(batch.to(device, memory_format=torch.channels_last)).cpu().numpy())
         return np.concatenate(found)
-
-    @property
-    def _device(self) -> torch.device:
-        return next(self._model.parameters()).device
 
 
 def measure_formats(
@@ -183,19 +166,16 @@ def measure_formats(
 def measure_body(model: nn.Module, body: Body, temperature: float = NONE) -> Measured:
     """What each format costs the answers of `model`'s head to what its body gives.
 
-    Of several ways to round to int8 the first that is good enough is kept, else the one with most answers in common.
+    Of several ways to choose ranges the first that is good enough is kept, else the one with most answers in common.
     """
     if body.is_empty:
         return Measured(ranges={}, gates={})
     head = model.get_submodule(network.HEAD).state_dict()
     weight, bias = head["weight"].float().cpu(), head["bias"].float().cpu()
 
-    def answers(
-        features: NDArray[np.float32], rounded: Round, to: Callable[[Tensor], Tensor], more: Sequence[float] = ()
-    ) -> NDArray[np.float64]:
+    def answers(features: NDArray[np.float32], rounded: Round, to: Callable[[Tensor], Tensor]) -> NDArray[np.float64]:
         entering = rounded(network.HEAD, torch.from_numpy(features))
-        corrected = bias + torch.tensor(more) if more else bias
-        logits = F.linear(entering, to(weight), corrected).double() / temperature
+        logits = F.linear(entering, to(weight), bias).double() / temperature
         probabilities: NDArray[np.float64] = logits.softmax(1).numpy()
         return probabilities
 
@@ -207,30 +187,35 @@ def measure_body(model: nn.Module, body: Body, temperature: float = NONE) -> Mea
                 continue  # no CPU engine computes in it
             to_half = Half(dtype)
             gates[name] = gate.measure(exact, answers(body.half(dtype), to_half, to_half.weight), body.labels)
-        tried: list[Measured] = []
-        for method, ranges, corrections in ways_to_int8(body, weight):
-            more = corrections.get(network.HEAD, ())
-            in_int8 = answers(body.int8(ranges, corrections), Int8(ranges), to_int8, more)
-            found = gate.measure(exact, in_int8, body.labels, method)
-            tried.append(Measured(ranges=ranges, gates=gates | {gate.INT8: found}, corrections=corrections))
-            if not found.refusal:
+        tried: list[tuple[Gate, dict[str, float]]] = []
+        maxima = body.maxima()
+        for method, choose in RANGES.items():
+            ranges = {name: max(_LEAST_RANGE, choose(values)) for name, values in maxima.items()}
+            in_int8 = answers(body.int8(ranges), Int8(ranges), to_int8)
+            tried.append((gate.measure(exact, in_int8, body.labels, method), ranges))
+            if not tried[-1][0].refusal:
                 break
-    best = max(tried, key=lambda each: (not each.gates[gate.INT8].refusal, each.gates[gate.INT8].agreement))
-    for name, found in best.gates.items():
+    gates[gate.INT8], ranges = max(tried, key=lambda each: (not each[0].refusal, each[0].agreement))
+    for name, found in gates.items():
         log.info("%s: %s%s", name, found.sentence, f"; not to be served: {found.refusal}" if found.refusal else "")
-    return best
+    return Measured(ranges=ranges, gates=gates)
 
 
-def ways_to_int8(body: Body, head: Tensor) -> Iterator[tuple[str, dict[str, float], dict[str, tuple[float, ...]]]]:
-    """How ranges are chosen, the ranges, and the corrections of biases; the next one is computed when it is asked for.
+def largest(values: NDArray[np.float64]) -> float:
+    """Nothing that was seen is cut off."""
+    return float(values.max())
 
-    Args:
-        head: (num_classes, FEATURES), its weights.
-    """
-    maxima = {name: max(_LEAST_RANGE, float(values.max())) for name, values in body.maxima().items()}
-    yield LARGEST, maxima, {}
-    ranges = {name: max(_LEAST_RANGE, float(values.mean())) for name, values in body.least_errors().items()}
-    yield LEAST_ERROR, ranges, corrections_of(body.losses(ranges), head)
+
+def mean(values: NDArray[np.float64]) -> float:
+    """What is larger than the largest of a usual photograph is cut off, and all else rounded less."""
+    return float(values.mean())
+
+
+RANGES: Mapping[str, Callable[[NDArray[np.float64]], float]] = {
+    "largest value of all photos": largest,
+    "mean of the photos' largest values": mean,
+}
+"""How a range is chosen from (n,) float64: the largest absolute value in each photo."""
 
 
 def photos(split: Split, preprocessing: Preprocessing, count: int, skip: int = 0) -> Photos:
@@ -267,22 +252,16 @@ def in_batches(images: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def observe(
-    folded: Folded,
-    seen: Photos,
-    device: torch.device,
-    pause: Callable[[], None],
-    of_each: Callable[[Tensor, bool], Tensor],
+    folded: Folded, seen: Photos, device: torch.device, pause: Callable[[], None]
 ) -> dict[str, NDArray[np.float64]]:
-    """Name of an activation -> (n,) float64, a number for each photo.
-
-    Args:
-        of_each: (n, ...), whether it has a sign -> (n,).
-    """
+    """Name of an activation -> (n,) float64, its largest absolute value in each photo."""
     found: dict[str, list[Tensor]] = {}
     signed = network.activations()
 
     def look(name: str, x: Tensor) -> Tensor:
-        found.setdefault(name, []).append(of_each(x, signed.get(name, False)).double().cpu())
+        every = tuple(range(1, x.ndim))
+        largest_of_each = torch.maximum(x.amax(every), -x.amin(every)) if signed.get(name) else x.amax(every)
+        found.setdefault(name, []).append(largest_of_each.double().cpu())
         return x
 
     for batch in seen.images:
@@ -291,7 +270,91 @@ def observe(
     return {name: torch.cat(values).numpy() for name, values in found.items()}
 
 
-def largest_value(x: Tensor, signed: bool) -> Tensor:
-    """(n, ...) -> (n,), absolute."""
-    every = tuple(range(1, x.ndim))
-    return torch.maximum(x.amax(every), -x.amin(every)) if signed else x.amax(every)
+def as_it_is(_: str, x: Tensor) -> Tensor:
+    """Float32."""
+    return x
+
+
+class Half:
+    """Numbers as a 16-bit engine holds them. Sums are float32 there as well."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
+    def __call__(self, _: str, x: Tensor) -> Tensor:
+        return x.to(self._dtype).float()
+
+    def weight(self, weight: Tensor) -> Tensor:
+        return weight.to(self._dtype).float()
+
+
+class Int8:
+    """Activations as an 8-bit engine holds them: 256 levels a tensor, from 0 on where there is no sign."""
+
+    def __init__(self, ranges: Mapping[str, float]) -> None:
+        self._ranges = ranges
+        self._signed = network.activations()
+
+    def __call__(self, name: str, x: Tensor) -> Tensor:
+        most = self._ranges[name]
+        if self._signed[name]:
+            return torch.fake_quantize_per_tensor_affine(x, most / 128, 0, -128, 127)
+        return torch.fake_quantize_per_tensor_affine(x, most / 255, 0, 0, 255)
+
+
+def to_int8(weight: Tensor) -> Tensor:
+    """Weights as an 8-bit engine holds them: 255 levels for each output channel, symmetric."""
+    scale = weight.abs().flatten(1).amax(1).clamp(min=1e-9) / 127
+    zero = torch.zeros_like(scale, dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -127, 127)
+
+
+class Folded:
+    """The network with its batch norms folded into the convolutions, as the server's graph has it.
+
+    Args:
+        state: the model's state dict.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self.weights: dict[str, Tensor] = {network.HEAD: state[f"{network.HEAD}.weight"].float()}
+        self.biases: dict[str, Tensor] = {network.HEAD: state[f"{network.HEAD}.bias"].float()}
+        for layer in network.convolutions():
+            scale, shift = network.folded(*(state[f"{layer.norm}.{part}"].double() for part in network.NORM_PARTS))
+            weight = state[f"{layer.name}.weight"].float() * scale.float()[:, None, None, None]
+            self.weights[layer.name] = weight.contiguous(memory_format=torch.channels_last)
+            self.biases[layer.name] = shift.float()
+
+    def rounded(self, to: Callable[[Tensor], Tensor]) -> Folded:
+        """The same network with other weights."""
+        other = object.__new__(Folded)
+        other.weights, other.biases = {name: to(weight) for name, weight in self.weights.items()}, self.biases
+        return other
+
+    def logits(self, images: Tensor, rounded: Round) -> Tensor:
+        """(n, 3, H, W) float32, normalised -> (n, num_classes). What enters a layer goes through `rounded`."""
+        features = rounded(network.HEAD, self.features(images, rounded))
+        return F.linear(features, self.weights[network.HEAD], self.biases[network.HEAD])
+
+    def features(self, images: Tensor, rounded: Round) -> Tensor:
+        """The same up to the head: (n, FEATURES), not rounded."""
+        stem = network.STEM
+        x = F.relu(self._convolution(rounded(stem.name, images), stem))
+        x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+        for block in network.blocks():
+            x = self._block(x, block, rounded)
+        return x.mean((2, 3))
+
+    def _block(self, x: Tensor, block: network.Block, rounded: Round) -> Tensor:
+        first, second, third = block.path
+        x = rounded(first.name, x)
+        shortcut = x
+        if block.shortcut is not None:
+            rounded(block.shortcut.name, x)  # the same tensor, looked at by its second name
+            shortcut = rounded(network.shortcut_output(block.shortcut), self._convolution(x, block.shortcut))
+        y = F.relu(self._convolution(x, first))
+        y = F.relu(self._convolution(rounded(second.name, y), second))
+        return F.relu(self._convolution(rounded(third.name, y), third) + shortcut)
+
+    def _convolution(self, x: Tensor, layer: network.Convolution) -> Tensor:
+        return F.conv2d(x, self.weights[layer.name], self.biases[layer.name], layer.stride, layer.kernel // 2)

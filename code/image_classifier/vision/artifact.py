@@ -111,7 +111,6 @@ def write_model(
     versions: Mapping[str, str],
     ranges: Mapping[str, float] | None = None,
     gates: Mapping[str, Gate] | None = None,
-    corrections: Mapping[str, tuple[float, ...]] | None = None,
     reference: Mapping[str, Histogram] | None = None,
     temperature: float = NONE,
     abstain_below: float = 0.0,
@@ -127,7 +126,6 @@ def write_model(
         metrics: final numbers; one that is not finite is recorded as null.
         ranges: largest absolute value of each of `network.activations`, for int8.
         gates: number format -> what it costs.
-        corrections: by layer, what is added to its biases in int8.
         reference: what answers and pictures usually look like, for the drift watch.
         temperature: what the logits are divided by before they become probabilities; `golden`, `gates` and `reference`
             are of these.
@@ -155,7 +153,6 @@ def write_model(
         ),
         ranges=dict(ranges or {}),
         gates=dict(gates or {}),
-        corrections=dict(corrections or {}),
         reference=dict(reference or {}),
         temperature=temperature,
         abstain_below=abstain_below,

@@ -5,13 +5,11 @@ Knows nothing of folders and archives; `artifact` reads and writes those.
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import hashlib
 import json
 import math
 import re
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,8 +71,6 @@ class Manifest:
         members: every file of the artifact but the manifest.
         ranges: largest absolute value of each of `network.activations`, for int8; empty where nobody measured it.
         gates: number format -> what it costs; older models have none.
-        corrections: by layer, what is added to its biases in int8; empty for most models. In the file each layer's are
-            float32, little-endian, as base64.
         reference: what answers and pictures usually look like (`drift.reference_of`); older models have none.
         temperature: what the logits are divided by before they become probabilities (`vision/temperature.py`).
         abstain_below: an answer whose most probable class has less than this says that the model abstains; 0 for never.
@@ -93,21 +89,17 @@ class Manifest:
     precision: str = gate.FLOAT32
     ranges: Mapping[str, float] = field(default_factory=dict)
     gates: Mapping[str, Gate] = field(default_factory=dict)
-    corrections: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     reference: Mapping[str, Histogram] = field(default_factory=dict)
     temperature: float = temperature.NONE
     abstain_below: float = 0.0
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values. Without the last six they are those of older models, as is the checksum."""
-        corrections = {name: _to_base64(numbers) for name, numbers in self.corrections.items()}
-        values = dataclasses.asdict(dataclasses.replace(self, corrections={})) | {
-            "preprocessing": self.preprocessing.to_json(), "corrections": corrections,
-        }  # fmt: skip
+        """The fields as JSON values. Without the last five they are those of older models, as is the checksum."""
+        values = dataclasses.asdict(self) | {"preprocessing": self.preprocessing.to_json()}
         if self.temperature == temperature.NONE:
             del values["temperature"]
-        optional = ("ranges", "gates", "corrections", "reference", "abstain_below")
+        optional = ("ranges", "gates", "reference", "abstain_below")
         return {name: value for name, value in values.items() if value or name not in optional}
 
     def abstains(self, probability: float) -> bool:
@@ -185,7 +177,6 @@ class Manifest:
             precision=_text(values["precision"]),
             ranges={_text(k): float(v) for k, v in values.get("ranges", {}).items()},
             gates={_text(k): Gate.from_json(v) for k, v in values.get("gates", {}).items()},
-            corrections={_text(k): _from_base64(_text(v)) for k, v in values.get("corrections", {}).items()},
             reference={_text(k): Histogram.from_json(v) for k, v in values.get("reference", {}).items()},
             temperature=float(values.get("temperature", temperature.NONE)),
             abstain_below=float(values.get("abstain_below", 0.0)),
@@ -226,13 +217,6 @@ class Manifest:
             raise ArtifactError("a range in the manifest is no number above 0")
         if (gate.INT8 in self.gates) != bool(self.ranges):
             raise ArtifactError("the manifest has ranges for int8 without what they cost, or the other way round")
-        outputs = {layer.name: layer.outputs for layer in network.convolutions()} | {network.HEAD: len(self.classes)}
-        if self.corrections and (
-            not self.ranges or {name: len(numbers) for name, numbers in self.corrections.items()} != outputs
-        ):
-            raise ArtifactError(f"the corrections in the manifest are not those of this {network.TITLE} in int8")
-        if not all(math.isfinite(number) for numbers in self.corrections.values() for number in numbers):
-            raise ArtifactError("a correction in the manifest is no number")
 
 
 def checksum(values: Mapping[str, Any]) -> str:
@@ -254,18 +238,6 @@ def _check_probabilities(name: str, probabilities: Sequence[float], num_classes:
         raise ArtifactError(f"the golden sample {name} has {len(probabilities)} numbers for {num_classes} classes")
     if not all(math.isfinite(p) and 0 <= p <= 1 for p in probabilities) or abs(sum(probabilities) - 1) > 1e-3:
         raise ArtifactError(f"the probabilities of the golden sample {name} are not probabilities")
-
-
-def _to_base64(numbers: Sequence[float]) -> str:
-    return base64.b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode("ascii")
-
-
-def _from_base64(text: str) -> tuple[float, ...]:
-    """Raises ValueError for what `_to_base64` would not write."""
-    data = base64.b64decode(text, validate=True)
-    if len(data) % 4:
-        raise ValueError("base64 of no float32")
-    return struct.unpack(f"<{len(data) // 4}f", data)
 
 
 def _is_utf8(text: str) -> bool:

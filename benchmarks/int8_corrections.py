@@ -1,4 +1,4 @@
-"""How a network is rounded to 8 bits with less error than with its largest values: ranges and biases.
+"""What was tried for int8 and is not built in: ranges of the least error, and corrected biases (results/int8.md).
 
 A range is the one with the least squared error: what is larger is cut off, and all else rounded more finely. A bias is
 corrected by what rounding takes from the mean of a channel (Nagel et al. 2019, arXiv 1906.04721, section 4.2), here as
@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812  # everybody's name for it
 from numpy.typing import NDArray
 from torch import Tensor
 
-from image_classifier.training.folded_network import Folded, Int8, to_int8
+from image_classifier.training.number_formats import Folded, Int8, to_int8
 from image_classifier.vision import network
 
 SHARES = tuple(0.2 * 5 ** (step / 15) for step in range(16))  # of the largest value, that are tried as the range

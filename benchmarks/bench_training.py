@@ -10,8 +10,8 @@ fitted to the pictures.
 In each round, in turns. Of a head: the baseline (stock_training.py); ours with nothing kept; ours again on the same
 pictures; ours without features (feature_views=0, left out with --short). Of the whole network, with the same size,
 batch and learning rate: competent_training.py; ours; the step alone on a batch that lies in memory. Times are of whole
-processes, all with the same allocator. Writes benchmarks/results/training.md and training.json. --quick tries the
-script on a few generated pictures and writes nothing.
+processes, all with the same allocator. Writes benchmarks/results/training.md and .json, or with `--parts full`
+training_full.md and .json. --quick tries the script on a few generated pictures and writes nothing.
 """
 
 from __future__ import annotations
@@ -266,8 +266,9 @@ def publish(options: argparse.Namespace, photos: dict[str, int], found: dict[str
         text += head_part(found["head"], options.epochs, options.stock_epochs)
     if "full" in found:
         text += full_part(found["full"], options)
-    write_result("training.md", text)
-    (RESULTS / "training.json").write_text(json.dumps({"photos": photos, "found": found}, indent=1))
+    name = "training" if "head" in found else "training_full"
+    write_result(f"{name}.md", text)
+    (RESULTS / f"{name}.json").write_text(json.dumps({"photos": photos, "found": found}, indent=1))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python examples/local_mode_sdk_v2.py DATA FOLDER [TRAIN_IMAGE SERVE_IMAGE]
 
-Needs Docker and docker-compose (or its version 2 as a plugin, not a newer one), the two images (`make build`), and an environment with `sagemaker<3` and any AWS region
-and credentials, which are not used. DATA has train/CLASS/*.jpg, and may have valid and test. On SageMaker the same
-lines run with an instance type such as ml.g5.xlarge in the place of `local`, addresses of S3 in the place of `file://`,
-and images in ECR.
+Needs Docker and docker-compose (or its version 2 as a plugin, not a newer one), the two images (`make build`), and an
+environment with `sagemaker<3` (`make sdk-v2`) and any AWS region and credentials, which are not used. DATA has
+train/CLASS/*.jpg, and may have valid and test. On SageMaker the same lines run with an instance type such as
+ml.g5.xlarge in the place of `local`, addresses of S3 in the place of `file://`, and images in ECR.
 """
 
 from __future__ import annotations

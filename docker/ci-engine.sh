@@ -65,7 +65,9 @@ base_image() {
     --customize-hook='rm -rf "$1"/var/cache/apt/* "$1"/var/log/*.log "$1"/var/log/apt/*' \
     bookworm "$tmp/rootfs.tar" "${sources[@]}" >"$STATE/base.log" 2>&1 \
     || { echo "error: the base image could not be made: $(tail -n 1 "$STATE/base.log")" >&2; exit 1; }
-  docker import --platform "linux/$2" --change 'CMD ["bash"]' "$tmp/rootfs.tar" "$1" >/dev/null
+  # not `docker import`, which notes this machine's processor for any other's files
+  printf '%s\n' 'FROM scratch' 'ADD rootfs.tar /' 'CMD ["bash"]' >"$tmp/Dockerfile"
+  DOCKER_BUILDKIT=1 docker build --quiet --platform "linux/$2" --tag "$1" "$tmp" >/dev/null
   rm -rf "$tmp"
 }
 

@@ -2,10 +2,10 @@
 
     python examples/local_mode_sdk_v2.py DATA FOLDER [TRAIN_IMAGE SERVE_IMAGE]
 
-Needs Docker and docker-compose, the two images (`make build`), and an environment with `sagemaker<3` and any AWS region
-and credentials, which are not used. DATA has train/CLASS/*.jpg, and may have valid and test. On SageMaker the same
-lines run with an instance type such as ml.g5.xlarge in the place of `local`, addresses of S3 in the place of `file://`,
-and images in ECR.
+Needs Docker and docker-compose (or its version 2 as a plugin, not a newer one), the two images (`make build`), and an
+environment with `sagemaker<3` (`make sdk-v2`) and any AWS region and credentials, which are not used. DATA has
+train/CLASS/*.jpg, and may have valid and test. On SageMaker the same lines run with an instance type such as
+ml.g5.xlarge in the place of `local`, addresses of S3 in the place of `file://`, and images in ECR.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def main(data: str, folder: str, train: str = "image-classifier-train", serve: s
         image_uri=serve,  # the estimator's own deploy() would start the image that trains
         model_data=estimator.model_data,
         role=ROLE,
-        predictor_cls=Predictor,
         sagemaker_session=session,
     )
-    predictor = model.deploy(initial_instance_count=1, instance_type="local")
+    model.deploy(initial_instance_count=1, instance_type="local")
+    predictor = Predictor(model.endpoint_name, sagemaker_session=session)
     photo = next(path for path in sorted((root / "train").rglob("*.jpg")))
     print("predicted:", json.loads(predictor.predict(bytearray(photo.read_bytes())))["predictions"])
     predictor.delete_endpoint()

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from image_classifier.contract.errors import DataError
-from image_classifier.vision.folders import ImageFolders, find_channels, image_files, scan
+from image_classifier.contract.paths import MlPaths
+from image_classifier.vision.folders import (
+    ImageFolders,
+    channel_of,
+    channels_of_job,
+    find_channels,
+    image_files,
+    scan,
+)
+from image_classifier.vision.image_list import SPLIT_FOLDERS
 
 
 def make(root: Path, *names: str) -> Path:
@@ -131,6 +140,43 @@ def test_paths_that_are_no_folders_are_refused(tmp_path: Path) -> None:
         scan({}, valid_fraction=0.2, seed=0)
     with pytest.raises(DataError, match=r"the train folder .* does not exist"):
         scan({"train": tmp_path / "nowhere"}, valid_fraction=0.2, seed=0)
+
+
+@pytest.mark.parametrize("names", [("training", "validation", "testing"), ("train", "val", "test"), ("training",)])
+def test_a_jobs_channels_may_have_any_of_the_names_of_splits(tmp_path: Path, names: tuple[str, ...]) -> None:
+    paths = MlPaths(base=tmp_path)
+    files = [f"{name}/{label}/{number}.jpg" for name in names for label in ("cat", "dog") for number in range(4)]
+    make(paths.data, *files, "weights/w.pth")
+    assert channels_of_job(paths) == dict(zip(SPLIT_FOLDERS, map(paths.channel, names), strict=False))
+    assert channel_of(paths, "train") == paths.channel(names[0])
+    assert scan(channels_of_job(paths), valid_fraction=0.2, seed=0).classes == ("cat", "dog")
+
+
+def test_one_channel_alone_may_hold_a_whole_data_set(tmp_path: Path) -> None:
+    paths = MlPaths(base=tmp_path)
+    whole = make(paths.channel("training"), "Train/cat/1.jpg", "Train/dog/1.jpg", "val/cat/2.jpg", "README.txt")
+    assert channels_of_job(paths) == {"train": whole / "Train", "valid": whole / "val"}
+    make(paths.data, "validation/cat/1.jpg")
+    assert channels_of_job(paths)["train"] == whole  # which scan refuses: what would the folder val be?
+
+
+def test_channels_that_do_not_tell_what_trains_are_refused_by_name(tmp_path: Path) -> None:
+    assert channels_of_job(MlPaths(base=tmp_path / "nothing")) == {}
+    images = MlPaths(base=tmp_path / "a")
+    make(images.data, "images/cat/1.jpg", "test/cat/1.jpg")
+    with pytest.raises(DataError, match="there is no train channel beside images, test"):
+        channels_of_job(images)
+    assert channel_of(images, "test") is None
+    two = MlPaths(base=tmp_path / "b")
+    make(two.data, "train/cat/1.jpg", "training/cat/1.jpg")
+    with pytest.raises(DataError, match="two train channels: train and training"):
+        channels_of_job(two)
+    pipes = MlPaths(base=tmp_path / "c")
+    pipes.data.mkdir(parents=True)
+    os.mkfifo(pipes.data / "train_0")
+    with pytest.raises(DataError, match="Pipe mode, which is not read") as caught:
+        channels_of_job(pipes)
+    assert "FastFile" in caught.value.hint
 
 
 def test_a_class_whose_name_is_not_utf8_is_called_by_its_escapes(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from image_classifier.debugging.scores import balanced_accuracy, confusion_matri
 from image_classifier.report.sources import Sources
 from image_classifier.vision.confidence import calibration_error, confidence_bins, exact_interval
 from image_classifier.vision.decode import decode
+from image_classifier.vision.folders import channel_of
 from image_classifier.vision.temperature import parse_calibration
 
 SCORES = ("balanced_accuracy", "macro_f1", "calibration_error")  # metrics' quantities
@@ -154,7 +155,7 @@ def mistakes(sources: Sources, pairs: Iterable[dict[str, Any]]) -> list[dict[str
 
 def thumbnails(sources: Sources, wanted: Iterable[str], earlier: Mapping[str, str]) -> dict[str, str]:
     """Path below the test folder -> a small JPEG as a data URI; from an earlier report where the image is gone."""
-    root = sources.paths.channel("test") if sources.paths is not None else None
+    root = None if sources.paths is None else channel_of(sources.paths, "test")
     found = {}
     for path in dict.fromkeys(wanted):
         uri = thumbnail(root / path) if root is not None and is_below(path) else None

@@ -11,6 +11,7 @@ from image_classifier.report.formats import count, percent, short
 from image_classifier.report.html import Markup, joined, tag
 from image_classifier.report.page import Facts, details, note, table
 from image_classifier.report.sources import Sources
+from image_classifier.vision.folders import channel_of
 
 MAX_PICTURES = 24
 MAX_ROWS = 200
@@ -28,7 +29,8 @@ def suspected_labels(sources: Sources, earlier: Mapping[str, Any] | None) -> dic
     for row in found["suspects"][:MAX_PICTURES]:
         path, picture = row["path"], None
         if sources.paths is not None and is_below(path):
-            picture = thumbnail(sources.paths.channel("train").parent / path)
+            root = channel_of(sources.paths, "train")
+            picture = None if root is None else thumbnail(root.parent / path)
         row["thumbnail"] = picture or known.get(path)
     return found
 

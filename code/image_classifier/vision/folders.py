@@ -106,8 +106,45 @@ def find_channels(root: Path) -> dict[str, Path]:
 
 
 def channels_of_job(paths: MlPaths) -> dict[str, Path]:
-    """The folders of images that a job was given, by channel, and the one with the split if there is one."""
-    return {name: paths.channel(name) for name in (*SPLIT_FOLDERS, SPLIT_CHANNEL) if paths.channel(name).is_dir()}
+    """The folders of images that a job was given, by split, and the one with the list of a split if there is one.
+
+    A channel may have any of SPLIT_FOLDERS' names: SageMaker's clients say `training` where nothing else is said. One
+    channel alone may hold the folders of all splits.
+
+    Raises:
+        DataError: two channels for one split, none for train among others, or channels in Pipe mode.
+    """
+    channels: dict[str, Path] = {}
+    for split, names in SPLIT_FOLDERS.items():
+        found = [paths.channel(name) for name in names if paths.channel(name).is_dir()]
+        if len(found) > 1:
+            raise DataError(f"there are two {split} channels: {found[0].name} and {found[1].name}", "send one of them")
+        if found:
+            channels[split] = found[0]
+    if "train" not in channels and (others := sorted(paths.data.glob("*"))):
+        if any(path.is_fifo() for path in others):
+            raise DataError("the channels come in Pipe mode, which is not read", "send them in File or FastFile mode")
+        named = listing([as_text(path.name) for path in others])
+        raise DataError(f"there is no train channel beside {named}", LAYOUT_HINT)
+    if paths.channel(SPLIT_CHANNEL).is_dir():
+        return channels | {SPLIT_CHANNEL: paths.channel(SPLIT_CHANNEL)}
+    if set(channels) == {"train"} and _holds_splits(channels["train"]):
+        return find_channels(channels["train"])
+    return channels
+
+
+def channel_of(paths: MlPaths, split: str) -> Path | None:
+    """The folder of one split of a job; None where there is none, or no longer."""
+    try:
+        return channels_of_job(paths).get(split)
+    except (DataError, OSError):
+        return None
+
+
+def _holds_splits(folder: Path) -> bool:
+    """Whether it is a whole data set: nothing but folders of splits, one of them for train."""
+    folders = {entry.name for entry in entries_of(folder) if entry.kind is Kind.FOLDER and not entry.is_hidden}
+    return all(split_named(name) for name in folders) and "train" in {split_named(name) for name in folders}
 
 
 def beside_channels(root: Path) -> tuple[DataFinding, ...]:

@@ -132,8 +132,8 @@ class WrongHead(Rule):
         shares = (low >= 0).all() and (high <= 1 + self.close).all()
         if shares and ones:
             return "a softmax stands before a cross entropy that takes logits"
-        sums = fit.get("unnormalised")
-        logarithms = sums is not None and bool((sums.values <= self.close).all())
+        distance = fit.get("unnormalised")
+        logarithms = distance is not None and bool((distance.values <= self.close).all())
         return self._activation(run, low, high, "a cross entropy that takes logits", logarithms=logarithms)
 
     def _is_soft(self, run: RunData, fit: Mapping[str, Series]) -> bool:

@@ -70,18 +70,20 @@ class Meter:
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """CPU seconds: of the observers in the recorded step, in one of the others, in the calls after which everything was
-    handed out; of a step without them."""
+    """CPU seconds: of the observers' calls in the recorded step, in one of the others, and in those after which
+    everything was handed out; of their threads in the time of a step; of a step without them."""
 
     recorded: float
     other: float
     handing_out: float
+    threads: float
     step: float
 
     @property
     def share(self) -> float:
         """Of the training from one recorded step to the next."""
-        return (self.recorded + self.handing_out + (INTERVAL - 1) * self.other) / (INTERVAL * self.step)
+        calls = self.recorded + self.handing_out + (INTERVAL - 1) * self.other
+        return (calls / INTERVAL + self.threads) / self.step
 
 
 def of_threads() -> float:
@@ -130,23 +132,24 @@ class Training:
         self.run(first, steps)
         return time.process_time() - begun
 
-    def interval(self, first: int, others: int) -> Interval:
-        """What the observers use from the recorded step `first` on, with so many other steps."""
-        recorded, _ = self._metered(first, 1)
-        other, step = self._metered(first + 1, others)
+    def interval(self, first: int, others: int) -> dict[str, float]:
+        """What the observers use from the recorded step `first` on, with so many other steps: the fields of Interval,
+        which one process cannot hand to another as this module is the main one of both."""
+        recorded, _, _ = self._metered(first, 1)
+        other, threads, step = (each / others for each in self._metered(first + 1, others))
         begun = time.process_time()
         self.calls(first + 1 + others, HANDED_OUT)
         handing_out = time.process_time() - begun
-        return Interval(recorded=recorded, other=other / others, handing_out=handing_out, step=step / others)
+        return {"recorded": recorded, "other": other, "handing_out": handing_out, "threads": threads, "step": step}
 
-    def _metered(self, first: int, steps: int) -> tuple[float, float]:
-        """CPU seconds of the observers in so many steps, and of the rest of these."""
+    def _metered(self, first: int, steps: int) -> tuple[float, float, float]:
+        """CPU seconds of the observers' calls in so many steps, of their threads meanwhile, and of the rest."""
         meter, threads, begun = Meter(self.hook), of_threads(), time.process_time()
         self.hook.begin("train", 1, first)
         for _ in range(steps):
             self._step(meter)
-        whole, watching = time.process_time() - begun, meter.seconds + of_threads() - threads
-        return watching, whole - watching
+        whole, meanwhile = time.process_time() - begun, of_threads() - threads
+        return meter.seconds, meanwhile, whole - meter.seconds - meanwhile
 
     def calls(self, first: int, steps: int) -> float:
         """Seconds of what so many steps tell the observers, without the steps: too little to be seen beside them."""
@@ -246,9 +249,7 @@ class Process:
         return float(self._ask("cpu", first, steps))
 
     def interval(self, first: int, others: int) -> Interval:
-        found = self._ask("interval", first, others)
-        assert isinstance(found, Interval)
-        return found
+        return Interval(**self._ask("interval", first, others))
 
     def close(self) -> None:
         self._signal(signal.SIGCONT)
@@ -284,6 +285,7 @@ def ours(rounds: int, others: int, size: int, batch_size: int, folder: Path) -> 
     return [
         f"| our defaults | {spread(shares)} | "
         f"{spread([each.other / each.step for each in [*plain, *full]])} | "
+        f"{spread([each.threads / each.step for each in [*plain, *full]])} | "
         f"{spread([(each.recorded + each.handing_out) / each.step for each in plain])} | "
         f"{spread([(each.recorded + each.handing_out) / each.step for each in full])} |"
     ]
@@ -309,7 +311,7 @@ def smdebugs(rounds: int, size: int, batch_size: int, folder: Path) -> list[str]
         for process in ways.values():
             process.close()
     shares = [(one + (INTERVAL - 1) * other) / INTERVAL for one, other in zip(saved, others, strict=True)]
-    return [f"| smdebug's register_module | {spread(shares)} | {spread(others)} | {spread(saved)} | - |"]
+    return [f"| smdebug's register_module | {spread(shares)} | {spread(others)} | - | {spread(saved)} | - |"]
 
 
 def spread(shares: list[float]) -> str:
@@ -344,10 +346,11 @@ def main() -> None:
         f"{os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}, {number_format}. "
         f"CPU time in the observers' own calls and threads, as a share of a step's without them; statistics every "
         f"{INTERVAL} steps, every {WITH_ACTIVATIONS} with activations. Median (smallest .. largest) of "
-        f"{options.rounds} rounds, each of three of our intervals; smdebug's are differences of whole steps.",
+        f"{options.rounds} rounds, each of three of our intervals; smdebug's are differences of whole steps. The "
+        "threads look at the machine by the clock: where other programs make a step longer, they take a larger share.",
         "",
-        "| watched by | all steps | a step that is not recorded | a recorded step adds | with activations |",
-        "|---|---|---|---|---|",
+        "| watched by | all steps | a step that is not recorded | threads | a recorded step adds | with activations |",
+        "|---|---|---|---|---|---|",
         *rows,
         "",
         "The first steps of a training are recorded more often (0, 1, 2, 5, 10, 20, 50): in one of 100 steps they "

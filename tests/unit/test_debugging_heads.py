@@ -181,6 +181,32 @@ def test_a_network_in_the_wrong_mode_is_named() -> None:
     )
 
 
+def test_branches_that_begin_at_zero_are_no_missing_activations() -> None:
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.outer = nn.Linear(16, 16), nn.Linear(16, 16)
+            nn.init.zeros_(self.outer.weight)
+            nn.init.zeros_(self.outer.bias)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            added: torch.Tensor = self.outer(torch.relu(self.inner(x)))
+            return x + added
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 16), Branch(), Branch(), nn.Linear(16, 2))
+    assert said(train(model, F.cross_entropy, rings()[1], classes=2)) == ""
+
+
+def test_whole_numbers_to_be_learned_are_no_classes() -> None:
+    def squares(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.mse_loss(outputs[:, 0], labels.float())
+
+    counts = (3 * (1 + rings()[0][:, 0])).round().long()
+    assert int(counts.max()) > 1
+    assert said(train(perceptron(1), squares, counts)) == ""
+
+
 def test_a_share_to_keep_given_as_one_to_drop_is_named() -> None:
     def dropping(share: float) -> nn.Module:
         return nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Dropout(share), nn.Linear(64, 2))

@@ -52,6 +52,8 @@ from image_classifier.debugging.tensorstats import unwrap
 log = logging.getLogger(__name__)
 INTERVAL = 100  # steps between statistics; the first are recorded more often
 ACTIVATION_INTERVAL = 500
+BENDS = (0, 5, 20)  # steps, of those that are recorded, at which the network is asked whether it bends its inputs
+STRAIGHT = 1e-3  # what bends less may do so because its branches begin at zero
 
 
 def observers_of(
@@ -179,7 +181,7 @@ class Watch:
         self._fresh: FreshGradient | None = None
         self._epoch, self._mode = 1, "train"
         self._counts = {"train": 0, "eval": 0}
-        self._looked = False  # at the inputs of this step
+        self._looked, self._bends = False, False  # at the inputs of this step; whether the layers are known to
 
     def __enter__(self) -> Self:
         self._observers.begin("train", 1, 0)
@@ -348,12 +350,13 @@ class Watch:
         if inputs.is_meta:  # Keras asks a network for its shapes before it is trained
             return
         self._looked = True  # the recorder calls the network once more
-        if self._counts["train"] == 0:
+        if self._counts["train"] in BENDS and not self._bends:
             self._guarded(lambda: self._look_for_bends(inputs.detach()))
         self._recorder.before_forward(inputs.detach())
 
     def _look_for_bends(self, inputs: torch.Tensor) -> None:
         found = bend(unwrap(self._model), inputs)
+        self._bends = found is None or found > STRAIGHT
         if found is not None:
             self._recorder.add_batch("network", {"bend": torch.tensor(found, device=inputs.device)})
 

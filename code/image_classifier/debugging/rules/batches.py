@@ -28,7 +28,8 @@ class LabelsOutside(Rule):
     """Labels lie outside of the classes that the network can name.
 
     Fires when, at a recorded step, a label is below 0 (but for -100, which losses leave out), or not below the number
-    of classes, or of the network's outputs where these are two or more, or above 1 where there is one. A cross entropy
+    of classes, or of the network's outputs where these are two or more, or above 1 where there is one; whole numbers
+    that one output is to learn, of a training that names no classes, are none, but in a logistic loss. A cross entropy
     cannot be negative: fires too when the training loss of a network with labels of classes is below 0 at `patience`
     steps in a row. Labels that are no integers count where the loss is a logistic one of them, at `patience` recorded
     steps or more and at all of them: it wants 0..1.
@@ -58,6 +59,8 @@ class LabelsOutside(Rule):
         if not labels:
             return self._of_a_logistic_loss(run) or without_batches(run, "the labels are no classes")
         columns = float(outputs["columns"].values.max())
+        if columns == 1 and not run.job.classes:
+            return self._of_a_logistic_loss(run) or without_batches(run, "the labels are numbers to be learned")
         most = 1.0 if columns == 1 else min(columns, len(run.job.classes) or columns) - 1
         least, largest = float(labels["min"].values.min()), float(labels["max"].values.max())
         losses = run.step("train", "loss")

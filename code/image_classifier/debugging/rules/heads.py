@@ -132,8 +132,8 @@ class WrongHead(Rule):
         shares = (low >= 0).all() and (high <= 1 + self.close).all()
         if shares and ones:
             return "a softmax stands before a cross entropy that takes logits"
-        sums = fit.get("unnormalised")
-        logarithms = sums is not None and bool((sums.values <= self.close).all())
+        distance = fit.get("unnormalised")
+        logarithms = distance is not None and bool((distance.values <= self.close).all())
         return self._activation(run, low, high, "a cross entropy that takes logits", logarithms=logarithms)
 
     def _is_soft(self, run: RunData, fit: Mapping[str, Series]) -> bool:
@@ -265,7 +265,8 @@ class NoActivation(Rule):
 
     Fires when what enters the last filter or matrix, of a network that has two or more, is an affine function of the
     inputs: the answer to what lies halfway between an input and the negative of another is, to `most` of the distance
-    of the answers to these, halfway between them. Looked at once, in evaluation mode.
+    of the answers to these, halfway between them. Looked at before the first step, in evaluation mode, and twice more
+    where it was so: branches that begin at zero bend nothing yet.
     """
 
     looks_at = "how far the answer halfway between two inputs is from the middle of their answers"
@@ -280,7 +281,7 @@ class NoActivation(Rule):
         bends = of_batches(run, "network").get("bend")
         if bends is None or not len(bends):
             return not_applicable("it was not seen whether the layers bend anything")
-        value = float(bends.values[0])
+        value = float(bends.values.max())
         if not value <= self.most:
             return healthy(f"the layers bend what they are given, by {short(value)}", len(bends))
         return issue(

@@ -37,8 +37,8 @@ class WeightUpdateRatio(Rule):
     ours is 0.2, which a training does not survive for long either. A median passes over the last steps of a cosine. A
     network that learns all the same, to below half of the loss of guessing, or answers nearly everything rightly, takes
     back what is not above `large` at its `patience` latest recorded steps, too. Of any other a single step counts that
-    replaced a layer: a ratio above `replaced`. An optimiser that moves the weights several times in a step (LBFGS) may move them so many
-    times as far.
+    replaced a layer: a ratio above `replaced`. An optimiser that moves the weights several times in a step (LBFGS) may
+    move them so many times as far.
     """
 
     explains = ("DeadRelu", "AllZero", "ConstantOutput", "LossNotDecreasing", "NoBetterThanGuessing", "ClassImbalance")

@@ -2,9 +2,9 @@
 
     python examples/local_mode_sdk_v3.py DATA FOLDER [TRAIN_IMAGE]
 
-Needs Docker and docker-compose (or its version 2 or newer as a plugin), the image (`make build`), and an environment with
-`sagemaker>=3.27` (`make sdk-v3`) and any AWS region and credentials, which are not used. DATA has train/CLASS/*.jpg, and
-may have valid and test.
+Needs Docker and docker-compose (or its version 2 or newer as a plugin), the image (`make build`), and an environment
+with `sagemaker>=3.27` (`make sdk-v3`) and any AWS region and credentials, which are not used. DATA has
+train/CLASS/*.jpg, and may have valid and test.
 On SageMaker the same lines run with `Mode.SAGEMAKER_TRAINING_JOB`, an instance type such as ml.g5.xlarge, addresses of
 S3 and an image in ECR.
 """

@@ -74,6 +74,13 @@ ROWS = (
         figure="{} times as fast",
     ),
     Row(
+        what="a search of eight such trainings, beside one training by that script",
+        file="tuning.md",
+        begins=("8 trials of 10 epochs, fine_tune=head",),
+        columns=("time / the baseline's",),
+        figure="{} of its time",
+    ),
+    Row(
         what="a training's share of what is fair beside a busy process, where threads sleep while they wait",
         file="neighbour.md",
         begins=("passive", "1"),

@@ -21,6 +21,8 @@ make_importable()  # some tests read with smdebug itself
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if TYPE_CHECKING:
+    import torch
+
     from image_classifier.debugging.rules.base import Rule
 
 TESTS = Path(__file__).parent
@@ -55,6 +57,18 @@ def jpeg(seed: int, width: int = 90, height: int = 70) -> bytes:
     return file.getvalue()
 
 
+def draw_norms(model: torch.nn.Module) -> None:
+    """Random batch norms, as after training: none is the identity, no branch is dead."""
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.0)
+            torch.nn.init.normal_(module.bias, 0.0, 0.1)
+            torch.nn.init.normal_(module.running_mean, 0.0, 0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+
+
 @pytest.fixture
 def registry() -> Iterator[dict[str, type[Rule]]]:
     """The list of the debugger's rules, for a test that defines some: they are taken out after it."""
@@ -77,12 +91,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     model = build_model(len(MODEL_CLASSES))
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):  # as after training: no norm is the identity, no branch is dead
-            torch.nn.init.uniform_(module.weight, 0.5, 1.0)
-            torch.nn.init.normal_(module.bias, 0.0, 0.1)
-            torch.nn.init.normal_(module.running_mean, 0.0, 0.1)
-            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    draw_norms(model)
     torch.nn.init.normal_(model.fc.weight, 0.0, 0.5)  # answers that differ from picture to picture
     model.eval()
     preprocessing = Preprocessing.for_image_size(64)

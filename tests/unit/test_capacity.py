@@ -35,5 +35,13 @@ def test_where_there_is_memory_every_core_gets_one(tmp_path: Path, monkeypatch: 
 def test_fewer_workers_than_cores_share_the_cores_among_them(
     monkeypatch: pytest.MonkeyPatch, cores: int, workers: int, threads: int
 ) -> None:
+    monkeypatch.setenv("CLASSIFIER_ENGINE", "openvino")
     monkeypatch.setattr("image_classifier.serving.capacity.usable_cores", lambda _: cores)
     assert threads_of(workers) == threads
+
+
+def test_where_a_gpu_computes_a_worker_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLASSIFIER_ENGINE", "auto")
+    monkeypatch.setattr("image_classifier.serving.capacity.has_gpu", lambda: True)
+    monkeypatch.setattr("image_classifier.serving.capacity.usable_cores", lambda _: 16)
+    assert threads_of(4) == 1

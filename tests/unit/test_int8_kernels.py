@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.conftest import draw_norms
 from tests.head_training import SIZE, make_pictures, split_of
 
 from image_classifier.training import int8_kernels, number_formats
@@ -24,10 +25,7 @@ def model() -> ResNet:
     """Random weights whose blocks do something."""
     torch.manual_seed(0)
     found = build_model(3)
-    for module in found.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.0)
-            torch.nn.init.normal_(module.bias, 0.0, 0.1)
+    draw_norms(found)
     return found.eval()
 
 

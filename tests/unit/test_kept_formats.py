@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.conftest import jpeg
+from tests.conftest import draw_norms, jpeg
 from tests.head_training import SIZE, make_pictures, split_of
 
 from image_classifier.training.bad_images import BadImages
@@ -32,9 +32,7 @@ def model() -> ResNet:
     """Random weights whose blocks do something."""
     torch.manual_seed(0)
     found = build_model(3)
-    for module in found.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.0)
+    draw_norms(found)
     return found.eval()
 
 

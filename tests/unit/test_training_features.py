@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from tests.conftest import jpeg
+from tests.conftest import draw_norms, jpeg
 from tests.head_training import CONFIG, SIZE, make_pictures, split_of
 
 from image_classifier.contract.errors import DataError
@@ -45,12 +45,7 @@ def model() -> ResNet:
     """As after training: no batch norm is the identity."""
     torch.manual_seed(0)
     made = build_model(3)
-    for module in made.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.0)
-            torch.nn.init.normal_(module.bias, 0.0, 0.1)
-            torch.nn.init.normal_(module.running_mean, 0.0, 0.1)
-            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    draw_norms(made)
     return made.eval().requires_grad_(False)
 
 

@@ -16,7 +16,7 @@ WORKER_BYTES = 450_000_000  # the largest picture that is accepted (`vision.deco
 def default_workers(cgroup: Path = CGROUP) -> int:
     """One a usable core, as long as each of them can decode the largest picture at the same time; at least 1."""
     cores = usable_cores(cgroup)
-    if requested_engine() != OPENVINO and has_gpu():
+    if _computes_on_gpu():
         cores = min(cores, GPU_WORKERS)
     total, _ = memory(cgroup)
     return max(1, min(cores, (total - SHARED_BYTES) // WORKER_BYTES))
@@ -26,6 +26,10 @@ def threads_of(num_workers: int, cgroup: Path = CGROUP) -> int:
     """With how many threads each of so many workers computes: what fewer workers than cores leave of them, at least 1.
 
     A worker on each core answers most requests a second. Where there is no memory for that, or somebody asks for fewer,
-    a request is answered sooner by several cores than by one beside others that are idle.
+    a request is answered sooner by several cores than by one beside others that are idle. 1 where a GPU computes.
     """
-    return max(1, usable_cores(cgroup) // num_workers)
+    return 1 if _computes_on_gpu() else max(1, usable_cores(cgroup) // num_workers)
+
+
+def _computes_on_gpu() -> bool:
+    return requested_engine() != OPENVINO and has_gpu()

@@ -113,8 +113,9 @@ def choose(artifact: Artifact, *, gpu_id: int | None = None, threads: int = 1) -
                 continue
             _log.warning("%s/%s serves because %s says so: %s", engine, precision, PRECISION_VARIABLE, reason)
         try:
-            loaded = load_engine(artifact, gpu_id=gpu_id, precision=precision, weights=weights, threads=threads)
-            clocked = _Clocked(loaded, threads)
+            clocked = _Clocked(
+                load_engine(artifact, gpu_id=gpu_id, precision=precision, weights=weights, threads=threads), threads
+            )
             candidate, least_ms = Classifier(artifact, clocked), min(times.values(), default=inf)
             is_proved = precision == manifest.precision or not times  # the strictest proof is always asked for
             if is_proved:
@@ -133,7 +134,7 @@ def choose(artifact: Artifact, *, gpu_id: int | None = None, threads: int = 1) -
         times[precision] = found_ms
         if is_best:
             best = candidate
-        del candidate, clocked, loaded
+        del candidate, clocked
     if best is None:  # the weights are in a format this engine does not know
         raise ArtifactError(f"the model's precision is {manifest.precision!r}", f"{engine} computes in other formats")
     found = manifest.gates.get(best.engine.precision)

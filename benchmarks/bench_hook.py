@@ -331,7 +331,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=32)
     options = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as our trainings set it; threads that spin use time, too
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait use time, too
     with TemporaryDirectory() as folder:
         size = (options.image_size, options.batch_size, Path(folder))
         rows = [*ours(options.rounds, options.others, *size), *smdebugs(options.rounds, *size)]

@@ -4,9 +4,9 @@
 
 Steps of a ResNet50 in processes of their own that take turns, beside as many others, of one thread each, that compute
 without a pause. The threads are those of OpenMP (GNU's runtime, which torch brings along): as it waits by default, with
-OMP_WAIT_POLICY=passive, and with a thread fewer. A fair share with N neighbours is cores / (cores + N) of the speed
-that the fastest of them has alone in the same round. Writes benchmarks/results/neighbour.md and neighbour.json. --quick
-tries the script and writes nothing.
+OMP_WAIT_POLICY=passive, as a training of ours has them wait (training/waiting_threads.py), and with a thread fewer. A
+fair share with N neighbours is cores / (cores + N) of the speed that the fastest of them has alone in the same round.
+Writes benchmarks/results/neighbour.md and neighbour.json. --quick tries the script and writes nothing.
 """
 
 from __future__ import annotations
@@ -20,19 +20,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # everybody's name for it
 from benchmarks.record import RESULTS, write_result
 
 from image_classifier.contract.machine import usable_cores
+from image_classifier.training.waiting_threads import WaitingThreads
 from image_classifier.vision.model import build_model
 
 CORES = usable_cores()
+OURS = "ours"
 WAYS = {
     "spinning": {"OMP_NUM_THREADS": str(CORES)},
     "passive": {"OMP_NUM_THREADS": str(CORES), "OMP_WAIT_POLICY": "passive"},
+    OURS: {"OMP_NUM_THREADS": str(CORES)},
     "a thread fewer": {"OMP_NUM_THREADS": str(max(1, CORES - 1))},
 }
 BUSY = "while True: pass"
@@ -77,7 +80,7 @@ def neighbours(count: int) -> Iterator[None]:
 def run(way: str, seconds: float, size: int) -> float:
     """`speed` in a process whose threads wait in this way."""
     environment = {name: value for name, value in os.environ.items() if name not in OWN} | WAYS[way]
-    command = [sys.executable, __file__, "--one", "--seconds", str(seconds), "--size", str(size)]
+    command = [sys.executable, __file__, "--one", way, "--seconds", str(seconds), "--size", str(size)]
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return float(done.stdout.splitlines()[-1])
 
@@ -103,10 +106,11 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128, help="side of the pictures")
     parser.add_argument("--neighbours", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--quick", action="store_true", help="try the script; write nothing")
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=list(WAYS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(speed(options.seconds, options.size))
+        with WaitingThreads(torch.device("cpu")) if options.one == OURS else nullcontext():
+            print(speed(options.seconds, options.size))
         return
     if options.quick:
         options.rounds, options.seconds, options.size, options.neighbours = 1, 0.1, 32, [0, 1]

@@ -190,7 +190,6 @@ def kill_at(launcher: subprocess.Popen[str], line: str, rank: int, *, times: int
         if line in printed and "".join(log).count(line) <= times:
             scripts = [p for p in psutil.Process(launcher.pid).children(recursive=True) if "train.py" in p.cmdline()]
             victim = next(p for p in scripts if p.environ().get("RANK") == str(rank) and is_script(p))
-            assert victim.environ()["OMP_WAIT_POLICY"] == "passive"  # what counts only before torch is imported
             victim.kill()
     launcher.communicate()
     return "".join(log)

@@ -17,9 +17,6 @@ CGROUP = Path("/sys/fs/cgroup")  # where Linux shows the limits: version 2 in he
 OWN_CGROUP = Path("/proc/self/cgroup")  # this process's place below it; a container sees itself at the top
 MEMINFO = Path("/proc/meminfo")
 PORTS_TRIED = 100
-WAITING_THREADS = {"OMP_WAIT_POLICY": "passive"}
-"""For processes that compute with OpenMP, before they import it: a thread that waits for the others sleeps. By default
-it spins, and beside a busy process takes the core from the thread that it waits for (benchmarks/bench_neighbour.py)."""
 
 
 def allowed_cores() -> list[int]:

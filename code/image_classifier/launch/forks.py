@@ -18,7 +18,6 @@ from image_classifier.contract import supervisor
 from image_classifier.contract.errors import PlatformError
 from image_classifier.contract.files import open_plain
 from image_classifier.contract.fork_requests import READY, ForkRequest, socket_pair
-from image_classifier.contract.machine import WAITING_THREADS
 from image_classifier.contract.paths import BASE_DIR_VARIABLE
 from image_classifier.contract.supervised import Supervised
 from image_classifier.launch.process import Job
@@ -103,7 +102,7 @@ class _Server:
         with its, os.fdopen(os.dup(output), "ab") as log:
             process = Supervised.start(
                 [sys.executable, "-m", "image_classifier.training.fork_server", str(its.fileno())],
-                env={**WAITING_THREADS, **shared, BASE_DIR_VARIABLE: str(base), "PYTHONPATH": str(source)},
+                env={**shared, BASE_DIR_VARIABLE: str(base), "PYTHONPATH": str(source)},
                 cwd=source,
                 output=log,
                 files=[its.fileno()],

@@ -40,6 +40,7 @@ from image_classifier.training.setup import Setup, choose_device, make_setup, te
 from image_classifier.training.state import Training
 from image_classifier.training.steps import min_images
 from image_classifier.training.stop import StopFlag
+from image_classifier.training.waiting_threads import WaitingThreads
 from image_classifier.vision.findings import LEFTOVER, by_level
 from image_classifier.vision.fingerprint import digests, fingerprint, fingerprint_by_name, in_order, order_fingerprint
 from image_classifier.vision.folders import ImageFolders, Split, channels_of_job, name_in, scan
@@ -103,11 +104,12 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag, be
     )
     hook = make_hook(watched(training, folders, begun), paths, stop, lambda fired: end_hung(training, fired, paths))
     try:
-        compute_features(training, hook)
-        before_first_step(training, hook)
-        with one_thread_for_the_head(training):
-            fit(training, hook)
-        group.from_main(lambda: finish(training, hook, folders, data_fingerprint, paths))  # the others wait
+        with WaitingThreads(device):
+            compute_features(training, hook)
+            before_first_step(training, hook)
+            with one_thread_for_the_head(training):
+                fit(training, hook)
+            group.from_main(lambda: finish(training, hook, folders, data_fingerprint, paths))  # the others wait
     except RuleFired as fired:
         if group.is_main:
             RESULT.write(paths.output_data, stopped_result(training.progress, fired))

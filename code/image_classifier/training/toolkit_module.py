@@ -31,7 +31,6 @@ from image_classifier.contract.errors import (
     JobStopped,
     PlatformError,
 )
-from image_classifier.contract.machine import WAITING_THREADS
 from image_classifier.contract.outputs import read_failure, stop_message
 from image_classifier.contract.paths import RESTARTS_VARIABLE, MlPaths
 from image_classifier.contract.supervised import Supervised
@@ -124,7 +123,7 @@ def run_program(program: TrainingProgram, arguments: Sequence[str], at: Sequence
     _install(pass_on)
     failure = MlPaths.from_environment().failure
     for attempt in range(MAX_RESTARTS + 1):
-        environment = {**(WAITING_THREADS if program.is_ours else {}), **os.environ}
+        environment = dict(os.environ)
         if attempt:
             environment[RESTARTS_VARIABLE] = str(attempt)
         scripts.clear()

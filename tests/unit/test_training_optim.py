@@ -84,11 +84,14 @@ def test_steps_and_state_are_torchs_own_bit_for_bit(name: str) -> None:
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(*models, strict=True))
 
 
-def test_a_training_step_on_the_cpu_imports_neither_torchs_compiler_nor_torchvision(tmp_path: Path) -> None:
+def test_a_training_on_the_cpu_and_the_look_before_it_import_neither_torchs_compiler_nor_torchvision(
+    tmp_path: Path,
+) -> None:
     program = """
 import sys, torch
 import image_classifier.training.job
 from pathlib import Path
+from image_classifier.debugging.preflight import look_ahead
 from image_classifier.debugging.trace import TraceWindow
 from image_classifier.contract.config import TrainConfig
 from image_classifier.training.optim import make_optimizer
@@ -105,6 +108,7 @@ for step in range(8):
     window.end_step(loss, loss, loss)
 assert list(Path(sys.argv[1]).iterdir())
 optimizer.load_state_dict(optimizer.state_dict())
+assert look_ahead(layer, torch.randn(8, 2048), torch.arange(8) % 3)["one_batch"]["steps"] > 0
 print([name for name in ("torch._dynamo", "torchvision", "sympy", "scipy", "pandas") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)

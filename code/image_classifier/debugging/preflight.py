@@ -25,6 +25,7 @@ from image_classifier.debugging.optimizerstats import NORMS
 from image_classifier.debugging.outputstats import Norm
 from image_classifier.debugging.pairs import are_classes
 from image_classifier.debugging.tensorstats import unwrap
+from image_classifier.debugging.uncompiled import uncompiled
 
 IMAGES = 8  # that the copy is trained on; of the others only the inputs' statistics are taken
 COMPARED = 4  # images that both modes are asked of
@@ -125,7 +126,7 @@ def _overfit(
     begun = time.monotonic()
     for rate in RATES:
         network.load_state_dict(start)
-        optimizer = torch.optim.Adam(trained.values(), lr=rate)
+        optimizer = uncompiled(torch.optim.Adam)(trained.values(), lr=rate)
         for step in range(most):
             if time.monotonic() - begun > LONGEST_S:
                 best["cut"] = True

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from image_classifier.contract.config import TrainConfig
-
-_WRAPPED = ("add_param_group", "state_dict", "load_state_dict", "zero_grad")
+from image_classifier.debugging.uncompiled import uncompiled
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -42,22 +39,6 @@ def resume_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) ->
         for saved, ours in zip(state["param_groups"], optimizer.param_groups, strict=True)
     ]
     optimizer.load_state_dict({**state, "param_groups": groups})
-
-
-def uncompiled(kind: type[torch.optim.Optimizer]) -> type[Any]:
-    """An optimiser's class without what torch wraps around its methods for the sake of its compiler.
-
-    The wrappers change nothing where nothing is compiled, as on a CPU here, but they import the compiler,
-    for which a short job would wait in vain. A method that torch no longer wraps is taken as it is.
-    """
-    plain: Callable[..., Any] = inspect.unwrap(kind.step)
-
-    def step(self: torch.optim.Optimizer, closure: Callable[[], float] | None = None) -> float | None:
-        with torch.no_grad():
-            return plain(self, closure)  # type: ignore[no-any-return]
-
-    methods = {name: inspect.unwrap(getattr(kind, name)) for name in _WRAPPED}
-    return type(kind.__name__, (kind,), {**methods, "step": step})
 
 
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:

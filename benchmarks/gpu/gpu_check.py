@@ -59,7 +59,7 @@ class Part:
 PARTS = (
     Part(name="0", module="machine_and_photos", title="machine and photos", limit_s=25),
     Part(name="a", module="trainer", title="trainer, from start to model", limit_s=120),
-    Part(name="b", module="overhead", title="cost of watching, synchronisations", limit_s=65),
+    Part(name="b", module="overhead", title="cost of watching, synchronisations", limit_s=70),
     Part(name="c", module="rules_on_faults", title="planted faults", limit_s=90),
     Part(name="d", module="golden_engines", title="golden samples by engine", limit_s=25),
     Part(name="e", module="serving_in_process", title="serving in process", limit_s=50),

@@ -19,6 +19,7 @@ import torch
 from benchmarks.bench_hook import FIRST, INTERVAL, WAYS, Process
 from benchmarks.gpu.jobs import make_job
 from benchmarks.gpu.kit import Kit, lacks
+from benchmarks.gpu.trainer import synthetic_limit
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from image_classifier.contract.config import TrainConfig
@@ -29,6 +30,7 @@ from image_classifier.training.stop import StopFlag, end_workers
 
 MESSAGE = "called a synchronizing CUDA operation"  # torch's, with set_sync_debug_mode
 GOAL_OVERHEAD = 0.02
+SMALL_BATCH = 32
 GOAL_LAUNCH_SHARE = 0.4  # of the step's time
 OURS = "image_classifier"
 
@@ -37,6 +39,17 @@ def run(kit: Kit) -> None:
     """Synchronisations first: they are what decides whether a step can be faster than the host."""
     count_synchronisations(kit)
     measure_overhead(kit)
+    compare_graph(kit)
+
+
+def compare_graph(kit: Kit) -> None:
+    """Small batches, whose layers a GPU computes faster than they are launched: one by one, and as a CUDA graph."""
+    batch = kit.size(SMALL_BATCH, 2)
+    launched, replayed = synthetic_limit(kit, batch), synthetic_limit(kit, batch, replayed=True)
+    kit.note("small_batch", {"images": batch, "launched_images_per_s": launched, "as_a_graph_images_per_s": replayed})
+    kit.claim(
+        f"a step of {batch} images is faster as a CUDA graph", replayed > launched, f"{replayed / launched:.2f} times"
+    )
 
 
 def measure_overhead(kit: Kit) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.paths import FEATURES_VARIABLE
 from image_classifier.training.optim import make_optimizer
 from image_classifier.training.setup import Setup, choose_device, describe_device, use_bf16
+from image_classifier.training.step_graph import SAME_SHAPE, Answer, Passes, StepGraph
 from image_classifier.vision.artifact import load_model
 from image_classifier.vision.model import build_model
 
@@ -53,9 +55,12 @@ def run(kit: Kit) -> None:
             "rules_after_8_s": full.early_verdicts(*SYSTEM_RULES),
         },
     )
-    after = synthetic_limit(kit, batch)
-    limit = statistics.mean([before, after])
-    kit.note("synthetic_images_per_s", {"before": before, "after": after, "ours_over_it": later / limit})
+    after, as_a_graph = synthetic_limit(kit, batch), synthetic_limit(kit, batch, replayed=True)
+    limit = max(statistics.mean([before, after]), as_a_graph)
+    kit.note(
+        "synthetic_images_per_s",
+        {"before": before, "after": after, "as_a_graph": as_a_graph, "ours_over_the_faster": later / limit},
+    )
     kit.claim(
         f"later epochs run at {GOAL_SHARE:.0%} of the synthetic limit or more",
         later >= GOAL_SHARE * limit,
@@ -110,32 +115,45 @@ def _first_step(job: TrainingJob) -> float:
     return float(run.times("train").values.min() - run.job.started)
 
 
-def synthetic_limit(kit: Kit, batch: int, **optimizer: Any) -> float:
-    """Images a second of the same step on a batch that is on the device already, with nothing that watches."""
+def synthetic_limit(kit: Kit, batch: int, *, replayed: bool = False) -> float:
+    """Images a second of the same step on a batch that is on the device already, with nothing that watches.
+
+    Args:
+        replayed: forward and backward pass as a CUDA graph, where that is faster.
+    """
     device = choose_device()
     setup = Setup(device=device, device_name=describe_device(device), bf16=use_bf16("auto", device))
     torch.manual_seed(0)
     model = build_model(CLASSES).to(device, memory_format=torch.channels_last).train()
-    optimiser = make_optimizer(model, TrainConfig(optimizer="adamw", lr=0.002, **optimizer))
+    optimiser = make_optimizer(model, TrainConfig(optimizer="adamw", lr=0.002))
     criterion = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
     size = kit.image_size
     images = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(CLASSES, (batch,), device=device)
     wait = synchronised(device)
+    graph = StepGraph(model, criterion, setup, record=_as_it_is if kit.fake else None, wait=wait) if replayed else None
 
     def steps(count: int) -> float:
         wait()
         started = time.perf_counter()
         for _ in range(count):
-            with setup.autocast():
-                logits = model(images)
-            loss = criterion(logits.float(), labels)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            if graph is not None and graph.serves(images, labels):
+                graph.replay(images, labels)
+            else:
+                with setup.autocast():
+                    logits = model(images)
+                loss = criterion(logits.float(), labels)
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
             optimiser.step()
         wait()
         return time.perf_counter() - started
 
-    steps(kit.size(15, 1))
+    steps(SAME_SHAPE + 5 if replayed else kit.size(15, 1))
     count = kit.size(30, 1)
     return batch * count / statistics.median(steps(count) for _ in range(3))
+
+
+def _as_it_is(passes: Passes) -> tuple[Callable[[], None], Answer]:
+    """With --fake: a recording whose replays leave what the passes gave."""
+    return lambda: None, passes()

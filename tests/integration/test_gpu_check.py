@@ -22,7 +22,14 @@ PROGRAM = ROOT / "benchmarks" / "gpu" / "gpu_check.py"
 MEASURED = {  # what each part must have taken down when it ended well
     "0": {"machine", "photos"},
     "a": {"synthetic_images_per_s", "full", "head"},
-    "b": {"synchronisations_a_step", "synchronisations_by_place", "launching_thread", "step_ms", "overhead_share"},
+    "b": {
+        "synchronisations_a_step",
+        "synchronisations_by_place",
+        "launching_thread",
+        "step_ms",
+        "overhead_share",
+        "small_batch",
+    },
     "c": {"starved feed and memory leak", "healthy"},
     "d": {"engines"},
     "e": {"forward_images_per_s", "decode_ms", "default_workers", "answers"},

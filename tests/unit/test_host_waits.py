@@ -7,8 +7,11 @@ reads through HostCopy, whose stand-in here arrives when the next copy sets out,
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +27,7 @@ from image_classifier.debugging.clock import Phases, StepClock
 from image_classifier.debugging.recorder import Recorder
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.schema import ClassCounts, JobFacts, StatisticsRecord, StepRecord
-from image_classifier.training import steps
+from image_classifier.training import step_graph, steps
 from image_classifier.training.bad_images import BadImages
 from image_classifier.training.checkpoint import Checkpoints, Progress, identity
 from image_classifier.training.data import ImageDataset, Loader
@@ -32,6 +35,7 @@ from image_classifier.training.loop import train_epoch
 from image_classifier.training.optim import make_optimizer
 from image_classifier.training.setup import Setup
 from image_classifier.training.state import Training
+from image_classifier.training.step_graph import Answer, Passes, StepGraph
 from image_classifier.training.stop import StopFlag
 from image_classifier.vision.folders import Split
 from image_classifier.vision.preprocess import Preprocessing
@@ -182,6 +186,25 @@ def test_between_two_steps_the_host_waits_for_nothing(tmp_path: Path, caplog: py
     steady = watching.waits[CONFIG.log_interval :]
     assert set(steady) == {1}  # for the epoch's first progress line
     assert LateCopy.waited == 2  # and for its sums, at its end
+    assert set(watching.copied[1:]) == {watching.copied[0]}
+
+
+@pytest.mark.usefixtures("_late")
+def test_steps_that_are_replayed_wait_for_nothing_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, replays = training(tmp_path), []
+
+    def record(passes: Passes) -> tuple[Callable[[], None], Answer]:
+        return lambda: replays.append(1), passes()
+
+    monkeypatch.setattr(step_graph, "_close", lambda *_: True)  # once, before the first replay: it reads numbers
+    ever_faster = (-number * number for number in itertools.count())
+    monkeypatch.setattr(step_graph, "time", SimpleNamespace(perf_counter=lambda: next(ever_faster)))
+    job.step_graph = StepGraph(job.model, nn.CrossEntropyLoss(), job.setup, record=record, wait=lambda: None)
+    with FromHost() as copies:
+        watching = Watching(copies, job.model, Sink())
+        train_epoch(job, watching)
+    assert len(replays) == STEPS - step_graph.SAME_SHAPE + step_graph.TRIES + 1
+    assert set(watching.waits[CONFIG.log_interval :]) == {1}
     assert set(watching.copied[1:]) == {watching.copied[0]}
 
 

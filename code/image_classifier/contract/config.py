@@ -155,6 +155,12 @@ class TrainConfig:
         choices=("auto", "decoded", "none"),
         changes_result=False,
     )
+    cuda_graph: str = param(
+        "auto",
+        "on a GPU, launch forward and backward pass as one: auto (where that is faster), off",
+        choices=("auto", "off"),
+        changes_result=False,
+    )
 
     log_interval: int = param(10, "steps between progress lines", low=1, section="Debugging", changes_result=False)
     debug: bool = param(True, "record losses and statistics of tensors with the smdebug hook", changes_result=False)

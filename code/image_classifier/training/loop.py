@@ -23,6 +23,7 @@ from image_classifier.training.distributed import Group
 from image_classifier.training.evaluate import Evaluation, evaluate
 from image_classifier.training.setup import Setup
 from image_classifier.training.state import Training
+from image_classifier.training.step_graph import StepGraph
 from image_classifier.training.steps import Step, not_finite, steps
 from image_classifier.training.stop import Interrupted
 from image_classifier.vision.network import HEAD
@@ -62,11 +63,19 @@ def train_epoch(training: Training, hook: Observer) -> None:
     criterion = make_loss(config, training.train.split, training.step_setup.device)
     train_mode(training.model, config.fine_tune)
     setup = training.step_setup
+    if training.step_graph is None and wants_graph(training):
+        training.step_graph = StepGraph(training.trained, criterion, setup)
     hook.begin("train", progress.epoch, (progress.epoch - 1) * training.train.num_steps + progress.step)
     for step in steps(training, hook):
         step.result = train_step(training, step, criterion, hook, setup)
     compare_replicas(training, hook)
     hook.end_epoch()
+
+
+def wants_graph(training: Training) -> bool:
+    """Whether to try to replay steps from a CUDA graph: where one process computes them from images on a GPU."""
+    on_gpu = training.setup.device.type == "cuda"
+    return training.config.cuda_graph == "auto" and on_gpu and training.group.size == 1 and not training.on_features
 
 
 def compare_replicas(training: Training, hook: Observer) -> None:
@@ -91,13 +100,18 @@ def train_step(
     with hook.phase("h2d"):
         inputs, labels = training.train.on_device(step.batch, setup.device)
     training.train.show(step.batch, inputs, hook)
-    with hook.phase("forward"):
-        with setup.autocast():
-            logits = training.replica(inputs)
-        loss: torch.Tensor = criterion(logits.float(), labels)
-    with hook.phase("backward"):
-        training.optimizer.zero_grad(set_to_none=True)
-        (loss * step.share).backward()  # type: ignore[no-untyped-call]
+    graph = training.step_graph
+    if graph is not None and graph.serves(inputs, labels):
+        with hook.phase("backward"):  # and forward: they are one
+            loss, logits = graph.replay(inputs, labels)
+    else:
+        with hook.phase("forward"):
+            with setup.autocast():
+                logits = training.replica(inputs)
+            loss = criterion(logits.float(), labels)
+        with hook.phase("backward"):
+            training.optimizer.zero_grad(set_to_none=True)
+            (loss * step.share).backward()
     hook.after_backward()
     with hook.phase("optimizer"):
         training.optimizer.step()

@@ -61,9 +61,14 @@ class Setup:
         """In words."""
         return "bf16" if self.bf16 else "float32"
 
-    def autocast(self) -> torch.autocast:
-        """The context in which the network computes its answers."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+    def autocast(self, *, keep_casts: bool = True) -> torch.autocast:
+        """The context in which the network computes its answers.
+
+        Args:
+            keep_casts: of weights, until the context ends.
+        """
+        device = self.device.type
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.bf16, cache_enabled=keep_casts)
 
 
 def make_setup(

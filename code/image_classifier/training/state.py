@@ -15,6 +15,7 @@ from image_classifier.training.data import Loader
 from image_classifier.training.distributed import Group
 from image_classifier.training.feature_loader import FeatureLoader
 from image_classifier.training.setup import Setup
+from image_classifier.training.step_graph import StepGraph
 from image_classifier.training.stop import StopFlag
 from image_classifier.vision.network import HEAD
 
@@ -28,6 +29,7 @@ class Training:
             features; `replica` is the same as the training step calls it, averaging gradients over the group.
         best: weights of the best epoch so far, on the CPU; empty before the first validation.
         frozen_digest: `body_digest` of a frozen body, once it was needed.
+        step_graph: replays steps, on a GPU.
         on_epoch: called after each epoch.
     """
 
@@ -46,6 +48,7 @@ class Training:
     progress: Progress
     best: Weights = field(default_factory=dict)
     frozen_digest: str = ""
+    step_graph: StepGraph | None = None
     on_epoch: Callable[[Progress], None]
 
     def __post_init__(self) -> None:

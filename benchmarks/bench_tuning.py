@@ -7,9 +7,10 @@ FOLDER holds train, valid and test; without it, pictures are generated. Without 
 random weights, as in bench_training.py. `head`: in each round, in turns, the baseline (stock_training.py, one training)
 and a search of learning rate and batch size with fine_tune=head and nothing kept, which are compared. With
 --stock-epochs N the baseline makes N of its epochs, and the others count as much as the last of these: all do the same
-work. `full`: a search with fine_tune=full, compared with the seconds that its trials' own epochs took. Pruning is off.
-Times are of whole processes. Writes benchmarks/results/tuning.md for `head` and tuning_full.md for `full`, and the same
-as .json. --quick tries the script on a few generated pictures and writes nothing.
+work. `full`: a search with fine_tune=full, compared with the seconds that its trials' own epochs took, training and
+validation. Pruning is off. Times are of whole processes. Writes benchmarks/results/tuning.md for `head` and
+tuning_full.md for `full`, and the same as .json. --quick tries the script on a few generated pictures and writes
+nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from benchmarks.bench_training import PASSES, generated, random_weights
 from benchmarks.processes import ROOT, run
 from benchmarks.record import RESULTS, processor, write_result
 
-from image_classifier.contract.outputs import BEST, HISTORY, RESULT
+from image_classifier.contract.outputs import BEST, HISTORY, RESULT, STEPS
 from image_classifier.contract.paths import MlPaths
 from image_classifier.vision.sample_data import make_sample_data
 
@@ -52,12 +53,17 @@ def search(kind: Kind, data: Path, weights: Path, runs: Path) -> dict[str, float
     seconds, _ = run(words, {"CLASSIFIER_FEATURES": ""})
     (tuning,) = runs.glob("tune-*")
     trials = [MlPaths(base=folder) for folder in sorted((tuning / "trials").iterdir())]
-    epochs = [row["seconds"] for paths in trials for row in HISTORY.read(paths.output_data)]
+    epochs = sum(len(HISTORY.read(paths.output_data)) for paths in trials)
+    steps = [row for paths in trials for row in STEPS.read(paths.output_data) if row["mode"] in ("train", "eval")]
     best = trials[BEST.read_object(tuning)["trial"] - 1]
-    if len(epochs) != kind.trials * kind.epochs or not (best.model / "manifest.json").is_file():
+    if epochs != kind.trials * kind.epochs or not (best.model / "manifest.json").is_file():
         raise RuntimeError(f"{tuning} is not whole")
     metrics = RESULT.read_object(best.output_data)["metrics"]
-    return {"seconds": seconds, "epochs": sum(epochs), "test accuracy": metrics["test:accuracy"]}
+    return {
+        "seconds": seconds,
+        "epochs": sum(row["seconds"] for row in steps),
+        "test accuracy": metrics["test:accuracy"],
+    }
 
 
 def stock(data: Path, weights: Path, epochs: int, made: int, output: Path) -> dict[str, float]:

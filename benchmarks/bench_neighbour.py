@@ -93,10 +93,9 @@ def fair_shares(found: Found, way: str, count: int) -> list[float]:
 
 
 def table_row(found: Found, way: str, count: int) -> str:
-    """Images a second, and the share of what is fair."""
-    columns = (found[way, count], fair_shares(found, way, count))
-    cells = (f"{statistics.median(each):.2f} ({min(each):.2f} .. {max(each):.2f})" for each in columns)
-    return f"| {way} | {count} | {' | '.join(cells)} |"
+    """The share of what is fair."""
+    shares = fair_shares(found, way, count)
+    return f"| {way} | {count} | {statistics.median(shares):.2f} ({min(shares):.2f} .. {max(shares):.2f}) |"
 
 
 def main() -> None:
@@ -134,8 +133,8 @@ def main() -> None:
         f"{options.rounds} rounds. A share of 1 is cores / (cores + neighbours) of the speed that the fastest way has "
         "alone in the same round.",
         "",
-        "| threads wait | neighbours | images a second | of a fair share |",
-        "|---|---|---|---|",
+        "| threads wait | neighbours | of a fair share |",
+        "|---|---|---|",
         *(table_row(found, way, count) for way, count in found),
     ]
     write_result("neighbour.md", text)

@@ -81,9 +81,9 @@ ROWS = (
         figure="{} of its time",
     ),
     Row(
-        what="a training's share of what is fair beside a busy process, where threads sleep while they wait",
+        what="a training's share of what is fair beside a busy process",
         file="neighbour.md",
-        begins=("passive", "1"),
+        begins=("ours", "1"),
         columns=("of a fair share",),
     ),
     Row(

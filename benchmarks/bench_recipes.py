@@ -1,7 +1,7 @@
 """What cheaper ways of training the whole network cost in accuracy, and save in arithmetic; over seeds, paired.
 
     PYTHONPATH=code:. python benchmarks/bench_recipes.py [--data FOLDER] [--weights FILE] [--seeds 3] [--epochs 6]
-        [--image-size 128] [--recipes grows smaller ...] [--lr 0.01] [--batch-size 16] [--photos 0]
+        [--image-size 128] [--recipes grows smaller ...] [--lr 0.01] [--batch-size 16] [--photos 0] [--go-on]
 
 FOLDER holds train, valid and test; without it, pictures are generated. With --photos N a class is trained on N of its
 pictures, and tested on the others, too: a test of more pictures tells smaller differences. Without --weights all start
@@ -9,7 +9,8 @@ from the same seeded random weights, as in bench_training.py. Every training is 
 with fine_tune=full and default settings but for its recipe's; for each seed the recipes take turns. Compared with the
 default of the same seed is test accuracy, and with the default's the multiplications of all training steps, which
 follow from the settings: nothing is timed, and a busy machine changes nothing. The rules that fired are named. Writes
-benchmarks/results/recipes.md and recipes.json after each seed. --quick tries the script on a few generated pictures
+benchmarks/results/recipes.md and recipes.json after each seed; with --go-on, what recipes.json holds of the same
+settings is not trained again. --quick tries the script on a few generated pictures
 and writes nothing.
 """
 
@@ -97,6 +98,15 @@ def train(folder: Path, data: Path, settings: Mapping[str, object]) -> Tried:
     )
 
 
+def earlier(settings: Mapping[str, object], photos: Mapping[str, int]) -> dict[str, list[Tried]]:
+    """What recipes.json holds. Raises RuntimeError when it is of other settings or data; weights it does not know."""
+    record = json.loads((RESULTS / "recipes.json").read_text())
+    known = {name: value for name, value in settings.items() if name != "weights"}
+    if (record["settings"], record["photos"]) != (known, photos):
+        raise RuntimeError("recipes.json is of other settings or data")
+    return {recipe: [Tried(**each) for each in tried] for recipe, tried in record["found"].items()}
+
+
 def spread(values: Sequence[float], form: str) -> str:
     """Mean, least and most."""
     return "{} ({} .. {})".format(*(format(each, form) for each in (statistics.mean(values), min(values), max(values))))
@@ -127,6 +137,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--photos", type=int, default=0, help="of a class to train on, 0 for all")
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument("--go-on", action="store_true", help="add to an earlier run with the same settings and data")
     parser.add_argument("--quick", action="store_true", help="try the script; write nothing")
     options = parser.parse_args()
     recipes = [DEFAULT, *(each for each in options.recipes if each != DEFAULT)]
@@ -145,13 +156,19 @@ def main() -> None:
         settings = {name: getattr(options, name) for name in ("epochs", "image_size", "batch_size", "lr")}
         settings |= {"weights": str(weights.resolve()), "fine_tune": "full"}
         found: dict[str, list[Tried]] = {recipe: [] for recipe in recipes}
+        if options.go_on:
+            found |= earlier(settings, photos)
+            recipes = list(found)
         for seed in range(options.seeds):
             for recipe in recipes:
+                if len(found[recipe]) > seed:
+                    continue
                 runs = folder / f"{recipe}-{seed}"
                 found[recipe].append(train(runs, data, settings | RECIPES[recipe] | {"seed": seed}))
                 shutil.rmtree(runs)
                 print(seed, recipe, found[recipe][-1], flush=True)
-            if not options.quick:
+            whole = len(set(map(len, found.values()))) == 1
+            if whole and not options.quick:
                 publish(options, photos, found, TrainConfig(**settings))
 
 
@@ -182,7 +199,10 @@ def publish(
     ]
     write_result("recipes.md", text)
     record = {recipe: [asdict(each) for each in tried] for recipe, tried in found.items()}
-    (RESULTS / "recipes.json").write_text(json.dumps({"photos": photos, "found": record}, indent=1, default=str))
+    settings = {name: getattr(config, name) for name in ("epochs", "image_size", "batch_size", "lr", "fine_tune")}
+    (RESULTS / "recipes.json").write_text(
+        json.dumps({"settings": settings, "photos": photos, "found": record}, indent=1, default=str)
+    )
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from image_classifier.contract.paths import MlPaths
 
 FULL_WAYS = {
     "competent": "competent: DataLoader, channels_last, bf16 where it helps",
-    "full": "ours",
+    "full": "ours, crops as large as what is served",
     "grows": "ours, crops that grow from 0.57 of their side",
+    "smaller": "ours, crops of 0.75 of their side",
     "resident": "the step alone, on a batch that lies in memory",
 }
 SPEED = "images a second"  # of the fastest epoch: in a job of ours the first one fills the cache
@@ -49,10 +50,13 @@ class FullTrainings:
         return self._baseline(number, ["--resident"])
 
     def full(self, number: int) -> Measured:
-        return self._ours(f"full-{number}", [])
+        return self._ours(f"full-{number}", ["--start-scale", 1, "--train-scale", 1])
 
     def grows(self, number: int) -> Measured:
-        return self._ours(f"grows-{number}", ["--start-scale", 0.57])
+        return self._ours(f"grows-{number}", ["--start-scale", 0.57, "--train-scale", 1])
+
+    def smaller(self, number: int) -> Measured:
+        return self._ours(f"smaller-{number}", ["--start-scale", 1, "--train-scale", 0.75])
 
     def _ours(self, name: str, flags: Sequence[object]) -> Measured:
         runs = self.folder / name

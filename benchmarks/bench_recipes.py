@@ -6,8 +6,8 @@
 FOLDER holds train, valid and test; without it, pictures are generated. With --photos N a class is trained on N of its
 pictures, and tested on the others, too: a test of more pictures tells smaller differences. Without --weights all start
 from the same seeded random weights, as in bench_training.py. Every training is a job of ours, a process of its own,
-with fine_tune=full and default settings but for its recipe's; for each seed the recipes take turns. Compared with the
-default of the same seed is test accuracy, and with the default's the multiplications of all training steps, which
+with fine_tune=full and default settings but for its recipe's; for each seed the recipes take turns. Compared with crops
+of full size and the same seed is test accuracy, and with theirs the multiplications of all training steps, which
 follow from the settings: nothing is timed, and a busy machine changes nothing. The rules that fired are named. Writes
 benchmarks/results/recipes.md and recipes.json after each seed; with --go-on, what recipes.json holds of the same
 settings is not trained again. --quick tries the script on a few generated pictures
@@ -32,22 +32,22 @@ from benchmarks.processes import ROOT, run
 from benchmarks.record import RESULTS, write_result
 
 from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.crop_sizes import training_sizes
 from image_classifier.contract.outputs import RESULT, RULES
 from image_classifier.contract.paths import MlPaths
-from image_classifier.training.crops import training_sizes
 from image_classifier.training.frozen_body import input_shapes
 from image_classifier.vision import network
 from image_classifier.vision.sample_data import make_sample_data
 
-DEFAULT = "default"
+FULL_SIZE = "full-size"
 LAYERS = {layer.name: layer for layer in network.convolutions()}
 RECIPES: Mapping[str, Mapping[str, object]] = {
-    DEFAULT: {},
+    FULL_SIZE: {"start_scale": 1.0},
     "grows": {"start_scale": 0.57},
-    "smaller": {"train_scale": 0.75},
+    "smaller": {"start_scale": 1.0, "train_scale": 0.75},
     "grows-smaller": {"start_scale": 0.5, "train_scale": 0.75},
-    "frozen-1": {"frozen_stages": 1},
-    "frozen-2": {"frozen_stages": 2},
+    "frozen-1": {"start_scale": 1.0, "frozen_stages": 1},
+    "frozen-2": {"start_scale": 1.0, "frozen_stages": 2},
     "grows-frozen-1": {"start_scale": 0.57, "frozen_stages": 1},
 }
 
@@ -113,11 +113,11 @@ def spread(values: Sequence[float], form: str) -> str:
 
 
 def table_row(recipe: str, found: Sequence[Tried], plain: Sequence[Tried], config: TrainConfig) -> str:
-    """Accuracy and what it is beside the default of the same seed, and the share of its arithmetic."""
+    """Accuracy and what it is beside crops of full size with the same seed, and the share of its arithmetic."""
     fired = sorted({rule for each in found for rule in each.fired})
     share = multiplications(config.replace(**RECIPES[recipe])) / multiplications(config)  # type: ignore[arg-type]
     cells = [
-        ", ".join(f"{name}={value}" for name, value in RECIPES[recipe].items()) or "default",
+        ", ".join(f"{name}={value}" for name, value in RECIPES[recipe].items()),
         spread([each.accuracy for each in found], ".3f"),
         spread([ours.accuracy - theirs.accuracy for ours, theirs in zip(found, plain, strict=True)], "+.3f"),
         f"{share:.2f}",
@@ -140,12 +140,12 @@ def main() -> None:
     parser.add_argument("--go-on", action="store_true", help="add to an earlier run with the same settings and data")
     parser.add_argument("--quick", action="store_true", help="try the script; write nothing")
     options = parser.parse_args()
-    recipes = [DEFAULT, *(each for each in options.recipes if each != DEFAULT)]
+    recipes = [FULL_SIZE, *(each for each in options.recipes if each != FULL_SIZE)]
     with TemporaryDirectory() as temporary:
         folder, data = Path(temporary), options.data
         if options.quick:
             options.seeds, options.epochs, options.image_size, options.batch_size = 1, 2, 64, 4
-            data, recipes = folder / "data", [DEFAULT, "grows-frozen-1"]
+            data, recipes = folder / "data", [FULL_SIZE, "grows-frozen-1"]
             make_sample_data(data, num_classes=2, train_per_class=4, valid_per_class=2, test_per_class=2, size=64)
         data = data or generated(folder / "data")
         data = divided(data, folder / "divided", options.photos) if options.photos else data
@@ -176,7 +176,7 @@ def publish(
     options: argparse.Namespace, photos: Mapping[str, int], found: Mapping[str, Sequence[Tried]], config: TrainConfig
 ) -> None:
     """Writes the results of the seeds so far."""
-    seeds = len(found[DEFAULT])
+    seeds = len(found[FULL_SIZE])
     given = "".join(f" --{name} {name.upper()}" for name in ("data", "weights") if getattr(options, name))
     numbers = "".join(
         f" --{name.replace('_', '-')} {getattr(options, name)}"
@@ -190,12 +190,12 @@ def publish(
         "",
         f"{photos['train']} {'photographs' if options.data else 'generated pictures'} to train on, {photos['test']} to "
         f"test, from {'given' if options.weights else 'seeded random'} weights; torch {torch.__version__}, Python "
-        f"{platform.python_version()}. Mean (smallest .. largest) over {seeds} seeds; differences are from the default "
-        "with the same seed. The share is that of the default's multiplications in training steps.",
+        f"{platform.python_version()}. Mean (smallest .. largest) over {seeds} seeds; differences are from crops of "
+        "full size (start_scale=1.0) with the same seed. The share is that of their multiplications in training steps.",
         "",
         "| recipe | test accuracy | difference | share of the arithmetic | rules that fired |",
         "|---|---|---|---|---|",
-        *(table_row(recipe, tried, found[DEFAULT], config) for recipe, tried in found.items()),
+        *(table_row(recipe, tried, found[FULL_SIZE], config) for recipe, tried in found.items()),
     ]
     write_result("recipes.md", text)
     record = {recipe: [asdict(each) for each in tried] for recipe, tried in found.items()}

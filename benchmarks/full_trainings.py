@@ -20,6 +20,7 @@ FULL_WAYS = {
     "smaller": "ours, crops of 0.75 of their side",
     "resident": "the step alone, on a batch that lies in memory",
 }
+OTHER_CROPS = ("grows", "smaller")
 SPEED = "images a second"  # of the fastest epoch: in a job of ours the first one fills the cache
 ALLOCATORS = {
     "system": {},
@@ -89,10 +90,12 @@ def full_table(found: dict[str, list[Measured]]) -> list[str]:
         speeds = [told[SPEED] for _, told in rounds]
         limits, usual = ([told[SPEED] for _, told in found[each]] for each in ("resident", "competent"))
         seconds = [ours / theirs for (ours, _), (theirs, _) in zip(rounds, found["competent"], strict=True)]
-        cells = [
-            _spread([ours / theirs for ours, theirs in zip(speeds, usual, strict=True)], "{:.2f} of competent's"),
-            _spread([ours / limit for ours, limit in zip(speeds, limits, strict=True)], "{:.2f}"),
-        ]
+        cells = ["", ""]
+        if way not in OTHER_CROPS:  # whose steps are other ones
+            cells = [
+                _spread([ours / theirs for ours, theirs in zip(speeds, usual, strict=True)], "{:.2f} of competent's"),
+                _spread([ours / limit for ours, limit in zip(speeds, limits, strict=True)], "{:.2f}"),
+            ]
         if way == "resident":
             cells += ["", "", ""]
         else:

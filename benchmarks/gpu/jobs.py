@@ -145,7 +145,8 @@ def make_job(kit: Kit, name: str, *, faults: Sequence[str] = (), **hyperparamete
 
     Args:
         faults: of planted.py.
-        hyperparameters: of TrainConfig; what is not named is as the product has it, but for toy sizes with --fake.
+        hyperparameters: of TrainConfig; what is not named is as the product has it, but for random weights, crops of
+            one size, so that epochs compare, and toy sizes with --fake.
     """
     base = kit.folder / "jobs" / name
     number = 1
@@ -164,7 +165,7 @@ def make_job(kit: Kit, name: str, *, faults: Sequence[str] = (), **hyperparamete
         "debug_interval": 2,
         "rules": "all",
     }
-    settings = {"weights": "none"} | (toy if kit.fake else {}) | hyperparameters
+    settings = {"weights": "none", "start_scale": 1.0} | (toy if kit.fake else {}) | hyperparameters
     words = [word for key, value in settings.items() for word in (f"--{parameter(key).name}", str(value))]
     script = ["-m", "benchmarks.gpu.planted", *faults, "--"] if faults else [str(ROOT / "code" / "train.py")]
     return TrainingJob(

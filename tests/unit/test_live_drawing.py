@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from image_classifier.cli.live_drawing import QUIET_S, SparseLines, fitted
+from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.metrics import metric_line
 from image_classifier.launch.progress import Counting, ProgressView
 from image_classifier.launch.view import Bar, Drawing, Live
@@ -26,9 +27,10 @@ STYLES = re.compile("\x1b\\[[0-9;?]*[A-Za-z]")
 WAITS = """
 import time
 from image_classifier.cli.render import Console
+from image_classifier.contract.config import TrainConfig
 from image_classifier.launch.progress import ProgressView
 with Console().live() as live:
-    view = ProgressView(live, 10)
+    view = ProgressView(live, TrainConfig(epochs=10))
     view.line("16:28:20 device: CPU, 1 thread, bf16")
     view.line("16:28:20 epoch=1/10 step=5/10 loss=1.2345 lr=0.01 images/s=31.5 data_wait=12%")
     time.sleep(2.6)
@@ -122,7 +124,7 @@ def test_on_a_terminal_it_moves_although_the_job_says_nothing(columns: int) -> N
 
 def test_a_training_shows_time_from_its_start_and_what_it_does_at_its_end() -> None:
     kept = Kept()
-    view = ProgressView(kept, 2)
+    view = ProgressView(kept, TrainConfig(epochs=2))
     assert "starting" in texts(kept.drawn)[0]
     view.line("16:28:20 device: CPU, 1 thread, bf16")
     view.line("16:28:20 warning: training on the CPU, although this machine has an NVIDIA GPU: ...")

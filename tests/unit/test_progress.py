@@ -27,6 +27,16 @@ def test_time_left_is_extrapolated_from_the_pace() -> None:
     assert progress.seconds_left(20.0) == 25.0  # 1 epoch in 10 s, 2.5 to go
 
 
+def test_epochs_of_larger_crops_count_for_more() -> None:
+    progress = JobProgress(epochs=4, work=(0.25, 0.25, 1.0, 1.0))
+    progress.feed(STEP.format(1, 0), 10.0)
+    progress.feed(STEP.format(2, 0), 20.0)
+    assert progress.seconds_left(20.0) == 90.0  # a quarter in 10 s, 2.25 to go
+    progress.feed(STEP.format(3, 5), 40.0)
+    assert (progress.done, progress.worked) == (2.5, 1.0)
+    assert progress.seconds_left(40.0) == 45.0
+
+
 def test_a_loss_without_bounds_is_no_row_of_digits() -> None:
     progress = JobProgress(epochs=4)
     progress.feed(metric_line(1, {"train:loss": 1796.4, "validation:loss": 3.398e35}), 1.0)

@@ -16,10 +16,11 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
 from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.crop_sizes import training_sizes, work_by_epoch
 from image_classifier.contract.errors import DataError, JobError
 from image_classifier.training import data
 from image_classifier.training.bad_images import BadImages
-from image_classifier.training.crops import random_view, training_sizes
+from image_classifier.training.crops import random_view
 from image_classifier.training.data import Batch, ImageDataset, Loader
 from image_classifier.training.stop import Interrupted, StopFlag, end_workers
 from image_classifier.vision.decode import decode
@@ -214,8 +215,14 @@ def test_a_class_of_which_no_image_can_be_read_is_an_error(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "sizes"),
     [
-        ({}, [224] * 10),
-        ({"train_scale": 0.7}, [160] * 10),
+        ({}, [128, 128, 160, 160, 192, 192, 224, 224, 224, 224]),
+        ({"epochs": 1, "warmup_epochs": 0.0}, [224]),
+        ({"train_scale": 0.7}, [128, 128, 128, 128, 160, 160, 160, 160, 160, 160]),
+        ({"image_size": 160, "epochs": 4}, [128, 128, 160, 160]),
+        ({"image_size": 128}, [128] * 10),
+        ({"image_size": 64}, [64] * 10),
+        ({"fine_tune": "head", "feature_views": 0}, [224] * 10),
+        ({"start_scale": 1.0}, [224] * 10),
         ({"start_scale": 0.57}, [128, 128, 160, 160, 192, 192, 224, 224, 224, 224]),
         ({"start_scale": 0.57, "train_scale": 0.7}, [128, 128, 128, 128, 160, 160, 160, 160, 160, 160]),
         ({"start_scale": 1.0, "train_scale": 0.7}, [160] * 10),
@@ -226,7 +233,13 @@ def test_a_class_of_which_no_image_can_be_read_is_an_error(tmp_path: Path) -> No
     ],
 )
 def test_crops_grow_in_steps_and_end_at_their_full_size(changes: dict[str, int], sizes: list[int]) -> None:
-    assert list(training_sizes(TrainConfig().replace(**changes))) == sizes
+    config = TrainConfig().replace(**changes)
+    assert list(training_sizes(config)) == sizes
+    assert work_by_epoch(config) == tuple((size / config.image_size) ** 2 for size in sizes)
+
+
+def test_a_head_on_features_has_the_same_work_in_every_epoch() -> None:
+    assert work_by_epoch(TrainConfig(fine_tune="head", start_scale=0.3)) == (1.0,) * 10
 
 
 @pytest.mark.parametrize("augment", ["standard", "none"])

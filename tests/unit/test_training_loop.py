@@ -13,13 +13,13 @@ from tests.stopping import StopAfter
 from torch import nn
 
 from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.crop_sizes import training_sizes
 from image_classifier.contract.errors import DataError, JobError, JobStopped
 from image_classifier.contract.metrics import parse_metric_line
 from image_classifier.debugging.observer import Observer
 from image_classifier.debugging.schema import Mode
 from image_classifier.training.bad_images import BadImages
 from image_classifier.training.checkpoint import Checkpoint, Checkpoints, Progress, identity
-from image_classifier.training.crops import training_sizes
 from image_classifier.training.data import ImageDataset, Loader
 from image_classifier.training.loop import fit, is_best
 from image_classifier.training.optim import make_optimizer

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.crop_sizes import work_by_epoch
 from image_classifier.contract.metrics import parse_metric_line
 from image_classifier.launch.view import Bar, Drawing, Live
 
@@ -17,9 +20,14 @@ SPEED = re.compile(r"(?:^|\s)images/s=([.0-9e+]+)")
 
 @dataclass
 class JobProgress:
-    """The state of one job. `epoch` epochs of `epochs` are done; `step` of `steps` in the one that runs."""
+    """The state of one job. `epoch` epochs of `epochs` are done; `step` of `steps` in the one that runs.
+
+    Args:
+        work: of each epoch beside the others; as much in all of them where it is not told.
+    """
 
     epochs: int
+    work: Sequence[float] = ()
     epoch: int = 0
     step: int = 0
     steps: int = 0
@@ -38,14 +46,14 @@ class JobProgress:
             if "train:loss" not in values and "validation:loss" not in values:
                 return "other"
             self.epoch, self.step = epoch, 0
-            self._first = self._first or (now, self.done)
+            self._first = self._first or (now, self.worked)
             return "epoch"
         if match := STEP.search(line):
             epoch, self.epochs, self.step, self.steps = (int(text) for text in match.groups())
             self.epoch = epoch - 1
             self.loss = _number(LOSS, line, self.loss)
             self.images_per_second = _number(SPEED, line, self.images_per_second)
-            self._first = self._first or (now, self.done)
+            self._first = self._first or (now, self.worked)
             return "step"
         return "other"
 
@@ -54,14 +62,24 @@ class JobProgress:
         """Epochs done, with the share of the one that runs."""
         return self.epoch + (self.step / self.steps if self.steps else 0.0)
 
+    @property
+    def worked(self) -> float:
+        """As `done`, each epoch counting by its work."""
+        whole, part = int(self.done), self.done % 1
+        return sum(self._all_work[:whole]) + part * sum(self._all_work[whole : whole + 1])
+
+    @property
+    def _all_work(self) -> Sequence[float]:
+        return self.work if len(self.work) == self.epochs else (1.0,) * self.epochs
+
     def seconds_left(self, now: float | None = None) -> float | None:
         """Estimated from the pace since the first line; None until there is one."""
         if self._first is None:
             return None
-        start, done_then = self._first
+        start, worked_then = self._first
         passed = (time.monotonic() if now is None else now) - start
-        advanced = self.done - done_then
-        return passed / advanced * (self.epochs - self.done) if advanced > 0 else None
+        advanced = self.worked - worked_then
+        return passed / advanced * (sum(self._all_work) - self.worked) if advanced > 0 else None
 
     def describe(self) -> str:
         """The last epoch in one line: `epoch 3/10  loss 0.81  accuracy 0.712  ...`."""
@@ -91,9 +109,9 @@ TOLD = (" warning: ", " device: ", "resuming from", "stopping early", "computing
 class ProgressView:
     """Reports a training from the lines it logs: its epochs stay, the one that runs is drawn below them."""
 
-    def __init__(self, live: Live, epochs: int) -> None:
+    def __init__(self, live: Live, config: TrainConfig) -> None:
         self._live = live
-        self._progress = JobProgress(epochs=epochs)
+        self._progress = JobProgress(epochs=config.epochs, work=work_by_epoch(config))
         self._begun = time.monotonic()
         self._live.draw(self._drawing)
 

@@ -134,7 +134,7 @@ def _run_to_the_end(run: Run, config: TrainConfig, starter: local.Starter, view:
     started = time.monotonic()
     with Interrupts() as interrupts:
         with starter.start_training(run, view=view) as job, view.live() as live:
-            status = follow(job, ProgressView(live, config.epochs).line, interrupts, lambda: live.show(STOPPING))
+            status = follow(job, ProgressView(live, config).line, interrupts, lambda: live.show(STOPPING))
         if status == 0:
             artifact.pack(run.paths.model, run.archive)
             run.end(Status.COMPLETED, exit_code=0)

@@ -183,7 +183,7 @@ def follow(run: Run, session: Session) -> Outcome:
     config = TrainConfig.from_hyperparameters(run.record().config)
     run.log.parent.mkdir(parents=True, exist_ok=True)
     with Interrupts() as interrupts, session.view.live() as live, run.log.open("w", encoding="utf-8") as log:
-        shown = ProgressView(live, config.epochs)
+        shown = ProgressView(live, config)
         phases = [""]
 
         def read() -> jobs.JobState:

@@ -1,4 +1,5 @@
-"""The crops that a training sees of a picture, and how large a picture must be for them."""
+"""The crops that a training sees of a picture, and how large a picture must be for them. How large they are themselves:
+`contract/crop_sizes.py`."""
 
 from __future__ import annotations
 
@@ -11,31 +12,14 @@ import torch.nn.functional as F  # noqa: N812  # everybody's name for it
 from PIL import Image
 
 from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.crop_sizes import training_sizes
 
 # Smallest share of the picture's area a training crop covers. 0.35 rather than ImageNet's usual 0.08: with few images
 # a class, most crops should still show the thing itself.
 CROP_SCALE: Mapping[str, float] = {"standard": 0.35, "light": 0.8}
 CROP_RATIO = (3 / 4, 4 / 3)  # torchvision's default
 
-SIZE_STEP = 32  # pixels: a ResNet50 divides both sides by it
-FULL_SIZE_SHARE = 1 / 3  # of the epochs have the largest crops, after sizes have grown
 WORTH_SHRINKING = 1.5  # times as many pixels as the smallest picture that serves every crop: below, it stays as it is
-
-
-def training_sizes(config: TrainConfig) -> tuple[int, ...]:
-    """The side of the training crops in each epoch, from the first, in multiples of SIZE_STEP unless it is image_size.
-
-    That depends on the settings alone, so that a resumed job goes on with the same crops.
-    """
-    growing = config.epochs - max(1, round(config.epochs * FULL_SIZE_SHARE))
-    first, last = min(config.start_scale, config.train_scale), config.train_scale
-    scales = [first + (last - first) * epoch / growing for epoch in range(growing)]
-    return tuple(_crop_size(config.image_size, scale) for scale in scales + [last] * (config.epochs - growing))
-
-
-def _crop_size(image_size: int, scale: float) -> int:
-    stepped = SIZE_STEP * max(1, round(image_size * scale / SIZE_STEP))
-    return image_size if scale == 1 else min(image_size, stepped)
 
 
 def size_news(config: TrainConfig, epoch: int) -> str:

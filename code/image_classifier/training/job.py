@@ -13,6 +13,7 @@ from typing import NoReturn
 import torch
 
 from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.crop_sizes import training_sizes
 from image_classifier.contract.errors import ConfigError, DataError, JobStopped, RuleFired
 from image_classifier.contract.outputs import BAD_IMAGES, FINDINGS, HISTORY, RESULT
 from image_classifier.contract.paths import MlPaths
@@ -20,7 +21,6 @@ from image_classifier.contract.text import as_text
 from image_classifier.debugging.schema import RuleResult
 from image_classifier.training.bad_images import BadImages
 from image_classifier.training.checkpoint import Checkpoint, Checkpoints, Progress, identity
-from image_classifier.training.crops import training_sizes
 from image_classifier.training.data import ImageDataset, Loader
 from image_classifier.training.distributed import Group
 from image_classifier.training.ending import leave

@@ -23,8 +23,8 @@ import torch
 
 TASKS = Path("/proc/self/task")
 LOOK_S = 0.5  # some ten slices of the scheduler, and some steps of a small network
-CROWDED = 0.1  # seconds that threads were ready and had no core, for each that passed: a neighbour of one thread
-# makes it 0.5 and more, threads of this process that decode and record 0.03 at the most
+CROWDED = 0.25  # seconds that threads were ready and had no core, for each that passed: a neighbour of one thread
+# makes it 0.5 and more, threads of this process that decode and record 0.03
 ALONE = 0.04
 ALONE_LOOKS = 4  # one after the other, before threads spin again
 DIVIDED = 1 << 20  # elements: more than torch computes in one thread

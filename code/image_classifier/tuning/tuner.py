@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from image_classifier.contract.config import TrainConfig, Value, check, parameters_of
+from image_classifier.contract.crop_sizes import work_by_epoch
 from image_classifier.contract.errors import EXIT_PLATFORM, ConfigError, JobError, JobStopped, PlatformError, RuleFired
 from image_classifier.contract.metrics import metric_line, parse_metric_line
 from image_classifier.contract.outputs import BEST, JOB, TRIALS_FOLDER, best_epoch
@@ -272,7 +273,7 @@ class Tuner:
         job = self._jobs.enter_context(
             self._starter.start_training(run, share=self._search.tune.parallel, view=self._view)
         )
-        progress = JobProgress(epochs=config.epochs)
+        progress = JobProgress(epochs=config.epochs, work=work_by_epoch(config))
         self._running[number] = Active(trial, number, run, job, config, progress, reported)
         self._shown.started(number, self._values(trial), again=again)
         return True

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from image_classifier.debugging.crop_growth import medians_of_like
 from image_classifier.debugging.measures import median_step_s, within_epochs
 from image_classifier.debugging.rules.base import Finding, healthy, insufficient, issue, percent
 from image_classifier.debugging.rules.managed import Managed
@@ -21,8 +22,8 @@ SLICE_S = 0.05  # a few time slices of Linux's scheduler
 class StepOutlier(ClockRule):
     """Some steps take far longer than the others.
 
-    Of the training steps but for each epoch's first, with their median m and the standard deviation s estimated by
-    1.4826 times the median distance from m: an outlier takes longer than m + `stddev` s, 3 m and m + 50 ms, all three.
+    Of the training steps but for each epoch's first, with the median m of those whose crops are as large, and the
+    standard deviation s estimated by 1.4826 times the median distance from m: an outlier takes longer than m + `stddev` s, 3 m and m + 50 ms, all three.
     Fires when there are more than `outliers` among more than `min_steps` steps, and the time they take above m is more
     than `lost` of all the steps' time.
 
@@ -45,10 +46,11 @@ class StepOutlier(ClockRule):
             return insufficient(f"needs more than {self.min_steps} steps with a duration", num_steps)
         series, median = within_epochs(run), median_step_s(run)
         seconds, steps = series.values, series.steps
-        spread = 1.4826 * float(np.median(np.abs(seconds - median)))
-        limit = max(median + self.stddev * spread, 3 * median, median + SLICE_S)
-        slow = np.flatnonzero(seconds > limit)
-        lost = float((seconds[slow] - median).sum() / seconds.sum())
+        medians = medians_of_like(run, series)
+        spread = 1.4826 * float(np.median(np.abs(seconds - medians)))
+        limits = np.maximum.reduce([medians + self.stddev * spread, 3 * medians, medians + SLICE_S])
+        slow = np.flatnonzero(seconds > limits)
+        lost = float((seconds[slow] - medians[slow]).sum() / seconds.sum())
         if len(slow) <= self.outliers or lost <= self.lost:
             return healthy(
                 f"{len(slow)} outliers cost {percent(lost)} of the time; the median step takes {median:.3g} s",
@@ -63,7 +65,7 @@ class StepOutlier(ClockRule):
         )
         worst = sorted(slow, key=lambda index: -seconds[index])
         return issue(
-            f"{len(slow)} of {len(seconds)} steps took longer than {limit:.3g} s, the median is {median:.3g} s; they "
+            f"{len(slow)} of {len(seconds)} steps took longer than {limits[slow].min():.3g} s, the median is {median:.3g} s; they "
             f"cost {percent(lost)} of the time",
             where,
             [Evidence(step=int(steps[index]), name="seconds", value=float(seconds[index])) for index in worst],

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from image_classifier.debugging.crop_growth import grown_at
 from image_classifier.debugging.measures import FIRST_EPOCH_S, MIN_S, WARMUP_S, counted_time, data_wait_share, joint
 from image_classifier.debugging.rules.base import (
     Finding,
@@ -190,7 +191,7 @@ class GPUMemoryIncrease(SystemRule):
     Over the counted time, by GPU: the moving average over `window_size` samples; fires when it ends more than
     `increase` percentage points above its lowest value, and its last third's mean is above its middle third's by more
     than a quarter of that. The second condition tells a leak from the step to a higher level that the first validation
-    or the allocator's cache makes.
+    or the allocator's cache makes. While crops grow so does the memory: it counts from the last time they did.
     """
 
     looks_at = "the GPU's memory at first and at last, in percent"
@@ -199,6 +200,10 @@ class GPUMemoryIncrease(SystemRule):
     managed = Managed(reads="system metrics")
     increase: float = 5.0
     window_size: int = 10
+
+    def window(self, run: RunData) -> tuple[float, float]:
+        start, end = super().window(run)
+        return max(start, grown_at(run)), end
 
     def judge(self, run: RunData) -> Finding:
         if not run.system("GPUMemoryUtilization"):

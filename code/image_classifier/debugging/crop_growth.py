@@ -17,7 +17,7 @@ SETTINGS = ("epochs", "image_size", "train_scale", "start_scale", "fine_tune", "
 def work_of_steps(run: RunData) -> Series:
     """The work of each training step beside one whose crops are as large as what is served: 1 where nobody knows."""
     epochs = run.epochs("train")
-    work = (1.0,)
+    work: tuple[float, ...] = (1.0,)
     if all(name in run.job.config for name in SETTINGS):
         with suppress(ConfigError, TypeError, ValueError):  # of a program that is not ours
             work = work_by_epoch(TrainConfig(warmup_epochs=0.0, **{name: run.job.config[name] for name in SETTINGS}))

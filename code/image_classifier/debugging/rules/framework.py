@@ -23,9 +23,9 @@ class StepOutlier(ClockRule):
     """Some steps take far longer than the others.
 
     Of the training steps but for each epoch's first, with the median m of those whose crops are as large, and the
-    standard deviation s estimated by 1.4826 times the median distance from m: an outlier takes longer than m + `stddev` s, 3 m and m + 50 ms, all three.
-    Fires when there are more than `outliers` among more than `min_steps` steps, and the time they take above m is more
-    than `lost` of all the steps' time.
+    standard deviation s estimated by 1.4826 times the median distance from m: an outlier takes longer than
+    m + `stddev` s, 3 m and m + 50 ms, all three. Fires when there are more than `outliers` among more than `min_steps`
+    steps, and the time they take above m is more than `lost` of all the steps' time.
 
     The managed rule counts steps beyond mean + 3 standard deviations, which slow steps raise themselves, and whatever
     they cost. 50 ms pass over the slices that other programs take of the cores.
@@ -65,8 +65,8 @@ class StepOutlier(ClockRule):
         )
         worst = sorted(slow, key=lambda index: -seconds[index])
         return issue(
-            f"{len(slow)} of {len(seconds)} steps took longer than {limits[slow].min():.3g} s, the median is {median:.3g} s; they "
-            f"cost {percent(lost)} of the time",
+            f"{len(slow)} of {len(seconds)} steps took longer than {limits[slow].min():.3g} s, the median is "
+            f"{median:.3g} s; they cost {percent(lost)} of the time",
             where,
             [Evidence(step=int(steps[index]), name="seconds", value=float(seconds[index])) for index in worst],
             len(seconds),

@@ -8,11 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from tests.unit.test_training_loop import CONFIG, GROWING, training, without_times
+from tests.unit.test_training_loop import CONFIG, GROWING, pictures, training, without_times
 
 from image_classifier.debugging.observer import Observer
 from image_classifier.training import step_graph
@@ -30,12 +28,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 @pytest.fixture(scope="module")
 def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
     """Ten pictures: two batches of four, and one of two."""
-    root = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    paths = tuple(root / f"{i}.png" for i in range(10))
-    for i, path in enumerate(paths):
-        Image.fromarray(rng.integers(0, 100, (40, 40, 3), np.uint8) + np.uint8(100 * (i % 2))).save(path)
-    return Split("train", root, paths, tuple(i % 2 for i in range(10)))
+    return pictures(tmp_path_factory.mktemp("images"), 10)
 
 
 @pytest.fixture(autouse=True)

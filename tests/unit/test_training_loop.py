@@ -45,15 +45,19 @@ class Net(nn.Module):
         return self.fc(self.body(images).flatten(1))
 
 
-@pytest.fixture(scope="module")
-def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
-    """Nine pictures, dark ones and bright ones: the last batch of four holds one."""
-    root = tmp_path_factory.mktemp("images")
+def pictures(root: Path, count: int) -> Split:
+    """Dark ones and bright ones, of two classes."""
     rng = np.random.default_rng(0)
-    paths = tuple(root / f"{i}.png" for i in range(9))
+    paths = tuple(root / f"{i}.png" for i in range(count))
     for i, path in enumerate(paths):
         Image.fromarray(rng.integers(0, 100, (40, 40, 3), np.uint8) + np.uint8(100 * (i % 2))).save(path)
-    return Split("train", root, paths, tuple(i % 2 for i in range(9)))
+    return Split("train", root, paths, tuple(i % 2 for i in range(count)))
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
+    """Nine pictures: the last batch of four holds one."""
+    return pictures(tmp_path_factory.mktemp("images"), 9)
 
 
 def training(

@@ -32,6 +32,7 @@ from torchvision.datasets import ImageFolder
 
 from image_classifier.training.cache import PixelCache
 from image_classifier.training.data import ImageDataset, Loader
+from image_classifier.training.stop import end_workers
 from image_classifier.vision.folders import scan
 from image_classifier.vision.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from image_classifier.vision.sample_data import make_sample_data
@@ -230,6 +231,7 @@ def main() -> None:
             for workers in options.workers:
                 results = measure(root, photos, workers, options.rounds, options.pace)
                 table += rows(photos, workers, results)
+                end_workers()  # ours ignore SIGTERM: this process would wait for them at its end
     text = [
         "# Feeding the accelerator",
         "",

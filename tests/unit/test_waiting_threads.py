@@ -20,6 +20,7 @@ from image_classifier.training.waiting_threads import (
     Crowding,
     IdleTeam,
     WaitingThreads,
+    teams_needed,
     waits_for_cores,
 )
 
@@ -96,6 +97,13 @@ def test_threads_sleep_only_while_there_is_a_team() -> None:
     )
     before, kept, after = map(int, done.stdout.split())
     assert kept > 2 * max(before, after)
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(2, 2), (3, 2), (8, 8), (8, 4), (8, 2), (64, 4), (1, 2)])
+def test_there_are_more_threads_than_cores_and_no_team_too_many(cores: int, threads: int) -> None:
+    teams = teams_needed(cores, threads)
+    assert 1 + (threads - 1) * (1 + teams) > cores
+    assert teams == 1 or 1 + (threads - 1) * teams <= cores
 
 
 def test_a_neighbour_is_noticed_at_once_and_its_end_after_some_looks() -> None:

@@ -6,12 +6,13 @@ the thread it waits for could have: a training falls to half of its fair share (
 that sleep (OMP_WAIT_POLICY=passive) keep that share, and lose some speed on a machine of their own.
 
 The runtime has a switch of its own for this. While it has more threads than there are cores, in whatever teams, they
-spin a thousandth as long (`gomp_throttled_spin_count_var` in libgomp's env.c). So a team more, which does nothing, is
+spin a thousandth as long (`gomp_throttled_spin_count_var` in libgomp's env.c). So teams more, which do nothing, are
 kept for as long as the scheduler lets threads of this process wait for a core.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Self
 
 import torch
+
+from image_classifier.contract.machine import allowed_cores
 
 TASKS = Path("/proc/self/task")
 LOOK_S = 0.5  # some ten slices of the scheduler, and some steps of a small network
@@ -85,6 +88,12 @@ class Crowding:
         return self.is_crowded
 
 
+def teams_needed(cores: int, threads: int) -> int:
+    """How many idle teams of so many threads it takes, beside the one that computes, to be more than the cores. The
+    runtime counts the threads that it started: of each team all but the one that asked for it; and one for itself."""
+    return max(1, math.ceil(cores / (threads - 1)) - 1)
+
+
 class WaitingThreads:
     """Looks twice a second, in a thread of its own, and has the threads that compute spin or sleep. A context.
 
@@ -92,16 +101,23 @@ class WaitingThreads:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._needed = device.type == "cpu" and torch.get_num_threads() > 1
+        threads = torch.get_num_threads()
+        self._needed = device.type == "cpu" and threads > 1
+        self._teams = [IdleTeam() for _ in range(teams_needed(len(allowed_cores()), threads))] if self._needed else []
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="waiting threads", daemon=True)
 
     def _watch(self) -> None:
-        team, crowding = IdleTeam(), Crowding()
-        team.keep(crowding.is_crowded)
-        while not self._ends.wait(LOOK_S):
-            team.keep(crowding.look())
-        team.keep(False)
+        crowding = Crowding()
+        crowded = crowding.is_crowded
+        while True:
+            for team in self._teams:
+                team.keep(crowded)
+            if self._ends.wait(LOOK_S):
+                break
+            crowded = crowding.look()
+        for team in self._teams:
+            team.keep(False)
 
     def __enter__(self) -> Self:
         if self._needed:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +72,30 @@ def test_an_epoch_that_begins_early_has_pictures_before_it_is_asked_for(split: S
         assert_same_batches(loader.epoch(3), plain.epoch(3))  # another one than was begun
         loader.begin_early(4)
         assert_same_batches(loader.epoch(4, first_step=1), plain.epoch(4, first_step=1))
+    finally:
+        end_workers()
+
+
+def test_loading_processes_end_with_their_loader_without_a_garbage_collection(split: Split) -> None:
+    before = set(multiprocessing.active_children())
+    loader = Loader(ImageDataset(split, PREPROCESSING), 5, workers=2)
+    gc.disable()  # it takes the queues first, whose processes then hear of no end
+    try:
+        assert len(list(loader.epoch(1))) == 3
+        assert len(set(multiprocessing.active_children()) - before) == 2
+        del loader
+        assert not set(multiprocessing.active_children()) - before
+    finally:
+        gc.enable()
+        end_workers()
+
+
+def test_there_are_no_more_loading_processes_than_batches(split: Split) -> None:
+    before = len(multiprocessing.active_children())
+    loader = Loader(ImageDataset(split, PREPROCESSING), 5, workers=8)
+    try:
+        list(loader.epoch(1))
+        assert len(multiprocessing.active_children()) - before == 3
     finally:
         end_workers()
 

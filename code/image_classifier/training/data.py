@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -187,7 +188,10 @@ class Waiting:
         if getattr(iterator, "watched", False):  # loading processes stay for the next epoch, and so does their iterator
             return
         iterator.watched = True
-        iterator._try_get_data = partial(self._turn, iterator._try_get_data)
+        # By a weak reference: an iterator that refers to itself ends in a garbage collection, which takes its queues
+        # first. Its processes then do not hear that they are done, and it waits five seconds for each of them.
+        turn = partial(type(iterator)._try_get_data, weakref.proxy(iterator))
+        iterator._try_get_data = partial(self._turn, turn)
 
     def _turn(self, turn: Callable[..., tuple[bool, Any]], timeout: float = 0.0) -> tuple[bool, Any]:
         found, data = turn(timeout=TURN_S)
@@ -236,6 +240,7 @@ class Loader:
         self._batches = EpochBatches(
             len(dataset), batch_size, shuffle_seed=shuffle_seed, rank=rank, size=size, balance=balance
         )
+        workers = min(workers, self.num_steps)  # each makes whole batches
         if workers:
             share_temporary_folder()
         self._loader: DataLoader[Batch] = DataLoader(

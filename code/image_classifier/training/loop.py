@@ -18,6 +18,7 @@ from image_classifier.debugging.host_copy import HostCopy
 from image_classifier.debugging.observer import Observer
 from image_classifier.training.balance import make_loss
 from image_classifier.training.checkpoint import Progress, Weights
+from image_classifier.training.convolution_search import pays, searching
 from image_classifier.training.crops import size_news
 from image_classifier.training.distributed import Group
 from image_classifier.training.evaluate import Evaluation, evaluate
@@ -66,8 +67,11 @@ def train_epoch(training: Training, hook: Observer) -> None:
     if training.step_graph is None and wants_graph(training):
         training.step_graph = StepGraph(training.trained, criterion, setup)
     hook.begin("train", progress.epoch, (progress.epoch - 1) * training.train.num_steps + progress.step)
+    usual = len(range(training.group.rank, config.batch_size, training.group.size))  # images; the last batch has fewer
+    search = pays(config, progress.epoch, training.train.num_steps)
     for step in steps(training, hook):
-        step.result = train_step(training, step, criterion, hook, setup)
+        with searching(search and len(step.batch.labels) == usual):
+            step.result = train_step(training, step, criterion, hook, setup)
     compare_replicas(training, hook)
     hook.end_epoch()
 
@@ -128,8 +132,6 @@ def validate(training: Training, hook: Observer) -> Evaluation:
         watched = (training.trained, training.valid, hook, training.bad, training.stop)
         return evaluate(*watched, setup=training.step_setup, group=group)
 
-    if training.setup.early and training.progress.epoch < training.config.epochs:
-        training.train.begin_early(training.progress.epoch + 1)
     if training.on_features:
         return training.group.from_main(lambda: run(Group()))
     return run(training.group)

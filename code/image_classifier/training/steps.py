@@ -60,10 +60,13 @@ def steps(training: Training, hook: Observer) -> Iterator[Step]:
     window = Window()
     clock = time.perf_counter()
     while progress.step < num_steps:
-        if progress.step == num_steps - 1 and training.setup.early:
+        ends = progress.step == num_steps - 1 and training.setup.early
+        if ends:
             training.valid.begin_early()
         with hook.phase("data_wait"):
             batch = next_batch(batches, training.stop)
+        if ends and batch is not None and progress.epoch < config.epochs:
+            training.train.begin_early(progress.epoch + 1)
         waited = time.perf_counter() - clock
         counts = tell_of_batch(training, batch)
         if training.group.size > 1:

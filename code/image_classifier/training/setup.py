@@ -108,7 +108,6 @@ def choose_device(local_rank: int = 0) -> torch.device:
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
         return torch.device("cpu")
     torch.cuda.set_device(local_rank)
-    torch.backends.cudnn.benchmark = True  # every batch but an epoch's last has the same shape
     return torch.device("cuda", local_rank)
 
 
@@ -173,9 +172,7 @@ def wants_cache(config: TrainConfig) -> bool:
 def exact_float32() -> AbstractContextManager[None]:
     """A context in which a GPU's convolutions compute float32 as everywhere else. By default they round to TF32, whose
     mantissa has 10 bits: that is neither what is served nor what golden samples are made of."""
-    flags: AbstractContextManager[None] = torch.backends.cudnn.flags(
-        enabled=True, benchmark=torch.backends.cudnn.benchmark, allow_tf32=False
-    )
+    flags: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
     return flags
 
 

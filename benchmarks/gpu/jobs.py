@@ -28,6 +28,7 @@ from image_classifier.vision.artifact import load_model
 
 SHORT_S = 8.0  # of steps, after which the system rules may speak here; as shipped they wait for a minute
 POLL_S = 0.05
+PROGRESS = " step="  # in the log, from its first progress line on
 WATCHER_FAILED = (
     "switched off",
     "no trace",
@@ -66,17 +67,21 @@ class TrainingJob:
         """Seconds until it ended, or until `until` held and it was killed with SIGKILL.
 
         Args:
-            stop_after_s: seconds after which it is asked to stop, as a user would.
+            stop_after_s: seconds of steps after which it is asked to stop, as a user would.
         """
         assert self.process is not None
+        training_since = None
         while self.process.poll() is None:
             if until is not None and until():
                 self.process.send_signal(signal.SIGKILL)
                 self.process.wait()
                 break
-            if stop_after_s is not None and time.perf_counter() - self.started > stop_after_s:
-                self.process.send_signal(signal.SIGTERM)
-                stop_after_s = None
+            if stop_after_s is not None:
+                if training_since is None and PROGRESS in self.log:
+                    training_since = time.perf_counter()
+                if training_since is not None and time.perf_counter() - training_since > stop_after_s:
+                    self.process.send_signal(signal.SIGTERM)
+                    stop_after_s = None
             time.sleep(POLL_S)
         return time.perf_counter() - self.started
 

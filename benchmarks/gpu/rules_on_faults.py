@@ -10,7 +10,7 @@ from benchmarks.gpu.jobs import make_job
 from benchmarks.gpu.kit import Kit, Missing, read_json
 from benchmarks.gpu.trainer import SYSTEM_RULES
 
-FEW = {"cache": "none", "epochs": 1000, "warmup_epochs": 1, "trace_steps": 0}
+FEW = {"cache": "none", "epochs": 1000, "warmup_epochs": 1, "trace_steps": 0, "preflight": "off"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,8 @@ class Case:
         faults: of planted.py.
         settings: hyperparameters.
         wanted: rules of which at least one must speak.
-        seconds: after which it is asked to stop: some epochs, or enough samples within one. None: it ends by itself.
+        seconds: of steps, after which it is asked to stop: some epochs, or enough samples within one. None: it ends by
+            itself.
     """
 
     faults: tuple[str, ...] = ()
@@ -35,10 +36,10 @@ CASES = {
         faults=("starved",),
         settings={"workers": 2, "batch_size": 128},
         wanted=("LowGPUUtilization", "Dataloader"),
-        seconds=20.0,
+        seconds=14.0,
     ),
-    "memory leak": Case(faults=("leak",), settings={"batch_size": 64}, wanted=("GPUMemoryIncrease",), seconds=32.0),
-    "small batch": Case(settings={"batch_size": 2}, wanted=("BatchSize", "LowGPUUtilization"), seconds=20.0),
+    "memory leak": Case(faults=("leak",), settings={"batch_size": 64}, wanted=("GPUMemoryIncrease",), seconds=20.0),
+    "small batch": Case(settings={"batch_size": 2}, wanted=("BatchSize", "LowGPUUtilization"), seconds=13.0),
 }
 FAKE_CASES = {
     "starved feed and memory leak": Case(

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from tests.unit.test_training_loop import pictures, training
 
 from image_classifier.contract.config import TrainConfig
+from image_classifier.debugging.observer import Observer
+from image_classifier.training import convolution_search
 from image_classifier.training.convolution_search import PAYS_AFTER, pays, searching
+from image_classifier.training.loop import fit
 
 ONE_SIZE = TrainConfig(epochs=10, start_scale=1.0)
 
@@ -36,3 +42,16 @@ def test_what_follows_is_not_searched_also_after_an_error() -> None:
     assert not torch.backends.cudnn.benchmark
     with searching(on=False):
         assert not torch.backends.cudnn.benchmark
+
+
+def test_neither_the_last_small_batch_nor_the_validation_is_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convolution_search, "PAYS_AFTER", 1)
+    job = training(pictures(tmp_path, 10), tmp_path / "checkpoints")  # two batches of four, and one of two
+    searched = set()
+    job.model.register_forward_hook(
+        lambda model, inputs, _: searched.add((model.training, len(inputs[0]), torch.backends.cudnn.benchmark))
+    )
+    fit(job, Observer())
+    assert searched == {(True, 4, True), (True, 2, False), (False, 4, False), (False, 2, False)}

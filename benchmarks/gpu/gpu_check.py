@@ -57,15 +57,15 @@ class Part:
 
 
 PARTS = (
-    Part(name="0", module="machine_and_photos", title="machine and photos", limit_s=25),
-    Part(name="a", module="trainer", title="trainer, from start to model", limit_s=120),
-    Part(name="b", module="overhead", title="cost of watching, synchronisations", limit_s=70),
-    Part(name="c", module="rules_on_faults", title="planted faults", limit_s=90),
+    Part(name="0", module="machine_and_photos", title="machine and photos", limit_s=15),
+    Part(name="a", module="trainer", title="trainer, from start to model", limit_s=130),
+    Part(name="b", module="overhead", title="cost of watching, synchronisations", limit_s=75),
+    Part(name="c", module="rules_on_faults", title="planted faults", limit_s=85),
     Part(name="d", module="golden_engines", title="golden samples by engine", limit_s=25),
-    Part(name="e", module="serving_in_process", title="serving in process", limit_s=50),
+    Part(name="e", module="serving_in_process", title="serving in process", limit_s=45),
     Part(name="f", module="stub_libraries", title="stub libraries", limit_s=45),
-    Part(name="g", module="resume", title="kill and resume", limit_s=40),
-    Part(name="h", module="trace_and_nvml", title="sampler and trace", limit_s=15),
+    Part(name="g", module="resume", title="kill and resume", limit_s=35),
+    Part(name="h", module="trace_and_nvml", title="sampler and trace", limit_s=25),
 )
 
 

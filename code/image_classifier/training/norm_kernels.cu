@@ -72,12 +72,7 @@ __device__ __forceinline__ uint4 pack(const float (&values)[VECTOR])
 #pragma unroll
     for (int i = 0; i < 4; ++i)
         words[i] = rounded(values[2 * i]) | (rounded(values[2 * i + 1]) << 16);
-    uint4 packed;
-    packed.x = words[0];
-    packed.y = words[1];
-    packed.z = words[2];
-    packed.w = words[3];
-    return packed;
+    return uint4{words[0], words[1], words[2], words[3]};
 }
 
 __device__ __forceinline__ void load(const float* __restrict__ from, Count column, float (&values)[VECTOR])
@@ -153,9 +148,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) norm_statistics(
 {
     constexpr int AT_ONCE = 8;
     const Place at = here(channels);
-    float origin[VECTOR];
-    float first[VECTOR] = {};
-    float second[VECTOR] = {};
+    float origin[VECTOR], first[VECTOR] = {}, second[VECTOR] = {};
     unpack(x[at.column], origin);
     for (Count row = at.row; row < rows; row += AT_ONCE * at.step) {
         uint4 loaded[AT_ONCE];
@@ -185,8 +178,7 @@ extern "C" __global__ void __launch_bounds__(32 * PARTS) norm_finish_statistics(
     float* __restrict__ running_var, Count* __restrict__ batches, float* __restrict__ stats, double momentum,
     double epsilon, Count rows, Count channels)
 {
-    double first;
-    double second;
+    double first, second;
     add_partials(partials, blocks, channels, first, second);
     if (threadIdx.x >= 32)
         return;
@@ -217,13 +209,11 @@ __device__ __forceinline__ void apply(
 {
     constexpr int AT_ONCE = ADD ? 2 : 4;
     const Place at = here(channels);
-    float scale[VECTOR];
-    float shift[VECTOR];
+    float scale[VECTOR], shift[VECTOR];
     load(stats + 2 * channels, at.column, scale);
     load(stats + 3 * channels, at.column, shift);
     for (Count row = at.row; row < rows; row += AT_ONCE * at.step) {
-        uint4 loaded[AT_ONCE];
-        uint4 added[AT_ONCE];
+        uint4 loaded[AT_ONCE], added[AT_ONCE];
 #pragma unroll
         for (int i = 0; i < AT_ONCE; ++i) {
             const Count place = place_from_end(at, row + i * at.step, rows);
@@ -235,8 +225,7 @@ __device__ __forceinline__ void apply(
         for (int i = 0; i < AT_ONCE; ++i)
             if (row + i * at.step < rows) {
                 const Count place = place_from_end(at, row + i * at.step, rows);
-                float values[VECTOR];
-                float others[VECTOR];
+                float values[VECTOR], others[VECTOR];
                 unsigned passed = 0;
                 unpack(loaded[i], values);
                 if (ADD)
@@ -278,19 +267,15 @@ __device__ __forceinline__ void reduce(
 {
     constexpr int AT_ONCE = 4;
     const Place at = here(channels);
-    float mean[VECTOR];
-    float scale[VECTOR] = {};
-    float shift[VECTOR] = {};
-    float first[VECTOR] = {};
-    float second[VECTOR] = {};
+    float mean[VECTOR], scale[VECTOR] = {}, shift[VECTOR] = {};
+    float first[VECTOR] = {}, second[VECTOR] = {};
     load(stats, at.column, mean);
     if (RELU && !ADD) {
         load(stats + 2 * channels, at.column, scale);
         load(stats + 3 * channels, at.column, shift);
     }
     for (Count row = at.row; row < rows; row += AT_ONCE * at.step) {
-        uint4 gradients[AT_ONCE];
-        uint4 inputs[AT_ONCE];
+        uint4 gradients[AT_ONCE], inputs[AT_ONCE];
         unsigned char passed[AT_ONCE] = {};
 #pragma unroll
         for (int i = 0; i < AT_ONCE; ++i) {
@@ -303,8 +288,7 @@ __device__ __forceinline__ void reduce(
 #pragma unroll
         for (int i = 0; i < AT_ONCE; ++i)
             if (row + i * at.step < rows) {
-                float gradient[VECTOR];
-                float values[VECTOR];
+                float gradient[VECTOR], values[VECTOR];
                 unpack(gradients[i], gradient);
                 unpack(inputs[i], values);
                 behind_relu<RELU, ADD>(gradient, values, passed[i], scale, shift);
@@ -324,8 +308,7 @@ extern "C" __global__ void __launch_bounds__(32 * PARTS) norm_finish_gradients(
     const float* __restrict__ weight, float* __restrict__ dweight, float* __restrict__ dbias,
     float* __restrict__ coefficients, Count rows, Count channels)
 {
-    double first;
-    double second;
+    double first, second;
     add_partials(partials, blocks, channels, first, second);
     if (threadIdx.x >= 32)
         return;
@@ -350,11 +333,8 @@ __device__ __forceinline__ void gradient(
 {
     constexpr int AT_ONCE = 2;
     const Place at = here(channels);
-    float scale[VECTOR] = {};
-    float shift[VECTOR] = {};
-    float of_gradient[VECTOR];
-    float of_x[VECTOR];
-    float constant[VECTOR];
+    float scale[VECTOR] = {}, shift[VECTOR] = {};
+    float of_gradient[VECTOR], of_x[VECTOR], constant[VECTOR];
     if (RELU && !ADD) {
         load(stats + 2 * channels, at.column, scale);
         load(stats + 3 * channels, at.column, shift);
@@ -363,8 +343,7 @@ __device__ __forceinline__ void gradient(
     load(coefficients + channels, at.column, of_x);
     load(coefficients + 2 * channels, at.column, constant);
     for (Count row = at.row; row < rows; row += AT_ONCE * at.step) {
-        uint4 gradients[AT_ONCE];
-        uint4 inputs[AT_ONCE];
+        uint4 gradients[AT_ONCE], inputs[AT_ONCE];
         unsigned char passed[AT_ONCE] = {};
 #pragma unroll
         for (int i = 0; i < AT_ONCE; ++i) {
@@ -378,8 +357,7 @@ __device__ __forceinline__ void gradient(
         for (int i = 0; i < AT_ONCE; ++i)
             if (row + i * at.step < rows) {
                 const Count place = place_from_end(at, row + i * at.step, rows);
-                float dz[VECTOR];
-                float values[VECTOR];
+                float dz[VECTOR], values[VECTOR];
                 unpack(gradients[i], dz);
                 unpack(inputs[i], values);
                 behind_relu<RELU, ADD>(dz, values, passed[i], scale, shift);

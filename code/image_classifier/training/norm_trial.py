@@ -7,14 +7,17 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from image_classifier.contract.errors import describe
 from image_classifier.training.fused_norms import WAYS, FusedNorms, kernels_for
-from image_classifier.training.state import Training
 from image_classifier.vision.resnet import LayerEnd, ResNet, end_layer
+
+if TYPE_CHECKING:
+    from image_classifier.training.state import Training
 
 log = logging.getLogger(__name__)
 Shape = tuple[int, int, int, int]
@@ -51,12 +54,10 @@ class _Case:
 
 
 def fuse_norms(training: Training) -> None:
-    """Has the network's layers end in our kernels, if the job wants that and all its processes can."""
-    if not wants_fused_norms(training):
-        return
-    assert isinstance(training.model, ResNet)
-    found = tried(training.setup.device)
+    """Has the network's layers end in our kernels, if job and machines allow it. All processes must call it."""
+    found = tried(training.setup.device) if wants_fused_norms(training) else None
     if all(training.group.exchange(found is not None)) and found is not None:
+        assert isinstance(training.model, ResNet)
         training.model.end_layers_by(found)
 
 

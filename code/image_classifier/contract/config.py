@@ -165,6 +165,12 @@ class TrainConfig:
         choices=("auto", "off"),
         changes_result=False,
     )
+    fused_norms: str = param(
+        "auto",
+        "on a GPU in bf16, batch norm, shortcut and ReLU by kernels of our own: auto (where right and faster), off",
+        choices=("auto", "off"),
+        changes_result=False,
+    )
 
     log_interval: int = param(10, "steps between progress lines", low=1, section="Debugging", changes_result=False)
     debug: bool = param(True, "record losses and statistics of tensors with the smdebug hook", changes_result=False)

@@ -34,6 +34,7 @@ from image_classifier.training.head_only import (
     training_loader,
 )
 from image_classifier.training.loop import fit
+from image_classifier.training.norm_trial import fuse_norms
 from image_classifier.training.observe import Watched, import_ahead, make_hook
 from image_classifier.training.optim import make_optimizer, resume_optimizer
 from image_classifier.training.setup import Setup, choose_device, make_setup, tell_device
@@ -107,6 +108,7 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag, be
         with WaitingThreads(device):
             compute_features(training, hook)
             before_first_step(training, hook)
+            fuse_norms(training)
             with one_thread_for_the_head(training):
                 fit(training, hook)
             group.from_main(lambda: finish(training, hook, folders, data_fingerprint, paths))  # the others wait

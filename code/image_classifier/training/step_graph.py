@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import nn
 
+from image_classifier.vision.resnet import has_hooks
+
 if TYPE_CHECKING:
     from image_classifier.training.setup import Setup
 
@@ -181,10 +183,7 @@ def recorded(passes: Passes) -> tuple[Callable[[], None], Answer]:
 
 def _has_hooks(model: nn.Module) -> bool:
     """Whether Python is to be called within the passes: a replay would not do it."""
-    return any(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-        for module in model.modules()
-    )
+    return any(map(has_hooks, model.modules()))
 
 
 def _close(found: Sequence[torch.Tensor | None], expected: Sequence[torch.Tensor | None], share: float) -> bool:

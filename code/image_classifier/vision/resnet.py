@@ -6,10 +6,44 @@ torchvision's brings object detection and torch's compiler along, which a short 
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import nn
 
 from image_classifier.vision import network
+
+
+class LayerEnd(Protocol):
+    """What comes behind a convolution: batch norm, shortcut where there is one, ReLU where there is one."""
+
+    def __call__(
+        self,
+        norm: nn.BatchNorm2d,
+        x: torch.Tensor,
+        *,
+        relu: nn.ReLU | None = None,
+        shortcut: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(N, C, H, W), and a shortcut like it -> the same shape, in memory of its own."""
+        ...
+
+
+def end_layer(
+    norm: nn.BatchNorm2d, x: torch.Tensor, *, relu: nn.ReLU | None = None, shortcut: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The modules one after the other, as in torchvision's network."""
+    y: torch.Tensor = norm(x)
+    if shortcut is not None:
+        y += shortcut
+    return y if relu is None else relu(y)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether Python is to be called before or behind this module: it must be called as a module then."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 class Bottleneck(nn.Module):
@@ -25,14 +59,27 @@ class Bottleneck(nn.Module):
         self.conv3, self.bn3 = _convolution(third), _norm(third)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
+        self._end: LayerEnd = end_layer
+
+    def end_layers_by(self, end: LayerEnd) -> None:
+        """As that of `ResNet`, for this block."""
+        self._end = end
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The sum of path and shortcut."""
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        y += x if self.downsample is None else self.downsample(x)
-        return self.relu(y)  # type: ignore[no-any-return]
+        y = self._end(self.bn1, self.conv1(x), relu=self.relu)
+        y = self._end(self.bn2, self.conv2(y), relu=self.relu)
+        y = self.conv3(y)
+        return self._end(self.bn3, y, relu=self.relu, shortcut=self._shortcut(x))
+
+    def _shortcut(self, x: torch.Tensor) -> torch.Tensor:
+        if self.downsample is None:
+            return x
+        if self._end is end_layer or has_hooks(self.downsample):
+            return self.downsample(x)  # type: ignore[no-any-return]
+        convolution, norm = self.downsample
+        assert isinstance(norm, nn.BatchNorm2d)
+        return self._end(norm, convolution(x))
 
 
 class ResNet(nn.Module):
@@ -52,15 +99,27 @@ class ResNet(nn.Module):
         )
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.fc = nn.Linear(network.FEATURES, num_classes)
+        self._end: LayerEnd = end_layer
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(module, Bottleneck):
                 nn.init.zeros_(module.bn3.weight)
 
+    def end_layers_by(self, end: LayerEnd) -> None:
+        """Has batch norms, shortcuts and ReLUs computed by `end` from now on, in copies of the network too.
+
+        Args:
+            end: computes what `end_layer` does, and calls that where a module has hooks. Copying it gives itself.
+        """
+        self._end = end
+        for module in self.modules():
+            if isinstance(module, Bottleneck):
+                module.end_layers_by(end)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The logits."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.maxpool(self._end(self.bn1, self.conv1(x), relu=self.relu))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(torch.flatten(self.avgpool(x), 1))  # type: ignore[no-any-return]
 

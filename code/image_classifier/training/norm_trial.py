@@ -1,0 +1,225 @@
+"""Whether the layers of a training end in our kernels (`fused_norms.py`): tried on its GPU before the first step. They
+are used where they are right and faster than torch's, and no training fails for want of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from image_classifier.contract.errors import describe
+from image_classifier.training.fused_norms import WAYS, FusedNorms, kernels_for
+from image_classifier.vision.resnet import LayerEnd, ResNet, end_layer
+
+if TYPE_CHECKING:
+    from image_classifier.training.state import Training
+
+log = logging.getLogger(__name__)
+Shape = tuple[int, int, int, int]
+
+BF16_ERROR = 1.01 * 2**-8  # of a number: half of what the last of a bf16's 8 bits is worth, and float32's own errors
+FLOAT32_ERROR = 1e-4  # of a number, and of the root mean square of all: sums in float32 are off by some 1e-6
+CHECKED: tuple[Shape, ...] = ((9, 64, 57, 57), (5, 256, 15, 15), (128, 2048, 7, 7), (3, 2048, 7, 7))
+"""Few channels and many rows, an odd number of them; a block's full width; most channels, of 128 images and of 3."""
+TIMED: Mapping[str, Shape] = {"relu": (128, 64, 112, 112), "add_relu": (128, 256, 56, 56)}
+"""The largest that a ResNet50 has at 224 pixels, of 128 images: a GPU takes longer for them than a host to launch."""
+TRIES, ROUNDS = 3, 5  # the fastest of so many tries counts, after one that warms up; rounds of a try
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Case:
+    """A layer's end and random numbers for it."""
+
+    norm: nn.BatchNorm2d
+    relu: nn.ReLU | None
+    x: Tensor
+    shortcut: Tensor | None
+    dy: Tensor
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """What has a gradient: x, weight, bias and, where there is one, the shortcut."""
+        found = [self.x, self.norm.weight, self.norm.bias]
+        return found if self.shortcut is None else [*found, self.shortcut]
+
+    def passes(self, end: LayerEnd) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The answer, and the gradients of the inputs."""
+        y = end(self.norm, self.x, relu=self.relu, shortcut=self.shortcut)
+        return y.detach(), torch.autograd.grad(y, self.inputs, self.dy)
+
+
+def fuse_norms(training: Training) -> None:
+    """Has the network's layers end in our kernels, if job and machines allow it. All processes must call it."""
+    found = tried(training.setup.device) if wants_fused_norms(training) else None
+    if all(training.group.exchange(found is not None)) and found is not None:
+        assert isinstance(training.model, ResNet)
+        training.model.end_layers_by(found)
+
+
+def wants_fused_norms(training: Training) -> bool:
+    """Whether to try them: where a whole ResNet trains in bf16 on a GPU."""
+    config, setup = training.config, training.setup
+    trains = config.fine_tune == "full" and isinstance(training.model, ResNet)
+    return config.fused_norms == "auto" and setup.device.type == "cuda" and setup.bf16 and trains
+
+
+def on_gpu(device: torch.device) -> FusedNorms:
+    """With the kernels compiled for this GPU. Raises as `CudaKernels`."""
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    return FusedNorms(kernels_for(device), device, processors)
+
+
+def tried(
+    device: torch.device,
+    *,
+    make: Callable[[torch.device], FusedNorms] = on_gpu,
+    shapes: Sequence[Shape] = CHECKED,
+    timed: Mapping[str, Shape] = TIMED,
+    wait: Callable[[], None] | None = None,
+) -> FusedNorms | None:
+    """Our kernels, where they are right and faster; with a line in the log either way.
+
+    Args:
+        make: compiles them; may raise anything.
+        shapes: (N, C, H, W) of what is computed by them and exactly.
+        timed: way of a layer's end -> what is timed.
+        wait: until the device has computed all it was given; a GPU's without it.
+    """
+    try:
+        norms = make(device)
+        if wrong := wrong_numbers(norms, shapes):
+            log.warning("batch norms are left to torch: our kernels do not compute what it does (%s)", wrong)
+            return None
+        ours, theirs = (seconds(end, timed, device, wait or torch.cuda.synchronize) for end in (norms, end_layer))
+    except Exception as error:  # any: what makes a training faster must not end it
+        log.warning("batch norms are left to torch: %s", describe(error))
+        return None
+    finally:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # the training has other shapes
+    log.info("two large batch norms: %.2f ms by torch, %.2f ms by our kernels", 1000 * theirs, 1000 * ours)
+    return norms if ours < theirs else None
+
+
+def wrong_numbers(norms: FusedNorms, shapes: Sequence[Shape]) -> str:
+    """The first result that is off by more than it may be, in words; empty where all are right. Raises as `errors`."""
+    for way in WAYS:
+        for shape in shapes:
+            for name, error in errors(norms, way, shape).items():
+                if not error <= 1:  # also where it is no number
+                    return f"{name} of {way} {'x'.join(map(str, shape))}: {error:.3g} times what it may be off"
+    return ""
+
+
+def errors(norms: FusedNorms, way: str, shape: Shape) -> dict[str, float]:
+    """By name of a result, the largest error of its numbers, over what it may be: 1 or less is right.
+
+    Raises:
+        RuntimeError: the kernels cannot be launched, or do not serve this.
+    """
+    case = _random_case(way, shape, norms.device)
+    if not norms.serves(case.norm, case.x, relu=case.relu, shortcut=case.shortcut):
+        raise RuntimeError(f"our kernels do not serve {way} {'x'.join(map(str, shape))}")
+    before = _kept(case.norm)
+    y, gradients = case.passes(norms)
+    expected = _exact(case, before, y > 0)
+    names = ("gradient of x", "gradient of weight", "gradient of bias", "gradient of the shortcut")
+    found = {"output": y} | _kept(case.norm) | dict(zip(names, gradients, strict=False))
+    return {name: _error(value, expected[name]) for name, value in found.items()}
+
+
+def _random_case(way: str, shape: Shape, device: torch.device) -> _Case:
+    """Channels have means of up to some 30 deviations, and weights of both signs, one of them 0. Draws no number of the
+    training's."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def drawn(*sizes: int) -> Tensor:
+        return torch.randn(sizes, generator=generator, device=device)
+
+    def rows(values: Tensor) -> Tensor:
+        return values.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+
+    channels = shape[1]
+    norm = nn.BatchNorm2d(channels, device=device)
+    with torch.no_grad():
+        norm.weight.copy_(drawn(channels))[0] = 0.0
+        norm.bias.copy_(drawn(channels))
+        assert norm.running_mean is not None
+        norm.running_mean.copy_(drawn(channels))
+    deviations, means = drawn(1, channels, 1, 1).exp(), 10 * drawn(1, channels, 1, 1)
+    shortcut = rows(drawn(*shape)).requires_grad_() if way == "add_relu" else None
+    return _Case(
+        norm=norm,
+        relu=None if way == "plain" else nn.ReLU(inplace=True),
+        x=rows((drawn(*shape) + means) * deviations).requires_grad_(),
+        shortcut=shortcut,
+        dy=rows(drawn(*shape)),
+    )
+
+
+def _kept(norm: nn.BatchNorm2d) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in norm.named_buffers()}
+
+
+def _exact(case: _Case, before: Mapping[str, Tensor], passed: Tensor) -> dict[str, Tensor]:
+    """What should come out, in float64.
+
+    Args:
+        before: what the norm kept before.
+        passed: which values the ReLU let pass. Those it should have let pass are known to no more than the answer's
+            error, and a value on the edge has its whole gradient or none.
+    """
+    norm, dims = case.norm, (0, 2, 3)
+    x, dy = case.x.detach().double(), case.dy.double()
+    rows = x.numel() // x.shape[1]
+    variance, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
+    inverse = (variance + norm.eps).rsqrt()
+    normal = (x - mean) * inverse
+    weight, bias = (each.detach().double()[:, None, None] for each in (norm.weight, norm.bias))
+    y = normal * weight + bias
+    if case.shortcut is not None:
+        y = y + case.shortcut.detach().double()
+    dz = dy if case.relu is None else dy * passed
+    dbias, dweight = dz.sum(dims), (dz * normal).sum(dims)
+    of_mean, of_normal = (each[:, None, None] / rows for each in (dbias, dweight))
+    momentum = norm.momentum or 0.0
+    moved = {"running_mean": mean.flatten(), "running_var": variance.flatten() * (rows / (rows - 1))}
+    return {
+        "output": y if case.relu is None else y.relu(),
+        **{name: before[name].double() * (1 - momentum) + value * momentum for name, value in moved.items()},
+        "num_batches_tracked": before["num_batches_tracked"] + 1,
+        "gradient of x": weight * inverse * (dz - of_mean - normal * of_normal),
+        "gradient of weight": dweight,
+        "gradient of bias": dbias,
+        "gradient of the shortcut": dz,
+    }
+
+
+def _error(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, over what it may be."""
+    exact = expected.double()
+    share = BF16_ERROR if found.dtype == torch.bfloat16 else FLOAT32_ERROR
+    allowed = share * exact.abs() + FLOAT32_ERROR * exact.square().mean().sqrt()
+    return float(((found.double() - exact).abs() / allowed).max())
+
+
+def seconds(end: LayerEnd, timed: Mapping[str, Shape], device: torch.device, wait: Callable[[], None]) -> float:
+    """What forward and backward pass of these take together, each the fastest of its tries."""
+    total = 0.0
+    for way, shape in timed.items():
+        case, least = _random_case(way, shape, device), float("inf")
+        case.passes(end)
+        for _ in range(TRIES):
+            wait()
+            started = time.perf_counter()
+            for _ in range(ROUNDS):
+                case.passes(end)
+            wait()
+            least = min(least, (time.perf_counter() - started) / ROUNDS)
+        total += least
+    return total

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from benchmarks.gpu.jobs import TrainingJob, make_job
 from benchmarks.gpu.kit import CLASSES, IMAGES, Kit, spread, synchronised
-from image_classifier.training.norm_trial import tried
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.paths import FEATURES_VARIABLE
 from image_classifier.training.convolution_search import searching
+from image_classifier.training.norm_trial import tried
 from image_classifier.training.optim import make_optimizer
 from image_classifier.training.setup import Setup, choose_device, describe_device, use_bf16
 from image_classifier.training.step_graph import SAME_SHAPE, Answer, Passes, StepGraph

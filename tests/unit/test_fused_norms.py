@@ -4,8 +4,10 @@ the very grids and arguments that a GPU gets."""
 from __future__ import annotations
 
 import copy
+import ctypes
 import importlib.util
 import itertools
+import mmap
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -158,40 +160,52 @@ def test_the_same_comes_out_every_time_and_in_whatever_order_threads_run(
         assert all(torch.equal(first, other) for other in others)
 
 
+class Fenced:
+    """Tensors right before or right behind a page of memory that nobody may touch: the process ends where one does."""
+
+    def __init__(self, *, behind: bool) -> None:
+        self._behind = behind
+        self._maps: list[tuple[mmap.mmap, int]] = []
+        self._protect = ctypes.CDLL(None).mprotect
+        self._protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+    def __call__(self, values: Tensor) -> Tensor:
+        inside = values.permute(0, 2, 3, 1).contiguous() if values.ndim == 4 else values
+        size = inside.numel() * inside.element_size()
+        pages = -(-size // mmap.PAGESIZE)
+        memory = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
+        whole = torch.frombuffer(memory, dtype=torch.uint8)
+        fence = whole.data_ptr() + (pages * mmap.PAGESIZE if self._behind else 0)
+        assert self._protect(fence, mmap.PAGESIZE, 0) == 0
+        self._maps.append((memory, fence))
+        start = pages * mmap.PAGESIZE - size if self._behind else mmap.PAGESIZE
+        placed = whole[start : start + size].view(inside.dtype).view(inside.shape)
+        placed.copy_(inside)
+        return placed.permute(0, 3, 1, 2) if values.ndim == 4 else placed
+
+
+@pytest.mark.parametrize("behind", [True, False], ids=["behind", "before"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("way", WAYS)
 def test_nothing_beside_the_tensors_is_read_or_written(
-    kernels: KernelStandIn, shape: tuple[int, int, int, int]
+    kernels: KernelStandIn, way: str, shape: tuple[int, int, int, int], behind: bool
 ) -> None:
-    """What lies before and behind them is no number: it would show in what is computed, and it stays what it is."""
-    whole: list[Tensor] = []
-
-    def guarded(values: Tensor) -> Tensor:
-        bytes_of = values.permute(0, 2, 3, 1).contiguous() if values.ndim == 4 else values
-        flat = bytes_of.reshape(-1).view(torch.uint8)
-        memory = torch.full((flat.numel() + 2 * 4096,), 0xFF, dtype=torch.uint8)  # NaN in every float
-        memory[4096:-4096] = flat
-        whole.append(memory)
-        inside = memory[4096:-4096].view(values.dtype).view(bytes_of.shape)
-        return inside.permute(0, 3, 1, 2) if values.ndim == 4 else inside
-
-    channels = shape[1]
-    x, shortcut, dy = (guarded(rows(*shape, seed=seed)) for seed in range(3))
+    """A GPU would end the training there, or write into what is another's."""
+    fenced, channels = Fenced(behind=behind), shape[1]
+    x, dy, y, dx = (fenced(rows(*shape, seed=seed)) for seed in range(4))
+    shortcut, dshortcut = (fenced(rows(*shape)) if way == "add_relu" else None for _ in range(2))
+    mask = fenced(torch.zeros(x.numel() // 8, dtype=torch.uint8)) if way == "add_relu" else None
     norm = nn.BatchNorm2d(channels)
-    norm.weight, norm.bias = (nn.Parameter(guarded(each.detach())) for each in (norm.weight, norm.bias))
-    norm.running_mean, norm.running_var = (guarded(each) for each in (norm.running_mean, norm.running_var))
-    y, dx, dshortcut = (guarded(torch.full_like(x, torch.nan)) for _ in range(3))
-    mask = guarded(torch.zeros(x.numel() // 8, dtype=torch.uint8))
+    norm.weight, norm.bias = (nn.Parameter(fenced(each.detach())) for each in (norm.weight, norm.bias))
+    norm.running_mean, norm.running_var = (fenced(each) for each in (norm.running_mean, norm.running_var))
     sizes = (4, channels), (partials_size(x, PROCESSORS),), (channels,), (channels,), (3, channels)
-    stats, partials, dweight, dbias, coefficients = (guarded(torch.full(size, torch.nan)) for size in sizes)
-    before = [memory.clone() for memory in whole]
+    stats, partials, dweight, dbias, coefficients = (fenced(torch.full(size, torch.nan)) for size in sizes)
     kernels(
-        forward_launches(
-            "add_relu", x, shortcut, norm, y=y, mask=mask, stats=stats, partials=partials, processors=PROCESSORS
-        )
+        forward_launches(way, x, shortcut, norm, y=y, mask=mask, stats=stats, partials=partials, processors=PROCESSORS)
     )
     kernels(
         backward_launches(
-            "add_relu",
+            way,
             dy,
             x,
             mask=mask,
@@ -206,11 +220,23 @@ def test_nothing_beside_the_tensors_is_read_or_written(
             processors=PROCESSORS,
         )
     )
-    filled = (y, dx, dshortcut, stats, partials, dweight, dbias, coefficients, norm.running_mean, norm.running_var)
-    assert all(each.isfinite().all() for each in filled)
-    for memory, earlier in zip(whole, before, strict=True):
-        assert torch.equal(memory[:4096], earlier[:4096])
-        assert torch.equal(memory[-4096:], earlier[-4096:])
+    assert all(each.isfinite().all() for each in (stats, partials, dweight, dbias, coefficients))
+
+
+def test_halves_are_rounded_to_the_even_one(kernels: KernelStandIn) -> None:
+    """As torch rounds: always up would be a drift."""
+    x = torch.linspace(1, 2, 129)[:128].repeat(64, 1).T.reshape(1, 128, 1, 64).permute(0, 3, 1, 2)
+    x = torch.cat([x, -x]).bfloat16().contiguous(memory_format=LAST)
+    norm, y, partials = nn.BatchNorm2d(64), torch.empty_like(x), torch.empty(partials_size(x, PROCESSORS))
+    stats = torch.zeros(4, 64)
+    stats[2] = 1.0  # scale
+    stats[3] = torch.tensor([2**-8, -(2**-8), 2**-9, 3 * 2**-9]).repeat(16)  # shift: half a step and less, and more
+    launches = forward_launches(
+        "plain", x, None, norm, y=y, mask=None, stats=stats, partials=partials, processors=PROCESSORS
+    )
+    kernels(launches[-1:])
+    expected = (x.float() + stats[3][:, None, None]).bfloat16()
+    assert torch.equal(y, expected)
 
 
 def test_what_is_no_number_stays_none(fused: FusedNorms) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from image_classifier.serving.cuda_graph import Network, fastest, recorded
+from image_classifier.serving.cuda_graph import Network, Replay, fastest, recorded
 
 EXAMPLE = torch.ones(1, 3)
 
@@ -37,6 +40,28 @@ def test_a_network_that_cannot_be_recorded_serves_as_it_is(caplog: pytest.LogCap
     ]
 
 
+class Doubling:
+    """A network with a weight, and a graph of it: both compute from where the numbers lie."""
+
+    def __init__(self) -> None:
+        self.weight = torch.full((1, 3), 2.0)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images * self.weight
+
+
+def test_a_replay_keeps_what_its_graph_reads() -> None:
+    network, inputs, outputs = Doubling(), torch.zeros(1, 3), torch.zeros(1, 3)
+    weight = weakref.ref(network.weight)
+    graph = SimpleNamespace(replay=lambda: outputs.copy_(inputs * weight()))  # knows addresses alone
+    replay = Replay(graph, inputs, outputs, network)
+    del network
+    gc.collect()
+    first, second = replay(EXAMPLE), replay(3 * EXAMPLE)
+    assert torch.equal(first, 2 * EXAMPLE)
+    assert torch.equal(second, 6 * EXAMPLE)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
 def test_a_replay_answers_what_the_network_answers() -> None:
     network = torch.nn.Conv2d(3, 4, 3).cuda().eval()
@@ -44,5 +69,11 @@ def test_a_replay_answers_what_the_network_answers() -> None:
     first, second = (torch.randn(1, 3, 8, 8, device="cuda") for _ in range(2))
     with torch.inference_mode():
         answers = replay(first), replay(second)
-        assert torch.equal(answers[0], network(first))
-        assert torch.equal(answers[1], network(second))
+        expected = network(first), network(second)
+        del network
+        kept = [torch.full((4, 3, 3, 3), torch.nan, device="cuda") for _ in range(64)]  # where its weights lay
+        answers += (replay(first),)
+        assert len(kept) == 64
+        assert torch.equal(answers[0], expected[0])
+        assert torch.equal(answers[1], expected[1])
+        assert torch.equal(answers[2], expected[0])

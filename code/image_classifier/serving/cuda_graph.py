@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,12 +60,27 @@ def recorded(network: Network, example: Tensor) -> Network:
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             outputs = network(inputs)
 
-    def replay(images: Tensor) -> Tensor:
-        inputs.copy_(images, non_blocking=True)
-        graph.replay()
-        return outputs.clone()
+    return Replay(graph, inputs, outputs, network)
 
-    return replay
+
+class Replay:
+    """A network that was recorded, for inputs of one shape.
+
+    A graph knows addresses alone. So what lies there must stay: inputs, answers, and the network, whose weights would
+    make room for other numbers if nobody held it any more.
+
+    Args:
+        graph: reads `inputs` and the network's weights, and fills `outputs`.
+    """
+
+    def __init__(self, graph: Any, inputs: Tensor, outputs: Tensor, network: Network) -> None:
+        self._graph, self._inputs, self._outputs, self._network = graph, inputs, outputs, network
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The answers, in a tensor of their own."""
+        self._inputs.copy_(images, non_blocking=True)
+        self._graph.replay()
+        return self._outputs.clone()
 
 
 def seconds(network: Network, example: Tensor) -> float:

@@ -19,7 +19,7 @@ from image_classifier.debugging.live import LiveRules
 from image_classifier.debugging.rules import MODULES, RULES, judge, parse_rules
 from image_classifier.debugging.rules.base import Finding, Rule, insufficient, issue
 from image_classifier.debugging.rules.classes import ClassImbalance, binomial_tail
-from image_classifier.debugging.rules.framework import MaxInitializationTime, StepOutlier
+from image_classifier.debugging.rules.framework import MaxInitializationTime, StepOutlier, without_running_ahead
 from image_classifier.debugging.rules.losses import ExplodingTensor, LossNotDecreasing
 from image_classifier.debugging.rules.overfitting import Overfit
 from image_classifier.debugging.rules.table import BEGIN, END, with_table
@@ -180,6 +180,21 @@ def test_steps_that_pause_are_found_and_what_other_programs_take_is_not() -> Non
     assert StepOutlier().check(timed_steps(slices.tolist())).verdict is Verdict.NO_ISSUES
     half_the_steps = usual + np.where(np.arange(400) % 2 == 0, 0.15, 0.0)  # a second program, all the time
     assert StepOutlier().check(timed_steps(half_the_steps.tolist())).verdict is Verdict.NO_ISSUES
+
+
+def test_a_host_that_waits_for_the_steps_it_ran_ahead_of_has_no_outliers() -> None:
+    ahead = [0.003] * 8 + [0.02 + 8 * 0.017] + [0.02] * 11  # 20 steps of 20 ms, of which 8 were launched at once
+    assert StepOutlier().check(timed_steps(20 * ahead)).verdict is Verdict.NO_ISSUES
+    slower = [0.003] * 8 + [0.02 + 8 * 0.017 + 0.3] + [0.02] * 11
+    result = StepOutlier().check(timed_steps(20 * slower))
+    assert result.verdict is Verdict.ISSUES
+    assert result.summary.startswith("20 of 399 steps")
+
+
+def test_running_ahead_ends_with_the_epoch() -> None:
+    seconds = np.array([0.1, 0.01, 0.01, 0.28, 0.1, 0.01, 0.2, 0.3])
+    found = without_running_ahead(seconds, np.full(8, 0.1), np.array([1, 1, 1, 1, 1, 1, 2, 2]))
+    assert found == pytest.approx([0.1, 0.01, 0.01, 0.1, 0.1, 0.01, 0.2, 0.3])
 
 
 def test_infinite_and_nan_are_found_at_their_first_step() -> None:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from image_classifier.debugging.crop_growth import medians_of_like
 from image_classifier.debugging.measures import median_step_s, within_epochs
@@ -16,6 +17,29 @@ from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.schema import MODES, Evidence
 
 SLICE_S = 0.05  # a few time slices of Linux's scheduler
+LAUNCHED = 0.5  # of the median: a step below was given to a GPU that had others to do yet
+
+
+def without_running_ahead(
+    seconds: NDArray[np.float64], medians: NDArray[np.float64], epochs: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Seconds of steps whose host did not run ahead of its GPU: what a step waits for the GPU's earlier steps of the
+    epoch is taken off it.
+
+    Args:
+        seconds, medians, epochs: (n,), of each step in their order: its own, the usual ones, and its epoch.
+    """
+    found = seconds.copy()
+    ahead, epoch = 0.0, math.nan
+    for index, (took, usual) in enumerate(zip(seconds, medians, strict=True)):
+        if epochs[index] != epoch:  # the host reads what the GPU computed
+            ahead, epoch = 0.0, epochs[index]
+        if took < LAUNCHED * usual:
+            ahead += usual - took
+        elif took > usual:
+            waited = min(ahead, took - usual)
+            found[index], ahead = took - waited, ahead - waited
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +48,10 @@ class StepOutlier(ClockRule):
 
     Of the training steps but for each epoch's first, with the median m of those whose crops are as large, and the
     standard deviation s estimated by 1.4826 times the median distance from m: an outlier takes longer than
-    m + `stddev` s, 3 m and m + 50 ms, all three. Fires when there are more than `outliers` among more than `min_steps`
-    steps, and the time they take above m is more than `lost` of all the steps' time.
+    m + `stddev` s, 3 m and m + 50 ms, all three, also without what steps of the same epoch before it fell short: a host
+    that runs ahead of its GPU takes next to no time for some steps, and then waits in one for all of them. Fires when
+    there are more than `outliers` among more than `min_steps` steps, and the time they take above m is more than `lost`
+    of all the steps' time.
 
     The managed rule counts steps beyond mean + 3 standard deviations, which slow steps raise themselves, and whatever
     they cost. 50 ms pass over the slices that other programs take of the cores.
@@ -44,13 +70,14 @@ class StepOutlier(ClockRule):
         num_steps = len(run.step("train", "seconds"))
         if num_steps <= self.min_steps:
             return insufficient(f"needs more than {self.min_steps} steps with a duration", num_steps)
-        series, median = within_epochs(run), median_step_s(run)
+        series, median, epochs = within_epochs(run), median_step_s(run), run.epochs("train")
         seconds, steps = series.values, series.steps
         medians = medians_of_like(run, series)
         spread = 1.4826 * float(np.median(np.abs(seconds - medians)))
         limits = np.maximum.reduce([medians + self.stddev * spread, 3 * medians, medians + SLICE_S])
+        seconds = without_running_ahead(seconds, medians, epochs.where(np.isin(epochs.steps, steps)).values)
         slow = np.flatnonzero(seconds > limits)
-        lost = float((seconds[slow] - medians[slow]).sum() / seconds.sum())
+        lost = float((seconds[slow] - medians[slow]).sum() / series.values.sum())
         if len(slow) <= self.outliers or lost <= self.lost:
             return healthy(
                 f"{len(slow)} outliers cost {percent(lost)} of the time; the median step takes {median:.3g} s",

@@ -116,6 +116,7 @@ def train_step(
         with hook.phase("backward"):
             training.optimizer.zero_grad(set_to_none=True)
             (loss * step.share).backward()
+            loss, logits = loss.detach(), logits.detach()  # a recording fails while older passes are held by them
     hook.after_backward()
     with hook.phase("optimizer"):
         training.optimizer.step()

@@ -10,7 +10,7 @@ import torch
 from benchmarks.gpu.jobs import finished_model
 from benchmarks.gpu.kit import Kit, lacks
 
-from image_classifier.contract.errors import ClassifierError
+from image_classifier.contract.errors import ArtifactError, PlatformError
 from image_classifier.serving.classifier import Classifier
 from image_classifier.serving.cuda_graph import Network, recorded
 from image_classifier.serving.engines import FORMATS, OpenVinoEngine, TorchEngine, torch_network
@@ -29,8 +29,11 @@ def run(kit: Kit) -> None:
         precision = name.rpartition(" ")[2]
         try:
             change = largest_change(Classifier(artifact, make()))
-        except ClassifierError as error:
+        except PlatformError as error:
             kit.skip(name, error.message)
+            continue
+        except ArtifactError as error:
+            found[name] = {"within": False, "failed": error.message}
             continue
         tolerance = artifact.manifest.tolerance(precision)
         refusal = artifact.manifest.refusal(precision)
@@ -49,8 +52,13 @@ def run(kit: Kit) -> None:
     kit.claim(
         "every engine whose format the model allows reproduces the golden samples within its tolerance",
         all(each["within"] for each in allowed.values()),
-        ", ".join(f"{name} {each['largest_change']:.2g} of {each['tolerance']:.2g}" for name, each in allowed.items()),
+        ", ".join(f"{name} {_in_words(each)}" for name, each in allowed.items()),
     )
+
+
+def _in_words(found: Mapping[str, Any]) -> str:
+    failed: str = found.get("failed", "")
+    return failed or f"{found['largest_change']:.2g} of {found['tolerance']:.2g}"
 
 
 def engines(kit: Kit, artifact: Artifact) -> dict[str, Callable[[], Any]]:

@@ -148,6 +148,13 @@ def synthetic_limit(kit: Kit, batch: int, *, replayed: bool = False, ours: bool 
     wait = synchronised(device)
     graph = StepGraph(model, criterion, setup, record=_as_it_is if kit.fake else None, wait=wait) if replayed else None
 
+    def passes() -> None:
+        with setup.autocast():
+            logits = model(images)
+        loss = criterion(logits.float(), labels)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+
     def steps(count: int) -> float:
         wait()
         started = time.perf_counter()
@@ -155,11 +162,7 @@ def synthetic_limit(kit: Kit, batch: int, *, replayed: bool = False, ours: bool 
             if graph is not None and graph.serves(images, labels):
                 graph.replay(images, labels)
             else:
-                with setup.autocast():
-                    logits = model(images)
-                loss = criterion(logits.float(), labels)
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()
+                passes()
             optimiser.step()
         wait()
         return time.perf_counter() - started

@@ -57,15 +57,16 @@ class Part:
 
 
 PARTS = (
-    Part(name="0", module="machine_and_photos", title="machine and photos", limit_s=20),
+    Part(name="0", module="machine_and_photos", title="machine and photos", limit_s=15),
     Part(name="a", module="trainer", title="trainer, from start to model", limit_s=130),
     Part(name="b", module="overhead", title="cost of watching, synchronisations", limit_s=90),
-    Part(name="c", module="rules_on_faults", title="planted faults", limit_s=85),
+    Part(name="c", module="rules_on_faults", title="planted faults", limit_s=80),
     Part(name="d", module="golden_engines", title="golden samples by engine", limit_s=25),
-    Part(name="e", module="serving_in_process", title="serving in process", limit_s=45),
-    Part(name="f", module="stub_libraries", title="stub libraries", limit_s=60),
+    Part(name="e", module="serving_in_process", title="serving in process", limit_s=40),
+    Part(name="f", module="stub_libraries", title="stub libraries", limit_s=55),
     Part(name="g", module="resume", title="kill and resume", limit_s=60),
     Part(name="h", module="trace_and_nvml", title="sampler and trace", limit_s=25),
+    Part(name="i", module="norms", title="batch norms by our kernels", limit_s=20),
 )
 
 
@@ -205,9 +206,9 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def tail(log: Path, code: int) -> str:
-    """Why a part failed: its exit code and the last lines it printed."""
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-TAIL:]
-    return f"ended with {code}: " + " | ".join(line.strip() for line in lines)
+    """Why a part failed: its exit code and the last lines it printed, without those that underline another."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    return f"ended with {code}: " + " | ".join([line for line in lines if line.strip("^~ ")][-TAIL:])
 
 
 def run_part(name: str, folder: Path, *, fake: bool) -> int:

@@ -122,7 +122,7 @@ def errors(norms: FusedNorms, way: str, shape: Shape) -> dict[str, float]:
     Raises:
         RuntimeError: the kernels cannot be launched, or do not serve this.
     """
-    case = _random_case(way, shape, norms.device)
+    case = random_case(way, shape, norms.device)
     if not norms.serves(case.norm, case.x, relu=case.relu, shortcut=case.shortcut):
         raise RuntimeError(f"our kernels do not serve {way} {'x'.join(map(str, shape))}")
     before = _kept(case.norm)
@@ -133,7 +133,7 @@ def errors(norms: FusedNorms, way: str, shape: Shape) -> dict[str, float]:
     return {name: _error(value, expected[name]) for name, value in found.items()}
 
 
-def _random_case(way: str, shape: Shape, device: torch.device) -> _Case:
+def random_case(way: str, shape: Shape, device: torch.device) -> _Case:
     """Channels have means of up to some 30 deviations, and weights of both signs, one of them 0. Draws no number of the
     training's."""
     generator = torch.Generator(device).manual_seed(0)
@@ -212,7 +212,7 @@ def seconds(end: LayerEnd, timed: Mapping[str, Shape], device: torch.device, wai
     """What forward and backward pass of these take together, each the fastest of its tries."""
     total = 0.0
     for way, shape in timed.items():
-        case, least = _random_case(way, shape, device), float("inf")
+        case, least = random_case(way, shape, device), float("inf")
         case.passes(end)
         for _ in range(TRIES):
             wait()

@@ -36,6 +36,7 @@ from image_classifier.training.fused_norms import (
     grid,
     partials_size,
 )
+from image_classifier.training.loop import norms_by_torch
 from image_classifier.training.norm_trial import errors, fuse_norms, tried, wants_fused_norms, wrong_numbers
 from image_classifier.vision.model import build_model
 from image_classifier.vision.resnet import Bottleneck, ResNet, end_layer
@@ -519,6 +520,8 @@ def test_they_are_tried_where_a_whole_network_trains_in_bf16_on_a_gpu(
     assert job.model._end is fused
     job.config = CONFIG.replace(fused_norms="off")
     assert not wants_fused_norms(job)
+    job.config = CONFIG.replace(cuda_graph="off")  # launched one by one they take the host longer
+    assert not wants_fused_norms(job)
     job.config = CONFIG.replace(fine_tune="head")
     assert not wants_fused_norms(job)
     job.config = CONFIG
@@ -527,3 +530,13 @@ def test_they_are_tried_where_a_whole_network_trains_in_bf16_on_a_gpu(
     job.setup = replace(job.setup, device=CPU, bf16=True)
     assert not wants_fused_norms(job)
     fuse_norms(job)
+
+
+def test_where_steps_are_not_replayed_after_all_layers_end_by_torch(tmp_path: Path, fused: FusedNorms) -> None:
+    job = training(pictures(tmp_path, 4), tmp_path / "checkpoints")
+    job.model = network()
+    job.model.end_layers_by(fused)
+    norms_by_torch(job)
+    ends = [module._end for module in job.model.modules() if isinstance(module, (ResNet, Bottleneck))]
+    assert len(ends) == 17
+    assert all(end is end_layer for end in ends)

@@ -69,9 +69,13 @@ class Recorder:
         return replay, filled
 
 
-def with_graph(job: Training, record: Callable[[Passes], tuple[Callable[[], None], Answer]]) -> Training:
+def with_graph(
+    job: Training,
+    record: Callable[[Passes], tuple[Callable[[], None], Answer]],
+    given_up: Callable[[], None] = lambda: None,
+) -> Training:
     criterion = make_loss(job.config, job.train.split, CPU)
-    job.step_graph = StepGraph(job.model, criterion, job.setup, record=record, wait=lambda: None)
+    job.step_graph = StepGraph(job.model, criterion, job.setup, record=record, wait=lambda: None, given_up=given_up)
     return job
 
 
@@ -163,10 +167,11 @@ def test_a_recording_that_is_no_faster_is_not_used(
 ) -> None:
     set_seconds(monkeypatch, launched=1.0, replayed=1.0)
     job = training(split, tmp_path / "replayed")
-    recorder = Recorder(job.model)
-    fit(with_graph(job, recorder), Observer())
+    recorder, told = Recorder(job.model), []
+    fit(with_graph(job, recorder, lambda: told.append("given up")), Observer())
     require_equal(job, launched)
     assert (recorder.made, recorder.replays) == (1, step_graph.TRIES + 1)
+    assert told == ["given up"]
 
 
 def test_a_network_that_calls_python_is_not_recorded(split: Split, tmp_path: Path) -> None:

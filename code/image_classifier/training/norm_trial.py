@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from image_classifier.contract.errors import describe
 from image_classifier.training.fused_norms import WAYS, FusedNorms, kernels_for
+from image_classifier.training.loop import wants_graph
 from image_classifier.vision.resnet import LayerEnd, ResNet, end_layer
 
 if TYPE_CHECKING:
@@ -54,18 +55,18 @@ class _Case:
 
 
 def fuse_norms(training: Training) -> None:
-    """Has the network's layers end in our kernels, if job and machines allow it. All processes must call it."""
-    found = tried(training.setup.device) if wants_fused_norms(training) else None
-    if all(training.group.exchange(found is not None)) and found is not None:
+    """Has the network's layers end in our kernels, if the job wants that and they are right and faster."""
+    if wants_fused_norms(training) and (found := tried(training.setup.device)) is not None:
         assert isinstance(training.model, ResNet)
         training.model.end_layers_by(found)
 
 
 def wants_fused_norms(training: Training) -> bool:
-    """Whether to try them: where a whole ResNet trains in bf16 on a GPU."""
-    config, setup = training.config, training.setup
+    """Whether to try them: where a whole ResNet trains in bf16 on a GPU, in steps that are to be replayed. Launching
+    our kernels one by one takes the host longer than torch's operations."""
+    config = training.config
     trains = config.fine_tune == "full" and isinstance(training.model, ResNet)
-    return config.fused_norms == "auto" and setup.device.type == "cuda" and setup.bf16 and trains
+    return config.fused_norms == "auto" and training.setup.bf16 and trains and wants_graph(training)
 
 
 def on_gpu(device: torch.device) -> FusedNorms:

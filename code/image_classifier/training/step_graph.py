@@ -56,6 +56,7 @@ class StepGraph:
         setup: the device, and whether it autocasts to bf16.
         record: makes a recording, and raises RuntimeError where it cannot; that of a CUDA graph without it.
         wait: until the device has computed all it was given.
+        given_up: called when it is known that steps are not replayed.
     """
 
     def __init__(
@@ -66,7 +67,9 @@ class StepGraph:
         *,
         record: Recorder | None = None,
         wait: Callable[[], None] | None = None,
+        given_up: Callable[[], None] = lambda: None,
     ) -> None:
+        self._tell_given_up = given_up
         self._model, self._criterion, self._setup = model, criterion, setup
         self._record = record or recorded
         self._wait = wait or torch.cuda.synchronize
@@ -91,6 +94,8 @@ class StepGraph:
         self._recording = None  # that of another shape
         self._recording = self._made(inputs.clone(), labels.clone())
         self._given_up = self._recording is None
+        if self._given_up:
+            self._tell_given_up()
         return not self._given_up
 
     def replay(self, inputs: torch.Tensor, labels: torch.Tensor) -> Answer:

@@ -8,6 +8,7 @@ reads through HostCopy, whose stand-in here arrives when the next copy sets out,
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -187,6 +188,23 @@ def test_between_two_steps_the_host_waits_for_nothing(tmp_path: Path, caplog: py
     assert set(steady) == {1}  # for the epoch's first progress line
     assert LateCopy.waited == 2  # and for its sums, at its end
     assert set(watching.copied[1:]) == {watching.copied[0]}
+
+
+@pytest.mark.usefixtures("_late")
+def test_in_later_epochs_the_host_waits_for_no_line_and_the_first_shows_the_loss_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = training(tmp_path)
+    job.progress = Progress(epoch=2, history=[{"epoch": 1, "train:loss": 0.625}])
+    with FromHost() as copies, caplog.at_level(logging.INFO):
+        watching = Watching(copies, job.model, Sink())
+        train_epoch(job, watching)
+    assert set(watching.waits) == {0}
+    assert LateCopy.waited == 1  # for the epoch's sums, at its end
+    lines = [message for message in caplog.messages if " step=" in message]
+    assert len(lines) == STEPS // CONFIG.log_interval
+    assert "loss=0.6250" in lines[0]
+    assert "loss=0.0000" in lines[1]  # the device has no numbers
 
 
 @pytest.mark.usefixtures("_late")

@@ -139,7 +139,8 @@ class EpochSums:
     """Loss and right answers of the current epoch, added up where they are computed.
 
     The host reads them at every progress line. From a GPU it takes those that set out a line before: they have come, so
-    that it need not wait until the GPU has made the steps which it was just given.
+    that it need not wait until the GPU has made the steps which it was just given. An epoch's first line shows the loss
+    of the epoch before; only that of the first epoch waits.
     """
 
     def __init__(self, training: Training) -> None:
@@ -151,7 +152,9 @@ class EpochSums:
         self._sums *= training.group.is_main  # what is known already counts once
         self._late = training.setup.device.type != "cpu"
         self._sent: deque[tuple[HostCopy, int]] = deque()
-        self.mean_loss = progress.loss_sum / max(1, progress.images)
+        self._known = bool(progress.images or progress.history)
+        before = progress.history[-1]["train:loss"] if progress.history else 0.0
+        self.mean_loss: float = progress.loss_sum / progress.images if progress.images else before
 
     def add(self, loss: torch.Tensor, correct: torch.Tensor, *, images: int, of_all: int) -> None:
         """One step more.
@@ -168,7 +171,9 @@ class EpochSums:
         first = not self._sent
         self._sent.append((HostCopy(self._sums), self._training.progress.images))
         if first and self._late:
-            self._sent.append(self._sent[0])  # an epoch's first line shows its own steps
+            if self._known:
+                return
+            self._sent.append(self._sent[0])
         self._read_one()
 
     def finish(self) -> None:

@@ -49,6 +49,11 @@ openvino.Core().available_devices
 time.sleep(2)
 print(importlib.util.find_spec('openvino_telemetry'), [path.name for path in pathlib.Path.home().rglob('*')])
 """
+COMPILE = """
+from image_classifier.training.cuda_kernels import compiled
+from image_classifier.training.fused_norms import SOURCE
+print(len(compiled(SOURCE, 'sm_90')))
+"""
 LIST_PACKAGES = """
 import image_classifier, pathlib
 print(*sorted(path.name for path in pathlib.Path(image_classifier.__file__).parent.iterdir()))
@@ -69,6 +74,10 @@ def python(image: str, code: str) -> str:
 @IMAGES
 def test_image_imports_and_predicts_after_trimming(image: str) -> None:
     python(image, IMPORTS[image] + PREDICT)
+
+
+def test_the_training_image_compiles_its_kernels_for_a_gpu_that_is_not_there() -> None:
+    assert int(python(TRAIN, COMPILE)) > 10_000
 
 
 @pytest.mark.parametrize("image", [SERVE, SERVE_CPU], ids=["serve", "serve-cpu"])

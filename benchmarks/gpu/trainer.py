@@ -24,6 +24,7 @@ from image_classifier.vision.model import build_model
 EPOCHS = 10
 BATCH = 128
 GOAL_SHARE, GOAL_SECONDS, GOAL_IMAGES_A_SECOND = 0.95, 90.0, 4000.0
+Compiler = Callable[[torch.nn.Module], Callable[[torch.Tensor], torch.Tensor]]
 SYSTEM_RULES = ("LowGPUUtilization", "Dataloader", "CPUBottleneck", "IOBottleneck", "GPUMemoryIncrease", "BatchSize")
 
 
@@ -126,13 +127,16 @@ def _first_step(job: TrainingJob) -> float:
     return float(run.times("train").values.min() - run.job.started)
 
 
-def synthetic_limit(kit: Kit, batch: int, *, replayed: bool = False, ours: bool = False) -> float:
+def synthetic_limit(
+    kit: Kit, batch: int, *, replayed: bool = False, ours: bool = False, compiler: Compiler | None = None
+) -> float:
     """Images a second of the same step on a batch that is on the device already, with nothing that watches, and with
     the fastest convolutions that cuDNN has.
 
     Args:
         replayed: forward and backward pass as a CUDA graph, where that is faster.
         ours: layers end in our kernels, where they are faster, instead of torch's.
+        compiler: makes of the network what computes its logits.
     """
     device = choose_device()
     setup = Setup(device=device, device_name=describe_device(device), bf16=use_bf16("auto", device))
@@ -140,6 +144,7 @@ def synthetic_limit(kit: Kit, batch: int, *, replayed: bool = False, ours: bool 
     model = build_model(CLASSES).to(device, memory_format=torch.channels_last).train()
     if ours and not kit.fake and (norms := tried(device)) is not None:
         model.end_layers_by(norms)
+    forward = compiler(model) if compiler is not None else model
     optimiser = make_optimizer(model, TrainConfig(optimizer="adamw", lr=0.002))
     criterion = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
     size = kit.image_size
@@ -150,7 +155,7 @@ def synthetic_limit(kit: Kit, batch: int, *, replayed: bool = False, ours: bool 
 
     def passes() -> None:
         with setup.autocast():
-            logits = model(images)
+            logits = forward(images)
         loss = criterion(logits.float(), labels)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()

@@ -37,6 +37,7 @@ MEASURED = {  # what each part must have taken down when it ended well
     "g": {"killed_after_epochs", "resumed", "losses"},
     "h": {"samples_of_the_gpu", "a_look_at_the_machine_ms", "events", "longest_ms"},
     "i": set(),  # needs a GPU
+    "j": {"images_per_s", "seconds_in_all"},
 }
 
 

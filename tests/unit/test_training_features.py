@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from tests.head_training import CONFIG, SIZE, make_pictures, split_of
 from image_classifier.contract.errors import DataError
 from image_classifier.debugging.observer import Observer
 from image_classifier.debugging.tensorstats import input_statistics
+from image_classifier.training import features as features_module
 from image_classifier.training import frozen_body
 from image_classifier.training.bad_images import BadImages
 from image_classifier.training.data import ImageDataset, Loader
@@ -131,6 +134,44 @@ def test_a_body_that_folded_gives_other_features_is_used_as_it_is(
     np.testing.assert_allclose(in_order(features)[:, :FEATURES], wanted, rtol=1e-4, atol=1e-5)
     monkeypatch.undo()
     assert extract(model, split, tmp_path / "store")[1] == len(split)  # these bits were not kept for others
+
+
+class WrittenDown:
+    """A body on a GPU that is none: the features of a picture are its own numbers."""
+
+    batch, is_fast = 4, True
+    batches: ClassVar[list[int]] = []
+
+    def __init__(self, *_: object) -> None:
+        WrittenDown.batches = []
+
+    def features(self, pixels: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        self.batches.append(len(pixels))
+        found = np.stack([each.reshape(-1)[:FEATURES].astype(np.float32) for each in pixels])
+        return found, found[:, :6]
+
+
+def test_for_a_gpu_threads_read_a_few_pictures_each_and_whole_batches_are_computed(
+    model: ResNet, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features_module, "FrozenBody", WrittenDown)
+    monkeypatch.setattr(features_module, "READ_TOGETHER", 3)
+    monkeypatch.setitem(features_module.ROUND, "cuda", 11)  # pictures: two rounds
+    split = split_of(data)
+    split.paths[4].write_bytes(b"no picture")
+    on_gpu = Setup(device=torch.device("cuda"), cores=3)
+    made = extraction(model, None, setup=on_gpu, limit=1)
+    wanted = np.ones((len(split), 2), np.bool_)
+    found = made.split(split, [""] * len(split), ("centre", "mirror"), wanted)
+    assert list(found.unreadable) == [4]
+    assert found.places[4].tolist() == [-1, -1]
+    assert WrittenDown.batches == [4] * 5 + [4] * 3 + [2]  # of 10 pictures in two views, then of 7
+    for index in set(range(len(split))) - {4}:
+        centre = load_pixels(split.paths[index], PREPROCESSING)
+        for view, pixels in enumerate((centre, centre[:, ::-1])):
+            assert np.array_equal(
+                found.rows[found.places[index, view], :FEATURES], pixels.reshape(-1)[:FEATURES].astype(np.float32)
+            )
 
 
 def test_a_second_job_computes_nothing_and_sees_the_same_bits(model: ResNet, data: Path, tmp_path: Path) -> None:

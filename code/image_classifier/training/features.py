@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -41,7 +41,8 @@ from image_classifier.vision.resnet import ResNet
 log = logging.getLogger(__name__)
 
 WIDTH = FEATURES + 6  # numbers in a row: features, and the input's channel means and deviations
-ROUND = 512  # images between two meetings of the processes, and two writes to the store
+ROUND = {"cpu": 512, "cuda": 4096}  # images between two meetings of the processes, and two writes to the store
+READ_TOGETHER = 8  # pictures that a thread reads for a GPU: few, so that all threads read for the same batch
 SAY_EVERY_S = 10.0
 # Of normalised values: with a larger one, a picture spans FEW_LEVELS for certain. Half of them is the largest deviation
 # that a channel can have within them, and they are divided by ImageNet's deviation of that channel.
@@ -79,6 +80,10 @@ class _Computed:
     rows: dict[tuple[int, str], NDArray[np.float32]]
     kept: Rows
     unreadable: dict[int, str]
+
+
+_Read = tuple[list[tuple[int, str, str]], list[NDArray[np.uint8]], dict[int, str]]
+"""(index, view, digest) and the (S, S, 3) pixels of each, and index -> why of what is unreadable."""
 
 
 class Extraction:
@@ -144,8 +149,9 @@ class Extraction:
         unreadable: dict[int, str] = {}
         column = {view: number for number, view in enumerate(views)}
         filled = 0
-        for first in range(0, len(split), ROUND):
-            indices = range(first + self._group.rank, min(first + ROUND, len(split)), self._group.size)
+        stride = ROUND[self._setup.device.type]
+        for first in range(0, len(split), stride):
+            indices = range(first + self._group.rank, min(first + stride, len(split)), self._group.size)
             pictures = [
                 _Picture(index=i, path=split.paths[i], views=tuple(np.array(views)[wanted[i]].tolist()))
                 for i in indices
@@ -199,23 +205,40 @@ class Extraction:
         return self._group.exchange((found, unreadable))
 
     def _compute(self, pictures: Sequence[_Picture]) -> Iterator[_Computed]:
-        """The rows of pictures, a few at a time, while others are read."""
+        """The rows of pictures, a few at a time, while others are read.
+
+        On the CPU each thread computes what it has read; for a GPU threads only read, and this one computes.
+        """
         if not pictures:
             return
         body = self._ready_body(pictures)
         on_cpu = self._setup.device.type == "cpu"
         before = torch.get_num_threads()
         threads = before if on_cpu else max(1, self._setup.cores)
-        share = max(1, body.batch // max(len(each.views) for each in pictures))
+        share = max(1, body.batch // max(len(each.views) for each in pictures)) if on_cpu else READ_TOGETHER
         parts = [pictures[at : at + share] for at in range(0, len(pictures), share)]
-        work = partial(self._read_and_compute, body) if on_cpu else self._read
-        pool = ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1 if on_cpu else before))
+        pool = ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1))
         try:
-            for result in in_turn(pool, work, parts, ahead=2 * threads):
-                yield result if on_cpu else self._rows(body, *result)
+            if on_cpu:
+                yield from in_turn(pool, partial(self._read_and_compute, body), parts, ahead=2 * threads)
+            else:
+                yield from self._in_batches(body, in_turn(pool, self._read, parts, ahead=2 * threads))
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(before)  # what threads that are made from now on begin with
+
+    def _in_batches(self, body: FrozenBody, read: Iterable[_Read]) -> Iterator[_Computed]:
+        """The rows of what was read, computed as soon as it fills a batch."""
+        names: list[tuple[int, str, str]] = []
+        pixels: list[NDArray[np.uint8]] = []
+        for its_names, its_pixels, unreadable in read:
+            names += its_names
+            pixels += its_pixels
+            whole = len(pixels) - len(pixels) % body.batch
+            if whole or unreadable:
+                yield self._rows(body, names[:whole], pixels[:whole], unreadable)
+                del names[:whole], pixels[:whole]
+        yield self._rows(body, names, pixels, {})
 
     def _ready_body(self, pictures: Sequence[_Picture]) -> FrozenBody:
         """The body, made when it is needed first and checked on a picture that can be read."""
@@ -235,8 +258,7 @@ class Extraction:
             return np.stack(list(views.values()))
         return None
 
-    def _read(self, pictures: Sequence[_Picture]) -> tuple[list[tuple[int, str, str]], list[Any], dict[int, str]]:
-        """(index, view, digest) and the pixels of each, and what is unreadable."""
+    def _read(self, pictures: Sequence[_Picture]) -> _Read:
         names: list[tuple[int, str, str]] = []
         pixels: list[NDArray[np.uint8]] = []
         unreadable: dict[int, str] = {}
@@ -254,12 +276,16 @@ class Extraction:
         return self._rows(body, *self._read(pictures))
 
     def _rows(
-        self, body: FrozenBody, names: list[tuple[int, str, str]], pixels: list[Any], unreadable: dict[int, str]
+        self,
+        body: FrozenBody,
+        names: list[tuple[int, str, str]],
+        pixels: list[NDArray[np.uint8]],
+        unreadable: dict[int, str],
     ) -> _Computed:
         rows: dict[tuple[int, str], NDArray[np.float32]] = {}
         kept: Rows = {}
         for at in range(0, len(pixels), body.batch):
-            computed = np.concatenate(body.features(np.stack(pixels[at : at + body.batch])), axis=1)
+            computed = np.concatenate(body.features(pixels[at : at + body.batch]), axis=1)
             for (index, view, content), row in zip(names[at : at + body.batch], computed, strict=True):
                 rows[index, view] = row
                 if content:

@@ -8,7 +8,7 @@ On a GPU the folded convolutions run one by one. Before it is used, the result i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ TOLERANCE = {True: 0.02, False: 1e-4}
 Autocast to bf16 itself is off by 0.004, the folded network by 0.004 in bf16 and by 3e-7 in float32 (ResNet50)."""
 
 Run = Callable[[torch.Tensor], torch.Tensor]
+Pictures = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]  # (S, S, 3) each
 
 
 class FrozenBody:
@@ -62,9 +63,9 @@ class FrozenBody:
         """Whether the folded network computes, and not the network itself."""
         return self._run is not self._plain
 
-    def features(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(n, S, S, 3) uint8, n <= batch -> (n, FEATURES) float32, and (n, 6): means and standard deviations of the
-        normalised channels. The same for a picture whatever lies beside it in the batch."""
+    def features(self, pixels: Pictures) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """n <= batch pictures -> (n, FEATURES) float32, and (n, 6): means and standard deviations of the normalised
+        channels. The same for a picture whatever lies beside it in the batch."""
         count = len(pixels)
         with torch.inference_mode(), exact_float32():
             images = self._normalised(pixels)
@@ -72,12 +73,16 @@ class FrozenBody:
             stds, means = torch.std_mean(images[:count], dim=(2, 3))
             return found, torch.cat([means, stds], dim=1).cpu().numpy()
 
-    def _normalised(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
+    def _normalised(self, pixels: Pictures) -> torch.Tensor:
         """As `Loader.on_device` gives them to the network; a batch of always the same size, black at its end."""
-        whole = np.zeros((self.batch, self._size, self._size, 3), np.uint8)
-        whole[: len(pixels)] = pixels
+        shape = (self.batch, self._size, self._size, 3)
+        whole = torch.empty(shape, dtype=torch.uint8, pin_memory=not self.on_cpu)  # a GPU fetches it by itself
+        rows = whole.numpy()
+        for at, picture in enumerate(pixels):
+            rows[at] = picture
+        rows[len(pixels) :] = 0
         scale, shift = self._constants
-        return (torch.from_numpy(whole).to(self._device).permute(0, 3, 1, 2) * scale).sub_(shift)
+        return (whole.to(self._device, non_blocking=True).permute(0, 3, 1, 2) * scale).sub_(shift)
 
     def _make_fast(self, model: ResNet, setup: Setup, check: NDArray[np.uint8]) -> None:
         """Folds the network, and keeps to the network itself where that gives other features, or none."""

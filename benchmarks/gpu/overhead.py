@@ -19,7 +19,7 @@ import torch
 from benchmarks.bench_hook import FIRST, INTERVAL, WAYS, Process
 from benchmarks.gpu.jobs import make_job
 from benchmarks.gpu.kit import Kit, lacks
-from benchmarks.gpu.trainer import synthetic_limit
+from benchmarks.gpu.trainer import BATCH, synthetic_limit
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from image_classifier.contract.config import TrainConfig
@@ -59,7 +59,7 @@ def measure_overhead(kit: Kit) -> None:
     ways = [way for way in WAYS if way != "smdebug" or not lacks("smdebug")]
     if lacks("smdebug"):
         kit.skip("smdebug's overhead", "smdebug is not installed, and carry.py made no folder with it")
-    batch, turn, turns = kit.size(64, 4), kit.size(10, 2), kit.size(INTERVAL // 10, 2)
+    batch, turn, turns = kit.size(BATCH, 4), kit.size(10, 2), kit.size(INTERVAL // 10, 2)
     folder = kit.folder / "overhead"
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier run: smdebug refuses a folder that is there
     processes: dict[str, Process] = {}

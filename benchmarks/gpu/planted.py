@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from image_classifier.training.data import ImageDataset
 from image_classifier.training.script import main as train
@@ -34,20 +35,25 @@ def starve() -> None:
 
 
 def leak() -> None:
-    """Starts the thread that leaks, as soon as the training uses the GPU."""
-    threading.Thread(target=_leak, daemon=True).start()
+    """Has a thread leak from the first step on: what a job takes before does not count as a leak."""
+
+    def begin(*_: Any) -> None:
+        handle.remove()
+        threading.Thread(target=_leak, daemon=True).start()
+
+    handle = register_optimizer_step_post_hook(begin)
 
 
 def _leak() -> None:
     kept = []
-    while True:
+    while len(kept) * LEAK_SHARE < 0.6:
         time.sleep(LEAK_EVERY_S)
-        if not torch.cuda.is_available():
-            kept.append(torch.ones(1024))
-        elif torch.cuda.is_initialized() and torch.cuda.memory_reserved() > 0:
+        if torch.cuda.is_available():
             total = torch.cuda.get_device_properties(0).total_memory
-            if len(kept) * LEAK_SHARE < 0.6:
-                kept.append(torch.empty(int(LEAK_SHARE * total), dtype=torch.uint8, device="cuda"))
+            kept.append(torch.empty(int(LEAK_SHARE * total), dtype=torch.uint8, device="cuda"))
+        else:
+            kept.append(torch.ones(1024))
+    threading.Event().wait()  # holds what it has until the process ends
 
 
 FAULTS = {"starved": starve, "leak": leak}

@@ -13,7 +13,6 @@ from benchmarks.gpu.kit import CLASSES, IMAGES, Kit, spread, synchronised
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.paths import FEATURES_VARIABLE
-from image_classifier.training.convolution_search import searching
 from image_classifier.training.norm_trial import tried
 from image_classifier.training.optim import make_optimizer
 from image_classifier.training.setup import Setup, choose_device, describe_device, use_bf16
@@ -172,10 +171,10 @@ def synthetic_limit(
         wait()
         return time.perf_counter() - started
 
-    with searching(on=True):
-        steps(SAME_SHAPE + 5 if replayed else kit.size(15, 1))
-        count = kit.size(30, 1)
-        return batch * count / statistics.median(steps(count) for _ in range(3))
+    torch.backends.cudnn.benchmark = True
+    steps(SAME_SHAPE + 5 if replayed else kit.size(15, 1))
+    count = kit.size(30, 1)
+    return batch * count / statistics.median(steps(count) for _ in range(3))
 
 
 def _as_it_is(passes: Passes) -> tuple[Callable[[], None], Answer]:

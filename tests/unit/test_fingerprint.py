@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
+from image_classifier.vision import fingerprint as fingerprint_module
 from image_classifier.vision.fingerprint import digests, fingerprint, fingerprint_by_name, in_order
 from image_classifier.vision.folders import ImageFolders, find_channels, scan
 
@@ -95,3 +97,24 @@ def test_reading_ends_with_what_the_caller_raises(tmp_path: Path) -> None:
 
     with pytest.raises(InterruptedError):
         digests(scanned(data_set(tmp_path)), stop)
+
+
+@pytest.mark.parametrize(("waiting", "threads"), [(float("inf"), {True}), (0.0, {True, False})])
+def test_files_in_memory_are_read_by_one_thread_and_by_several_where_it_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waiting: float, threads: set[bool]
+) -> None:
+    folders = scanned(data_set(tmp_path))
+    expected = digests(folders)
+    in_main: dict[Path, bool] = {}
+
+    def noted(path: Path) -> str:
+        in_main[path] = threading.current_thread() is threading.main_thread()
+        return real(path)
+
+    real = fingerprint_module._digest
+    monkeypatch.setattr(fingerprint_module, "_digest", noted)
+    monkeypatch.setattr(fingerprint_module, "_CHUNK", 2)
+    monkeypatch.setattr(fingerprint_module, "WAITING", waiting)
+    assert digests(folders) == expected
+    assert set(in_main.values()) == threads
+    assert in_main[folders.train.paths[0]]  # whether it waits is seen of the first files

@@ -35,6 +35,9 @@ class Launch:
     arguments: tuple[Argument, ...]
 
 
+_compiling = threading.Lock()
+_made: dict[tuple[Path, str], bytes] = {}
+
 Run = Callable[[Sequence[Launch]], None]  # one behind the other
 
 
@@ -61,8 +64,7 @@ class CudaKernels:
         self._threads = threading.local()
         torch.empty(1, device=device)  # torch's context is there then
         self._enter()
-        major, minor = torch.cuda.get_device_capability(device)
-        self._module = self._call(driver.cuModuleLoadData, compiled(source, f"sm_{major}{minor}"))
+        self._module = self._call(driver.cuModuleLoadData, compiled(source, architecture(device)))
         self._functions = {name: self._call(driver.cuModuleGetFunction, self._module, name.encode()) for name in names}
 
     def __call__(self, launches: Sequence[Launch]) -> None:
@@ -116,7 +118,21 @@ def _word(argument: Argument) -> int:
     return argument or 0
 
 
+def architecture(device: torch.device) -> str:
+    """As NVRTC names it, such as sm_90."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
 def compiled(source: Path, architecture: str) -> bytes:
+    """`machine_code`, made once in a process: a thread may have begun, see `waking.py`. Raises what that raises."""
+    with _compiling:
+        if (source, architecture) not in _made:
+            _made[source, architecture] = machine_code(source, architecture)
+        return _made[source, architecture]
+
+
+def machine_code(source: Path, architecture: str) -> bytes:
     """The file's machine code.
 
     Args:

@@ -42,6 +42,7 @@ from image_classifier.training.state import Training
 from image_classifier.training.steps import min_images
 from image_classifier.training.stop import StopFlag
 from image_classifier.training.waiting_threads import WaitingThreads
+from image_classifier.training.waking import wake
 from image_classifier.vision.findings import LEFTOVER, by_level
 from image_classifier.vision.fingerprint import digests, fingerprint, fingerprint_by_name, in_order, order_fingerprint
 from image_classifier.vision.folders import ImageFolders, Split, channels_of_job, name_in, scan
@@ -71,6 +72,7 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag, be
     import_ahead(config, is_main=group.is_main)
     device = choose_device(group.local_rank)
     tell_device(config.amp, device)
+    awake = wake(config, device)
     folders = scan(channels_of_job(paths), valid_fraction=config.valid_fraction, seed=config.seed)
     describe_data(folders)
     contents = digests(folders, lambda: end_if_asked(stop))
@@ -105,6 +107,7 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag, be
     )
     hook = make_hook(watched(training, folders, begun), paths, stop, lambda fired: end_hung(training, fired, paths))
     try:
+        awake()
         with WaitingThreads(device):
             compute_features(training, hook)
             before_first_step(training, hook)

@@ -18,7 +18,6 @@ from image_classifier.debugging.host_copy import HostCopy
 from image_classifier.debugging.observer import Observer
 from image_classifier.training.balance import make_loss
 from image_classifier.training.checkpoint import Progress, Weights
-from image_classifier.training.convolution_search import pays, searching
 from image_classifier.training.crops import size_news
 from image_classifier.training.distributed import Group
 from image_classifier.training.evaluate import Evaluation, evaluate
@@ -68,11 +67,8 @@ def train_epoch(training: Training, hook: Observer) -> None:
     if training.step_graph is None and wants_graph(training):
         training.step_graph = StepGraph(training.trained, criterion, setup, given_up=lambda: norms_by_torch(training))
     hook.begin("train", progress.epoch, (progress.epoch - 1) * training.train.num_steps + progress.step)
-    usual = len(range(training.group.rank, config.batch_size, training.group.size))  # images; the last batch has fewer
-    search = pays(config, progress.epoch, training.train.num_steps)
     for step in steps(training, hook):
-        with searching(search and len(step.batch.labels) == usual):
-            step.result = train_step(training, step, criterion, hook, setup)
+        step.result = train_step(training, step, criterion, hook, setup)
     compare_replicas(training, hook)
     hook.end_epoch()
 

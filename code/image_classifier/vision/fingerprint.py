@@ -1,13 +1,15 @@
 """Which images a job was given, by what is in the files: a renamed file is the same image.
 
-Every file is read once (about 1 GB/s a core), several at a time. What was read is remembered for as long as the file's
-size and times stay, so that a job's report does not read it all again.
+Every file is read once (about 1 GB/s a core): one after the other as long as they lie in memory, where threads would
+only wait for each other; several at a time from storage that keeps one waiting. What was read is remembered for as long
+as the file's size and times stay, so that a job's report does not read it all again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +21,8 @@ from image_classifier.contract.files import open_plain
 from image_classifier.vision.decode import MAX_FILE_BYTES
 from image_classifier.vision.folders import ImageFolders, Split
 
-THREADS = 8  # hashing lets other threads run, and storage answers several at a time
+THREADS = 8  # for storage that keeps one waiting, and answers several at a time
+WAITING = 2.0  # times its CPU time: a thread that takes so long to read files has waited for storage, not for a core
 REMEMBERED = 2**17  # files
 UNREADABLE = "-"  # the digest of a file that cannot be read
 _CHUNK = 256  # files between two calls of `on_files`
@@ -34,12 +37,19 @@ def digests(folders: ImageFolders, on_files: Callable[[], None] = lambda: None) 
         on_files: called every few hundred files; what it raises ends the reading.
     """
     found: dict[str, list[str]] = {}
+    waits = False
     with ThreadPoolExecutor(THREADS) as threads:
         for split in folders.splits:
             found[split.name] = []
             for start in range(0, len(split), _CHUNK):
                 on_files()
-                found[split.name] += threads.map(_digest, split.paths[start : start + _CHUNK])
+                paths = split.paths[start : start + _CHUNK]
+                if waits:
+                    found[split.name] += threads.map(_digest, paths)
+                else:
+                    began, used = time.perf_counter(), time.thread_time()
+                    found[split.name] += map(_digest, paths)
+                    waits = time.perf_counter() - began > WAITING * (time.thread_time() - used)
     return found
 
 

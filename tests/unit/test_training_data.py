@@ -18,7 +18,7 @@ from torchvision.transforms import RandomResizedCrop
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.crop_sizes import training_sizes, work_by_epoch
 from image_classifier.contract.errors import DataError, JobError
-from image_classifier.training import data
+from image_classifier.training import crops, data
 from image_classifier.training.bad_images import BadImages
 from image_classifier.training.crops import random_view
 from image_classifier.training.data import Batch, ImageDataset, Loader
@@ -122,12 +122,35 @@ def test_view_of_any_shape_is_a_square_of_its_pixels(size: tuple[int, int]) -> N
 
 
 def test_view_is_the_crop_as_pillow_resizes_it_within_one_level(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RandomResizedCrop, "get_params", lambda *_: (10, 20, 60, 70))
+    monkeypatch.setattr(crops, "random_box", lambda *_: (10, 20, 60, 70))
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8))
     photo = noise.resize((160, 120), Image.Resampling.BICUBIC)
     view = random_view(torch.from_numpy(np.array(photo)), SIZE, "standard", (0, 0, 0)).numpy().astype(int)
     theirs = np.asarray(photo.crop((20, 10, 90, 70)).resize((SIZE, SIZE), Image.Resampling.BILINEAR), dtype=int)
     assert min(abs(view - theirs).max(), abs(view[:, ::-1] - theirs).max()) <= 1
+
+
+@pytest.mark.parametrize("size", [(300, 400), (500, 100)])
+def test_crops_are_drawn_as_torchvision_draws_them(size: tuple[int, int]) -> None:
+    rng, image = np.random.default_rng(0), torch.empty((3, *size))
+    ours = np.array([crops.random_box(*size, 0.35, rng) for _ in range(4000)])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        scale, ratio = [0.35, 1.0], list(crops.CROP_RATIO)
+        theirs = np.array([RandomResizedCrop.get_params(image, scale, ratio) for _ in range(4000)])
+    for box in ours:
+        assert 0 <= box[0] <= size[0] - box[2]
+        assert 0 <= box[1] <= size[1] - box[3]
+    for some, others in ((ours, theirs), (np.log(ours[:, 2:]), np.log(theirs[:, 2:]))):
+        error = np.hypot(some.std(axis=0), others.std(axis=0)) / np.sqrt(len(ours))
+        assert (abs(some.mean(axis=0) - others.mean(axis=0)) <= 4 * error).all()
+        assert np.allclose(some.std(axis=0), others.std(axis=0), rtol=0.1)
+
+
+@pytest.mark.parametrize("size", [(10, 900), (900, 10)])
+def test_of_a_very_long_picture_the_centre_is_taken_as_torchvision_takes_it(size: tuple[int, int]) -> None:
+    box = crops.random_box(*size, 0.8, np.random.default_rng(0))
+    assert box == RandomResizedCrop.get_params(torch.empty((3, *size)), [0.8, 1.0], list(crops.CROP_RATIO))
 
 
 def test_bad_images_are_counted_once_and_end_the_job_beyond_the_limit(split: Split) -> None:

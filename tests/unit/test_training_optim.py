@@ -94,8 +94,10 @@ from pathlib import Path
 from image_classifier.debugging.preflight import look_ahead
 from image_classifier.debugging.trace import TraceWindow
 from image_classifier.contract.config import TrainConfig
+from image_classifier.training.crops import random_view
 from image_classifier.training.optim import make_optimizer
 from image_classifier.vision.model import build_model, head
+assert random_view(torch.zeros((8, 8, 3), dtype=torch.uint8), 4, "standard", 0).shape == (4, 4, 3)
 layer = head(build_model(3))
 optimizer = make_optimizer(layer, TrainConfig(weights="none"))
 window = TraceWindow(Path(sys.argv[1]), 1)

@@ -18,6 +18,7 @@ from image_classifier.contract.crop_sizes import training_sizes
 # a class, most crops should still show the thing itself.
 CROP_SCALE: Mapping[str, float] = {"standard": 0.35, "light": 0.8}
 CROP_RATIO = (3 / 4, 4 / 3)  # torchvision's default
+TRIES = 10  # RandomResizedCrop's, before it takes the centre
 
 WORTH_SHRINKING = 1.5  # times as many pixels as the smallest picture that serves every crop: below, it stays as it is
 
@@ -55,10 +56,12 @@ def no_larger_than_needed(picture: Image.Image, side: int) -> Image.Image:
     return picture.resize((width, height), Image.Resampling.BILINEAR)  # antialiased, as the crop's own resize
 
 
-def random_view(image: torch.Tensor, size: int, augment: str, seed: Sequence[int]) -> torch.Tensor:
-    """A random crop of the picture, resized, flipped half of the time; the same for the same seed.
+def random_view(image: torch.Tensor, size: int, augment: str, seed: int | Sequence[int]) -> torch.Tensor:
+    """A random crop of the picture as torchvision's RandomResizedCrop draws it, resized, flipped half of the time; the
+    same for the same seed. Safe to call from several threads: torch has one random generator for all of them.
 
-    torch's resize gives Pillow's pixels within one level of 255, in a third of the time.
+    torch's resize gives Pillow's pixels within one level of 255, in a third of the time. torchvision itself takes a
+    second to import.
 
     Args:
         image: (H, W, 3) uint8.
@@ -66,13 +69,22 @@ def random_view(image: torch.Tensor, size: int, augment: str, seed: Sequence[int
     Returns:
         (size, size, 3) uint8.
     """
-    from torchvision.transforms import RandomResizedCrop  # takes a second to import, and a head does without it
-
-    planes = image.permute(2, 0, 1)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]))
-        top, left, height, width = RandomResizedCrop.get_params(planes, [CROP_SCALE[augment], 1.0], list(CROP_RATIO))
-        flip = bool(torch.rand(()) < 0.5)
-    crop = planes[None, :, top : top + height, left : left + width]
+    rng = np.random.default_rng(seed)
+    top, left, height, width = random_box(image.shape[0], image.shape[1], CROP_SCALE[augment], rng)
+    crop = image.permute(2, 0, 1)[None, :, top : top + height, left : left + width]
     view = F.interpolate(crop, (size, size), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
-    return view.flip(1) if flip else view
+    return view.flip(1) if rng.random() < 0.5 else view
+
+
+def random_box(height: int, width: int, scale: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Top, left, height and width, in pixels, of a crop of `scale` to 1 of the area; of the centre where ten that are
+    drawn do not fit, since the picture is very long."""
+    for _ in range(TRIES):
+        area = height * width * rng.uniform(scale, 1.0)
+        ratio = math.exp(rng.uniform(math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w
+    w = min(width, max(1, round(height * CROP_RATIO[1])))
+    h = min(height, max(1, round(width / CROP_RATIO[0])))
+    return (height - h) // 2, (width - w) // 2, h, w

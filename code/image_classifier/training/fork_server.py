@@ -65,11 +65,9 @@ def warm_up() -> None:
 
 
 def prepare_for(request: ForkRequest) -> None:
-    """Has in this process what only trainings on pictures need: the import, and the memory for what they decode."""
-    with suppress(OSError, ValueError, ClassifierError, ImportError):  # the training itself will say it
+    """Has in this process what only trainings on pictures need: the memory for what they decode."""
+    with suppress(OSError, ValueError, ClassifierError):  # the training itself will say it
         config = TrainConfig.from_hyperparameters(_hyperparameters(MlPaths(base=request.base)))
-        if config.fine_tune != "head" or config.feature_views == 0:
-            importlib.import_module("torchvision.transforms")
         if importlib.import_module("image_classifier.training.setup").wants_cache(config):
             importlib.import_module("image_classifier.training.shared_pictures").share_pictures(config)
 

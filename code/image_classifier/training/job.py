@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import time
@@ -285,7 +284,6 @@ def still_shown(contrast: Mapping[str, str], folders: ImageFolders) -> dict[str,
 
 def image_loader(split: Split, config: TrainConfig, setup: Setup, group: Group) -> Loader:
     """The training images with new crops in every epoch: this process's share of each batch."""
-    importlib.import_module("torchvision.transforms")  # once, and not in every process that `random_view` runs in
     dataset = ImageDataset(
         split,
         Preprocessing.for_image_size(config.image_size),

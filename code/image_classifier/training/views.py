@@ -6,24 +6,21 @@ A random crop depends on the picture's content and the view's number alone, so t
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812  # everybody's name for it
 from numpy.typing import NDArray
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import RequestError
-from image_classifier.training.crops import CROP_RATIO, CROP_SCALE, shortest_side
+from image_classifier.training.crops import random_view, shortest_side
 from image_classifier.vision.decode import decode
 from image_classifier.vision.preprocess import Preprocessing, load_pixels
 
 CENTRE, MIRROR = "centre", "mirror"
 MAX_READ_BYTES = 64 * 1024**2  # a larger file is not held in memory as a whole
-TRIES = 10  # torchvision's RandomResizedCrop's, before it takes the centre
 
 
 def views_of(config: TrainConfig) -> tuple[str, ...]:
@@ -85,32 +82,5 @@ def _views(
         image = torch.from_numpy(np.array(decode(source, min_side=shortest_side(size, augment))))
         for name in crops:
             seed = hashlib.sha256(f"{name}\0{content}".encode()).digest()[:8]
-            found[name] = random_crop(image, size, augment, int.from_bytes(seed, "little"))
+            found[name] = random_view(image, size, augment, int.from_bytes(seed, "little")).numpy()
     return {name: found[name] for name in names}
-
-
-def random_crop(image: torch.Tensor, size: int, augment: str, seed: int) -> NDArray[np.uint8]:
-    """A random crop as RandomResizedCrop draws it, half of the time mirrored. Unlike `crops.random_view` it may be
-    called in several threads: torch has one random generator for all of them.
-
-    Args:
-        image: (H, W, 3) uint8.
-    """
-    rng = np.random.default_rng(seed)
-    top, left, height, width = _box(image.shape[0], image.shape[1], CROP_SCALE[augment], rng)
-    crop = image.permute(2, 0, 1)[None, :, top : top + height, left : left + width]
-    view = F.interpolate(crop, (size, size), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
-    return (view.flip(1) if rng.random() < 0.5 else view).numpy()
-
-
-def _box(height: int, width: int, scale: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a crop of `scale` to 1 of the area."""
-    for _ in range(TRIES):
-        area = height * width * rng.uniform(scale, 1.0)
-        ratio = math.exp(rng.uniform(math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            return int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w
-    w = min(width, max(1, round(height * CROP_RATIO[1])))
-    h = min(height, max(1, round(width / CROP_RATIO[0])))
-    return (height - h) // 2, (width - w) // 2, h, w

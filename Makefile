@@ -93,7 +93,7 @@ LOCK_FLAGS := --universal --python-version 3.11 --generate-hashes --no-emit-inde
 bench: $(STAMP) ## measure every claim again and rewrite benchmarks/results
 	@for script in benchmarks/bench_*.py; do PYTHONPATH=code:. $(BIN)/python $$script; done
 
-gpu-check: $(STAMP) ## prove on this machine's GPU what is said of one, in 11 minutes; GPU_CHECK=--fake tries the script
+gpu-check: $(STAMP) ## prove on this machine's GPU what is said of one, in 14 minutes; GPU_CHECK=--fake tries the script
 	@$(BIN)/python benchmarks/gpu/gpu_check.py $(GPU_CHECK)
 
 gpu-carry: ## the folder a GPU machine without a network needs beside this repository (GPU_CARRY=--help)

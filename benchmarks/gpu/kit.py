@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -139,3 +140,21 @@ def synchronised(device: Any) -> Callable[[], None]:
     import torch
 
     return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+
+def after_steps(action: Callable[[], object]) -> Callable[[], None]:
+    """Has `action` called after each training step in this process; returns what ends that. (Our optimisers are
+    torch's without what would call its hooks.)"""
+    loop = importlib.import_module("image_classifier.training.loop")
+    plain = loop.train_step
+
+    def step(*arguments: Any, **keywords: Any) -> Any:
+        result = plain(*arguments, **keywords)
+        action()
+        return result
+
+    def end() -> None:
+        loop.train_step = plain  # type: ignore[attr-defined]
+
+    loop.train_step = step  # type: ignore[attr-defined]
+    return end

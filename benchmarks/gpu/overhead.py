@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from benchmarks.bench_hook import FIRST, INTERVAL, WAYS, Process
 from benchmarks.gpu.jobs import make_job
-from benchmarks.gpu.kit import Kit, lacks
+from benchmarks.gpu.kit import Kit, after_steps, lacks
 from benchmarks.gpu.trainer import BATCH, synthetic_limit
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.outputs import STEPS
@@ -55,11 +54,12 @@ def compare_graph(kit: Kit) -> None:
 
 
 def measure_overhead(kit: Kit) -> None:
-    """The ways of benchmarks/bench_hook.py, in turns of a few steps, each in a process of its own."""
+    """The ways of benchmarks/bench_hook.py in turns, each in a process of its own. A turn begins with an idle GPU, so
+    it is many steps long: in a training the host is ahead of it."""
     ways = [way for way in WAYS if way != "smdebug" or not lacks("smdebug")]
     if lacks("smdebug"):
         kit.skip("smdebug's overhead", "smdebug is not installed, and carry.py made no folder with it")
-    batch, turn, turns = kit.size(BATCH, 4), kit.size(10, 2), kit.size(INTERVAL // 10, 2)
+    batch, turn, turns = kit.size(BATCH, 4), kit.size(50, 2), kit.size(INTERVAL // 50, 2)
     folder = kit.folder / "overhead"
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier run: smdebug refuses a folder that is there
     processes: dict[str, Process] = {}
@@ -92,12 +92,12 @@ def count_synchronisations(kit: Kit) -> None:
     job = make_job(kit, "synchronisations", epochs=2, trace_steps=0, **settings)
     moments: list[tuple[float, str]] = []
     ticks: list[tuple[float, float]] = []
-    handle = register_optimizer_step_post_hook(lambda *_: ticks.append((time.time(), time.thread_time())))
+    end_ticks = after_steps(lambda: ticks.append((time.time(), time.thread_time())))
     try:
         with watched(kit, moments):
             run_in(Group(), TrainConfig.from_argv(job.command[2:]), job.paths, StopFlag())
     finally:
-        handle.remove()
+        end_ticks()
         end_workers()  # as the training script does: they ignore SIGTERM, and this process would wait for them
     steps = [row for row in STEPS.read(job.paths.output_data) if row["mode"] == "train" and row["epoch"] == 2]
     begin, end = steps[0]["time"], steps[-1]["time"]
@@ -128,17 +128,14 @@ def launching_thread(kit: Kit, step_ms: float, used: list[float]) -> None:
         used: seconds of the thread's CPU clock after each step of the steady state.
     """
     found = {"step_ms": step_ms}
-    if len(used) > 1:
-        each = sorted(1000 * (later - earlier) for earlier, later in itertools.pairwise(used))
-        found["thread_cpu_ms"] = mine = each[len(each) // 10]
-        found["thread_cpu_ms_with_spinning"] = statistics.mean(each)
-        kit.claim(
-            f"launching a step takes {GOAL_LAUNCH_SHARE:.0%} of its time or less",
-            mine <= GOAL_LAUNCH_SHARE * step_ms,
-            f"{mine:.2f} ms of {step_ms:.2f} ms",
-        )
-    else:
-        kit.skip("CPU of the launching thread", "the optimiser's hooks were not called: the step is a CUDA graph")
+    each = sorted(1000 * (later - earlier) for earlier, later in itertools.pairwise(used))
+    found["thread_cpu_ms"] = mine = each[len(each) // 10]
+    found["thread_cpu_ms_with_spinning"] = statistics.mean(each)
+    kit.claim(
+        f"launching a step takes {GOAL_LAUNCH_SHARE:.0%} of its time or less",
+        mine <= GOAL_LAUNCH_SHARE * step_ms,
+        f"{mine:.2f} ms of {step_ms:.2f} ms",
+    )
     kit.note("launching_thread", found)
 
 

@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from benchmarks.gpu.kit import after_steps
 
 from image_classifier.training.data import ImageDataset
 from image_classifier.training.script import main as train
@@ -37,11 +37,11 @@ def starve() -> None:
 def leak() -> None:
     """Has a thread leak from the first step on: what a job takes before does not count as a leak."""
 
-    def begin(*_: Any) -> None:
-        handle.remove()
+    def begin() -> None:
+        end()
         threading.Thread(target=_leak, daemon=True).start()
 
-    handle = register_optimizer_step_post_hook(begin)
+    end = after_steps(begin)
 
 
 def _leak() -> None:

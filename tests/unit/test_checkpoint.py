@@ -264,11 +264,11 @@ def test_a_checkpoint_from_before_contents_were_read_goes_on(tmp_path: Path, mod
     content = torch.load(path, weights_only=True)
     del content["contents"]
     torch.save(content, path)
-    checkpoint = Checkpoints(tmp_path, identity(CONFIG, "by content"), data_before="by name").load()
+    checkpoint = Checkpoints(tmp_path, identity(CONFIG, "by content"), data_before=lambda: "by name").load()
     assert checkpoint is not None
     assert (checkpoint.progress.epoch, checkpoint.contents) == (2, {})
     with pytest.raises(JobError, match="other images"):
-        Checkpoints(tmp_path, identity(CONFIG, "by content"), data_before="another").load()
+        Checkpoints(tmp_path, identity(CONFIG, "by content"), data_before=lambda: "another").load()
 
 
 def test_the_order_of_the_samples_comes_back(tmp_path: Path, model: nn.Module) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from image_classifier.contract.config import TrainConfig
+from image_classifier.debugging.uncompiled import uncompiled
 from image_classifier.training.optim import learning_rate, make_optimizer, resume_optimizer, set_learning_rate
 
 CONFIG = TrainConfig(weights="none", epochs=10, warmup_epochs=2.0, lr=0.4)
@@ -84,7 +85,23 @@ def test_steps_and_state_are_torchs_own_bit_for_bit(name: str) -> None:
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(*models, strict=True))
 
 
-def test_a_training_on_the_cpu_and_the_look_before_it_import_neither_torchs_compiler_nor_torchvision(
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_what_one_kernel_updates_as_on_a_gpu_is_torchs_own_bit_for_bit(kind: type[torch.optim.Optimizer]) -> None:
+    models = []
+    for made in (kind, uncompiled(kind)):
+        torch.manual_seed(5)
+        model = nn.Linear(6, 3)
+        settings = {"momentum": 0.9, "nesterov": True} if kind is torch.optim.SGD else {}
+        optimizer = made(model.parameters(), lr=0.01, weight_decay=0.1, fused=True, **settings)
+        for step in range(4):
+            optimizer.zero_grad(set_to_none=True)
+            model(torch.full((2, 6), float(step))).square().sum().backward()
+            optimizer.step()
+        models.append((model.weight.detach(), model.bias.detach()))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*models, strict=True))
+
+
+def test_a_training_and_the_look_before_it_import_neither_torchs_compiler_nor_torchvision(
     tmp_path: Path,
 ) -> None:
     program = """
@@ -93,6 +110,7 @@ import image_classifier.training.job
 from pathlib import Path
 from image_classifier.debugging.preflight import look_ahead
 from image_classifier.debugging.trace import TraceWindow
+from image_classifier.debugging.uncompiled import uncompiled
 from image_classifier.contract.config import TrainConfig
 from image_classifier.training.crops import random_view
 from image_classifier.training.optim import make_optimizer
@@ -100,6 +118,7 @@ from image_classifier.vision.model import build_model, head
 assert random_view(torch.zeros((8, 8, 3), dtype=torch.uint8), 4, "standard", 0).shape == (4, 4, 3)
 layer = head(build_model(3))
 optimizer = make_optimizer(layer, TrainConfig(weights="none"))
+as_on_a_gpu = uncompiled(torch.optim.AdamW)(layer.parameters(), lr=0.0, fused=True)
 window = TraceWindow(Path(sys.argv[1]), 1)
 window.begin("train", 1, 0)
 for step in range(8):
@@ -107,6 +126,7 @@ for step in range(8):
     loss = layer(torch.ones(2, 2048)).sum()
     loss.backward()
     optimizer.step()
+    as_on_a_gpu.step()
     window.end_step(loss, loss, loss)
 assert list(Path(sys.argv[1]).iterdir())
 optimizer.load_state_dict(optimizer.state_dict())

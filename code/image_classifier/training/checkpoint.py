@@ -12,7 +12,7 @@ import logging
 import math
 import time
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,7 +130,7 @@ class Checkpoints:
     """The checkpoint folder of one job. One that does not write leaves that to the main process.
 
     Args:
-        data_before: what an earlier version would have taken for the identity's data.
+        data_before: says what an earlier version would have taken for the identity's data.
         contents: digests of the images, in the order of the samples: kept with every checkpoint.
     """
 
@@ -139,7 +139,7 @@ class Checkpoints:
         folder: Path,
         identity: Mapping[str, str],
         *,
-        data_before: str = "",
+        data_before: Callable[[], str] = str,
         contents: Digests = MappingProxyType({}),
         writes: bool = True,
     ) -> None:
@@ -273,7 +273,7 @@ class Checkpoints:
                 raise
 
     def _check_identity(self, found: Mapping[str, str], found_at_default: Collection[str]) -> None:
-        if self._data_before and found.get(DATA) == self._data_before:
+        if found.get(DATA) not in (None, self._identity.get(DATA)) and found[DATA] == self._data_before():
             found = {**found, DATA: self._identity[DATA]}
         if what := difference(self._identity, found, found_at_default):
             raise JobError(

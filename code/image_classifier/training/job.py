@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -81,7 +82,7 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag, be
     checkpoints = Checkpoints(
         paths.checkpoints,
         identity(config, data_fingerprint),
-        data_before=fingerprint_by_name(folders),
+        data_before=partial(fingerprint_by_name, folders),
         contents=contents,
         writes=group.is_main,
     )

@@ -24,9 +24,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     on_gpu = bool(trained) and all(parameter.is_cuda for parameter in trained)
-    kind: type[Any] = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.SGD
-    if not on_gpu:
-        kind = uncompiled(kind)
+    kind = uncompiled(torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.SGD)
     momentum = {} if config.optimizer == "adamw" else {"momentum": config.momentum, "nesterov": config.momentum > 0}
     optimizer: torch.optim.Optimizer = kind(groups, lr=config.lr, fused=True if on_gpu else None, **momentum)
     return optimizer

@@ -79,6 +79,8 @@ def end_workers() -> None:
     They ignore SIGTERM, and SIGTERM is what Python sends them at its exit before it waits for them, for ever.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report them as killed
-    for worker in multiprocessing.active_children():
+    workers = multiprocessing.active_children()
+    for worker in workers:
         worker.kill()
+    for worker in workers:  # they give their memory back side by side
         worker.join()

@@ -74,7 +74,7 @@ def _views(
     found: dict[str, NDArray[np.uint8]] = {}
     if CENTRE in names or MIRROR in names:
         centre = load_pixels(source, preprocessing)
-        found |= {CENTRE: centre, MIRROR: centre[:, ::-1]}
+        found |= {CENTRE: centre, MIRROR: np.ascontiguousarray(centre[:, ::-1])}
     crops = [name for name in names if name not in (CENTRE, MIRROR)]
     if crops:
         size = preprocessing.image_size

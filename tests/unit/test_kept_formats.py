@@ -13,12 +13,14 @@ from tests.head_training import SIZE, make_pictures, split_of
 from image_classifier.training.bad_images import BadImages
 from image_classifier.training.distributed import Group
 from image_classifier.training.features import Extraction
+from image_classifier.training.finishing import photos_for_gates
 from image_classifier.training.kept_formats import KeptBody, PhotosChanged
 from image_classifier.training.number_formats import Measured, measure_body, measure_formats
 from image_classifier.training.setup import Setup
 from image_classifier.training.stop import StopFlag
 from image_classifier.training.views import CENTRE
 from image_classifier.vision.fingerprint import file_digests
+from image_classifier.vision.folders import ImageFolders, Split
 from image_classifier.vision.model import build_model
 from image_classifier.vision.network import FEATURES
 from image_classifier.vision.preprocess import Preprocessing
@@ -141,6 +143,51 @@ def test_where_a_training_computed_in_bf16_its_rows_are_what_bf16_costs(
     assert trained.rows == computed  # nothing was computed again
     off = np.linalg.norm(halves - simulated, axis=1) / np.linalg.norm(simulated, axis=1)
     assert 0 < off.max() < 0.01
+
+
+def test_ranges_are_taken_in_bf16_where_the_processor_computes_in_it_and_are_float32s_but_for_rounding(
+    model: ResNet, data: Path, tmp_path: Path
+) -> None:
+    counted = Counted()
+    exact = body(model, data, tmp_path / "store", counted).maxima()
+    in_bf16 = extraction(model, tmp_path / "store", counted, bf16=True)
+    rounded = body(model, data, tmp_path / "store", counted, in_bf16=in_bf16).maxima()
+    assert exact.keys() == rounded.keys()
+    off = [float(np.abs(rounded[name] / exact[name] - 1).max()) for name in exact]
+    assert 0 < max(off) < 0.05
+    assert np.median(off) < 0.02
+    again = body(model, data, tmp_path / "store", counted).maxima()  # each format's are kept under its own name
+    assert all(np.array_equal(again[name], exact[name]) for name in exact)
+
+
+@pytest.mark.parametrize(
+    ("test", "valid", "wanted", "chosen", "skip"),
+    [
+        (None, 40, 100, "valid", 8),
+        (100, 100, 100, "test", 8),
+        (58, 200, 100, "test", 8),  # half of those that are wanted, without the golden ones
+        (57, 200, 100, "valid", 0),
+        (58, 200, 400, "valid", 0),  # a GPU can look at more
+        (28, 40, 100, "test", 8),
+        (4, 10, 100, "valid", 0),
+    ],
+)
+def test_formats_are_measured_on_test_photos_where_there_are_enough(
+    test: int | None, valid: int, wanted: int, chosen: str, skip: int
+) -> None:
+    def split(name: str, count: int) -> Split:
+        root = Path(name)
+        return Split(name=name, root=root, paths=tuple(root / f"{i}.jpg" for i in range(count)), labels=(0,) * count)
+
+    folders = ImageFolders(
+        classes=("a", "b"),
+        train=split("train", 300),
+        valid=split("valid", valid),
+        test=None if test is None else split("test", test),
+        valid_split_off=False,
+    )
+    found, golden = photos_for_gates(folders, 8, wanted=wanted)
+    assert (found.name, golden) == (chosen, skip)
 
 
 def test_changed_photos_never_meet_old_rows(model: ResNet, data: Path, tmp_path: Path) -> None:

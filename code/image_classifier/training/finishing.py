@@ -25,7 +25,13 @@ from image_classifier.training.golden import golden_samples
 from image_classifier.training.head_only import extraction_of, served_extraction, test_loader
 from image_classifier.training.kept_formats import KeptBody, PhotosChanged
 from image_classifier.training.label_errors import write_suspects
-from image_classifier.training.number_formats import Measured, measure_body, measure_formats
+from image_classifier.training.number_formats import (
+    GATE_PHOTOS,
+    GATE_PHOTOS_ON_GPU,
+    Measured,
+    measure_body,
+    measure_formats,
+)
 from image_classifier.training.setup import Setup, exact_float32
 from image_classifier.training.state import Training
 from image_classifier.training.stop import Interrupted
@@ -175,16 +181,19 @@ def run_formats(
         if training.stop:
             raise Interrupted
 
-    golden = training.config.golden_samples if folders.test is None else 0
+    on_cpu = training.setup.device.type == "cpu"
+    unseen, golden = photos_for_gates(
+        folders, training.config.golden_samples, wanted=GATE_PHOTOS if on_cpu else GATE_PHOTOS_ON_GPU
+    )
     try:
-        if training.setup.device.type == "cpu":
+        if on_cpu:
             in_float32 = extraction or extraction_of(training, replace(training.setup, bf16=False), Group(), hook)
             in_bf16 = extraction_of(training, training.setup, Group(), hook) if training.setup.bf16 else None
             with suppress(PhotosChanged):
-                body = body_of(training, folders, (in_float32, in_bf16), golden, pause)
+                body = body_of(training, (folders.train, unseen), (in_float32, in_bf16), golden, pause)
                 return measure_body(training.model, body, temperature)
-        model, train, valid = training.model, folders.train, folders.valid
-        return measure_formats(model, train, valid, preprocessing, skip=golden, pause=pause, temperature=temperature)
+        model, train = training.model, folders.train
+        return measure_formats(model, train, unseen, preprocessing, skip=golden, pause=pause, temperature=temperature)
     except Interrupted:
         raise training.stop.error(
             "while measuring number formats; the training has finished and is saved",
@@ -192,9 +201,26 @@ def run_formats(
         ) from None
 
 
+def photos_for_gates(folders: ImageFolders, golden: int, *, wanted: int) -> tuple[Split, int]:
+    """The split on whose images number formats are measured, and how many of its first are golden samples.
+
+    The test images where they are not much fewer: they chose neither the epoch nor the temperature, and a training on
+    features has float32's answers to them.
+
+    Args:
+        golden: number of golden samples, which are test images where there are any.
+        wanted: images.
+    """
+    if folders.test is None:
+        return folders.valid, golden
+    if 2 * (len(folders.test) - golden) >= min(wanted, len(folders.valid)):
+        return folders.test, golden
+    return folders.valid, 0
+
+
 def body_of(
     training: Training,
-    folders: ImageFolders,
+    splits: tuple[Split, Split],
     computing: tuple[Extraction, Extraction | None],
     golden: int,
     pause: Callable[[], None],
@@ -202,14 +228,16 @@ def body_of(
     """The training's body for measuring number formats on the CPU.
 
     Args:
+        splits: the training images, and what `photos_for_gates` gives.
         computing: in float32, and in bf16 where the training does.
-        golden: the first so many validation images are golden samples.
+        golden: the first so many of the latter are golden samples.
     """
     contents = training.checkpoints.contents
+    train, unseen = splits
     return KeptBody(
         training.model,
-        (folders.train, digests_of(contents, folders.train)),
-        (folders.valid, digests_of(contents, folders.valid)),
+        (train, digests_of(contents, train)),
+        (unseen, digests_of(contents, unseen)),
         Preprocessing.for_image_size(training.config.image_size),
         unreadable=training.bad.found,
         skip=golden,

@@ -1,7 +1,7 @@
 """What number formats make of a body, on the CPU: computed by every core, and of a frozen one kept for the next job.
 
 In float32, and in bf16 where the processor computes in it, the photographs go through the body that trainings on
-features use: after one of them, the rows in bf16 are those that it was validated on. int8 is computed or simulated as
+features use: after one of them, the rows in float32 are those that it was tested on. int8 is computed or simulated as
 `number_formats` says. What depends on the head is computed in every job.
 """
 
@@ -32,7 +32,7 @@ class KeptBody(Body):
     """A body whose rows may be known from before.
 
     Args:
-        train, valid: the splits with their files' digests, as `digests_of` gives them.
+        train, unseen: splits with their files' digests, as `digests_of` gives them: for ranges and for the gates.
         unreadable: paths as text, of images that are known not to be readable.
         skip: as of `measure_formats`.
         in_float32: what computes features, and has a store or none.
@@ -43,7 +43,7 @@ class KeptBody(Body):
         self,
         model: nn.Module,
         train: tuple[Split, Sequence[str]],
-        valid: tuple[Split, Sequence[str]],
+        unseen: tuple[Split, Sequence[str]],
         preprocessing: Preprocessing,
         *,
         unreadable: Collection[str],
@@ -53,19 +53,19 @@ class KeptBody(Body):
         in_bf16: Extraction | None = None,
     ) -> None:
         nothing = Photos(images=(), labels=np.empty(0, np.int64))
-        super().__init__(model, nothing, nothing, pause)
+        super().__init__(model, nothing, nothing, pause, ranges_in=torch.bfloat16 if in_bf16 else torch.float32)
         self._preprocessing, self._in_float32, self._in_bf16 = preprocessing, in_float32, in_bf16
         self._last: tuple[Split, Photos] | None = None
         self._train, self._train_digests = chosen(*train, RANGE_PHOTOS, 0, unreadable)
-        self._valid, self._valid_digests = chosen(*valid, GATE_PHOTOS, skip, unreadable)
+        self._gated, self._gated_digests = chosen(*unseen, GATE_PHOTOS, skip, unreadable)
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        return np.asarray(self._valid.labels, np.int64)
+        return np.asarray(self._gated.labels, np.int64)
 
     @property
     def is_empty(self) -> bool:
-        return not len(self._train) or not len(self._valid)
+        return not len(self._train) or not len(self._gated)
 
     def exact(self) -> NDArray[np.float32]:
         return self._computed(self._in_float32)
@@ -83,7 +83,8 @@ class KeptBody(Body):
             found = super(KeptBody, self).maxima()
             return np.stack([found[name] for name in names], axis=1).astype(np.float32)
 
-        store = self._in_float32.store_of({"of": "largest activations", "names": names}, len(names))
+        computing = self._in_bf16 or self._in_float32
+        store = computing.store_of({"of": "largest activations", "names": names}, len(names))
         rows = kept(store, self._train, self._train_digests, compute).astype(np.float64)
         return {name: rows[:, column] for column, name in enumerate(names)}
 
@@ -91,25 +92,25 @@ class KeptBody(Body):
         return self._rounded({"of": "int8", "ranges": dict(ranges)}, lambda: super(KeptBody, self).int8(ranges))
 
     def _computed(self, extraction: Extraction) -> NDArray[np.float32]:
-        """A row for each validation image, as trainings on features have them."""
+        """A row for each image of the gates, as trainings on features have them."""
         self._pause()
-        wanted = np.ones((len(self._valid), 1), np.bool_)
-        found = extraction.split(self._valid, self._valid_digests, (CENTRE,), wanted, said=False)
+        wanted = np.ones((len(self._gated), 1), np.bool_)
+        found = extraction.split(self._gated, self._gated_digests, (CENTRE,), wanted, said=False)
         if found.unreadable:
             raise PhotosChanged
         return found.rows[found.places[:, 0], : network.FEATURES]
 
     def _rounded(self, what: Mapping[str, object], simulate: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
-        """A row for each validation image; `simulate` gives those of `_unseen`."""
+        """A row for each image of the gates; `simulate` gives those of `_unseen`."""
 
         def compute(missing: Split) -> NDArray[np.float32]:
             self._unseen = self._read(missing)
             return simulate()
 
-        return kept(self._in_float32.store_of(what, network.FEATURES), self._valid, self._valid_digests, compute)
+        return kept(self._in_float32.store_of(what, network.FEATURES), self._gated, self._gated_digests, compute)
 
     def _read(self, split: Split) -> Photos:
-        """The pictures of validation images; those that were read last are not read again."""
+        """The pictures of the gates' images; those that were read last are not read again."""
         if self._last is None or self._last[0] != split:
             self._last = split, as_photos(split, self._preprocessing)
         return self._last[1]

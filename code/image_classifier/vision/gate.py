@@ -35,7 +35,7 @@ _ROUNDING = 1e-9  # one of 200 is half a point, whatever floats make of it
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """Answers in one number format beside those in float32, for validation photographs that chose no range.
+    """Answers in one number format beside those in float32, for photographs that chose no range.
 
     Args:
         photos: how many.

@@ -53,7 +53,7 @@ PHASES = (
     ("labels judged", " labels: "),
     ("features of the test images, float32", " features of test: "),
     ("the test", " test:loss="),
-    ("number formats: float32 of the validation images, ranges, int8", " int8: "),
+    ("number formats: bf16 of the test images, ranges, int8", " int8: "),
     ("golden samples, the model is written", " done: "),
     ("report", " report: "),
     ("the job ends, the archive is written", PACKED),

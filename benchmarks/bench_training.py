@@ -29,7 +29,7 @@ from tempfile import TemporaryDirectory
 import torch
 from benchmarks.full_trainings import ALLOCATORS, FULL_WAYS, FullTrainings, Measured, full_table
 from benchmarks.processes import ROOT, run
-from benchmarks.record import RESULTS, write_result
+from benchmarks.record import RESULTS, processor, write_result
 from torch import nn
 
 from image_classifier.contract.outputs import RESULT
@@ -258,7 +258,7 @@ def publish(options: argparse.Namespace, photos: dict[str, int], found: dict[str
         f"`PYTHONPATH=code:. python benchmarks/bench_training.py{given} --parts {' '.join(found)}{numbers}`",
         "",
         f"{', '.join(f'{count} {split}' for split, count in photos.items())} "
-        f"{'photographs' if options.data else 'generated pictures'}, {os.cpu_count()} cores, torch "
+        f"{'photographs' if options.data else 'generated pictures'}, {os.cpu_count()} cores ({processor()}), torch "
         f"{torch.__version__}, Python {platform.python_version()}, starting from "
         f"{'given' if options.weights else 'seeded random'} weights, the same for all. Whole processes in turns; "
         f"median (smallest .. largest) of {options.rounds} rounds.",

@@ -185,6 +185,23 @@ def test_a_second_job_computes_nothing_and_sees_the_same_bits(model: ResNet, dat
     assert np.array_equal(first.rows[first.places], alone.rows[alone.places])
 
 
+def test_without_a_store_some_rows_are_kept_for_as_long_as_the_job_runs(
+    model: ResNet, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = split_of(data)
+    contents = digests(scan({each.name: each for each in data.iterdir()}, valid_fraction=0.2, seed=0))["train"]
+    every = np.ones((len(split), 1), np.bool_)
+    for room, left in ((1000, 0), (5, len(split) - 5)):
+        monkeypatch.setattr(features_module, "RECENT", room)
+        made = extraction(model, None)
+        first = made.split(split, contents, ("centre",), every)
+        again = made.split(split, contents, ("centre",), every)
+        assert made.computed == len(split) + left
+        assert np.array_equal(in_order(first), in_order(again))
+    changed = made.split(split, ["another", *contents[1:]], ("centre",), every)
+    assert np.array_equal(in_order(changed), in_order(first))  # a name that nothing is known under: computed
+
+
 def test_what_another_job_began_is_finished_with_the_same_bits(model: ResNet, data: Path, tmp_path: Path) -> None:
     split = split_of(data)
     extract(model, split, tmp_path / "store", ("centre",))

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 
 WIDTH = FEATURES + 6  # numbers in a row: features, and the input's channel means and deviations
 ROUND = {"cpu": 512, "cuda": 4096}  # images between two meetings of the processes, and two writes to the store
+RECENT = 4096  # rows of 8 kB that are not computed again where no store keeps them
 READ_TOGETHER = 8  # pictures that a thread reads for a GPU: few, so that all threads read for the same batch
 SAY_EVERY_S = 10.0
 # Of normalised values: with a larger one, a picture spans FEW_LEVELS for certain. Half of them is the largest deviation
@@ -120,6 +122,7 @@ class Extraction:
         }
         self._store = FeatureStore(store_folder, self._key, WIDTH)
         self._body: FrozenBody | None = None
+        self._recent: Rows = {}
         self.computed = 0  # rows, by this process
         self._told = self._alive = time.monotonic()
 
@@ -182,6 +185,7 @@ class Extraction:
         """What each process found of its pictures. Raises Interrupted in all of them when one was asked to stop."""
         named = {(each.index, view): row_name(view, contents[each.index]) for each in pictures for view in each.views}
         kept = self._store.load(named.values())
+        kept |= {name: self._recent[name] for name in named.values() if name not in kept and name in self._recent}
         found = {place: kept[name] for place, name in named.items() if name in kept}
         missing = [
             replace(each, views=views)
@@ -200,6 +204,7 @@ class Extraction:
             if stopped := bool(self._stop):
                 break
         self._store.save(new)
+        self._recent |= dict(islice(new.items(), RECENT - len(self._recent)))
         if self._group.largest(int(stopped or bool(self._stop))):
             raise Interrupted
         return self._group.exchange((found, unreadable))
@@ -295,7 +300,7 @@ class Extraction:
     def of_bytes(self, image: bytes) -> NDArray[np.float32]:
         """(FEATURES,) of the centre of a picture that is no file. Raises what `decode` raises."""
         name = row_name(CENTRE, hashlib.sha256(image).hexdigest())
-        row = self._store.load([name]).get(name)
+        row = self._store.load([name]).get(name, self._recent.get(name))
         if row is None:
             _, views = read_views(image, self._preprocessing, (CENTRE,))
             pixels = np.stack(list(views.values()))

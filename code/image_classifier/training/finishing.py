@@ -10,6 +10,8 @@ from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 
+from torch import nn
+
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.metrics import metric_line
 from image_classifier.contract.outputs import HISTORY, RESULT, TRIAL, TRIED
@@ -20,7 +22,7 @@ from image_classifier.training.data import ImageDataset, Loader
 from image_classifier.training.distributed import Group
 from image_classifier.training.evaluate import Evaluation, evaluate
 from image_classifier.training.feature_loader import FeatureLoader
-from image_classifier.training.features import Extraction, digests_of
+from image_classifier.training.features import RECENT, Extraction, digests_of
 from image_classifier.training.golden import golden_samples
 from image_classifier.training.head_only import extraction_of, served_extraction, test_loader
 from image_classifier.training.kept_formats import KeptBody, PhotosChanged
@@ -40,6 +42,7 @@ from image_classifier.training.usual import usual_sight
 from image_classifier.vision.artifact import write_model
 from image_classifier.vision.folders import ImageFolders, Split
 from image_classifier.vision.model import state_arrays
+from image_classifier.vision.network import HEAD
 from image_classifier.vision.preprocess import Preprocessing
 from image_classifier.vision.temperature import abstain_below, calibrate
 
@@ -71,7 +74,8 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
     uncalibrated: dict[str, float] = {}
     abstaining: dict[str, float] = {"below": limit} if limit else {}
     if folders.test is not None:
-        test = run_test(training, hook, folders.test, extraction, temperature)
+        few = training.on_features or len(folders.test) <= RECENT  # whose features are not too many to hold
+        test = run_test(training, hook, folders.test, extraction if few else None, temperature)
         write_test_results(paths.output_data, test, folders.test, folders.classes)
         log.info(metric_line(progress.best_epoch, test.metrics("test")))
         metrics |= test.metrics("test")
@@ -151,15 +155,14 @@ def run_test(
     setup = replace(training.setup, bf16=False)
     loader: Loader | FeatureLoader
     try:
+        model: nn.Module = training.model
         if extraction is not None:
-            loader = test_loader(training, split, extraction)
+            model, loader = model.get_submodule(HEAD), test_loader(training, split, extraction)
         else:
             loader = evaluation_loader(split, training.config, training.setup, Group())
         hook.begin("test", training.progress.best_epoch, 0)
         with exact_float32():
-            return evaluate(
-                training.trained, loader, hook, training.bad, training.stop, setup=setup, temperature=temperature
-            )
+            return evaluate(model, loader, hook, training.bad, training.stop, setup=setup, temperature=temperature)
     except Interrupted:
         raise training.stop.error(
             "while testing; the training has finished and is saved",

@@ -138,7 +138,8 @@ def test_loader(training: Training, split: Split, extraction: Extraction) -> Fea
     """
     loader = served_loader(split, training.config)
     contents = digests_of(training.checkpoints.contents, split)
-    loader.features = extraction.split(split, contents, (CENTRE,), np.ones((len(split), 1), np.bool_))
+    wanted = np.ones((len(split), 1), np.bool_)
+    loader.features = extraction.split(split, contents, (CENTRE,), wanted, said=training.on_features)
     return loader
 
 
@@ -151,8 +152,9 @@ def validation_features(training: Training, hook: Observer) -> SplitFeatures:
 
 
 def served_extraction(training: Training, hook: Observer) -> Extraction | None:
-    """What computes features in float32, as a server does; None where the training is not one on features."""
-    if not training.on_features:
+    """What computes features in float32, as a server does; None where a GPU trained more than a head: it answers each
+    photo anew in less time than Python takes to keep track of it."""
+    if not training.on_features and training.setup.device.type != "cpu":
         return None
     return extraction_of(training, replace(training.setup, bf16=False), Group(), hook)
 

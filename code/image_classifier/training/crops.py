@@ -58,10 +58,10 @@ def no_larger_than_needed(picture: Image.Image, side: int) -> Image.Image:
 
 def random_view(image: torch.Tensor, size: int, augment: str, seed: int | Sequence[int]) -> torch.Tensor:
     """A random crop of the picture as torchvision's RandomResizedCrop draws it, resized, flipped half of the time; the
-    same for the same seed. Safe to call from several threads: torch has one random generator for all of them.
+    same for the same seed. Safe to call from several threads: it draws from a generator of its own.
 
-    torch's resize gives Pillow's pixels within one level of 255, in a third of the time. torchvision itself takes a
-    second to import.
+    torch's resize gives Pillow's pixels within one level of 255, in a third of the time. Not by torchvision, which
+    takes as long to import as most of torch.
 
     Args:
         image: (H, W, 3) uint8.

@@ -40,10 +40,11 @@ def test_on_a_cpu_nothing_is_begun() -> None:
     [
         (TrainConfig(), torch.bfloat16, [(SOURCE, "sm_90")]),
         (TrainConfig(fused_norms="off"), torch.bfloat16, []),
+        (TrainConfig(cuda_graph="off"), torch.bfloat16, []),
         (TrainConfig(fine_tune="head"), torch.bfloat16, []),
         (TrainConfig(amp="off"), torch.float32, []),
     ],
-    ids=["full", "norms by torch", "head", "float32"],
+    ids=["full", "norms by torch", "no graph", "head", "float32"],
 )
 def test_what_the_job_will_use_is_loaded_and_compiled_by_a_thread(
     monkeypatch: pytest.MonkeyPatch, config: TrainConfig, dtype: torch.dtype, kernels: list[tuple[Path, str]]

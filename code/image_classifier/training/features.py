@@ -204,7 +204,8 @@ class Extraction:
             if stopped := bool(self._stop):
                 break
         self._store.save(new)
-        self._recent |= dict(islice(new.items(), RECENT - len(self._recent)))
+        if self._folder is None:
+            self._recent |= dict(islice(new.items(), RECENT - len(self._recent)))
         if self._group.largest(int(stopped or bool(self._stop))):
             raise Interrupted
         return self._group.exchange((found, unreadable))

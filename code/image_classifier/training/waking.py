@@ -36,7 +36,7 @@ def _load(config: TrainConfig, device: torch.device) -> None:
     try:
         bf16 = use_bf16(config.amp, device)
         one_step(device, torch.bfloat16 if bf16 else torch.float32)
-        if bf16 and config.fused_norms == "auto" and config.fine_tune == "full":
+        if bf16 and config.fused_norms == config.cuda_graph == "auto" and config.fine_tune == "full":
             compiled(SOURCE, architecture(device))
     except Exception as error:  # any: of the driver, of torch, of NVRTC
         log.debug("the GPU was not woken: %s", describe(error))

@@ -13,11 +13,13 @@ from image_classifier.vision.folders import (
     ImageFolders,
     channel_of,
     channels_of_job,
+    class_images,
     find_channels,
     image_files,
     scan,
 )
 from image_classifier.vision.image_list import SPLIT_FOLDERS
+from image_classifier.vision.passed_over import PassedOver
 
 
 def make(root: Path, *names: str) -> Path:
@@ -59,6 +61,21 @@ def test_links_are_followed_once_and_a_dangling_one_is_kept(tmp_path: Path) -> N
     (tmp_path / "c" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (tmp_path / "c" / "loop").symlink_to(tmp_path / "c")
     assert [path.name for path in image_files(tmp_path / "c")] == ["a.jpg", "b.jpg", "gone.jpg", "x.jpg"]
+
+
+def test_the_system_is_asked_where_a_folder_really_lies_only_behind_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes a call for every folder of the path: with many classes on slow storage that was a second of each job."""
+    train = make(tmp_path / "train", *(f"{name}/{file}.jpg" for name in ("a", "a/deeper", "b", "c") for file in "xy"))
+    (tmp_path / "elsewhere").mkdir()
+    (train / "b" / "linked").symlink_to(tmp_path / "elsewhere")
+    asked: list[str] = []
+    realpath = os.path.realpath
+    monkeypatch.setattr(os.path, "realpath", lambda path: asked.append(str(path)) or realpath(path))
+    found = class_images(train, "train", PassedOver())
+    assert sum(map(len, found.values())) == 8
+    assert asked == [str(train), str(train / "b" / "linked")]
 
 
 def test_valid_is_split_off_by_name_stratified_and_said_so(tmp_path: Path) -> None:

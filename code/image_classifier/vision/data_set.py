@@ -215,7 +215,7 @@ def _require_class_folders(root: Path) -> None:
         if any(split_named(entry.name) for entry in entries_of(root)):
             find_channels(root)  # raises: there is nothing to train on
         over = PassedOver()
-        list(Walk(root, over).images(root))
+        list(Walk(root, over).images())
         message = f"there are no images ({' '.join(sorted(SUFFIXES))}) in {root}"
         raise with_reasons(DataError(message, LAYOUT_HINT), over)
     if split_named(_absolute(root).name) and (above := _data_set_above(root)):
@@ -302,7 +302,7 @@ def _has_images(folder: Path) -> bool:
 
 
 def _images(folder: Path) -> Iterator[Path]:
-    return Walk(folder, PassedOver()).images(folder)
+    return Walk(folder, PassedOver()).images()
 
 
 def _absolute(path: Path) -> Path:

@@ -242,7 +242,7 @@ def image_files(folder: Path, over: PassedOver | None = None) -> list[Path]:
     Args:
         over: takes down what is no image.
     """
-    found = Walk(folder, PassedOver() if over is None else over).images(folder)
+    found = Walk(folder, PassedOver() if over is None else over).images()
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
@@ -259,14 +259,14 @@ def class_images(root: Path, name: str, over: PassedOver) -> dict[str, list[Path
     """Class name -> sorted images; a class without images has an empty list. A name that is not UTF-8 has escapes."""
     _require_folder(root, name)
     images: dict[str, list[Path]] = {}
+    walk = Walk(root, over)
     for entry in entries_of(root):
         if entry.take_down_hidden(over, entry.name):
             continue
         if entry.kind is Kind.FOLDER:
             # macOS writes é as two code points, Linux as one: the same class in train and test must stay the same class
             of_class = images.setdefault(unicodedata.normalize("NFC", entry.name), [])
-            found = Walk(root, over).images(entry.path)
-            of_class += sorted(found, key=lambda path: path.relative_to(root).as_posix())
+            of_class += sorted(walk.images(entry), key=lambda path: path.relative_to(root).as_posix())
         elif _is_loose(entry):
             over.add(Why.LOOSE, entry.name)
         elif entry.kind in (Kind.NOWHERE, Kind.CIRCLE):

@@ -98,11 +98,17 @@ def _kind(found: os.DirEntry[str]) -> Kind:
     return Kind.FILE if stat.S_ISREG(mode) else Kind.SPECIAL
 
 
+def _real(entry: Entry, above: str) -> str:
+    """The path without links of an entry of the folder that really lies at `above`."""
+    return os.path.realpath(entry.path) if entry.is_link else f"{above.rstrip('/')}/{entry.path.name}"
+
+
 _WHY = {Kind.NOWHERE: Why.NOWHERE, Kind.CIRCLE: Why.CIRCLE, Kind.SPECIAL: Why.SPECIAL}
 
 
 class Walk:
-    """The images below folders.
+    """The images below folders. Where a folder really lies is asked of the system only behind a link: for every folder
+    on the way to each it takes a call.
 
     Args:
         root: what the names of what is passed over are relative to.
@@ -112,28 +118,33 @@ class Walk:
     def __init__(self, root: Path, over: PassedOver) -> None:
         self._root = root
         self._over = over
+        self._real_root = os.path.realpath(root)
         self._visits: Counter[str] = Counter()
 
-    def images(self, folder: Path) -> Iterator[Path]:
-        """The images anywhere below `folder`, the root or one in it, in no order.
+    def images(self, below: Entry | None = None) -> Iterator[Path]:
+        """The images anywhere below the root, or below a folder in it, in no order.
 
         A dangling link counts as an image, so that reading it names it.
 
         Raises:
             DataError: a folder cannot be listed.
         """
-        root = Path(os.path.realpath(self._root))
-        above = root.parents if folder == self._root else (root, *root.parents)
-        yield from self._images(folder, frozenset(map(str, above)), through_link=False)
+        self._visits.clear()
+        above = frozenset(map(str, Path(self._real_root).parents))
+        if below is None:
+            yield from self._images(self._root, self._real_root, above, through_link=False)
+        else:
+            real = _real(below, self._real_root)
+            yield from self._images(below.path, real, above | {self._real_root}, through_link=False)
 
-    def _images(self, folder: Path, parents: frozenset[str], *, through_link: bool) -> Iterator[Path]:
+    def _images(self, folder: Path, real: str, parents: frozenset[str], *, through_link: bool) -> Iterator[Path]:
         """The same.
 
         Args:
+            real: path of `folder`, without a link.
             parents: the real paths of the folders above.
             through_link: the way here goes through one.
         """
-        real = os.path.realpath(folder)
         self._visits[real] += through_link
         if real in parents or (through_link and self._visits[real] > MAX_VISITS):
             self._over.add(Why.CIRCLE, self._shown(folder))
@@ -142,7 +153,8 @@ class Walk:
             if entry.take_down_hidden(self._over, self._shown(entry.path)):
                 continue
             if entry.kind is Kind.FOLDER:
-                yield from self._images(entry.path, parents | {real}, through_link=through_link or entry.is_link)
+                further = through_link or entry.is_link
+                yield from self._images(entry.path, _real(entry, real), parents | {real}, through_link=further)
             elif entry.has_image_name and entry.kind is not Kind.SPECIAL:
                 yield entry.path
             else:

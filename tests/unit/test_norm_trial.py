@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +48,21 @@ def test_right_and_fast_kernels_are_used(
     assert trial(lambda _: fused) is fused
     assert torch.equal(torch.get_rng_state(), state)
     assert caplog.messages == ["two large batch norms: 8.00 ms by torch, 4.00 ms by our kernels"]
+
+
+def test_the_trial_takes_no_time_for_imports() -> None:
+    """A gradient that is given to torch.autograd.grad makes it import 500 modules: seconds where storage is slow."""
+    script = """
+import sys, torch
+from image_classifier.training import norm_trial
+case = norm_trial.random_case("add_relu", (2, 64, 3, 3), torch.device("cpu"))
+before = set(sys.modules)
+y, gradients = case.passes(norm_trial.end_layer)
+assert [each.shape for each in gradients] == [each.shape for each in case.inputs]
+print(len(set(sys.modules) - before))
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=os.environ)
+    assert int(found.stdout) < 10
 
 
 def test_slow_kernels_are_not_used(

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,22 @@ class _Case:
     def passes(self, end: LayerEnd) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The answer, and the gradients of the inputs."""
         y = end(self.norm, self.x, relu=self.relu, shortcut=self.shortcut)
-        return y.detach(), torch.autograd.grad(y, self.inputs, self.dy)
+        return y.detach(), torch.autograd.grad(_Given.apply(y, self.dy), self.inputs)
+
+
+class _Given(torch.autograd.Function):
+    """A number of which y has the gradient dy. Given to `autograd.grad` itself, dy would make torch import its symbolic
+    shapes: some 500 modules, seconds of a job's start where storage is slow."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, dy: Tensor) -> Tensor:
+        ctx.save_for_backward(dy)
+        return y.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> tuple[Tensor, None]:
+        (dy,) = ctx.saved_tensors
+        return dy, None
 
 
 def fuse_norms(training: Training) -> None:

@@ -249,7 +249,7 @@ class Loader:
             num_workers=workers,
             collate_fn=collate,
             pin_memory=pin_memory,
-            worker_init_fn=_start_worker if workers else None,
+            worker_init_fn=start_worker if workers else None,
             persistent_workers=workers > 0,
             multiprocessing_context="fork" if workers else None,  # what PixelCache needs
             prefetch_factor=AHEAD if workers else None,
@@ -344,7 +344,8 @@ def collate(samples: Sequence[_Sample]) -> Batch:
     return batch
 
 
-def _start_worker(_worker: int) -> None:
+def start_worker(_worker: int) -> None:
+    """What a loading process does first."""
     ignore_stop_signals()
     # Iterators that the job had when it forked are its own to end: torch would fail over their processes, in the log.
     torch.utils.data.dataloader._MultiProcessingDataLoaderIter.__del__ = lambda _: None  # type: ignore[method-assign]

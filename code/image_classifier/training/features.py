@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL
@@ -28,6 +26,7 @@ from image_classifier.training.bad_images import BadImages
 from image_classifier.training.distributed import Group
 from image_classifier.training.feature_store import FeatureStore, Rows, row_name
 from image_classifier.training.frozen_body import FrozenBody, name_of
+from image_classifier.training.reading import Picture, Read, in_turn, read, read_ahead
 from image_classifier.training.setup import Setup
 from image_classifier.training.stop import Interrupted, StopFlag
 from image_classifier.training.views import CENTRE, read_views
@@ -42,9 +41,8 @@ from image_classifier.vision.resnet import ResNet
 log = logging.getLogger(__name__)
 
 WIDTH = FEATURES + 6  # numbers in a row: features, and the input's channel means and deviations
-ROUND = {"cpu": 512, "cuda": 4096}  # images between two meetings of the processes, and two writes to the store
+ROUND = {"cpu": 512, "cuda": 8192}  # images between two meetings of the processes, and two writes to the store
 RECENT = 4096  # rows of 8 kB that are not computed again where no store keeps them
-READ_TOGETHER = 8  # pictures that a thread reads for a GPU: few, so that all threads read for the same batch
 SAY_EVERY_S = 10.0
 # Of normalised values: with a larger one, a picture spans FEW_LEVELS for certain. Half of them is the largest deviation
 # that a channel can have within them, and they are divided by ImageNet's deviation of that channel.
@@ -67,25 +65,12 @@ class SplitFeatures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Picture:
-    """A picture to compute: its index, and the views that are missing."""
-
-    index: int
-    path: Path
-    views: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Computed:
     """What came of some pictures: (index, view) -> row, the same by the name for the store, and what is unreadable."""
 
     rows: dict[tuple[int, str], NDArray[np.float32]]
     kept: Rows
     unreadable: dict[int, str]
-
-
-_Read = tuple[list[tuple[int, str, str]], list[NDArray[np.uint8]], dict[int, str]]
-"""(index, view, digest) and the (S, S, 3) pixels of each, and index -> why of what is unreadable."""
 
 
 class Extraction:
@@ -96,6 +81,7 @@ class Extraction:
         store_folder: see FeatureStore.
         preparing: called now and then while it computes, with the seconds since the last call.
         digest: `body_digest` of the model, if it is known.
+        readers: processes that read the pictures for a GPU; without them threads do.
     """
 
     def __init__(
@@ -110,7 +96,9 @@ class Extraction:
         bad: BadImages,
         preparing: Callable[[float], None] = lambda _: None,
         digest: str = "",
+        readers: int = 0,
     ) -> None:
+        self._readers = readers
         self._model, self._preprocessing, self._setup = model, preprocessing, setup
         self._group, self._stop, self._bad, self._preparing = group, stop, bad, preparing
         self._folder = store_folder
@@ -156,7 +144,7 @@ class Extraction:
         for first in range(0, len(split), stride):
             indices = range(first + self._group.rank, min(first + stride, len(split)), self._group.size)
             pictures = [
-                _Picture(index=i, path=split.paths[i], views=tuple(np.array(views)[wanted[i]].tolist()))
+                Picture(index=i, path=split.paths[i], views=tuple(np.array(views)[wanted[i]].tolist()))
                 for i in indices
                 if wanted[i].any()
             ]
@@ -180,7 +168,7 @@ class Extraction:
         return SplitFeatures(rows=rows[:filled], places=places, unreadable=unreadable)
 
     def _round(
-        self, pictures: Sequence[_Picture], contents: Sequence[str], num_images: int
+        self, pictures: Sequence[Picture], contents: Sequence[str], num_images: int
     ) -> list[tuple[dict[tuple[int, str], NDArray[np.float32]], dict[int, str]]]:
         """What each process found of its pictures. Raises Interrupted in all of them when one was asked to stop."""
         named = {(each.index, view): row_name(view, contents[each.index]) for each in pictures for view in each.views}
@@ -210,34 +198,47 @@ class Extraction:
             raise Interrupted
         return self._group.exchange((found, unreadable))
 
-    def _compute(self, pictures: Sequence[_Picture]) -> Iterator[_Computed]:
+    def _compute(self, pictures: Sequence[Picture]) -> Iterator[_Computed]:
         """The rows of pictures, a few at a time, while others are read.
 
-        On the CPU each thread computes what it has read; for a GPU threads only read, and this one computes.
+        On the CPU each thread computes what it has read; for a GPU others only read, and this thread computes.
         """
         if not pictures:
             return
         body = self._ready_body(pictures)
-        on_cpu = self._setup.device.type == "cpu"
         before = torch.get_num_threads()
-        threads = before if on_cpu else max(1, self._setup.cores)
-        share = max(1, body.batch // max(len(each.views) for each in pictures)) if on_cpu else READ_TOGETHER
+        try:
+            if self._setup.device.type == "cpu":
+                yield from self._by_threads(body, pictures, before)
+            else:
+                torch.set_num_threads(1)  # several would wait for each other at every picture: all cores are reading
+                yield from self._in_batches(
+                    body,
+                    read_ahead(
+                        pictures,
+                        self._preprocessing,
+                        batch=body.batch,
+                        processes=self._readers,
+                        threads=max(1, self._setup.cores),
+                    ),
+                )
+        finally:
+            torch.set_num_threads(before)  # also what threads that are made from now on begin with
+
+    def _by_threads(self, body: FrozenBody, pictures: Sequence[Picture], threads: int) -> Iterator[_Computed]:
+        share = max(1, body.batch // max(len(each.views) for each in pictures))
         parts = [pictures[at : at + share] for at in range(0, len(pictures), share)]
         pool = ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1))
         try:
-            if on_cpu:
-                yield from in_turn(pool, partial(self._read_and_compute, body), parts, ahead=2 * threads)
-            else:
-                yield from self._in_batches(body, in_turn(pool, self._read, parts, ahead=2 * threads))
+            yield from in_turn(pool, partial(self._read_and_compute, body), parts, ahead=2 * threads)
         finally:
             pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(before)  # what threads that are made from now on begin with
 
-    def _in_batches(self, body: FrozenBody, read: Iterable[_Read]) -> Iterator[_Computed]:
+    def _in_batches(self, body: FrozenBody, parts: Iterable[Read]) -> Iterator[_Computed]:
         """The rows of what was read, computed as soon as it fills a batch."""
         names: list[tuple[int, str, str]] = []
         pixels: list[NDArray[np.uint8]] = []
-        for its_names, its_pixels, unreadable in read:
+        for its_names, its_pixels, unreadable in parts:
             names += its_names
             pixels += its_pixels
             whole = len(pixels) - len(pixels) % body.batch
@@ -246,7 +247,7 @@ class Extraction:
                 del names[:whole], pixels[:whole]
         yield self._rows(body, names, pixels, {})
 
-    def _ready_body(self, pictures: Sequence[_Picture]) -> FrozenBody:
+    def _ready_body(self, pictures: Sequence[Picture]) -> FrozenBody:
         """The body, made when it is needed first and checked on a picture that can be read."""
         if self._body is None:
             views = self._first_views(pictures)
@@ -255,7 +256,7 @@ class Extraction:
                 self._store = FeatureStore(None, {}, WIDTH)
         return self._body
 
-    def _first_views(self, pictures: Sequence[_Picture]) -> NDArray[np.uint8] | None:
+    def _first_views(self, pictures: Sequence[Picture]) -> NDArray[np.uint8] | None:
         for picture in pictures:
             try:
                 _, views = read_views(picture.path, self._preprocessing, picture.views)
@@ -264,22 +265,8 @@ class Extraction:
             return np.stack(list(views.values()))
         return None
 
-    def _read(self, pictures: Sequence[_Picture]) -> _Read:
-        names: list[tuple[int, str, str]] = []
-        pixels: list[NDArray[np.uint8]] = []
-        unreadable: dict[int, str] = {}
-        for each in pictures:
-            try:
-                content, views = read_views(each.path, self._preprocessing, each.views)
-            except RequestError as error:
-                unreadable[each.index] = error.message
-                continue
-            names += [(each.index, view, content) for view in views]
-            pixels += views.values()
-        return names, pixels, unreadable
-
-    def _read_and_compute(self, body: FrozenBody, pictures: Sequence[_Picture]) -> _Computed:
-        return self._rows(body, *self._read(pictures))
+    def _read_and_compute(self, body: FrozenBody, pictures: Sequence[Picture]) -> _Computed:
+        return self._rows(body, *read(self._preprocessing, pictures))
 
     def _rows(
         self,
@@ -356,17 +343,6 @@ def contrast_in(split: Split, rows: NDArray[np.float32], places: NDArray[np.int6
                 if contrast := contrast_of(decode(split.paths[index])):
                     found[index] = contrast
     return found
-
-
-def in_turn(pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: Sequence[Any], *, ahead: int) -> Iterator[Any]:
-    """The results in the order of the items, no more than `ahead` of them begun and not yet taken."""
-    waiting: deque[Future[Any]] = deque()
-    for item in items:
-        waiting.append(pool.submit(work, item))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def body_digest(model: nn.Module) -> str:

@@ -22,7 +22,7 @@ from image_classifier.training.distributed import Group
 from image_classifier.training.feature_loader import FeatureLoader
 from image_classifier.training.features import WIDTH, Extraction, SplitFeatures, body_digest, digests_of
 from image_classifier.training.loop import saved_and_stopped
-from image_classifier.training.setup import Setup
+from image_classifier.training.setup import Setup, num_workers
 from image_classifier.training.state import Training
 from image_classifier.training.stop import Interrupted
 from image_classifier.training.views import CENTRE, view_index, views_of
@@ -175,6 +175,7 @@ def extraction_of(training: Training, setup: Setup, group: Group, hook: Observer
         bad=training.bad,
         preparing=hook.preparing,
         digest=training.frozen_digest,
+        readers=num_workers(training.config.workers, setup.device),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 import time
 from pathlib import Path
@@ -21,10 +22,11 @@ from image_classifier.contract.errors import JobStopped
 from image_classifier.contract.metrics import parse_metric_line
 from image_classifier.contract.paths import FEATURES_VARIABLE, MlPaths
 from image_classifier.training import head_only
+from image_classifier.training import job as job_module
 from image_classifier.training.distributed import Group
 from image_classifier.training.ending import report
 from image_classifier.training.job import run_in
-from image_classifier.training.stop import StopFlag
+from image_classifier.training.stop import StopFlag, end_workers
 
 
 @pytest.fixture
@@ -189,6 +191,20 @@ def test_one_view_without_augmentation_ends_as_the_network_would(tmp_path: Path,
     found, wanted = (json.loads((paths.output_data / "metrics.json").read_text())["metrics"] for paths in (fast, slow))
     for metric in ("validation:loss", "train:loss", "test:loss", "validation:accuracy", "test:accuracy"):
         assert found[metric] == pytest.approx(wanted[metric], rel=1e-3)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_first_pictures_are_loaded_while_the_network_is_looked_at(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    processes: list[int] = []
+    monkeypatch.setattr(
+        job_module, "before_first_step", lambda *_: processes.append(len(multiprocessing.active_children()))
+    )
+    paths = job(tmp_path / "job", data, CONFIG.replace(epochs=1, feature_views=0, workers=workers))
+    assert processes == [workers]
+    end_workers()
+    assert (paths.model / "model.safetensors").is_file()
 
 
 def test_a_job_in_a_process_that_is_old_did_not_wait_for_its_first_step(

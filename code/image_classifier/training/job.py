@@ -110,6 +110,8 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag, be
         awake()
         with WaitingThreads(device):
             compute_features(training, hook)
+            if training.progress.step == 0 and not training.progress.finished:
+                training.train.begin_early(training.progress.epoch)  # while the network is looked at
             before_first_step(training, hook)
             fuse_norms(training)
             with one_thread_for_the_head(training):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.bench_hook import FIRST, INTERVAL, WAYS, Process
+from benchmarks.bench_hook import FIRST, INTERVAL, LEAD, WAYS, WITH_ACTIVATIONS, Process
 from benchmarks.gpu.jobs import make_job
 from benchmarks.gpu.kit import Kit, after_steps, lacks
 from benchmarks.gpu.trainer import BATCH, synthetic_limit
@@ -54,12 +54,12 @@ def compare_graph(kit: Kit) -> None:
 
 
 def measure_overhead(kit: Kit) -> None:
-    """The ways of benchmarks/bench_hook.py in turns, each in a process of its own. A turn begins with an idle GPU, so
-    it is many steps long: in a training the host is ahead of it."""
+    """The ways of benchmarks/bench_hook.py in turns, each in a process of its own. All turns of a way hold as many
+    steps as lie between two that are recorded with activations."""
     ways = [way for way in WAYS if way != "smdebug" or not lacks("smdebug")]
     if lacks("smdebug"):
         kit.skip("smdebug's overhead", "smdebug is not installed, and carry.py made no folder with it")
-    batch, turn, turns = kit.size(BATCH, 4), kit.size(50, 2), kit.size(INTERVAL // 50, 2)
+    batch, turn, turns = kit.size(BATCH, 4), kit.size(INTERVAL, 2), kit.size(WITH_ACTIVATIONS // INTERVAL, 2)
     folder = kit.folder / "overhead"
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier run: smdebug refuses a folder that is there
     processes: dict[str, Process] = {}
@@ -67,18 +67,19 @@ def measure_overhead(kit: Kit) -> None:
         for way in ways:
             processes[way] = Process(way, kit.image_size, batch, folder / way)
         for process in processes.values():
-            process.run(FIRST, kit.size(20, 1))
+            process.run(INTERVAL + LEAD, kit.size(20, 1))  # behind a step that is recorded
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         orders = list(itertools.permutations(ways))  # so that none always comes behind the same other
         for number in range(turns):
             for way in orders[number % len(orders)]:
-                seconds[way].append(processes[way].run(FIRST + 20 + number * turn, turn) / turn)
-        calls = processes["ours"].calls(FIRST + 20 + turns * turn, kit.size(80, 4)) / kit.size(80, 4)
+                seconds[way].append(processes[way].run(FIRST + 40 + number * turn, turn) / turn)
+        calls = processes["ours"].calls(FIRST + 40 + turns * turn, kit.size(80, 4)) / kit.size(80, 4)
     finally:
         for process in processes.values():
             process.close()
     plain = statistics.mean(seconds["nothing"])
     kit.note("step_ms", {WAYS[way]: 1000 * statistics.mean(values) for way, values in seconds.items()})
+    kit.note("step_ms_by_turn", {WAYS[way]: [1000 * each for each in values] for way, values in seconds.items()})
     over = {WAYS[way]: statistics.mean(seconds[way]) / plain - 1 for way in ways if way != "nothing"}
     kit.note("overhead_share", over)
     kit.note("calls_to_observers_ms_a_step", 1000 * calls)

@@ -39,7 +39,11 @@ CASES = {
         seconds=14.0,
     ),
     "memory leak": Case(faults=("leak",), settings={"batch_size": 64}, wanted=("GPUMemoryIncrease",), seconds=20.0),
-    "small batch": Case(settings={"batch_size": 2}, wanted=("BatchSize", "LowGPUUtilization"), seconds=13.0),
+    # Replayed from a CUDA graph, kernels follow each other so closely that the GPU counts as busy, however small they
+    # are: nothing that the rules look at tells such a training from a large batch.
+    "small batch": Case(
+        settings={"batch_size": 2, "cuda_graph": "off"}, wanted=("BatchSize", "LowGPUUtilization"), seconds=13.0
+    ),
 }
 FAKE_CASES = {
     "starved feed and memory leak": Case(

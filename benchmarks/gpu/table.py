@@ -27,10 +27,10 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"{cards}, driver {machine['driver']}, CUDA {machine['torch_cuda']} of torch,"
         yield f"{machine['cores']} cores, {machine['memory_gb']:.0f} GB, Python {machine['python']}; {packages}."
         yield ""
-    yield from ("| part | | ended | seconds | |", "|---|---|---|---|---|")
+    yield from ("| part | | at | ended | seconds | |", "|---|---|---|---|---|---|")
     for part in found["parts"]:
-        row = (part["part"], part["title"], part["status"] or "not run", f"{part['seconds']:.1f}", part["why"])
-        yield f"| {' | '.join(map(cell, row))} |"
+        how = (part["status"] or "not run", f"{part['seconds']:.1f}", part["why"])
+        yield f"| {' | '.join(map(cell, (part['part'], part['title'], part['date'], *how)))} |"
     claims = [(part["part"], claim) for part in found["parts"] for claim in part["claims"]]
     if claims:
         yield from ("", "| part | claim | | measured |", "|---|---|---|---|")

@@ -92,7 +92,7 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag, be
         checkpoints.contents = checkpoint.contents
     model = make_model(config, len(folders.classes), paths.channel("weights"), checkpoint, device)
     on_features = serves(config, folders, paths, group)
-    loading = config.replace(workers=0, cache="none") if on_features else config  # features are computed by threads
+    loading = config.replace(workers=0, cache="none") if on_features else config  # its pictures are read otherwise
     training = make_training(
         config,
         folders,

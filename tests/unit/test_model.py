@@ -80,6 +80,23 @@ def test_head_is_replaced_only_when_the_classes_differ(weights_file: Path, state
     assert torch.equal(fewer.fc.weight, head)
 
 
+@pytest.mark.parametrize("classes", [5, 2])
+def test_a_network_that_was_not_drawn_is_whole_once_weights_are_loaded(tmp_path: Path, classes: int) -> None:
+    torch.save(build_model(5).state_dict(), tmp_path / "w.pth")
+    drawn, undrawn = build_model(classes), build_model(classes, drawn=False)
+    for module in undrawn.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.weight.data.fill_(torch.nan)  # what lies in memory may be anything
+    for model in (drawn, undrawn):
+        load_starting_weights(model, str(tmp_path / "w.pth"))
+    state, wanted = undrawn.state_dict(), drawn.state_dict()
+    assert list(state) == list(wanted)
+    for name, value in wanted.items():
+        if classes == 5 or not name.startswith("fc."):
+            assert torch.equal(state[name], value), name
+    assert 0.01 < undrawn.fc.weight.std() < 0.02  # drawn: uniform, up to 1 / sqrt(2048)
+
+
 def test_imagenet_comes_from_the_channel_then_from_the_cache(
     weights_file: Path, state: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,7 +142,7 @@ def torch_network(artifact: Artifact, device: str, precision: str) -> Network:
     # TF32 has a mantissa of 10 bits: not the precision the golden samples were recorded at
     torch.backends.cudnn.allow_tf32 = False
     dtype = {FLOAT16: torch.float16, BFLOAT16: torch.bfloat16, FLOAT32: torch.float32}[precision]
-    model = build_model(len(artifact.classes))
+    model = build_model(len(artifact.classes), drawn=False)
     load_safetensors(model, artifact.weights_path)
     for module in model.modules():
         if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):

@@ -147,7 +147,7 @@ def _write_torchscript(artifact: Artifact, file: Path) -> None:
         raise PlatformError(
             "torch, which writes TorchScript, is not installed here", f"export onnx, or {how_to_install('train')}"
         ) from error
-    model = build_model(len(artifact.classes))
+    model = build_model(len(artifact.classes), drawn=False)
     load_safetensors(model, artifact.weights_path)
     for name in HEAD_TENSORS:
         model.get_parameter(name).data /= artifact.manifest.temperature

@@ -209,7 +209,8 @@ def make_model(
     """The network with its starting weights or the checkpoint's, on the device; frozen but for the head, or in its
     first stages, if asked."""
     torch.manual_seed(config.seed)
-    model = build_model(num_classes)
+    drawn = config.weights == "none" if checkpoint is None else not checkpoint.model
+    model = build_model(num_classes, drawn=drawn)
     if checkpoint is None:
         channel = weights_channel if weights_channel.is_dir() else None
         log.info("weights: %s", load_starting_weights(model, config.weights, channel=channel))

@@ -43,13 +43,16 @@ DOWNLOAD_TIMEOUT_SECONDS = 20.0  # a job without a way out must fail at once, no
 _HEAD = (f"{HEAD}.weight", f"{HEAD}.bias")
 
 
-def build_model(num_classes: int) -> ResNet:
+def build_model(num_classes: int, *, drawn: bool = True) -> ResNet:
     """A randomly initialised ResNet50: (N, 3, H, W) float32, normalised -> (N, num_classes) logits.
 
     `zero_init_residual` starts every residual block as the identity: without it the network does not learn from
     scratch in the few hundred steps of a small data set. Draws from torch's global random generator.
+
+    Args:
+        drawn: False for a network whose weights are about to be loaded: its convolutions hold any numbers until then.
     """
-    return ResNet(num_classes)
+    return ResNet(num_classes, drawn=drawn)
 
 
 def head(model: ResNet) -> nn.Module:

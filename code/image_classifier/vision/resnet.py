@@ -6,7 +6,7 @@ torchvision's brings object detection and torch's compiler along, which a short 
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -49,14 +49,14 @@ def has_hooks(module: nn.Module) -> bool:
 class Bottleneck(nn.Module):
     """A block: (N, C, H, W) -> (N, EXPANSION x width, H / stride, W / stride)."""
 
-    def __init__(self, block: network.Block) -> None:
+    def __init__(self, block: network.Block, *, drawn: bool) -> None:
         super().__init__()
         shortcut = block.shortcut  # made first, as in torchvision: the random numbers are drawn in this order
-        downsample = None if shortcut is None else nn.Sequential(_convolution(shortcut), _norm(shortcut))
+        downsample = None if shortcut is None else nn.Sequential(*_layer(shortcut, drawn=drawn))
         first, second, third = block.path
-        self.conv1, self.bn1 = _convolution(first), _norm(first)
-        self.conv2, self.bn2 = _convolution(second), _norm(second)
-        self.conv3, self.bn3 = _convolution(third), _norm(third)
+        self.conv1, self.bn1 = _layer(first, drawn=drawn)
+        self.conv2, self.bn2 = _layer(second, drawn=drawn)
+        self.conv3, self.bn3 = _layer(third, drawn=drawn)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
         self._end: LayerEnd = end_layer
@@ -85,23 +85,24 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """The network: (N, 3, H, W) float32, normalised -> (N, num_classes) logits.
 
-    Random weights are drawn as torchvision draws them, each block starting as the identity (`zero_init_residual`).
+    Random weights are drawn as torchvision draws them, each block starting as the identity (`zero_init_residual`);
+    those of convolutions only if `drawn`.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, *, drawn: bool = True) -> None:
         super().__init__()
-        self.conv1, self.bn1 = _convolution(network.STEM), _norm(network.STEM)
+        self.conv1, self.bn1 = _layer(network.STEM, drawn=drawn)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         blocks = iter(network.blocks())
         self.layer1, self.layer2, self.layer3, self.layer4 = (
-            nn.Sequential(*(Bottleneck(next(blocks)) for _ in range(count))) for count in network.BLOCKS
+            nn.Sequential(*(Bottleneck(next(blocks), drawn=drawn) for _ in range(count))) for count in network.BLOCKS
         )
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.fc = nn.Linear(network.FEATURES, num_classes)
         self._end: LayerEnd = end_layer
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and drawn:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(module, Bottleneck):
                 nn.init.zeros_(module.bn3.weight)
@@ -124,10 +125,14 @@ class ResNet(nn.Module):
         return self.fc(torch.flatten(self.avgpool(x), 1))  # type: ignore[no-any-return]
 
 
-def _convolution(layer: network.Convolution) -> nn.Conv2d:
-    padding = layer.kernel // 2
-    return nn.Conv2d(layer.inputs, layer.outputs, layer.kernel, stride=layer.stride, padding=padding, bias=False)
+class _AsItLies(nn.Conv2d):
+    """Holds whatever lies in its memory until weights are loaded. (torch's own `skip_init` imports 500 modules.)"""
+
+    def reset_parameters(self) -> None:
+        """Draws nothing."""
 
 
-def _norm(layer: network.Convolution) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(layer.outputs)
+def _layer(layer: network.Convolution, *, drawn: bool) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    make = nn.Conv2d if drawn else _AsItLies
+    settings: dict[str, Any] = {"stride": layer.stride, "padding": layer.kernel // 2, "bias": False}
+    return make(layer.inputs, layer.outputs, layer.kernel, **settings), nn.BatchNorm2d(layer.outputs)

@@ -27,7 +27,7 @@ from image_classifier.debugging.schema import (
     read_classes,
     read_job,
 )
-from image_classifier.debugging.smdebug_loading import make_importable
+from image_classifier.debugging.smdebug_loading import make_importable, pandas_when_used
 from image_classifier.debugging.smdebug_names import HITS, LABELS, LOSS, MODE_NAMES, STEP_FACTS, parse_tensor_name
 
 ATTEMPT = re.compile(r"attempt-(\d+)")
@@ -183,8 +183,9 @@ class _Trial:
         logging.getLogger("smdebug").setLevel(logging.ERROR)
         try:
             make_importable()
-            from smdebug import modes
-            from smdebug.trials import create_trial
+            with pandas_when_used():
+                from smdebug import modes
+                from smdebug.trials import create_trial
         except ImportError as error:
             raise PlatformError(
                 f"smdebug cannot be loaded: {describe(error)}", f"judge by the files, or {how_to_install('train')}"

@@ -21,7 +21,7 @@ from image_classifier.contract.errors import describe
 from image_classifier.contract.paths import MlPaths
 from image_classifier.debugging.observer import Observer
 from image_classifier.debugging.schema import ClassCounts, Mode, StatisticsRecord, StepRecord
-from image_classifier.debugging.smdebug_loading import make_importable
+from image_classifier.debugging.smdebug_loading import make_importable, pandas_when_used
 from image_classifier.debugging.smdebug_names import (
     HITS,
     LABELS,
@@ -166,7 +166,8 @@ def import_smdebug() -> Any:
     with _importing:
         os.environ.setdefault("SMDEBUG_LOG_LEVEL", "error")  # it announces itself in a dozen lines otherwise
         make_importable()
-        import smdebug.pytorch as smd
+        with pandas_when_used():
+            import smdebug.pytorch as smd
 
         _never_wait_for_a_dead_writer()
     return smd

@@ -68,8 +68,8 @@ def read_ahead(
 ) -> Iterator[Read]:
     """All of them in order, a few at a time, while the ones before are computed.
 
-    Threads that decode have Python to themselves for a good part of it: more than a few are no faster. So processes
-    read, where there is room for what they hand over.
+    By processes, where there is room for what they hand over: each thread that decodes takes Python from the one that
+    computes, again and again.
 
     Args:
         batch: views that are held at once.

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -20,7 +17,7 @@ from image_classifier.contract.errors import DataError
 from image_classifier.debugging.observer import Observer
 from image_classifier.debugging.tensorstats import input_statistics
 from image_classifier.training import features as features_module
-from image_classifier.training import frozen_body, reading
+from image_classifier.training import frozen_body
 from image_classifier.training.bad_images import BadImages
 from image_classifier.training.data import ImageDataset, Loader
 from image_classifier.training.distributed import Group
@@ -29,7 +26,6 @@ from image_classifier.training.feature_loader import FeatureLoader, channel_stat
 from image_classifier.training.features import Extraction, SplitFeatures
 from image_classifier.training.frozen_body import TOLERANCE, FrozenBody
 from image_classifier.training.head_only import needed_views
-from image_classifier.training.reading import Picture, Read
 from image_classifier.training.setup import Setup
 from image_classifier.training.stop import Interrupted, StopFlag
 from image_classifier.training.views import read_views, view_index, views_of
@@ -143,89 +139,6 @@ def test_a_body_that_folded_gives_other_features_is_used_as_it_is(
     np.testing.assert_allclose(in_order(features)[:, :FEATURES], wanted, rtol=1e-4, atol=1e-5)
     monkeypatch.undo()
     assert extract(model, split, tmp_path / "store")[1] == len(split)  # these bits were not kept for others
-
-
-class WrittenDown:
-    """A body on a GPU that is none: the features of a picture are its own numbers."""
-
-    batch, is_fast = 4, True
-    batches: ClassVar[list[int]] = []
-    threads: ClassVar[list[int]] = []
-
-    def __init__(self, *_: object) -> None:
-        WrittenDown.batches, WrittenDown.threads = [], []
-
-    def features(self, pixels: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        self.batches.append(len(pixels))
-        self.threads.append(torch.get_num_threads())
-        found = np.stack([each.reshape(-1)[:FEATURES].astype(np.float32) for each in pixels])
-        return found, found[:, :6]
-
-
-@pytest.mark.parametrize("readers", [0, 2])
-def test_for_a_gpu_others_read_a_few_pictures_each_and_whole_batches_are_computed(
-    model: ResNet, data: Path, monkeypatch: pytest.MonkeyPatch, readers: int
-) -> None:
-    monkeypatch.setattr(features_module, "FrozenBody", WrittenDown)
-    monkeypatch.setattr(reading, "READ_TOGETHER", 3)
-    monkeypatch.setattr(reading, "LEAST_PARTS", 1)
-    seen: list[int] = []
-    by_processes = reading._by_processes
-
-    def processes(*arguments: Any) -> Iterator[Any]:
-        seen.append(arguments[-1])
-        return by_processes(*arguments)
-
-    monkeypatch.setattr(reading, "_by_processes", processes)
-    monkeypatch.setitem(features_module.ROUND, "cuda", 11)  # pictures: two rounds
-    split = split_of(data)
-    split.paths[4].write_bytes(b"no picture")
-    on_gpu = Setup(device=torch.device("cuda"), cores=3)
-    made = extraction(model, None, setup=on_gpu, limit=1, readers=readers)
-    wanted = np.ones((len(split), 2), np.bool_)
-    state = torch.get_rng_state()
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    found = made.split(split, [""] * len(split), ("centre", "mirror"), wanted)
-    assert torch.equal(torch.get_rng_state(), state)  # what is drawn afterwards does not depend on what was kept
-    assert seen == [readers] * (2 if readers else 0)
-    assert not multiprocessing.active_children()
-    assert set(WrittenDown.threads) == {1}
-    assert torch.get_num_threads() == 2
-    torch.set_num_threads(before)
-    assert list(found.unreadable) == [4]
-    assert found.places[4].tolist() == [-1, -1]
-    assert WrittenDown.batches == [4] * 5 + [4] * 3 + [2]  # of 10 pictures in two views, then of 7
-    for index in set(range(len(split))) - {4}:
-        centre = load_pixels(split.paths[index], PREPROCESSING)
-        for view, pixels in enumerate((centre, centre[:, ::-1])):
-            assert np.array_equal(
-                found.rows[found.places[index, view], :FEATURES], pixels.reshape(-1)[:FEATURES].astype(np.float32)
-            )
-
-
-@pytest.mark.parametrize(
-    ("processes", "pictures", "free", "readers"),
-    [
-        (8, 320, 2**30, 8),
-        (8, 48, 2**30, 0),  # too few to be worth two processes
-        (8, 64, 2**30, 2),
-        (1, 320, 2**30, 0),
-        (8, 320, 64 * 2**20, 0),  # as Docker gives a container: what is held at once fills it
-        (8, 320, 150 * 2**20, 6),
-    ],
-)
-def test_processes_read_where_there_is_enough_to_do_and_room_for_it(
-    monkeypatch: pytest.MonkeyPatch, processes: int, pictures: int, free: int, readers: int
-) -> None:
-    seen = [0]
-    monkeypatch.setattr(reading, "free_bytes", lambda: free)
-    monkeypatch.setattr(reading, "_by_processes", lambda parts, _, count: seen.append(count) or [])
-    monkeypatch.setattr(reading, "read", lambda *_: Read([], [], {}))
-    each = [Picture(index=index, path=Path("x"), views=("centre", "mirror")) for index in range(pictures)]
-    preprocessing = Preprocessing.for_image_size(224)
-    list(reading.read_ahead(each, preprocessing, batch=256, processes=processes, threads=2))
-    assert seen[-1] == readers
 
 
 def test_a_second_job_computes_nothing_and_sees_the_same_bits(model: ResNet, data: Path, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +25,7 @@ from image_classifier.training.bad_images import BadImages
 from image_classifier.training.distributed import Group
 from image_classifier.training.feature_store import FeatureStore, Rows, row_name
 from image_classifier.training.frozen_body import FrozenBody, name_of
-from image_classifier.training.reading import Picture, Read, in_turn, read, read_ahead
+from image_classifier.training.reading import Picture, Read, by_threads, read, read_ahead
 from image_classifier.training.setup import Setup
 from image_classifier.training.stop import Interrupted, StopFlag
 from image_classifier.training.views import CENTRE, read_views
@@ -209,7 +208,9 @@ class Extraction:
         before = torch.get_num_threads()
         try:
             if self._setup.device.type == "cpu":
-                yield from self._by_threads(body, pictures, before)
+                share = max(1, body.batch // max(len(each.views) for each in pictures))
+                parts = [pictures[at : at + share] for at in range(0, len(pictures), share)]
+                yield from by_threads(before, partial(self._read_and_compute, body), parts)
             else:
                 torch.set_num_threads(1)  # several would wait for each other at every picture: all cores are reading
                 yield from self._in_batches(
@@ -224,15 +225,6 @@ class Extraction:
                 )
         finally:
             torch.set_num_threads(before)  # also what threads that are made from now on begin with
-
-    def _by_threads(self, body: FrozenBody, pictures: Sequence[Picture], threads: int) -> Iterator[_Computed]:
-        share = max(1, body.batch // max(len(each.views) for each in pictures))
-        parts = [pictures[at : at + share] for at in range(0, len(pictures), share)]
-        pool = ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1))
-        try:
-            yield from in_turn(pool, partial(self._read_and_compute, body), parts, ahead=2 * threads)
-        finally:
-            pool.shutdown(cancel_futures=True)
 
     def _in_batches(self, body: FrozenBody, parts: Iterable[Read]) -> Iterator[_Computed]:
         """The rows of what was read, computed as soon as it fills a batch."""

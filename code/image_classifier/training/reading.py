@@ -87,22 +87,23 @@ def read_ahead(
     if processes >= 2:
         yield from _by_processes(parts, preprocessing, processes)
         return
+    yield from by_threads(threads, partial(read, preprocessing), parts)
+
+
+def by_threads(threads: int, work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    """What so many threads make of the items, in their order; no more than two for each are begun and not yet taken.
+    torch computes with one thread in each of them."""
     pool = ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1))
+    waiting: deque[Future[Any]] = deque()
     try:
-        yield from in_turn(pool, partial(read, preprocessing), parts, ahead=2 * threads)
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def in_turn(pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: Sequence[Any], *, ahead: int) -> Iterator[Any]:
-    """The results in the order of the items, no more than `ahead` of them begun and not yet taken."""
-    waiting: deque[Future[Any]] = deque()
-    for item in items:
-        waiting.append(pool.submit(work, item))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 class _Parts(Dataset[Any]):

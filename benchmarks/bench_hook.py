@@ -36,7 +36,7 @@ from torch import nn
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.paths import MlPaths
 from image_classifier.debugging.observer import Observer
-from image_classifier.training.norm_trial import tried
+from image_classifier.training.norm_trial import fuse
 from image_classifier.training.observe import Watched, make_hook
 from image_classifier.training.setup import Setup, choose_device, describe_device, use_bf16
 from image_classifier.training.step_graph import StepGraph
@@ -100,10 +100,10 @@ def of_threads() -> float:
 
 
 class Training:
-    """One network in training with one way of watching it; the ways differ in nothing else.
+    """One network in training, as a job has it, with one way of watching it; the ways differ in nothing else.
 
-    On a GPU it trains as a job does, from a CUDA graph and with our batch norms; but for smdebug's hooks, which no
-    replay would call: torch's operations are launched for them.
+    But for smdebug's hooks on a GPU, which no replay of a CUDA graph would call: torch's operations are launched for
+    them.
     """
 
     def __init__(self, way: str, size: int, batch_size: int, folder: Path, save_interval: int = INTERVAL) -> None:
@@ -112,8 +112,9 @@ class Training:
         self.device = choose_device()
         self.bf16 = use_bf16("auto", self.device)
         self.model = build_model(CLASSES).to(self.device, memory_format=torch.channels_last)
-        fused = True if self.device.type == "cuda" else None
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9, fused=fused)
+        if self.device.type == "cpu" or way != "smdebug":
+            fuse(self.model, self.device, bf16=self.bf16)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9, fused=True)
         images = torch.randn(batch_size, 3, size, size, device=self.device)
         self.images = images.contiguous(memory_format=torch.channels_last)
         self.labels = torch.randint(CLASSES, (batch_size,), device=self.device)
@@ -212,8 +213,6 @@ class Training:
         return Setup(device=self.device, device_name=describe_device(self.device), bf16=self.bf16)
 
     def _graph(self) -> StepGraph:
-        if (norms := tried(self.device)) is not None:
-            self.model.end_layers_by(norms)
         return StepGraph(self.model, self.criterion, self._setup())
 
     def _wait(self) -> None:

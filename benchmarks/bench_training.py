@@ -9,8 +9,8 @@ of these: all do the same work. Without --weights all start from the same seeded
 fitted to the pictures.
 In each round, in turns. Of a head: the baseline (stock_training.py); ours with nothing kept; ours again on the same
 pictures; ours without features (feature_views=0, left out with --short). Of the whole network, with the same size,
-batch and learning rate: competent_training.py; ours; ours with crops that grow, and with smaller ones; the step alone
-on a batch that lies in memory. Times are of whole processes, all with the same allocator. Writes
+batch and learning rate: competent_training.py; ours; ours with crops that grow, and with smaller ones; the step of
+either alone, on a batch that lies in memory. Times are of whole processes, all with the same allocator. Writes
 benchmarks/results/training.md and .json, or with `--parts full` training_full.md and .json. --quick tries the script on
 a few generated pictures and writes nothing.
 """

@@ -1,11 +1,11 @@
 """The other baseline of bench_training.py: the whole network, trained by who knows how. Prints a line of JSON.
 
-    python benchmarks/competent_training.py DATA WEIGHTS EPOCHS SIZE BATCH LR WORKERS OUTPUT [--resident]
+    python benchmarks/competent_training.py DATA WEIGHTS EPOCHS SIZE BATCH LR WORKERS OUTPUT [--resident [--ours]]
 
 torchvision's DataLoader with loading processes that stay, random crops of the same range as ours and flips, SGD with
 Nesterov momentum, warm-up and cosine, label smoothing, channels_last, bf16 autocast where the CPU computes that, the
 best epoch's weights tested. With --resident only the training step, on one batch that lies in memory: what no way of
-loading can exceed.
+loading can exceed; with --ours that of our network and optimiser, as a job of ours has them.
 """
 
 from __future__ import annotations
@@ -75,6 +75,20 @@ def resident(model: nn.Module, optimizer: torch.optim.Optimizer, size: int, batc
     return RESIDENT_STEPS * batch / (time.perf_counter() - started)
 
 
+def our_training(weights: Path, classes: int, lr: float) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Network and optimiser as a job of ours has them, from the same weights."""
+    from image_classifier.contract.config import TrainConfig
+    from image_classifier.training.norm_trial import fuse
+    from image_classifier.training.optim import make_optimizer
+    from image_classifier.vision.model import build_model
+
+    model = build_model(classes).to(memory_format=torch.channels_last)
+    body = torch.load(weights, weights_only=True)
+    model.load_state_dict({name: value for name, value in body.items() if not name.startswith("fc.")}, strict=False)
+    fuse(model, torch.device("cpu"), bf16=BF16)
+    return model, make_optimizer(model, TrainConfig(lr=lr))
+
+
 def main(
     data: Path,
     weights: Path,
@@ -86,6 +100,7 @@ def main(
     workers: int,
     output: Path,
     alone: bool,
+    ours: bool,
 ) -> None:
     torch.manual_seed(0)
     model = resnet50()
@@ -101,7 +116,8 @@ def main(
     model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=MOMENTUM, nesterov=True, weight_decay=DECAY)
     if alone:
-        print(json.dumps({"images a second": resident(model, optimizer, size, batch, classes)}))
+        given = our_training(weights, classes, lr) if ours else (model, optimizer)
+        print(json.dumps({"images a second": resident(*given, size, batch, classes)}))
         return
     warmup, planned, done = WARMUP_EPOCHS * len(train), epochs * len(train), 0
     best, kept, speeds = -1.0, model.state_dict(), []
@@ -124,7 +140,7 @@ def main(
 
 
 if __name__ == "__main__":
-    given = [word for word in sys.argv[1:] if word != "--resident"]
+    given = [word for word in sys.argv[1:] if not word.startswith("--")]
     main(
         Path(given[0]),
         Path(given[1]),
@@ -135,4 +151,5 @@ if __name__ == "__main__":
         workers=int(given[6]),
         output=Path(given[7]),
         alone="--resident" in sys.argv,
+        ours="--ours" in sys.argv,
     )

@@ -16,10 +16,12 @@ HEADER = Path(__file__).with_name("cuda_stand_in.h")
 PROCESSORS = 3  # few: several blocks of several rows each, of small tensors
 
 
-def rows(*shape: int, seed: int = 0, scale: float = 1.0, mean: float = 0.0) -> torch.Tensor:
-    """Random numbers as the kernels read them: (N, C, H, W) bf16, channels_last."""
+def rows(
+    *shape: int, seed: int = 0, scale: float = 1.0, mean: float = 0.0, dtype: torch.dtype = torch.bfloat16
+) -> torch.Tensor:
+    """Random numbers as the kernels read them: (N, C, H, W), channels_last."""
     values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale + mean
-    return values.bfloat16().contiguous(memory_format=torch.channels_last)
+    return values.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
 class KernelStandIn:

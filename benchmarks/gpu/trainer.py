@@ -13,7 +13,7 @@ from benchmarks.gpu.kit import CLASSES, IMAGES, Kit, spread, synchronised
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.paths import FEATURES_VARIABLE
-from image_classifier.training.norm_trial import tried
+from image_classifier.training.norm_trial import fuse
 from image_classifier.training.optim import make_optimizer
 from image_classifier.training.setup import Setup, choose_device, describe_device, use_bf16
 from image_classifier.training.step_graph import SAME_SHAPE, Answer, Passes, StepGraph
@@ -141,8 +141,8 @@ def synthetic_limit(
     setup = Setup(device=device, device_name=describe_device(device), bf16=use_bf16("auto", device))
     torch.manual_seed(0)
     model = build_model(CLASSES).to(device, memory_format=torch.channels_last).train()
-    if ours and not kit.fake and (norms := tried(device)) is not None:
-        model.end_layers_by(norms)
+    if ours and not kit.fake:
+        fuse(model, device, bf16=setup.bf16)
     forward = compiler(model) if compiler is not None else model
     optimiser = make_optimizer(model, TrainConfig(optimizer="adamw", lr=0.002))
     criterion = torch.nn.CrossEntropyLoss(label_smoothing=0.1)

@@ -51,7 +51,7 @@ print(importlib.util.find_spec('openvino_telemetry'), [path.name for path in pat
 """
 COMPILE = """
 from image_classifier.training.cuda_kernels import compiled
-from image_classifier.training.fused_norms import SOURCE
+from image_classifier.training.gpu_norms import SOURCE
 print(len(compiled(SOURCE, 'sm_90')))
 """
 LIST_PACKAGES = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import subprocess
 import sys
@@ -46,21 +47,57 @@ def test_weight_decay_spares_biases_and_batch_norms_and_frozen_parameters_are_le
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_a_job_goes_on_with_the_kernels_of_its_own_device(name: str) -> None:
-    """A checkpoint of a GPU's job asks for fused updates; on a CPU they would be others than before."""
+def test_a_job_goes_on_with_fused_updates_whatever_its_checkpoint_asks_for(name: str) -> None:
+    """One of before they were fused on a CPU asks for others. The state is the same, and so are the next steps."""
     model = nn.Linear(3, 2)
     optimizer = make_optimizer(model, CONFIG.replace(optimizer=name))
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    state = optimizer.state_dict()
+    state = copy.deepcopy(optimizer.state_dict())
     for group in state["param_groups"]:
-        group |= {"fused": True, "lr": 0.125}
+        group |= {"fused": None, "lr": 0.125}
     resumed = make_optimizer(model, CONFIG.replace(optimizer=name))
     resume_optimizer(resumed, state)
-    assert [(group["fused"], group["lr"]) for group in resumed.param_groups] == [(None, 0.125)] * 2
+    assert [(group["fused"], group["lr"]) for group in resumed.param_groups] == [(True, 0.125)] * 2
     for parameter, kept in optimizer.state.items():
         for key, value in kept.items():
             torch.testing.assert_close(resumed.state[parameter][key], value)
+    set_learning_rate(optimizer, 0.125)
+    weights = []
+    before = [each.detach().clone() for each in model.parameters()]
+    for each in (optimizer, resumed):
+        with torch.no_grad():
+            for parameter, value in zip(model.parameters(), before, strict=True):
+                parameter.copy_(value)
+        each.step()
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    assert torch.equal(*weights)
+    assert not torch.equal(weights[0], torch.cat([each.flatten() for each in before]))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_each_parameter_is_updated_in_one_pass_on_a_cpu_too(name: str) -> None:
+    """As torch's other updates do it, but for rounding."""
+    config = CONFIG.replace(optimizer=name, weight_decay=0.1)
+    found = []
+    for fused in (True, False):
+        torch.manual_seed(5)
+        model = nn.Linear(6, 3)
+        optimizer = make_optimizer(model, config)
+        assert [group["fused"] for group in optimizer.param_groups] == [True, True]
+        if not fused:
+            kind, momentum = torch.optim.AdamW, {}
+            if name == "sgd":
+                kind, momentum = torch.optim.SGD, {"momentum": config.momentum, "nesterov": True}
+            groups = [{name: group[name] for name in ("params", "weight_decay")} for group in optimizer.param_groups]
+            optimizer = kind(groups, lr=config.lr, foreach=False, **momentum)
+        set_learning_rate(optimizer, 0.01)
+        for step in range(4):
+            optimizer.zero_grad(set_to_none=True)
+            model(torch.full((2, 6), float(step + 1))).square().sum().backward()
+            optimizer.step()
+        found.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

@@ -1,4 +1,4 @@
-"""A GPU's libraries are loaded while the job reads its files, and nothing of the training depends on it."""
+"""A device's libraries are loaded while the job reads its files, and nothing of the training depends on it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 from image_classifier.contract.config import TrainConfig
 from image_classifier.training import cuda_kernels, waking
 from image_classifier.training.cuda_kernels import compiled
-from image_classifier.training.fused_norms import SOURCE
+from image_classifier.training.gpu_norms import SOURCE
 from image_classifier.training.waking import one_step, wake
 
-GPU = torch.device("cuda", 0)
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> tuple[list[torch.dtype], list[tuple[Path, str]]]:
@@ -29,10 +29,31 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> tuple[list[torch.dtype], list[t
     return steps, made
 
 
-def test_on_a_cpu_nothing_is_begun() -> None:
-    before = threading.active_count()
-    wake(TrainConfig(), torch.device("cpu"))()
-    assert threading.active_count() == before
+@pytest.mark.parametrize(
+    "config", [TrainConfig(fine_tune="head"), TrainConfig(fused_norms="off")], ids=["head", "norms by torch"]
+)
+def test_on_a_cpu_nothing_is_begun_that_the_job_will_not_use(
+    monkeypatch: pytest.MonkeyPatch, config: TrainConfig
+) -> None:
+    monkeypatch.setattr(threading.Thread, "start", lambda _: pytest.fail("a thread was started"))
+    wake(config, CPU)()
+
+
+@pytest.mark.parametrize("config", [TrainConfig(), TrainConfig(amp="off", cuda_graph="off")], ids=["bf16", "float32"])
+def test_on_a_cpu_the_kernels_are_loaded_by_a_thread(monkeypatch: pytest.MonkeyPatch, config: TrainConfig) -> None:
+    steps, made = stand_in(monkeypatch)
+    may_go_on, loaded_by = threading.Event(), []
+
+    def load() -> None:
+        may_go_on.wait(30)
+        loaded_by.append(threading.current_thread().name)
+
+    monkeypatch.setattr(waking.cpu_norms, "load", load)
+    awake = wake(config, CPU)  # returns
+    may_go_on.set()
+    awake()
+    assert loaded_by == ["waking the device"]
+    assert (steps, made) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -64,19 +85,21 @@ def test_the_caller_waits_for_the_thread_only_when_it_asks_to(monkeypatch: pytes
     assert steps == [torch.bfloat16]
 
 
+@pytest.mark.parametrize("device", [GPU, CPU], ids=str)
 def test_what_fails_is_left_to_where_it_is_needed(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, device: torch.device
 ) -> None:
     caplog.set_level(logging.DEBUG, waking.__name__)
     stand_in(monkeypatch)
 
     def broken(*_: object) -> None:
-        raise RuntimeError("no driver")
+        raise RuntimeError("no driver, no compiler")
 
     monkeypatch.setattr(waking, "one_step", broken)
-    wake(TrainConfig(), GPU)()
+    monkeypatch.setattr(waking.cpu_norms, "load", broken)
+    wake(TrainConfig(), device)()
     assert [(record.levelname, record.message) for record in caplog.records] == [
-        ("DEBUG", "the GPU was not woken: RuntimeError: no driver")
+        ("DEBUG", f"the {device.type} was not woken: RuntimeError: no driver, no compiler")
     ]
 
 

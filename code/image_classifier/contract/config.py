@@ -167,7 +167,7 @@ class TrainConfig:
     )
     fused_norms: str = param(
         "auto",
-        "on a GPU in bf16, batch norm, shortcut and ReLU by kernels of our own: auto (where right and faster), off",
+        "fewer passes over memory for batch norm, shortcut and ReLU, by our own kernels: auto (where they serve), off",
         choices=("auto", "off"),
         changes_result=False,
     )

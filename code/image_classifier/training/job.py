@@ -33,6 +33,7 @@ from image_classifier.training.head_only import (
     serves,
     training_loader,
 )
+from image_classifier.training.kept_memory import keep_freed_memory
 from image_classifier.training.loop import fit
 from image_classifier.training.norm_trial import fuse_norms
 from image_classifier.training.observe import Watched, import_ahead, make_hook
@@ -72,6 +73,8 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag, be
     import_ahead(config, is_main=group.is_main)
     device = choose_device(group.local_rank)
     tell_device(config.amp, device)
+    if device.type == "cpu" and config.fine_tune == "full":
+        keep_freed_memory()
     awake = wake(config, device)
     folders = scan(channels_of_job(paths), valid_fraction=config.valid_fraction, seed=config.seed)
     describe_data(folders)

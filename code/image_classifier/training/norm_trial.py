@@ -1,5 +1,5 @@
-"""Whether the layers of a training end in our kernels (`fused_norms.py`): tried on its GPU before the first step. They
-are used where they are right and faster than torch's, and no training fails for want of them."""
+"""Whether the layers of a training end in our kernels (`fused_norms.py`): tried on its device before the first step.
+They are used where they are right and faster than torch's, and no training fails for want of them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from image_classifier.contract.errors import describe
-from image_classifier.training.fused_norms import WAYS, FusedNorms, kernels_for
+from image_classifier.training.cpu_norms import CpuNorms, load
+from image_classifier.training.cuda_kernels import CudaKernels
+from image_classifier.training.fused_norms import WAYS, FusedNorms
+from image_classifier.training.gpu_norms import KERNELS, SOURCE, GpuNorms
 from image_classifier.training.loop import wants_graph
+from image_classifier.training.pointwise import by_products
 from image_classifier.vision.resnet import LayerEnd, ResNet, end_layer
 
 if TYPE_CHECKING:
@@ -25,10 +29,27 @@ Shape = tuple[int, int, int, int]
 
 BF16_ERROR = 1.01 * 2**-8  # of a number: half of what the last of a bf16's 8 bits is worth, and float32's own errors
 FLOAT32_ERROR = 1e-4  # of a number, and of the root mean square of all: sums in float32 are off by some 1e-6
-CHECKED: tuple[Shape, ...] = ((9, 64, 57, 57), (5, 256, 15, 15), (128, 2048, 7, 7), (3, 2048, 7, 7))
-"""Few channels and many rows, an odd number of them; a block's full width; most channels, of 128 images and of 3."""
-TIMED: Mapping[str, Shape] = {"relu": (128, 64, 112, 112), "add_relu": (128, 256, 56, 56)}
-"""The largest that a ResNet50 has at 224 pixels, of 128 images: a GPU takes longer for them than a host to launch."""
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """(N, C, H, W) of what our kernels compute and what is computed exactly; way of a layer's end -> what is timed."""
+
+    checked: Sequence[Shape]
+    timed: Mapping[str, Shape]
+
+
+SHAPES: Mapping[str, Shapes] = {
+    # Few channels and many rows, an odd number of them; a block's full width; most channels, of 128 images and of 3.
+    # The largest that a ResNet50 has at 224 pixels, of 128 images: a GPU takes longer for them than a host to launch.
+    "cuda": Shapes(
+        ((9, 64, 57, 57), (5, 256, 15, 15), (128, 2048, 7, 7), (3, 2048, 7, 7)),
+        {"relu": (128, 64, 112, 112), "add_relu": (128, 256, 56, 56)},
+    ),
+    # A CPU takes a fifth of a second for these. Nothing is timed: ours take fewer passes over memory whatever the
+    # shape, and where it is busy the same training should not be computed by ours at one time, by torch's at another.
+    "cpu": Shapes(((5, 64, 29, 31), (5, 256, 15, 15), (3, 2048, 7, 7)), {}),
+}
 TRIES, ROUNDS = 3, 5  # the fastest of so many tries counts, after one that warms up; rounds of a try
 
 
@@ -70,75 +91,94 @@ class _Given(torch.autograd.Function):
 
 
 def fuse_norms(training: Training) -> None:
-    """Has the network's layers end in our kernels, if the job wants that and they are right and faster."""
-    if wants_fused_norms(training) and (found := tried(training.setup.device)) is not None:
+    """Has the network computed in fewer passes over memory, if the job wants that."""
+    if wants_fused_norms(training):
         assert isinstance(training.model, ResNet)
-        training.model.end_layers_by(found)
+        fuse(training.model, training.setup.device, bf16=training.setup.bf16)
+
+
+def fuse(model: ResNet, device: torch.device, *, bf16: bool) -> None:
+    """Has its layers end in our kernels, if they are right and faster there; and on a CPU in bf16 its convolutions of
+    1 x 1 computed as matrix products."""
+    if (found := tried(device, bf16=bf16)) is not None:
+        model.end_layers_by(found)
+    if device.type == "cpu" and bf16:
+        model.convolve_by(by_products)
 
 
 def wants_fused_norms(training: Training) -> bool:
-    """Whether to try them: where a whole ResNet trains in bf16 on a GPU, in steps that are to be replayed. Launching
-    our kernels one by one takes the host longer than torch's operations."""
-    config = training.config
-    trains = config.fine_tune == "full" and isinstance(training.model, ResNet)
-    return config.fused_norms == "auto" and training.setup.bf16 and trains and wants_graph(training)
+    """Whether to try them: where a whole ResNet trains on a CPU, or in bf16 on a GPU in steps that are to be replayed.
+    Launching our kernels one by one takes the host longer than torch's operations."""
+    config, setup = training.config, training.setup
+    if config.fused_norms != "auto" or config.fine_tune != "full" or not isinstance(training.model, ResNet):
+        return False
+    return setup.device.type == "cpu" or (setup.bf16 and wants_graph(training))
 
 
 def on_gpu(device: torch.device) -> FusedNorms:
     """With the kernels compiled for this GPU. Raises as `CudaKernels`."""
     processors = torch.cuda.get_device_properties(device).multi_processor_count
-    return FusedNorms(kernels_for(device), device, processors)
+    return FusedNorms(GpuNorms(CudaKernels(SOURCE, KERNELS, device), processors), device)
+
+
+def on_cpu(device: torch.device) -> FusedNorms:
+    """With those compiled for this CPU. Raises as `cpu_norms.load`."""
+    return FusedNorms(CpuNorms(load()), device)
 
 
 def tried(
     device: torch.device,
     *,
-    make: Callable[[torch.device], FusedNorms] = on_gpu,
-    shapes: Sequence[Shape] = CHECKED,
-    timed: Mapping[str, Shape] = TIMED,
-    wait: Callable[[], None] | None = None,
+    bf16: bool = True,
+    make: Callable[[torch.device], FusedNorms] | None = None,
+    shapes: Shapes | None = None,
 ) -> FusedNorms | None:
-    """Our kernels, where they are right and faster; with a line in the log either way.
+    """Our kernels, where they are right and faster, if that is asked; with a line in the log either way.
 
     Args:
+        bf16: what the training computes in, not float32.
         make: compiles them; may raise anything.
-        shapes: (N, C, H, W) of what is computed by them and exactly.
-        timed: way of a layer's end -> what is timed.
-        wait: until the device has computed all it was given; a GPU's without it.
+        shapes: those of SHAPES without.
     """
+    on_gpu_too = device.type == "cuda"
+    shapes = shapes or SHAPES[device.type]
+    dtype = torch.bfloat16 if bf16 else torch.float32
     try:
-        norms = make(device)
-        if wrong := wrong_numbers(norms, shapes):
+        norms = (make or (on_gpu if on_gpu_too else on_cpu))(device)
+        if wrong := wrong_numbers(norms, shapes.checked, dtype):
             log.warning("batch norms are left to torch: our kernels do not compute what it does (%s)", wrong)
             return None
-        ours, theirs = (seconds(end, timed, device, wait or torch.cuda.synchronize) for end in (norms, end_layer))
+        if not shapes.timed:
+            log.info("batch norms are computed by our kernels")
+            return norms
+        ours, theirs = (seconds(end, shapes.timed, device, dtype) for end in (norms, end_layer))
     except Exception as error:  # any: what makes a training faster must not end it
-        log.warning("batch norms are left to torch: %s", describe(error))
+        log.log(logging.WARNING if on_gpu_too else logging.INFO, "batch norms are left to torch: %s", describe(error))
         return None
     finally:
-        if device.type == "cuda":
+        if on_gpu_too:
             torch.cuda.empty_cache()  # the training has other shapes
     log.info("two large batch norms: %.2f ms by torch, %.2f ms by our kernels", 1000 * theirs, 1000 * ours)
     return norms if ours < theirs else None
 
 
-def wrong_numbers(norms: FusedNorms, shapes: Sequence[Shape]) -> str:
+def wrong_numbers(norms: FusedNorms, shapes: Sequence[Shape], dtype: torch.dtype = torch.bfloat16) -> str:
     """The first result that is off by more than it may be, in words; empty where all are right. Raises as `errors`."""
     for way in WAYS:
         for shape in shapes:
-            for name, error in errors(norms, way, shape).items():
+            for name, error in errors(norms, way, shape, dtype).items():
                 if not error <= 1:  # also where it is no number
                     return f"{name} of {way} {'x'.join(map(str, shape))}: {error:.3g} times what it may be off"
     return ""
 
 
-def errors(norms: FusedNorms, way: str, shape: Shape) -> dict[str, float]:
+def errors(norms: FusedNorms, way: str, shape: Shape, dtype: torch.dtype = torch.bfloat16) -> dict[str, float]:
     """By name of a result, the largest error of its numbers, over what it may be: 1 or less is right.
 
     Raises:
         RuntimeError: the kernels cannot be launched, or do not serve this.
     """
-    case = random_case(way, shape, norms.device)
+    case = random_case(way, shape, norms.device, dtype)
     if not norms.serves(case.norm, case.x, relu=case.relu, shortcut=case.shortcut):
         raise RuntimeError(f"our kernels do not serve {way} {'x'.join(map(str, shape))}")
     before = _kept(case.norm)
@@ -149,7 +189,7 @@ def errors(norms: FusedNorms, way: str, shape: Shape) -> dict[str, float]:
     return {name: _error(value, expected[name]) for name, value in found.items()}
 
 
-def random_case(way: str, shape: Shape, device: torch.device) -> _Case:
+def random_case(way: str, shape: Shape, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> _Case:
     """Channels have means of up to some 30 deviations, and weights of both signs, one of them 0. Draws no number of the
     training's."""
     generator = torch.Generator(device).manual_seed(0)
@@ -158,7 +198,7 @@ def random_case(way: str, shape: Shape, device: torch.device) -> _Case:
         return torch.randn(sizes, generator=generator, device=device)
 
     def rows(values: Tensor) -> Tensor:
-        return values.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+        return values.to(dtype).contiguous(memory_format=torch.channels_last)
 
     channels = shape[1]
     norm = nn.BatchNorm2d(channels, device=device)
@@ -224,11 +264,12 @@ def _error(found: Tensor, expected: Tensor) -> float:
     return float(((found.double() - exact).abs() / allowed).max())
 
 
-def seconds(end: LayerEnd, timed: Mapping[str, Shape], device: torch.device, wait: Callable[[], None]) -> float:
+def seconds(end: LayerEnd, timed: Mapping[str, Shape], device: torch.device, dtype: torch.dtype) -> float:
     """What forward and backward pass of these take together, each the fastest of its tries."""
     total = 0.0
+    wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     for way, shape in timed.items():
-        case, least = random_case(way, shape, device), float("inf")
+        case, least = random_case(way, shape, device, dtype), float("inf")
         case.passes(end)
         for _ in range(TRIES):
             wait()

@@ -15,18 +15,17 @@ from image_classifier.debugging.uncompiled import uncompiled
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, or AdamW, over the parameters that train.
 
-    Weight decay pulls on matrices and filters only: shrinking a bias or a batch norm's scale regularises nothing. On a
-    GPU one kernel updates them all.
+    Weight decay pulls on matrices and filters only: shrinking a bias or a batch norm's scale regularises nothing. Each
+    is read and written once.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    on_gpu = bool(trained) and all(parameter.is_cuda for parameter in trained)
     kind = uncompiled(torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.SGD)
     momentum = {} if config.optimizer == "adamw" else {"momentum": config.momentum, "nesterov": config.momentum > 0}
-    optimizer: torch.optim.Optimizer = kind(groups, lr=config.lr, fused=True if on_gpu else None, **momentum)
+    optimizer: torch.optim.Optimizer = kind(groups, lr=config.lr, fused=True, **momentum)
     return optimizer
 
 

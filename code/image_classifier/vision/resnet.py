@@ -6,12 +6,21 @@ torchvision's brings object detection and torch's compiler along, which a short 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from image_classifier.vision import network
+
+Convolve = Callable[[nn.Conv2d, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""Computes what a convolution makes of x; and gives x, for what else in the network reads it."""
+
+
+def convolve(convolution: nn.Conv2d, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The module's answer, and x."""
+    return convolution(x), x
 
 
 class LayerEnd(Protocol):
@@ -60,26 +69,35 @@ class Bottleneck(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
         self._end: LayerEnd = end_layer
+        self._convolve: Convolve = convolve
 
     def end_layers_by(self, end: LayerEnd) -> None:
         """As that of `ResNet`, for this block."""
         self._end = end
 
+    def convolve_by(self, convolve: Convolve) -> None:
+        """As that of `ResNet`, for this block."""
+        self._convolve = convolve
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The sum of path and shortcut."""
-        y = self._end(self.bn1, self.conv1(x), relu=self.relu)
-        y = self._end(self.bn2, self.conv2(y), relu=self.relu)
-        y = self.conv3(y)
+        y, x = self._convolve(self.conv1, x)
+        y = self._end(self.bn1, y, relu=self.relu)
+        y, _ = self._convolve(self.conv2, y)
+        y = self._end(self.bn2, y, relu=self.relu)
+        y, _ = self._convolve(self.conv3, y)
         return self._end(self.bn3, y, relu=self.relu, shortcut=self._shortcut(x))
 
     def _shortcut(self, x: torch.Tensor) -> torch.Tensor:
         if self.downsample is None:
             return x
-        if self._end is end_layer or has_hooks(self.downsample):
+        if (self._end is end_layer and self._convolve is convolve) or has_hooks(self.downsample):
             return self.downsample(x)  # type: ignore[no-any-return]
         convolution, norm = self.downsample
+        assert isinstance(convolution, nn.Conv2d)
         assert isinstance(norm, nn.BatchNorm2d)
-        return self._end(norm, convolution(x))
+        y, _ = self._convolve(convolution, x)
+        return self._end(norm, y)
 
 
 class ResNet(nn.Module):
@@ -117,6 +135,16 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, Bottleneck):
                 module.end_layers_by(end)
+
+    def convolve_by(self, convolve: Convolve) -> None:
+        """Has the blocks' convolutions computed by `convolve` from now on, in copies of the network too.
+
+        Args:
+            convolve: computes what the function of that name does, and calls that where a module has hooks.
+        """
+        for module in self.modules():
+            if isinstance(module, Bottleneck):
+                module.convolve_by(convolve)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The logits."""

@@ -1,0 +1,140 @@
+"""What a training on a CPU frees is used again without asking the system for it."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tests.unit.test_training_loop import CONFIG
+
+from image_classifier.contract.paths import MlPaths
+from image_classifier.training import job, kept_memory
+from image_classifier.training.kept_memory import keep_freed_memory
+from image_classifier.training.stop import StopFlag
+
+CODE = str(Path(kept_memory.__file__).parents[2])
+PROGRAM = """
+import ctypes, resource, sys
+from image_classifier.training.kept_memory import keep_freed_memory
+
+libc = ctypes.CDLL(None)
+assert libc.prctl(41, 1, 0, 0, 0) == 0  # no huge pages: they are few whether kept or not
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.memset.argtypes, libc.free.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t], [ctypes.c_void_p]
+used, beside = int(sys.argv[1]), int(sys.argv[2])
+kept = sys.argv[3] == "kept" and keep_freed_memory()
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    memory, untouched = libc.malloc(used), libc.malloc(beside)
+    assert memory and untouched
+    libc.memset(memory, 1, used)
+    found = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    libc.free(memory)
+    libc.free(untouched)
+    return found
+
+first, second = faults(), faults()
+print(kept, first, second)
+"""
+USED, PAGE = 2**26, 4096
+
+
+def page_faults(how: str, beside: int) -> tuple[bool, int, int]:
+    """Whether it was set; pages that the system gave for a large buffer, and for the next one."""
+    command = [sys.executable, "-c", PROGRAM, str(USED), str(beside), how]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": CODE})
+    kept, first, second = done.stdout.split()
+    return kept == "True", int(first), int(second)
+
+
+@pytest.mark.parametrize("beside", [2**20, 3 * 2**30], ids=["a little", "more than 2 GB"])
+def test_what_is_freed_is_not_asked_for_again(beside: int) -> None:
+    """However much is freed with it."""
+    pages = USED // PAGE
+    kept, first, second = page_faults("kept", beside)
+    assert kept
+    assert first > 0.9 * pages
+    assert second < pages / 10
+    kept, _, second = page_faults("not", beside)
+    assert not kept
+    assert second > 0.9 * pages
+
+
+class Library:
+    """A C library whose mallopt answers so."""
+
+    def __init__(self, *answers: int) -> None:
+        self.set: list[tuple[int, int]] = []
+        self._answers = iter(answers)
+
+    def mallopt(self, what: int, value: int) -> int:
+        self.set.append((what, value))
+        return next(self._answers)
+
+
+@pytest.fixture
+def nothing_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that has nothing to say of malloc."""
+    for name in [name for name in kept_memory.os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize(("answers", "expected"), [((1, 1), True), ((0, 1), False), ((1, 0), False)])
+@pytest.mark.usefixtures("nothing_set_up")
+def test_it_is_set_where_both_settings_are_taken(
+    monkeypatch: pytest.MonkeyPatch, answers: tuple[int, int], expected: bool
+) -> None:
+    library = Library(*answers)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
+    assert keep_freed_memory() is expected
+    assert library.set == [(-4, 0), (-1, -1)]
+
+
+@pytest.mark.usefixtures("nothing_set_up")
+def test_another_c_library_has_no_such_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
+    assert keep_freed_memory() is False
+
+
+@pytest.mark.parametrize("name", ["GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_TRIM_THRESHOLD_"])
+@pytest.mark.usefixtures("nothing_set_up")
+def test_what_the_environment_sets_up_is_left_alone(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    library = Library(1, 1)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
+    monkeypatch.setenv(name, "1")
+    assert keep_freed_memory() is False
+    assert library.set == []
+
+
+class Reached(Exception):
+    """The job is as far as the test looks."""
+
+
+@pytest.mark.parametrize(
+    ("device", "fine_tune", "kept"), [("cpu", "full", True), ("cpu", "head", False), ("cuda", "full", False)]
+)
+def test_a_job_keeps_it_where_a_whole_network_trains_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, fine_tune: str, kept: bool
+) -> None:
+    called: list[str] = []
+
+    def wake(*_: Any) -> None:
+        called.append("woken")
+        raise Reached
+
+    monkeypatch.setattr(job, "import_ahead", lambda *_, **__: None)
+    monkeypatch.setattr(job, "choose_device", lambda _: torch.device(device))
+    monkeypatch.setattr(job, "tell_device", lambda *_: None)
+    monkeypatch.setattr(job, "keep_freed_memory", lambda: called.append("kept"))
+    monkeypatch.setattr(job, "wake", wake)
+    group: Any = SimpleNamespace(size=1, is_main=True, local_rank=0)
+    with pytest.raises(Reached):
+        job.run_in(group, CONFIG.replace(fine_tune=fine_tune), MlPaths(base=tmp_path), StopFlag(), 0.0)
+    assert called == (["kept"] if kept else []) + ["woken"]

@@ -9,10 +9,10 @@ of these: all do the same work. Without --weights all start from the same seeded
 fitted to the pictures.
 In each round, in turns. Of a head: the baseline (stock_training.py); ours with nothing kept; ours again on the same
 pictures; ours without features (feature_views=0, left out with --short). Of the whole network, with the same size,
-batch and learning rate: competent_training.py; ours; ours with crops that grow, and with smaller ones; the step of
-either alone, on a batch that lies in memory. Times are of whole processes, all with the same allocator. Writes
-benchmarks/results/training.md and .json, or with `--parts full` training_full.md and .json. --quick tries the script on
-a few generated pictures and writes nothing.
+batch and learning rate: competent_training.py; ours; ours with crops that grow, and with smaller ones (left out with
+--short); the step of either alone, on a batch that lies in memory. Times are of whole processes, all with the same
+allocator. Writes benchmarks/results/training.md and .json, or with `--parts full` training_full.md and .json. --quick
+tries the script on a few generated pictures and writes nothing.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def asked() -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=("head", "full"), default=["head", "full"])
     parser.add_argument("--epochs", type=int, default=10, help="of a head")
     parser.add_argument("--stock-epochs", type=int, default=0, help="of the baseline, that are made; 0 for all")
-    parser.add_argument("--short", action="store_true", help="leave out a head of ours without features")
+    parser.add_argument("--short", action="store_true", help="leave out a head without features, and smaller crops")
     parser.add_argument("--full-epochs", type=int, default=2, help="of the whole network")
     parser.add_argument("--full-size", type=int, default=224, help="side of the pictures for the whole network")
     parser.add_argument("--full-batch", type=int, default=32)
@@ -228,7 +228,8 @@ def main() -> None:
                 workers=options.workers,
                 allocator=options.allocator,
             )
-            found["full"] = measure(whole, list(FULL_WAYS), options.rounds)
+            ways = [way for way in FULL_WAYS if way != "smaller" or not options.short]
+            found["full"] = measure(whole, ways, options.rounds)
         photos = {split: len(list((data / split).glob("*/*"))) for split in ("train", "valid", "test")}
     if not options.quick:
         publish(options, photos, found)
@@ -251,7 +252,7 @@ def publish(options: argparse.Namespace, photos: dict[str, int], found: dict[str
             "allocator",
         )
         if "full" in options.parts or not name.startswith("full")
-    )
+    ) + (" --short" if options.short else "")
     text = [
         "# Trainings, from the command to the model",
         "",

@@ -53,4 +53,6 @@ fi
 "$venv/bin/python" -m pip install --disable-pip-version-check --no-color --progress-bar off --require-hashes \
   -r requirements/dev.txt | tell || fail "the packages could not be installed, for the reason above" \
   "when the package index can be reached again and the disk has room, repeat: what arrived is kept"
+# Kernels for training on this CPU. Where that fails, a job says so when it needs them.
+"$venv/bin/python" code/image_classifier/training/norm_library.py --here 2>/dev/null || true
 echo "$venv is set up: $(du -sm "$venv" | cut -f1) MB, $SECONDS s"

@@ -44,7 +44,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built without a network, from a copy: the build leaves files beside what it reads."""
     copy = tmp_path_factory.mktemp("checkout")
     for name in ("code", "docs"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "built"))
     for name in ("pyproject.toml", "README.md", "LICENSE", "deploy.py"):
         shutil.copy2(ROOT / name, copy)
     pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-index", "--no-deps", "--no-build-isolation")
@@ -90,7 +90,7 @@ def test_the_wheel_holds_the_package_and_what_it_reads_of_the_checkout(wheel: Pa
     wanted = {
         f"image_classifier/{path.relative_to(source)}"
         for path in source.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and not {"__pycache__", "built"} & set(path.parts)  # neither is of the checkout
     }
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}

@@ -60,7 +60,14 @@ def test_another_kind_of_machine_has_no_level(tmp_path: Path, monkeypatch: pytes
     assert level() is None
     monkeypatch.setattr(norm_library, "BUILT", tmp_path / "built")
     main()
-    assert not (tmp_path / "built").exists()
+    assert list((tmp_path / "built").iterdir()) == []  # an image is made of it, empty or not
+
+
+@compiles
+def test_only_what_this_machine_runs_is_compiled_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norm_library, "BUILT", tmp_path / "built")
+    main(here=True)
+    assert list((tmp_path / "built").iterdir()) == [path_of(level() or "")]
 
 
 def test_a_changed_source_has_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,7 +169,6 @@ class TrainConfig:
         "auto",
         "fewer passes over memory for batch norm, shortcut and ReLU, by our own kernels: auto (where they serve), off",
         choices=("auto", "off"),
-        changes_result=False,
     )
 
     log_interval: int = param(10, "steps between progress lines", low=1, section="Debugging", changes_result=False)

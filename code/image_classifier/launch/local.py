@@ -238,9 +238,10 @@ def _snapshot(run: Run, packages: tuple[str, ...], scripts: tuple[str, ...] = ()
         if folder.is_dir():
             if not sys.dont_write_bytecode:
                 compileall.compile_dir(folder, quiet=2)  # what cannot be written is compiled by the job
-            shutil.copytree(folder, package / name, ignore=_other_bytecode)
+            shutil.copytree(folder, package / name, ignore=_not_copied)
 
 
-def _other_bytecode(_: str, names: list[str]) -> list[str]:
+def _not_copied(_: str, names: list[str]) -> list[str]:
     """What belongs to other interpreters, or is being written."""
-    return [name for name in names if ".pyc" in name and not name.endswith(f".{sys.implementation.cache_tag}.pyc")]
+    ours = f".{sys.implementation.cache_tag}.pyc"
+    return [name for name in names if name.startswith(".") or (".pyc" in name and not name.endswith(ours))]

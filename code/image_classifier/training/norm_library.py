@@ -12,6 +12,7 @@ import hashlib
 import os
 import platform
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -84,6 +85,8 @@ def _gcc(*arguments: str) -> None:
     quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
     try:
         subprocess.run(words, check=True, timeout=COMPILE_S, env=english, **quiet)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no gcc to compile {SOURCE.name} with") from None
     except subprocess.CalledProcessError as error:
         said = next((line for line in error.stderr.splitlines() if "error:" in line), f"exit status {error.returncode}")
         raise RuntimeError(f"{SOURCE.name} is not compiled: {said}") from None
@@ -91,13 +94,14 @@ def _gcc(*arguments: str) -> None:
         raise RuntimeError(f"{SOURCE.name} is not compiled: gcc takes longer than {COMPILE_S:.0f} s") from None
 
 
-def main() -> None:
-    """Compiles for every level that this kind of machine has."""
+def main(*, here: bool = False) -> None:
+    """Compiles for every level that this kind of machine has, or the best that this very one has."""
     BUILT.mkdir(exist_ok=True)
-    if platform.machine() == "x86_64":
-        for name in LEVELS:
-            compile_into(path_of(name), name)
+    best = level()
+    names = ([] if best is None else [best]) if here else LEVELS if platform.machine() == "x86_64" else []
+    for name in names:
+        compile_into(path_of(name), name)
 
 
 if __name__ == "__main__":
-    main()
+    main(here="--here" in sys.argv)

@@ -1,5 +1,5 @@
 """Whether the layers of a training end in our kernels (`fused_norms.py`): tried on its device before the first step.
-They are used where they are right and faster than torch's, and no training fails for want of them."""
+They are used where they are right, and on a GPU faster than torch's; no training fails for want of them."""
 
 from __future__ import annotations
 
@@ -140,11 +140,11 @@ def tried(
         make: compiles them; may raise anything.
         shapes: those of SHAPES without.
     """
-    on_gpu_too = device.type == "cuda"
+    is_gpu = device.type == "cuda"
     shapes = shapes or SHAPES[device.type]
     dtype = torch.bfloat16 if bf16 else torch.float32
     try:
-        norms = (make or (on_gpu if on_gpu_too else on_cpu))(device)
+        norms = (make or (on_gpu if is_gpu else on_cpu))(device)
         if wrong := wrong_numbers(norms, shapes.checked, dtype):
             log.warning("batch norms are left to torch: our kernels do not compute what it does (%s)", wrong)
             return None
@@ -153,10 +153,10 @@ def tried(
             return norms
         ours, theirs = (seconds(end, shapes.timed, device, dtype) for end in (norms, end_layer))
     except Exception as error:  # any: what makes a training faster must not end it
-        log.log(logging.WARNING if on_gpu_too else logging.INFO, "batch norms are left to torch: %s", describe(error))
+        log.log(logging.WARNING if is_gpu else logging.INFO, "batch norms are left to torch: %s", describe(error))
         return None
     finally:
-        if on_gpu_too:
+        if is_gpu:
             torch.cuda.empty_cache()  # the training has other shapes
     log.info("two large batch norms: %.2f ms by torch, %.2f ms by our kernels", 1000 * theirs, 1000 * ours)
     return norms if ours < theirs else None

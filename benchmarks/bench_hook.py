@@ -375,8 +375,9 @@ def main() -> None:
         f"{os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}, {number_format}. "
         f"CPU time in the observers' own calls and threads, as a share of a step's without them; statistics every "
         f"{INTERVAL} steps, every {WITH_ACTIVATIONS} with activations. Median (smallest .. largest) of "
-        f"{options.rounds} rounds, each of three of our intervals; smdebug's are differences of whole steps. The "
-        "threads look at the machine by the clock: where other programs make a step longer, they take a larger share.",
+        f"{options.rounds} rounds, each of three of our intervals; smdebug's are differences of whole steps, "
+        "and its hooks leave to torch's operations what our kernels compute without them. The threads look at the "
+        "machine by the clock: where other programs make a step longer, they take a larger share.",
         "",
         "| watched by | all steps | a step that is not recorded | threads | a recorded step adds | with activations |",
         "|---|---|---|---|---|---|",

@@ -1,5 +1,5 @@
 // What ends a layer in training, on a CPU: batch norm [+ shortcut] [+ ReLU], forward and backward, in four passes over
-// memory; torch's operations take ten. Compiled by `norm_library.py`, called by `cpu_norms.py`.
+// memory; torch's operations take seven. Compiled by `norm_library.py`, called by `cpu_norms.py`.
 //
 // A tensor is (rows, channels), as channels_last lays out (N, C, H, W): rows = N x H x W. Its numbers are bf16 or float32;
 // what is computed of them is float32, and sums of many in double. Channels are a multiple of 16.

@@ -1,8 +1,9 @@
-"""The kernels of `norm_kernels.c`, compiled for this machine's CPU: by gcc, in a second or two, once. A job that may
-use them begins that while it reads its files (`waking.py`); an image has no compiler, and gets them when it is built:
+"""The kernels of `norm_kernels.c`, compiled for this machine's CPU by gcc, in a second or two.
 
-    python3 norm_library.py
+    python3 norm_library.py [--here]
 
+compiles them for every processor they serve, as an image needs that has no compiler; with --here for this machine's, as
+when the project's environment is made. A job that finds none compiles its own while it reads its files (`waking.py`).
 It needs nothing but Python and gcc.
 """
 

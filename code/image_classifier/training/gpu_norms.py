@@ -50,11 +50,19 @@ class GpuNorms:
         stats: Tensor,
     ) -> None:
         """As in `NormKernels`."""
-        partials = stats.new_empty(partials_size(x, self.processors))
+        rows, channels = rows_and_channels(x)
+        along, across = self._summing(x)
+        partials = stats.new_empty(2 * along * channels)  # two sums of each channel by each block along the rows
+        kept = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
+        assert norm.momentum is not None
+        finish = (partials, along, x, norm.weight, norm.bias, *kept, stats, float(norm.momentum), float(norm.eps))
+        written = (x, shortcut, stats, y, mask, rows, channels)
         self.run(
-            forward_launches(
-                way, x, shortcut, norm, y=y, mask=mask, stats=stats, partials=partials, processors=self.processors
-            )
+            [
+                Launch("norm_statistics", (along, across), THREADS, (x, partials, rows, channels)),
+                Launch("norm_finish_statistics", (channels // FINISHED, 1), FINISHING, (*finish, rows, channels)),
+                Launch(f"norm_apply_{way}", self._writing(x), THREADS, written),
+            ]
         )
 
     def evaluate(self, way: str, x: Tensor, shortcut: Tensor | None, norm: nn.BatchNorm2d, *, y: Tensor) -> None:
@@ -76,23 +84,24 @@ class GpuNorms:
         dbias: Tensor,
     ) -> None:
         """As in `NormKernels`."""
+        rows, channels = rows_and_channels(x)
+        along, across = self._summing(x)
+        partials, coefficients = stats.new_empty(2 * along * channels), torch.empty_like(stats[:3])
+        finish = (partials, along, stats, weight, dweight, dbias, coefficients, rows, channels)
+        written = (dy, x, mask, stats, coefficients, dx, dshortcut, rows, channels)
         self.run(
-            backward_launches(
-                way,
-                dy,
-                x,
-                mask=mask,
-                stats=stats,
-                weight=weight,
-                dx=dx,
-                dshortcut=dshortcut,
-                dweight=dweight,
-                dbias=dbias,
-                coefficients=torch.empty_like(stats[:3]),
-                partials=stats.new_empty(partials_size(x, self.processors)),
-                processors=self.processors,
-            )
+            [
+                Launch(f"norm_reduce_{way}", (along, across), THREADS, (dy, x, mask, stats, partials, rows, channels)),
+                Launch("norm_finish_gradients", (channels // FINISHED, 1), FINISHING, finish),
+                Launch(f"norm_gradient_{way}", self._writing(x), THREADS, written),
+            ]
         )
+
+    def _summing(self, x: Tensor) -> tuple[int, int]:
+        return grid(*rows_and_channels(x), SUMMING * self.processors)
+
+    def _writing(self, x: Tensor) -> tuple[int, int]:
+        return grid(*rows_and_channels(x), WRITING * self.processors)
 
 
 def grid(rows: int, channels: int, blocks: int) -> tuple[int, int]:
@@ -105,86 +114,3 @@ def grid(rows: int, channels: int, blocks: int) -> tuple[int, int]:
     across = channels // (VECTOR * lanes)
     tall = THREADS // lanes  # rows that a block sees at a time
     return max(1, min(blocks // across, rows // (ROWS_EACH * tall))), across
-
-
-def forward_launches(
-    way: str,
-    x: Tensor,
-    shortcut: Tensor | None,
-    norm: nn.BatchNorm2d,
-    *,
-    y: Tensor,
-    mask: Tensor | None,
-    stats: Tensor,
-    partials: Tensor,
-    processors: int,
-) -> list[Launch]:
-    """What computes y, a norm's statistics and what it keeps of them.
-
-    Args:
-        way: one of WAYS.
-        x, shortcut, y: (N, C, H, W) bf16, channels_last; a shortcut for "add_relu" alone.
-        mask: uint8, one for 8 values of y: filled with what the ReLU lets pass, for "add_relu" alone.
-        stats: (4, C) float32, filled: mean, 1 / deviation, and scale and shift of the whole norm.
-        partials: float32, as large as `partials_size` says.
-        processors: the GPU's multiprocessors.
-    """
-    rows, channels = rows_and_channels(x)
-    across_rows, across = grid(rows, channels, SUMMING * processors)
-    kept = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
-    assert norm.momentum is not None
-    finish = (partials, across_rows, x, norm.weight, norm.bias, *kept, stats, float(norm.momentum), float(norm.eps))
-    return [
-        Launch("norm_statistics", (across_rows, across), THREADS, (x, partials, rows, channels)),
-        Launch("norm_finish_statistics", (channels // FINISHED, 1), FINISHING, (*finish, rows, channels)),
-        Launch(
-            f"norm_apply_{way}",
-            grid(rows, channels, WRITING * processors),
-            THREADS,
-            (x, shortcut, stats, y, mask, rows, channels),
-        ),
-    ]
-
-
-def backward_launches(
-    way: str,
-    dy: Tensor,
-    x: Tensor,
-    *,
-    mask: Tensor | None,
-    stats: Tensor,
-    weight: Tensor,
-    dx: Tensor,
-    dshortcut: Tensor | None,
-    dweight: Tensor,
-    dbias: Tensor,
-    coefficients: Tensor,
-    partials: Tensor,
-    processors: int,
-) -> list[Launch]:
-    """What computes the gradients of x, weight, bias and shortcut. Arguments are named as in `forward_launches`.
-
-    Args:
-        dy, dx, dshortcut: (N, C, H, W) bf16, channels_last.
-        dweight, dbias: (C,) float32.
-        coefficients: (3, C) float32, filled: dx = c0 * (dy behind the ReLU) + c1 * x + c2.
-    """
-    rows, channels = rows_and_channels(x)
-    across_rows, across = grid(rows, channels, SUMMING * processors)
-    finish = (partials, across_rows, stats, weight, dweight, dbias, coefficients, rows, channels)
-    return [
-        Launch(f"norm_reduce_{way}", (across_rows, across), THREADS, (dy, x, mask, stats, partials, rows, channels)),
-        Launch("norm_finish_gradients", (channels // FINISHED, 1), FINISHING, finish),
-        Launch(
-            f"norm_gradient_{way}",
-            grid(rows, channels, WRITING * processors),
-            THREADS,
-            (dy, x, mask, stats, coefficients, dx, dshortcut, rows, channels),
-        ),
-    ]
-
-
-def partials_size(x: Tensor, processors: int) -> int:
-    """Numbers in the partial sums of a tensor: two for each block along its rows and each channel."""
-    rows, channels = rows_and_channels(x)
-    return 2 * grid(rows, channels, SUMMING * processors)[0] * channels

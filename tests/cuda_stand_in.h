@@ -1,4 +1,4 @@
-// What of CUDA norm_kernels.cu uses, for a C++ compiler: a GPU's blocks run one after the other on the CPU, and the
+// What of CUDA the norms' kernels use, for a C++ compiler: a GPU's blocks run one after the other on the CPU, and the
 // threads of a block take turns. Each runs until it ends or waits for the others, then comes the next; in which order is
 // `backwards`' to say, and must not matter.
 #pragma once
@@ -20,6 +20,10 @@
 
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
+};
+
+struct alignas(8) uint2 {
+    unsigned x, y;
 };
 
 struct Index {

@@ -1,4 +1,5 @@
-"""Part (i): what ends a layer in training (batch norm, shortcut, ReLU) by our kernels beside torch's operations."""
+"""Part (i): what ends a layer in training (batch norm, shortcut, ReLU, max pooling) by our kernels beside torch's
+operations."""
 
 from __future__ import annotations
 
@@ -8,14 +9,14 @@ from typing import Any
 import torch
 from benchmarks.gpu.kit import Kit, Missing
 
-from image_classifier.training.fused_norms import WAYS, FusedNorms
+from image_classifier.training.fused_norms import POOLED, FusedNorms
 from image_classifier.training.norm_trial import SHAPES as TRIED
-from image_classifier.training.norm_trial import errors, on_gpu, random_case
+from image_classifier.training.norm_trial import errors, on_gpu, random_case, ways_of
 from image_classifier.vision.resnet import end_layer
 
 BATCH = 128
 SHAPES = (
-    ("relu", 64, 112),
+    (POOLED, 64, 112),
     ("relu", 64, 56),
     ("plain", 256, 56),
     ("add_relu", 256, 56),
@@ -38,10 +39,13 @@ def run(kit: Kit) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     norms = on_gpu(device)
     worst = max(
-        value for way in WAYS for shape in TRIED[device.type].checked for value in errors(norms, way, shape).values()
+        value
+        for way in ways_of(norms.kernels)
+        for shape in TRIED[device.type].checked
+        for value in errors(norms, way, shape).values()
     )
     kit.note("largest_error_over_what_it_may_be", worst)
-    same = "our batch norms compute what torch's do, but for rounding to bf16"
+    same = "our layer ends compute what torch's do, but for rounding to bf16"
     kit.claim(same, worst <= 1, f"{worst:.3f} of the limit")
     found = {f"{way} {channels}x{side}x{side}": compared(norms, way, channels, side) for way, channels, side in SHAPES}
     kit.note("of_128_images", found)
@@ -55,8 +59,9 @@ def compared(norms: FusedNorms, way: str, channels: int, side: int) -> dict[str,
     ours = milliseconds(lambda: case.passes(norms))
     with torch.autocast("cuda", dtype=torch.bfloat16):
         theirs = milliseconds(lambda: case.passes(end_layer))
-    # x, y; x, dy; x, dy, dx once each, and x once for the statistics; a shortcut, its gradient and three times its mask
-    tensors = 8 + (2 + 3 / 16 if way == "add_relu" else 0)
+    # x, y; x, dy; x, dy, dx once each, and x once for the statistics; a shortcut, its gradient, three times its mask.
+    # Where it is pooled, y and dy have a quarter of the values, with a byte for each.
+    tensors = {"add_relu": 10 + 3 / 16, POOLED: 5 + 3 / 4 + 3 / 8}.get(way, 8)
     moved = tensors * case.x.numel() * case.x.element_size()
     return {"ours_ms": ours, "torch_ms": theirs, "times_torch": theirs / ours, "gigabytes_per_s": moved / ours / 1e6}
 

@@ -27,7 +27,7 @@ from image_classifier.training.cpu_norms import CpuNorms
 from image_classifier.training.cuda_kernels import Launch
 from image_classifier.training.fused_norms import FusedNorms, NormKernels
 from image_classifier.training.gpu_norms import KERNELS, GpuNorms
-from image_classifier.training.loop import norms_by_torch
+from image_classifier.training.loop import layers_by_torch
 from image_classifier.training.norm_trial import SHAPES, Shapes, fuse_norms, tried, wants_fused_norms, wrong_numbers
 from image_classifier.training.pointwise import by_products
 from image_classifier.vision.resnet import Bottleneck, ResNet, convolve, end_layer
@@ -66,7 +66,7 @@ def test_right_and_fast_kernels_are_used(
     state = torch.get_rng_state()
     assert trial(lambda _: fused) is fused
     assert torch.equal(torch.get_rng_state(), state)
-    assert caplog.messages == ["two large batch norms: 8.00 ms by torch, 4.00 ms by our kernels"]
+    assert caplog.messages == ["two large layer ends: 8.00 ms by torch, 4.00 ms by our kernels"]
 
 
 def test_right_kernels_are_used_where_nothing_is_timed(
@@ -100,7 +100,7 @@ def test_slow_kernels_are_not_used(
     caplog.set_level("INFO")
     set_seconds(monkeypatch, ours=0.02, theirs=0.01)
     assert trial(lambda _: fused) is None
-    assert caplog.messages == ["two large batch norms: 4.00 ms by torch, 8.00 ms by our kernels"]
+    assert caplog.messages == ["two large layer ends: 4.00 ms by torch, 8.00 ms by our kernels"]
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -279,16 +279,22 @@ def test_a_network_ends_its_layers_by_torch_where_ours_are_slower(
 @pytest.mark.parametrize("norms", [True, False], ids=["with our kernels", "where they cannot be had"])
 @pytest.mark.parametrize(
     ("device", "bf16", "setting", "products"),
-    [(CPU, True, "auto", True), (CPU, False, "auto", False), (CPU, True, "off", False), (GPU, True, "auto", False)],
-    ids=["CPU in bf16", "CPU in float32", "off", "GPU"],
+    [
+        (CPU, True, "auto", "always"),
+        (CPU, False, "auto", "never"),
+        (CPU, True, "off", "never"),
+        (GPU, True, "auto", "with our kernels"),
+        (GPU, True, "off", "never"),
+    ],
+    ids=["CPU in bf16", "CPU in float32", "CPU, off", "GPU", "GPU, off"],
 )
-def test_convolutions_are_products_in_bf16_on_a_cpu_with_our_kernels_or_without(
+def test_convolutions_are_products_in_bf16_on_a_gpu_only_with_our_kernels(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     device: torch.device,
     bf16: bool,
     setting: str,
-    products: bool,
+    products: str,
     norms: bool,
 ) -> None:
     job = training(pictures(tmp_path, 4), tmp_path / "checkpoints")
@@ -298,15 +304,18 @@ def test_convolutions_are_products_in_bf16_on_a_cpu_with_our_kernels_or_without(
     stand_in_trial(monkeypatch, ours if norms else None)
     fuse_norms(job)
     blocks = [module for module in job.model.modules() if isinstance(module, Bottleneck)]
-    assert {block._convolve for block in blocks} == {by_products if products else convolve}
+    expected = products == "always" or (products == "with our kernels" and norms)
+    assert {block._convolve for block in blocks} == {by_products if expected else convolve}
     assert {block._end for block in blocks} == {ours if norms and setting == "auto" else end_layer}
 
 
-def test_where_steps_are_not_replayed_after_all_layers_end_by_torch(tmp_path: Path, fused: FusedNorms) -> None:
+def test_where_steps_are_not_replayed_after_all_layers_are_computed_by_torch(tmp_path: Path, fused: FusedNorms) -> None:
     job = training(pictures(tmp_path, 4), tmp_path / "checkpoints")
     job.model = network()
     job.model.end_layers_by(fused)
-    norms_by_torch(job)
+    job.model.convolve_by(by_products)
+    layers_by_torch(job)
     ends = [module._end for module in job.model.modules() if isinstance(module, (ResNet, Bottleneck))]
     assert len(ends) == 17
     assert all(end is end_layer for end in ends)
+    assert all(each._convolve is convolve for each in job.model.modules() if isinstance(each, Bottleneck))

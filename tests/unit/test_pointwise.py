@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -260,6 +261,19 @@ def test_where_autocast_does_not_compute_in_bf16_it_is_left_to_the_module() -> N
         is_left_alone(half, rows(2, 64, 5, 6))
     with torch.autocast("cpu", dtype=torch.float16):
         assert not serves(pointwise(64, 32), rows(2, 64, 5, 6))
+
+
+@pytest.mark.parametrize(("stride", "served"), [(1, True), (2, False), ((1, 2), False)])
+def test_on_a_gpu_those_of_stride_1_are_served(monkeypatch: pytest.MonkeyPatch, stride: Any, served: bool) -> None:
+    """cuDNN computes the others in less time. There is no GPU here: all that is asked of x is stood in for."""
+    x: Any = SimpleNamespace(
+        device=torch.device("cuda", 0), dtype=torch.bfloat16, is_contiguous=lambda memory_format: memory_format is LAST
+    )
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.bfloat16 if device == "cuda" else None)
+    assert serves(pointwise(64, 32, stride), x) is served
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cpu")
+    assert not serves(pointwise(64, 32, stride), x)
 
 
 @pytest.mark.usefixtures("in_bf16")

@@ -41,7 +41,7 @@ class CpuNorms:
     """
 
     dtypes = (torch.bfloat16, torch.float32)
-    evaluates = True
+    evaluates, pools = True, False
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library

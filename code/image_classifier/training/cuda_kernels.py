@@ -5,6 +5,7 @@ the driver. Both are NVIDIA's `cuda.bindings`, which torch for CUDA brings along
 from __future__ import annotations
 
 import ctypes
+import re
 import struct
 import threading
 from collections.abc import Callable, Sequence
@@ -46,7 +47,7 @@ class CudaKernels:
     be recorded in a CUDA graph, and launched from several threads.
 
     Args:
-        source: the file.
+        source: the file; what it includes lies beside it, and includes nothing.
         names: of its kernels, each `extern "C"`, whose arguments all have 8 bytes.
         device: the GPU.
 
@@ -145,7 +146,10 @@ def machine_code(source: Path, architecture: str) -> bytes:
     """
     from cuda.bindings import nvrtc
 
-    made = nvrtc.nvrtcCreateProgram(source.read_bytes(), source.name.encode(), 0, [], [])
+    text = source.read_bytes()
+    included = re.findall(rb'^#include "(.+)"$', text, re.MULTILINE)
+    headers = [source.with_name(name.decode()).read_bytes() for name in included]
+    made = nvrtc.nvrtcCreateProgram(text, source.name.encode(), len(headers), headers, included)
     if int(made[0]) != 0:
         raise RuntimeError(f"NVRTC: {made[0]!r}")
     program = made[1]

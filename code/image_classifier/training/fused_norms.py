@@ -1,6 +1,6 @@
-"""What ends a layer in training, in few passes over memory: batch norm [+ shortcut] [+ ReLU] of activations that lie
-as channels_last, forward and backward, by kernels of our own: those of a GPU (`gpu_norms.py`) or of a CPU
-(`cpu_norms.py`).
+"""What ends a layer in training, in few passes over memory: batch norm [+ shortcut] [+ ReLU [+ max pooling]] of
+activations that lie as channels_last, forward and backward, by kernels of our own: those of a GPU (`gpu_norms.py`) or
+of a CPU (`cpu_norms.py`).
 
 torch computes them one after the other, and each reads from memory what the last one wrote. `norm_trial.py` decides
 whether a training uses ours. What they do not serve is computed as without them.
@@ -18,6 +18,8 @@ from image_classifier.training.given import give_away
 from image_classifier.vision.resnet import end_layer, has_hooks
 
 WAYS = ("plain", "relu", "add_relu")  # what follows the norm: nothing, a ReLU, a shortcut and a ReLU
+POOLED = "relu_pool"  # a ReLU and the largest of each window of 3 x 3, every 2: where a network's first layer ends
+NOWHERE = 255
 VECTOR = 8  # values whose ReLU one byte of a mask tells of; and bf16 numbers in a load of 16 bytes
 MIN_CHANNELS, MAX_CHANNELS = 64, 2048
 
@@ -25,8 +27,9 @@ MIN_CHANNELS, MAX_CHANNELS = 64, 2048
 class NormKernels(Protocol):
     """Computes a layer's end on one kind of device.
 
-    x, shortcut, y and their gradients are (N, C, H, W), channels_last, all of one of its types; what is given as y,
-    mask, stats, dx, dshortcut, dweight and dbias is filled.
+    x, shortcut, y and their gradients are (N, C, H, W), channels_last, all of one of its types; of POOLED, y and its
+    gradient are (N, C, ceil(H / 2), ceil(W / 2)). What is given as y, mask, stats, dx, dshortcut, dweight and dbias is
+    filled.
     """
 
     @property
@@ -36,6 +39,10 @@ class NormKernels(Protocol):
     @property
     def evaluates(self) -> bool:
         """Whether it has `evaluate`."""
+
+    @property
+    def pools(self) -> bool:
+        """Whether it computes POOLED; not in `evaluate`."""
 
     def forward(
         self,
@@ -51,9 +58,10 @@ class NormKernels(Protocol):
         """y and the norm's running statistics.
 
         Args:
-            way: one of WAYS.
+            way: one of WAYS, or POOLED.
             shortcut: for "add_relu" alone.
-            mask: uint8, one for VECTOR values of y: what the ReLU lets pass, for "add_relu" alone.
+            mask: uint8, for "add_relu" one for VECTOR values of y: what the ReLU lets pass; for POOLED one for each:
+                which of the 9 values of its window it is, NOWHERE if the ReLU let none pass.
             stats: (4, C) float32: mean, 1 / deviation, and scale and shift of the whole norm.
         """
 
@@ -96,20 +104,41 @@ class FusedNorms:
         return self  # a copy of a network computes with the same kernels
 
     def __call__(
-        self, norm: nn.BatchNorm2d, x: Tensor, *, relu: nn.ReLU | None = None, shortcut: Tensor | None = None
+        self,
+        norm: nn.BatchNorm2d,
+        x: Tensor,
+        *,
+        relu: nn.ReLU | None = None,
+        shortcut: Tensor | None = None,
+        pool: nn.MaxPool2d | None = None,
     ) -> Tensor:
         """As `end_layer`, of which it differs by the rounding between the modules, which it leaves out."""
+        if pool is not None and not self.serves(norm, x, relu=relu, shortcut=shortcut, pool=pool):
+            return pool(self(norm, x, relu=relu, shortcut=shortcut))  # type: ignore[no-any-return]
         if not self.serves(norm, x, relu=relu, shortcut=shortcut):
             return end_layer(norm, x, relu=relu, shortcut=shortcut)
+        way = "plain" if relu is None else POOLED if pool is not None else "relu" if shortcut is None else "add_relu"
         if not norm.training:
             y = torch.empty_like(x, memory_format=torch.channels_last)
-            self.kernels.evaluate(_way(relu, shortcut), x, shortcut, norm, y=y)
+            self.kernels.evaluate(way, x, shortcut, norm, y=y)
             return y
-        found: Tensor = _FusedNorm.apply(x, norm.weight, norm.bias, shortcut, norm, _way(relu, shortcut), self)
+        found: Tensor = _FusedNorm.apply(x, norm.weight, norm.bias, shortcut, norm, way, self)
         return found
 
-    def serves(self, norm: nn.BatchNorm2d, x: Tensor, *, relu: nn.ReLU | None, shortcut: Tensor | None) -> bool:
+    def serves(
+        self,
+        norm: nn.BatchNorm2d,
+        x: Tensor,
+        *,
+        relu: nn.ReLU | None,
+        shortcut: Tensor | None,
+        pool: nn.MaxPool2d | None = None,
+    ) -> bool:
         """Whether our kernels compute this."""
+        if pool is not None:
+            pools = self.kernels.pools and norm.training and relu is not None and shortcut is None
+            if not pools or not _is_usual_pool(pool):
+                return False
         if has_hooks(norm) or (relu is not None and has_hooks(relu)):
             return False
         if not norm.training and (not self.kernels.evaluates or _has_gradient(x, shortcut, norm.weight, norm.bias)):
@@ -128,10 +157,6 @@ class FusedNorms:
         if not MIN_CHANNELS <= channels <= MAX_CHANNELS or channels & (channels - 1) or x.numel() <= channels:
             return False
         return _lies_right(x)
-
-
-def _way(relu: nn.ReLU | None, shortcut: Tensor | None) -> str:
-    return "plain" if relu is None else "relu" if shortcut is None else "add_relu"
 
 
 def _has_gradient(*tensors: Tensor | None) -> bool:
@@ -164,8 +189,21 @@ def _is_usual(norm: nn.BatchNorm2d, device: torch.device) -> bool:
     )
 
 
+def _is_usual_pool(pool: nn.MaxPool2d) -> bool:
+    """Whether it is the pooling of POOLED, and a module that nobody watches."""
+    settings = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode, pool.return_indices)
+    return type(pool) is nn.MaxPool2d and settings == (3, 2, 1, 1, False, False) and not has_hooks(pool)
+
+
+def pooled_shape(x: Tensor) -> tuple[int, int, int, int]:
+    """Of POOLED."""
+    n, channels, height, width = x.shape
+    return n, channels, (height + 1) // 2, (width + 1) // 2
+
+
 class _FusedNorm(torch.autograd.Function):
-    """(N, C, H, W), channels_last -> the same. The arguments behind the norm's own tensors have no gradient."""
+    """(N, C, H, W), channels_last -> the same, or the pooled one. The arguments behind the norm's own tensors have no
+    gradient."""
 
     @staticmethod
     def forward(  # noqa: PLR0917  # autograd hands them on by place
@@ -178,8 +216,12 @@ class _FusedNorm(torch.autograd.Function):
         way: str,
         by: FusedNorms,
     ) -> Tensor:
-        y = torch.empty_like(x, memory_format=torch.channels_last)
-        mask = None if shortcut is None else x.new_empty(x.numel() // VECTOR, dtype=torch.uint8)
+        if way == POOLED:
+            y = torch.empty(pooled_shape(x), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        else:
+            y = torch.empty_like(x, memory_format=torch.channels_last)
+        remembered = {"add_relu": y.numel() // VECTOR, POOLED: y.numel()}.get(way)
+        mask = None if remembered is None else x.new_empty(remembered, dtype=torch.uint8)
         stats = x.new_empty(4, x.shape[1], dtype=torch.float32)
         by.kernels.forward(way, x, shortcut, norm, y=y, mask=mask, stats=stats)
         ctx.save_for_backward(x, weight, stats, mask)
@@ -194,7 +236,7 @@ class _FusedNorm(torch.autograd.Function):
         if not _lies_right(dy):
             dy = dy.clone(memory_format=torch.channels_last)
         dx = torch.empty_like(x, memory_format=torch.channels_last)
-        dshortcut = None if mask is None else torch.empty_like(dx)
+        dshortcut = torch.empty_like(dx) if ctx.way == "add_relu" else None
         dweight, dbias = torch.empty_like(weight), torch.empty_like(weight)
         if dshortcut is not None:
             give_away(dshortcut)

@@ -1,4 +1,5 @@
-"""What ends a layer in training, on a GPU: the launches of the kernels in `norm_kernels.cu`."""
+"""What ends a layer in training, on a GPU: the launches of the kernels in `norm_kernels.cu` and
+`pooled_norm_kernels.cu`."""
 
 from __future__ import annotations
 
@@ -8,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from image_classifier.training.cuda_kernels import Launch, Run
-from image_classifier.training.fused_norms import VECTOR, WAYS, rows_and_channels
+from image_classifier.training.fused_norms import POOLED, VECTOR, WAYS, rows_and_channels
 
-SOURCE = Path(__file__).with_name("norm_kernels.cu")
+SOURCE = Path(__file__).with_name("pooled_norm_kernels.cu")  # includes norm_kernels.cu
 KERNELS = (
     "norm_statistics",
     "norm_finish_statistics",
     "norm_finish_gradients",
-    *(f"norm_{step}_{way}" for step in ("apply", "reduce", "gradient") for way in WAYS),
+    *(f"norm_{step}_{way}" for step in ("apply", "reduce", "gradient") for way in (*WAYS, POOLED)),
 )
 # As in the kernels' source, beside VECTOR: 256 threads a block, at most 32 of them side by side; and blocks of 1024
 # threads that finish 32 channels.
@@ -33,7 +34,7 @@ class GpuNorms:
     """
 
     dtypes = (torch.bfloat16,)
-    evaluates = False
+    evaluates, pools = False, True
 
     def __init__(self, run: Run, processors: int) -> None:
         self.run, self.processors = run, processors
@@ -56,12 +57,12 @@ class GpuNorms:
         kept = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
         assert norm.momentum is not None
         finish = (partials, along, x, norm.weight, norm.bias, *kept, stats, float(norm.momentum), float(norm.eps))
-        written = (x, shortcut, stats, y, mask, rows, channels)
+        written = (x, stats, y, mask, *_picture(x)) if way == POOLED else (x, shortcut, stats, y, mask, rows, channels)
         self.run(
             [
                 Launch("norm_statistics", (along, across), THREADS, (x, partials, rows, channels)),
                 Launch("norm_finish_statistics", (channels // FINISHED, 1), FINISHING, (*finish, rows, channels)),
-                Launch(f"norm_apply_{way}", self._writing(x), THREADS, written),
+                Launch(f"norm_apply_{way}", self._writing(y), THREADS, written),
             ]
         )
 
@@ -85,23 +86,35 @@ class GpuNorms:
     ) -> None:
         """As in `NormKernels`."""
         rows, channels = rows_and_channels(x)
-        along, across = self._summing(x)
+        along, across = self._summing(dy)
         partials, coefficients = stats.new_empty(2 * along * channels), torch.empty_like(stats[:3])
         finish = (partials, along, stats, weight, dweight, dbias, coefficients, rows, channels)
-        written = (dy, x, mask, stats, coefficients, dx, dshortcut, rows, channels)
+        size = _picture(x) if way == POOLED else (rows, channels)
+        written = (dx,) if way == POOLED else (dx, dshortcut)
         self.run(
             [
-                Launch(f"norm_reduce_{way}", (along, across), THREADS, (dy, x, mask, stats, partials, rows, channels)),
+                Launch(f"norm_reduce_{way}", (along, across), THREADS, (dy, x, mask, stats, partials, *size)),
                 Launch("norm_finish_gradients", (channels // FINISHED, 1), FINISHING, finish),
-                Launch(f"norm_gradient_{way}", self._writing(x), THREADS, written),
+                Launch(
+                    f"norm_gradient_{way}",
+                    self._writing(dy),
+                    THREADS,
+                    (dy, x, mask, stats, coefficients, *written, *size),
+                ),
             ]
         )
 
-    def _summing(self, x: Tensor) -> tuple[int, int]:
-        return grid(*rows_and_channels(x), SUMMING * self.processors)
+    def _summing(self, seen: Tensor) -> tuple[int, int]:
+        return grid(*rows_and_channels(seen), SUMMING * self.processors)
 
-    def _writing(self, x: Tensor) -> tuple[int, int]:
-        return grid(*rows_and_channels(x), WRITING * self.processors)
+    def _writing(self, made: Tensor) -> tuple[int, int]:
+        return grid(*rows_and_channels(made), WRITING * self.processors)
+
+
+def _picture(x: Tensor) -> tuple[int, int, int, int]:
+    """N, H, W and C."""
+    n, channels, height, width = x.shape
+    return n, height, width, channels
 
 
 def grid(rows: int, channels: int, blocks: int) -> tuple[int, int]:

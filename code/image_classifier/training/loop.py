@@ -27,7 +27,7 @@ from image_classifier.training.step_graph import StepGraph
 from image_classifier.training.steps import Step, not_finite, steps
 from image_classifier.training.stop import Interrupted
 from image_classifier.vision.network import HEAD
-from image_classifier.vision.resnet import ResNet, end_layer
+from image_classifier.vision.resnet import ResNet, convolve, end_layer
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def train_epoch(training: Training, hook: Observer) -> None:
     train_mode(training.model, config.fine_tune)
     setup = training.step_setup
     if training.step_graph is None and wants_graph(training):
-        training.step_graph = StepGraph(training.trained, criterion, setup, given_up=lambda: norms_by_torch(training))
+        training.step_graph = StepGraph(training.trained, criterion, setup, given_up=lambda: layers_by_torch(training))
     hook.begin("train", progress.epoch, (progress.epoch - 1) * training.train.num_steps + progress.step)
     for step in steps(training, hook):
         step.result = train_step(training, step, criterion, hook, setup)
@@ -79,10 +79,11 @@ def wants_graph(training: Training) -> bool:
     return training.config.cuda_graph == "auto" and on_gpu and training.group.size == 1 and not training.on_features
 
 
-def norms_by_torch(training: Training) -> None:
-    """Has layers end in torch's operations: launching our kernels one by one takes the host longer."""
+def layers_by_torch(training: Training) -> None:
+    """Has layers computed by torch's operations: launching our own one by one takes the host longer."""
     if isinstance(training.model, ResNet):
         training.model.end_layers_by(end_layer)
+        training.model.convolve_by(convolve)
 
 
 def compare_replicas(training: Training, hook: Observer) -> None:

@@ -1,10 +1,10 @@
 // Batch norm in training mode, with what ends a layer: [+ shortcut] [ReLU], forward and backward, of bf16 activations
 // that lie in memory as rows of channels (channels_last: a row is a pixel of an image). Sums are float32, and come out
-// the same every time: partial sums are added up in a fixed order.
+// the same every time: partial sums are added up in a fixed order. pooled_norm_kernels.cu includes this.
 //
 // Compiled by NVRTC, which has no headers: a bf16 is the upper half of a float's 32 bits. A thread sees 8 channels, one
 // load of 16 bytes; a block of 256 threads sees up to 256 channels (blockIdx.y says which) of every so many rows. All
-// arguments have 8 bytes. fused_norms.py says how many blocks there are and what they are given.
+// arguments have 8 bytes. gpu_norms.py says how many blocks there are and what they are given.
 
 #define THREADS 256
 #define VECTOR 8   // channels in a load

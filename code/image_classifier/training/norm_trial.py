@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812  # everybody's name for it
 from torch import Tensor, nn
 
 from image_classifier.contract.errors import describe
 from image_classifier.training.cpu_norms import CpuNorms, load
 from image_classifier.training.cuda_kernels import CudaKernels
-from image_classifier.training.fused_norms import WAYS, FusedNorms
+from image_classifier.training.fused_norms import POOLED, WAYS, FusedNorms, NormKernels, pooled_shape
 from image_classifier.training.gpu_norms import KERNELS, SOURCE, GpuNorms
 from image_classifier.training.loop import wants_graph
 from image_classifier.training.pointwise import by_products
@@ -40,11 +41,12 @@ class Shapes:
 
 
 SHAPES: Mapping[str, Shapes] = {
-    # Few channels and many rows, an odd number of them; a block's full width; most channels, of 128 images and of 3.
-    # The largest that a ResNet50 has at 224 pixels, of 128 images: a GPU takes longer for them than a host to launch.
+    # Few channels and many rows, an odd number of them; a block's full width; most channels, of 128 images and of 3;
+    # even sides. The largest that a ResNet50 has at 224 pixels, of 128 images: a GPU takes longer for them than a host
+    # to launch.
     "cuda": Shapes(
-        ((9, 64, 57, 57), (5, 256, 15, 15), (128, 2048, 7, 7), (3, 2048, 7, 7)),
-        {"relu": (128, 64, 112, 112), "add_relu": (128, 256, 56, 56)},
+        ((9, 64, 57, 57), (5, 256, 15, 15), (128, 2048, 7, 7), (3, 2048, 7, 7), (7, 64, 28, 18)),
+        {POOLED: (128, 64, 112, 112), "add_relu": (128, 256, 56, 56)},
     ),
     # A CPU takes a fifth of a second for these. Nothing is timed: ours take fewer passes over memory whatever the
     # shape, and where it is busy the same training should not be computed by ours at one time, by torch's at another.
@@ -59,6 +61,7 @@ class _Case:
 
     norm: nn.BatchNorm2d
     relu: nn.ReLU | None
+    pool: nn.MaxPool2d | None
     x: Tensor
     shortcut: Tensor | None
     dy: Tensor
@@ -71,7 +74,7 @@ class _Case:
 
     def passes(self, end: LayerEnd) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The answer, and the gradients of the inputs."""
-        y = end(self.norm, self.x, relu=self.relu, shortcut=self.shortcut)
+        y = end(self.norm, self.x, relu=self.relu, shortcut=self.shortcut, pool=self.pool)
         return y.detach(), torch.autograd.grad(_Given.apply(y, self.dy), self.inputs)
 
 
@@ -98,11 +101,12 @@ def fuse_norms(training: Training) -> None:
 
 
 def fuse(model: ResNet, device: torch.device, *, bf16: bool) -> None:
-    """Has its layers end in our kernels, if they are right and faster there; and on a CPU in bf16 its convolutions of
-    1 x 1 computed as matrix products."""
-    if (found := tried(device, bf16=bf16)) is not None:
+    """Has its layers end in our kernels, if they are right and faster there; and in bf16 its convolutions of 1 x 1
+    computed as matrix products, on a GPU only with those kernels."""
+    found = tried(device, bf16=bf16)
+    if found is not None:
         model.end_layers_by(found)
-    if device.type == "cpu" and bf16:
+    if bf16 and (found is not None or device.type == "cpu"):
         model.convolve_by(by_products)
 
 
@@ -158,13 +162,18 @@ def tried(
     finally:
         if is_gpu:
             torch.cuda.empty_cache()  # the training has other shapes
-    log.info("two large batch norms: %.2f ms by torch, %.2f ms by our kernels", 1000 * theirs, 1000 * ours)
+    log.info("two large layer ends: %.2f ms by torch, %.2f ms by our kernels", 1000 * theirs, 1000 * ours)
     return norms if ours < theirs else None
+
+
+def ways_of(kernels: NormKernels) -> tuple[str, ...]:
+    """What these kernels compute."""
+    return (*WAYS, POOLED) if kernels.pools else WAYS
 
 
 def wrong_numbers(norms: FusedNorms, shapes: Sequence[Shape], dtype: torch.dtype = torch.bfloat16) -> str:
     """The first result that is off by more than it may be, in words; empty where all are right. Raises as `errors`."""
-    for way in WAYS:
+    for way in ways_of(norms.kernels):
         for shape in shapes:
             for name, error in errors(norms, way, shape, dtype).items():
                 if not error <= 1:  # also where it is no number
@@ -179,7 +188,7 @@ def errors(norms: FusedNorms, way: str, shape: Shape, dtype: torch.dtype = torch
         RuntimeError: the kernels cannot be launched, or do not serve this.
     """
     case = random_case(way, shape, norms.device, dtype)
-    if not norms.serves(case.norm, case.x, relu=case.relu, shortcut=case.shortcut):
+    if not norms.serves(case.norm, case.x, relu=case.relu, shortcut=case.shortcut, pool=case.pool):
         raise RuntimeError(f"our kernels do not serve {way} {'x'.join(map(str, shape))}")
     before = _kept(case.norm)
     y, gradients = case.passes(norms)
@@ -209,12 +218,14 @@ def random_case(way: str, shape: Shape, device: torch.device, dtype: torch.dtype
         norm.running_mean.copy_(drawn(channels))
     deviations, means = drawn(1, channels, 1, 1).exp(), 10 * drawn(1, channels, 1, 1)
     shortcut = rows(drawn(*shape)).requires_grad_() if way == "add_relu" else None
+    x = rows((drawn(*shape) + means) * deviations).requires_grad_()
     return _Case(
         norm=norm,
         relu=None if way == "plain" else nn.ReLU(inplace=True),
-        x=rows((drawn(*shape) + means) * deviations).requires_grad_(),
+        pool=nn.MaxPool2d(3, 2, 1) if way == POOLED else None,
+        x=x,
         shortcut=shortcut,
-        dy=rows(drawn(*shape)),
+        dy=rows(drawn(*(pooled_shape(x) if way == POOLED else shape))),
     )
 
 
@@ -227,8 +238,8 @@ def _exact(case: _Case, before: Mapping[str, Tensor], passed: Tensor) -> dict[st
 
     Args:
         before: what the norm kept before.
-        passed: which values the ReLU let pass. Those it should have let pass are known to no more than the answer's
-            error, and a value on the edge has its whole gradient or none.
+        passed: which values of the answer the ReLU let pass. Those it should have let pass are known to no more than
+            the answer's error, and a value on the edge has its whole gradient or none.
     """
     norm, dims = case.norm, (0, 2, 3)
     x, dy = case.x.detach().double(), case.dy.double()
@@ -241,6 +252,9 @@ def _exact(case: _Case, before: Mapping[str, Tensor], passed: Tensor) -> dict[st
     if case.shortcut is not None:
         y = y + case.shortcut.detach().double()
     dz = dy if case.relu is None else dy * passed
+    if case.pool is not None:
+        y, places = F.max_pool2d(y, 3, 2, 1, return_indices=True)
+        dz = torch.zeros_like(normal).flatten(2).scatter_add(2, places.flatten(2), dz.flatten(2)).view(normal.shape)
     dbias, dweight = dz.sum(dims), (dz * normal).sum(dims)
     of_mean, of_normal = (each[:, None, None] / rows for each in (dbias, dweight))
     momentum = norm.momentum or 0.0

@@ -1,8 +1,8 @@
-"""Convolutions of 1 x 1 in bf16 on a CPU, as the matrix products that they are: two thirds of a ResNet50's.
+"""Convolutions of 1 x 1 in bf16, as the matrix products that they are: two thirds of a ResNet50's.
 
-oneDNN's convolutions come to the same numbers but for rounding, and take longer for the gradients of weights, and where
-the stride is 2. What else reads x, a block's shortcut, hands its gradient here, and it is added in the same pass;
-autograd would read and write both once more.
+Convolutions come to the same numbers but for rounding. On a CPU oneDNN's take longer for the gradients of weights, and
+where the stride is 2; on a GPU cuDNN's take longer where it is 1. What else reads x, a block's shortcut, hands its
+gradient here, and it is added in the same pass; autograd would read and write both once more.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from image_classifier.vision.resnet import convolve, has_hooks
 def by_products(convolution: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor]:
     """A `Convolve` that computes by matrix products what they serve, and else calls the module.
 
-    They serve a convolution of 1 x 1 without padding, groups and bias, of bf16 that lies as channels_last on a CPU,
-    where autocast computes in bf16.
+    They serve a convolution of 1 x 1 without padding, groups and bias, of bf16 that lies as channels_last, where
+    autocast computes in bf16: on a CPU, and with a stride of 1 on a GPU.
     """
     if not serves(convolution, x):
         return convolve(convolution, x)
@@ -31,12 +31,13 @@ def by_products(convolution: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def serves(convolution: nn.Conv2d, x: Tensor) -> bool:
     """Whether `by_products` computes this by a matrix product."""
+    device = x.device.type
     return (
-        x.device.type == "cpu"
+        (device == "cpu" or (device == "cuda" and convolution.stride == (1, 1)))
         and x.dtype == torch.bfloat16
         and x.is_contiguous(memory_format=torch.channels_last)
-        and torch.is_autocast_enabled("cpu")
-        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        and torch.is_autocast_enabled(device)
+        and torch.get_autocast_dtype(device) == torch.bfloat16
         and type(convolution).forward is nn.Conv2d.forward
         and convolution.kernel_size == (1, 1)
         and convolution.padding == (0, 0)
@@ -56,7 +57,7 @@ class _Product(torch.autograd.Function):
         down, right = stride
         seen = x[:, :, ::down, ::right].contiguous(memory_format=torch.channels_last)
         n, _, height, width = seen.shape
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             y = _rows(seen) @ weight.flatten(1).t()
         ctx.save_for_backward(seen if stride != (1, 1) else x, weight)
         ctx.stride, ctx.shape = stride, x.shape
@@ -69,7 +70,7 @@ class _Product(torch.autograd.Function):
             return more, None, None
         seen, weight = ctx.saved_tensors
         needs_x, needs_weight, _ = ctx.needs_input_grad
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(dy.device.type, enabled=False):
             dy = _rows(dy)
             dweight = (dy.t() @ _rows(seen)).view_as(weight) if needs_weight else None
             dx = _gradient_of_x(dy, weight.flatten(1), more, ctx.shape, ctx.stride) if needs_x else None
@@ -81,7 +82,7 @@ def _gradient_of_x(
 ) -> Tensor:
     """(rows, K) and (K, C) -> `shape`; `more` is added, where there is some, and becomes the sum where it may."""
     if stride != (1, 1):
-        found = torch.zeros(shape, dtype=dy.dtype).contiguous(memory_format=torch.channels_last)
+        found = torch.zeros(shape, dtype=dy.dtype, device=dy.device).contiguous(memory_format=torch.channels_last)
         there = found[:, :, :: stride[0], :: stride[1]]
         there.copy_((dy @ weight).view(there.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2))
         return found if more is None else found + more

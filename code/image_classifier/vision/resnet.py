@@ -24,7 +24,8 @@ def convolve(convolution: nn.Conv2d, x: torch.Tensor) -> tuple[torch.Tensor, tor
 
 
 class LayerEnd(Protocol):
-    """What comes behind a convolution: batch norm, shortcut where there is one, ReLU where there is one."""
+    """What comes behind a convolution: batch norm, shortcut where there is one, ReLU where there is one, and pooling
+    where there is some."""
 
     def __call__(
         self,
@@ -33,19 +34,26 @@ class LayerEnd(Protocol):
         *,
         relu: nn.ReLU | None = None,
         shortcut: torch.Tensor | None = None,
+        pool: nn.MaxPool2d | None = None,
     ) -> torch.Tensor:
-        """(N, C, H, W), and a shortcut like it -> the same shape, in memory of its own."""
+        """(N, C, H, W), and a shortcut like it -> the same shape, or the pooled one, in memory of its own."""
         ...
 
 
 def end_layer(
-    norm: nn.BatchNorm2d, x: torch.Tensor, *, relu: nn.ReLU | None = None, shortcut: torch.Tensor | None = None
+    norm: nn.BatchNorm2d,
+    x: torch.Tensor,
+    *,
+    relu: nn.ReLU | None = None,
+    shortcut: torch.Tensor | None = None,
+    pool: nn.MaxPool2d | None = None,
 ) -> torch.Tensor:
     """The modules one after the other, as in torchvision's network."""
     y: torch.Tensor = norm(x)
     if shortcut is not None:
         y += shortcut
-    return y if relu is None else relu(y)
+    y = y if relu is None else relu(y)
+    return y if pool is None else pool(y)
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -126,7 +134,7 @@ class ResNet(nn.Module):
                 nn.init.zeros_(module.bn3.weight)
 
     def end_layers_by(self, end: LayerEnd) -> None:
-        """Has batch norms, shortcuts and ReLUs computed by `end` from now on, in copies of the network too.
+        """Has batch norms, shortcuts, ReLUs and pooling computed by `end` from now on, in copies of the network too.
 
         Args:
             end: computes what `end_layer` does, and calls that where a module has hooks. Copying it gives itself.
@@ -148,7 +156,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The logits."""
-        x = self.maxpool(self._end(self.bn1, self.conv1(x), relu=self.relu))
+        x = self._end(self.bn1, self.conv1(x), relu=self.relu, pool=self.maxpool)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(torch.flatten(self.avgpool(x), 1))  # type: ignore[no-any-return]
 

@@ -17,6 +17,7 @@ from tests.unit.test_head_jobs import job
 
 from image_classifier.contract.outputs import MAX_SUSPECTS, SUSPECTED_LABELS, read_suspects
 from image_classifier.report import gather, render
+from image_classifier.training import out_of_fold
 from image_classifier.training.label_errors import judge
 from image_classifier.training.out_of_fold import left_out
 from image_classifier.vision.confident_learning import MIN_OF_A_CLASS, suspects
@@ -57,6 +58,20 @@ def test_planted_wrong_labels_are_found_and_few_others(share: float) -> None:
     assert all(found[index].meant == labels[index] for index in right)
     margins = [each.margin for each in found.values()]
     assert margins == sorted(margins, reverse=True)
+
+
+def test_all_cores_look_for_it_where_the_job_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    eigh = torch.linalg.eigh
+    monkeypatch.setattr(out_of_fold, "usable_cores", lambda: 2)
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: seen.append(torch.get_num_threads()) or eigh(matrix))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        left_out(*clouds(3, 12, apart=0.7), 3)
+        assert (seen, torch.get_num_threads()) == ([2], 1)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_left_out_answer_is_that_of_a_head_trained_without_the_image() -> None:

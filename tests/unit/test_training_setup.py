@@ -146,6 +146,18 @@ def test_a_cpu_gets_no_more_threads_than_the_quota_has_cores_for(monkeypatch: py
         torch.set_num_threads(before)
 
 
+def test_beside_a_gpu_there_is_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    try:
+        torch.set_num_threads(2)
+        assert choose_device(1) == torch.device("cuda", 1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_epochs_begin_early_where_there_is_shared_memory_for_two(
     folders: ImageFolders, monkeypatch: pytest.MonkeyPatch
 ) -> None:

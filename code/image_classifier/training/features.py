@@ -6,6 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +21,7 @@ from torch import nn
 
 import image_classifier
 from image_classifier.contract.errors import RequestError
+from image_classifier.contract.machine import usable_cores
 from image_classifier.debugging.tensorstats import Scalars, to_numbers
 from image_classifier.training.bad_images import BadImages
 from image_classifier.training.distributed import Group
@@ -70,6 +72,10 @@ class _Computed:
     rows: dict[tuple[int, str], NDArray[np.float32]]
     kept: Rows
     unreadable: dict[int, str]
+
+
+def _no_rows() -> _Computed:
+    return _Computed(rows={}, kept={}, unreadable={})
 
 
 class Extraction:
@@ -212,7 +218,6 @@ class Extraction:
                 parts = [pictures[at : at + share] for at in range(0, len(pictures), share)]
                 yield from by_threads(before, partial(self._read_and_compute, body), parts)
             else:
-                torch.set_num_threads(1)  # several would wait for each other at every picture: all cores are reading
                 yield from self._in_batches(
                     body,
                     read_ahead(
@@ -224,20 +229,26 @@ class Extraction:
                     ),
                 )
         finally:
-            torch.set_num_threads(before)  # also what threads that are made from now on begin with
+            torch.set_num_threads(before)  # those that read have set what threads that are made from now on begin with
 
     def _in_batches(self, body: FrozenBody, parts: Iterable[Read]) -> Iterator[_Computed]:
-        """The rows of what was read, computed as soon as it fills a batch."""
+        """The rows of what was read, computed as soon as it fills a batch; read from the GPU while it computes the next
+        one."""
         names: list[tuple[int, str, str]] = []
         pixels: list[NDArray[np.uint8]] = []
+        before = _no_rows
         for its_names, its_pixels, unreadable in parts:
             names += its_names
             pixels += its_pixels
             whole = len(pixels) - len(pixels) % body.batch
             if whole or unreadable:
-                yield self._rows(body, names[:whole], pixels[:whole], unreadable)
+                begun = self._begun(body, names[:whole], pixels[:whole], unreadable)
                 del names[:whole], pixels[:whole]
-        yield self._rows(body, names, pixels, {})
+                yield before()
+                before = begun
+        begun = self._begun(body, names, pixels, {})
+        yield before()
+        yield begun()
 
     def _ready_body(self, pictures: Sequence[Picture]) -> FrozenBody:
         """The body, made when it is needed first and checked on a picture that can be read."""
@@ -258,24 +269,29 @@ class Extraction:
         return None
 
     def _read_and_compute(self, body: FrozenBody, pictures: Sequence[Picture]) -> _Computed:
-        return self._rows(body, *read(self._preprocessing, pictures))
+        return self._begun(body, *read(self._preprocessing, pictures))()
 
-    def _rows(
+    def _begun(
         self,
         body: FrozenBody,
         names: list[tuple[int, str, str]],
         pixels: list[NDArray[np.uint8]],
         unreadable: dict[int, str],
-    ) -> _Computed:
-        rows: dict[tuple[int, str], NDArray[np.float32]] = {}
-        kept: Rows = {}
-        for at in range(0, len(pixels), body.batch):
-            computed = np.concatenate(body.features(pixels[at : at + body.batch]), axis=1)
-            for (index, view, content), row in zip(names[at : at + body.batch], computed, strict=True):
-                rows[index, view] = row
-                if content:
-                    kept[row_name(view, content)] = row
-        return _Computed(rows=rows, kept=kept, unreadable=unreadable)
+    ) -> Callable[[], _Computed]:
+        """Has them computed; what waits for it."""
+        starts = range(0, len(pixels), body.batch)
+        batches = [(names[at : at + body.batch], body.begin(pixels[at : at + body.batch])) for at in starts]
+
+        def computed() -> _Computed:
+            found = _Computed(rows={}, kept={}, unreadable=unreadable)
+            for its_names, finished in batches:
+                for (index, view, content), row in zip(its_names, np.concatenate(finished(), axis=1), strict=True):
+                    found.rows[index, view] = row
+                    if content:
+                        found.kept[row_name(view, content)] = row
+            return found
+
+        return computed
 
     def of_bytes(self, image: bytes) -> NDArray[np.float32]:
         """(FEATURES,) of the centre of a picture that is no file. Raises what `decode` raises."""
@@ -327,14 +343,16 @@ def contrast_in(split: Split, rows: NDArray[np.float32], places: NDArray[np.int6
         rows, places: see SplitFeatures; `places` has an image's views in columns.
     """
     deviations = rows[:, -3:].max(axis=1, initial=0.0)
-    found: dict[int, str] = {}
-    for index, views in enumerate(places):
-        known = views[views >= 0]
-        if len(known) and deviations[known[0]] <= FAINT_DEVIATION:
-            with suppress(RequestError):
-                if contrast := contrast_of(decode(split.paths[index])):
-                    found[index] = contrast
-    return found
+    known = ((index, views[views >= 0]) for index, views in enumerate(places))
+    faint = [index for index, views in known if len(views) and deviations[views[0]] <= FAINT_DEVIATION]
+
+    def contrast(index: int) -> str | None:
+        with suppress(RequestError):
+            return contrast_of(decode(split.paths[index]))
+        return None
+
+    with ThreadPoolExecutor(usable_cores()) as threads:
+        return {index: said for index, said in zip(faint, threads.map(contrast, faint), strict=True) if said}
 
 
 def body_digest(model: nn.Module) -> str:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from image_classifier.contract.errors import describe
+from image_classifier.debugging.host_copy import HostCopy
 from image_classifier.training.setup import Setup, exact_float32
 from image_classifier.vision import network
 from image_classifier.vision.preprocess import Preprocessing, scale_and_shift
@@ -66,12 +67,17 @@ class FrozenBody:
     def features(self, pixels: Pictures) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """n <= batch pictures -> (n, FEATURES) float32, and (n, 6): means and standard deviations of the normalised
         channels. The same for a picture whatever lies beside it in the batch."""
+        return self.begin(pixels)()
+
+    def begin(self, pixels: Pictures) -> Callable[[], tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """Gives a GPU the pictures; what waits for `features` of them. On a CPU they are computed when this returns."""
         count = len(pixels)
         with torch.inference_mode(), exact_float32():
             images = self._normalised(pixels)
-            found = self._run(images)[:count].cpu().numpy()
+            found = HostCopy(self._run(images)[:count])
             stds, means = torch.std_mean(images[:count], dim=(2, 3))
-            return found, torch.cat([means, stds], dim=1).cpu().numpy()
+            channels = HostCopy(torch.cat([means, stds], dim=1))
+        return lambda: (found.read().numpy(), channels.read().numpy())
 
     def _normalised(self, pixels: Pictures) -> torch.Tensor:
         """As `Loader.on_device` gives them to the network; a batch of always the same size, black at its end."""

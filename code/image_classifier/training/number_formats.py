@@ -39,6 +39,7 @@ RANGE_PHOTOS = 64  # of the training images; ranges hardly change with more
 GATE_PHOTOS = 100  # that the network has not learned, on a CPU, where each takes a tenth of a second and more
 GATE_PHOTOS_ON_GPU = 400
 _BATCH = 16
+_BATCH_ON_GPU = 64  # whose layers it computes faster than Python launches those of fewer
 _LEAST_RANGE = 1e-6  # of a tensor that is all zeros
 
 Round = Callable[[str, Tensor], Tensor]
@@ -170,8 +171,9 @@ def measure_formats(
         temperature: what the logits are divided by.
     """
     on_gpu = next(model.parameters()).device.type == "cuda"
-    seen = photos(train, preprocessing, RANGE_PHOTOS)
-    shown = photos(unseen, preprocessing, GATE_PHOTOS_ON_GPU if on_gpu else GATE_PHOTOS, skip)
+    batch = _BATCH_ON_GPU if on_gpu else _BATCH
+    seen = photos(train, preprocessing, RANGE_PHOTOS, batch=batch)
+    shown = photos(unseen, preprocessing, GATE_PHOTOS_ON_GPU if on_gpu else GATE_PHOTOS, skip, batch=batch)
     return measure_body(model, Body(model, seen, shown, pause), temperature)
 
 
@@ -230,8 +232,12 @@ RANGES: Mapping[str, Callable[[NDArray[np.float64]], float]] = {
 """How a range is chosen from (n,) float64: the largest absolute value in each photo."""
 
 
-def photos(split: Split, preprocessing: Preprocessing, count: int, skip: int = 0) -> Photos:
-    """`count` readable images of a split, by turns of the classes, after the first `skip`; decoded on every core."""
+def photos(split: Split, preprocessing: Preprocessing, count: int, skip: int = 0, *, batch: int = _BATCH) -> Photos:
+    """`count` readable images of a split, by turns of the classes, after the first `skip`; decoded on every core.
+
+    Args:
+        batch: as many at a time go through the network together.
+    """
     label_of = dict(zip(split.paths, split.labels, strict=True))
     images: list[Tensor] = []
     labels: list[int] = []
@@ -240,7 +246,7 @@ def photos(split: Split, preprocessing: Preprocessing, count: int, skip: int = 0
         labels.append(label_of[path])
         if len(images) == count + skip:
             break
-    return Photos(images=in_batches(images[skip:]), labels=np.asarray(labels[skip:], np.int64))
+    return Photos(images=in_batches(images[skip:], batch), labels=np.asarray(labels[skip:], np.int64))
 
 
 def _decoded(paths: Iterator[Path], preprocessing: Preprocessing) -> Iterator[tuple[Path, Tensor]]:
@@ -258,9 +264,9 @@ def _decoded(paths: Iterator[Path], preprocessing: Preprocessing) -> Iterator[tu
                     yield path, image
 
 
-def in_batches(images: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def in_batches(images: Sequence[Tensor], batch: int = _BATCH) -> tuple[Tensor, ...]:
     """As many at a time as go through the network together."""
-    return tuple(torch.stack(list(images[i : i + _BATCH])) for i in range(0, len(images), _BATCH))
+    return tuple(torch.stack(list(images[i : i + batch])) for i in range(0, len(images), batch))
 
 
 def observe(

@@ -6,10 +6,14 @@ answer to row i of the head that was trained on all other rows is (f_i - H_ii y_
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from image_classifier.contract.machine import usable_cores
 from image_classifier.vision.temperature import calibrate, probabilities_of
 
 RIDGES = (0.01, 0.1, 1.0, 10.0)  # times the mean of the features' eigenvalues; that of the least error is taken
@@ -33,7 +37,8 @@ def left_out(features: NDArray[np.float32], labels: NDArray[np.int64], num_class
     targets = torch.nn.functional.one_hot(torch.from_numpy(labels), num_classes).float()
     priors = targets.mean(0)
     centred = targets - priors
-    values, directions = _spectrum(rows)
+    with _on_all_cores():
+        values, directions = _spectrum(rows)
     best: tuple[float, torch.Tensor] | None = None
     for ridge in RIDGES:
         shrunk = values / (values + ridge * values.mean())
@@ -46,6 +51,17 @@ def left_out(features: NDArray[np.float32], labels: NDArray[np.int64], num_class
     assert best is not None
     votes = _LOGITS * (best[1] + priors).double().numpy()
     return probabilities_of(votes, calibrate(votes, labels).temperature)
+
+
+@contextmanager
+def _on_all_cores() -> Iterator[None]:
+    """Beside a GPU a job has one thread, in which this takes seconds."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(before, usable_cores()))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _spectrum(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

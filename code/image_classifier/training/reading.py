@@ -22,7 +22,8 @@ from image_classifier.training.stop import share_temporary_folder
 from image_classifier.training.views import read_views
 from image_classifier.vision.preprocess import Preprocessing
 
-READ_TOGETHER = 8  # pictures that a thread or a process reads at once: few, so that all read for the same batch
+READ_TOGETHER = 8  # pictures that a thread or a process reads at once, at least: few, so that all read for one batch
+SENT_TOGETHER = 32  # at most: what a process hands over costs the one that computes a millisecond, however small it is
 LEAST_PARTS = 4  # for each process: it takes longer to start than to read them
 
 
@@ -79,15 +80,19 @@ def read_ahead(
     Raises:
         RuntimeError: a process died or failed, as torch says it.
     """
-    parts = [pictures[at : at + READ_TOGETHER] for at in range(0, len(pictures), READ_TOGETHER)]
-    views = READ_TOGETHER * max(len(each.views) for each in pictures)
-    size = preprocessing.image_size
-    room = free_bytes() - int(batch_bytes(batch + views, size) / SHARE)
-    processes = fitting_workers(min(processes, len(parts) // LEAST_PARTS), views, size, room)
+    processes = min(processes, len(pictures) // (READ_TOGETHER * LEAST_PARTS))
     if processes >= 2:
-        yield from _by_processes(parts, preprocessing, processes)
-        return
-    yield from by_threads(threads, partial(read, preprocessing), parts)
+        together = max(READ_TOGETHER, min(SENT_TOGETHER, len(pictures) // (processes * LEAST_PARTS)))
+        views, size = together * max(len(each.views) for each in pictures), preprocessing.image_size
+        room = free_bytes() - int(batch_bytes(batch + views, size) / SHARE)
+        if (fitting := fitting_workers(processes, views, size, room)) >= 2:
+            yield from _by_processes(_parts(pictures, together), preprocessing, fitting)
+            return
+    yield from by_threads(threads, partial(read, preprocessing), _parts(pictures, READ_TOGETHER))
+
+
+def _parts(pictures: Sequence[Picture], together: int) -> list[Sequence[Picture]]:
+    return [pictures[at : at + together] for at in range(0, len(pictures), together)]
 
 
 def by_threads(threads: int, work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:

@@ -103,10 +103,12 @@ def make_setup(
 
 def choose_device(local_rank: int = 0) -> torch.device:
     """The GPU of a host's process when there is one, else the CPU, with no more threads than there are cores for them:
-    torch counts those of the machine, whatever a container's quota leaves."""
+    torch counts those of the machine, whatever a container's quota leaves. Beside a GPU one thread: to gather a batch,
+    several would wait for each other at every picture, while all cores are loading."""
     if not torch.cuda.is_available():
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
         return torch.device("cpu")
+    torch.set_num_threads(1)
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
 

@@ -287,7 +287,14 @@ def test_names_that_are_not_utf_8_cost_nothing_not_even_when_they_are_changed_in
     assert artifact.fingerprint != load_model(broken.paths.model).fingerprint  # the golden samples have other names
     assert artifact.manifest.data_fingerprint == load_model(broken.paths.model).manifest.data_fingerprint
     assert "caf\\xe9/acaf\\xe9.jpg" in [sample.name for sample in artifact.golden]
-    for table in ("per_class.csv", "confusion.csv", "test_predictions.csv", "bad_images.json", "report.json"):
+    for table in (
+        "per_class.csv",
+        "confusion.csv",
+        "test_predictions.csv",
+        "bad_images.json",
+        "dataset.json",
+        "report.json",
+    ):
         assert "caf\\xe9" in straight.paths.output_data.joinpath(table).read_text(encoding="utf-8").replace(
             "\\\\", "\\"
         )

@@ -216,7 +216,7 @@ def test_a_job_in_a_process_that_is_old_did_not_wait_for_its_first_step(
         paths = MlPaths(base=tmp_path / name)
         paths.data.parent.mkdir(parents=True)
         paths.data.symlink_to(data)
-        run_in(Group(), config, paths, StopFlag(), begun)
+        run_in(Group(), config, paths, StopFlag(), begun=begun)
         report(paths)
         verdicts = {row["rule"]: row["verdict"] for row in json.loads((paths.output_data / "rules.json").read_text())}
         assert verdicts["MaxInitializationTime"] == expected

@@ -136,5 +136,5 @@ def test_a_job_keeps_it_where_a_whole_network_trains_on_a_cpu(
     monkeypatch.setattr(job, "wake", wake)
     group: Any = SimpleNamespace(size=1, is_main=True, local_rank=0)
     with pytest.raises(Reached):
-        job.run_in(group, CONFIG.replace(fine_tune=fine_tune), MlPaths(base=tmp_path), StopFlag(), 0.0)
+        job.run_in(group, CONFIG.replace(fine_tune=fine_tune), MlPaths(base=tmp_path), StopFlag(), begun=0.0)
     assert called == (["kept"] if kept else []) + ["woken"]

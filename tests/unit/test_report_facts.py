@@ -15,6 +15,7 @@ from image_classifier.contract.metrics import METRIC_BY_NAME
 from image_classifier.contract.outputs import (
     BAD_IMAGES,
     CONFUSION,
+    DATASET,
     HISTORY,
     PER_CLASS,
     REPORT,
@@ -39,7 +40,7 @@ from image_classifier.vision import network
 from image_classifier.vision.confidence import exact_interval
 
 PARTS = [part.name for part in (HISTORY, RESULT, STEPS, STATISTICS, RULES, CONFUSION, SETUP)]
-MORE_PARTS = [part.name for part in (PER_CLASS, TEST_PREDICTIONS, BAD_IMAGES, REPORT)]
+MORE_PARTS = [part.name for part in (PER_CLASS, TEST_PREDICTIONS, BAD_IMAGES, REPORT, DATASET)]
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +136,37 @@ def test_a_part_that_is_not_there_is_named_and_the_rest_is_told(own_job: Path, p
 def test_a_damaged_part_spoils_no_report(own_job: Path, part: str, content: bytes) -> None:
     (own_job / "output/data" / part).write_bytes(content)
     assert "</html>" in render(gather(own_job))
+
+
+def test_the_data_are_those_that_the_job_found(own_job: Path) -> None:
+    """Also where the channels have other images now, or are gone."""
+    before = gather(own_job)["dataset"]
+    DATASET.write(own_job / "output/data", before)
+    (path,) = list((own_job / "input/data/train").rglob("*.jpg"))[:1]
+    path.unlink()
+    assert gather(own_job)["dataset"] == before
+    (own_job / "output/data" / DATASET.name).unlink()
+    assert gather(own_job)["dataset"]["fingerprint"] != before["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"classes": "daisy"},
+        {"classes": [1]},
+        {"counts": {"train": 3}},
+        {"counts": {"train": {"daisy": "3"}}},
+        {"fingerprint": None},
+        {"valid_split_off": 0},
+        {"sizes": []},
+        {"sizes": {"sample": 3}},
+    ],
+    ids=str,
+)
+def test_of_damaged_data_facts_nothing_is_taken(own_job: Path, wrong: dict[str, object]) -> None:
+    before = gather(own_job)["dataset"]
+    DATASET.write(own_job / "output/data", before | wrong)
+    assert gather(own_job)["dataset"] == before
 
 
 def test_only_a_history_makes_a_report(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@
         history.jsonl           one JSON object an epoch: its number, metric name -> value (training, as all below)
         metrics.json            the result: outcome, best epoch, metrics, images, seconds
         bad_images.json         path -> why it could not be read
+        dataset.json            classes, images of each in each split, sizes, fingerprint: as the job found them
         findings.json           what else is to be said of the images: warnings and notes, as `check --json` has them
         suspected_labels.json   which labels are likely wrong, see `read_suspects`
         per_class.csv           class, images, precision, recall, f1, of the test images
@@ -170,6 +171,7 @@ TRIED = "tried"  # the outcome, in metrics.json, of a trial that has neither bee
 HISTORY = Lines("history.jsonl", number="epoch")
 RESULT = Document("metrics.json")
 BAD_IMAGES = Document("bad_images.json")
+DATASET = Document("dataset.json")
 FINDINGS = Document("findings.json")
 SUSPECTED_LABELS = Document("suspected_labels.json")
 MAX_SUSPECTS = 1000  # that are named in it

@@ -14,7 +14,7 @@ from PIL import Image
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ClassifierError
 from image_classifier.contract.image_formats import PILLOW_NAMES
-from image_classifier.contract.outputs import BAD_IMAGES, FINDINGS
+from image_classifier.contract.outputs import BAD_IMAGES, DATASET, FINDINGS
 from image_classifier.contract.paths import MlPaths
 from image_classifier.report.sources import Sources
 from image_classifier.vision.findings import parse_levels
@@ -22,22 +22,48 @@ from image_classifier.vision.fingerprint import fingerprint
 from image_classifier.vision.folders import ImageFolders, channels_of_job, scan
 
 MAX_FILES = 20  # named of one finding
+SIZES = ("sample", "median_width", "median_height", "shortest_side", "longest_side")  # what is said of them, in pixels
 MAX_HEADERS = 200  # pictures whose size is looked at: the median of so many is good to a few percent
 
 
 def describe_data(sources: Sources, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Counts by split and class, picture sizes and the fingerprint, read from the channels; None without them."""
+    """`facts_of` the images as the job found them; of a job that left none, as its channels are now. None without
+    either."""
+    found = DATASET.read_object(sources.data)
+    if _is_sound(found):
+        return found
     folders = _scan(sources.paths, config) if sources.paths is not None else None
-    if folders is None:
-        return None
+    return None if folders is None else facts_of(folders, fingerprint(folders))
+
+
+def facts_of(folders: ImageFolders, fingerprint: str) -> dict[str, Any]:
+    """Counts by split and class, picture sizes and the fingerprint.
+
+    Args:
+        fingerprint: of `vision/fingerprint.py`.
+    """
     counts = {split.name: Counter(folders.classes[label] for label in split.labels) for split in folders.splits}
     return {
         "classes": list(folders.classes),
         "counts": {name: dict(count) for name, count in counts.items()},
         "valid_split_off": folders.valid_split_off,
-        "fingerprint": fingerprint(folders),
+        "fingerprint": fingerprint,
         "sizes": _sizes(folders.train.paths),
     }
+
+
+def _is_sound(found: Mapping[str, Any]) -> bool:
+    """Whether it is what `facts_of` gives."""
+    classes, counts, sizes = found.get("classes"), found.get("counts"), found.get("sizes")
+    if not isinstance(classes, list) or not isinstance(counts, dict) or not isinstance(found.get("fingerprint"), str):
+        return False
+    images = [count for split in counts.values() for count in (split.values() if isinstance(split, dict) else [None])]
+    numbers = [sizes.get(name) for name in SIZES] if isinstance(sizes, dict) else [] if sizes is None else [None]
+    return (
+        all(isinstance(name, str) for name in classes)
+        and all(type(number) is int for number in (*images, *numbers))
+        and isinstance(found.get("valid_split_off"), bool)
+    )
 
 
 def unreadable(sources: Sources) -> dict[str, str]:
@@ -75,10 +101,5 @@ def _sizes(paths: Sequence[Path]) -> dict[str, Any] | None:
     if not sizes:
         return None
     sides = [side for size in sizes for side in size]
-    return {
-        "sample": len(sizes),
-        "median_width": round(median(width for width, _ in sizes)),
-        "median_height": round(median(height for _, height in sizes)),
-        "shortest_side": min(sides),
-        "longest_side": max(sides),
-    }
+    medians = (round(median(width for width, _ in sizes)), round(median(height for _, height in sizes)))
+    return dict(zip(SIZES, (len(sizes), *medians, min(sides), max(sides)), strict=True))

@@ -15,10 +15,11 @@ import torch
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.crop_sizes import training_sizes
 from image_classifier.contract.errors import ConfigError, DataError, JobStopped, RuleFired
-from image_classifier.contract.outputs import BAD_IMAGES, FINDINGS, HISTORY, RESULT
+from image_classifier.contract.outputs import BAD_IMAGES, DATASET, FINDINGS, HISTORY, RESULT
 from image_classifier.contract.paths import MlPaths
 from image_classifier.contract.text import as_text
 from image_classifier.debugging.schema import RuleResult
+from image_classifier.report.dataset import facts_of
 from image_classifier.training.bad_images import BadImages
 from image_classifier.training.checkpoint import Checkpoint, Checkpoints, Progress, identity
 from image_classifier.training.data import ImageDataset, Loader
@@ -26,6 +27,7 @@ from image_classifier.training.distributed import Group
 from image_classifier.training.ending import leave
 from image_classifier.training.finishing import evaluation_loader, finish
 from image_classifier.training.first_look import before_first_step
+from image_classifier.training.given_data import GivenData
 from image_classifier.training.head_only import (
     compute_features,
     one_thread_for_the_head,
@@ -45,8 +47,8 @@ from image_classifier.training.stop import StopFlag
 from image_classifier.training.waiting_threads import WaitingThreads
 from image_classifier.training.waking import wake
 from image_classifier.vision.findings import LEFTOVER, by_level
-from image_classifier.vision.fingerprint import digests, fingerprint, fingerprint_by_name, in_order, order_fingerprint
-from image_classifier.vision.folders import ImageFolders, Split, channels_of_job, name_in, scan
+from image_classifier.vision.fingerprint import fingerprint, fingerprint_by_name, in_order, order_fingerprint
+from image_classifier.vision.folders import ImageFolders, Split, name_in
 from image_classifier.vision.model import build_model, first_stages, head, load_starting_weights
 from image_classifier.vision.preprocess import Preprocessing
 from image_classifier.vision.resnet import ResNet
@@ -54,11 +56,20 @@ from image_classifier.vision.resnet import ResNet
 log = logging.getLogger(__name__)
 
 
-def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag, begun: float | None = None) -> None:
+def run_in(
+    group: Group,
+    config: TrainConfig,
+    paths: MlPaths,
+    stop: StopFlag,
+    *,
+    begun: float | None = None,
+    given: GivenData | None = None,
+) -> None:
     """One process's part of the job: all of it, or, for a follower, the training steps. They end together.
 
     Args:
         begun: Unix seconds from which the rules count the time to the first step; default: now.
+        given: the images of the job's channels, where somebody has begun to look at them.
 
     Raises:
         ClassifierError: bad settings, data or weights; a full disk; a training that diverged or was stopped.
@@ -76,9 +87,8 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag, be
     if device.type == "cpu" and config.fine_tune == "full":
         keep_freed_memory()
     awake = wake(config, device)
-    folders = scan(channels_of_job(paths), valid_fraction=config.valid_fraction, seed=config.seed)
+    folders, contents = (given or GivenData(config, paths)).take(lambda: end_if_asked(stop))
     describe_data(folders)
-    contents = digests(folders, lambda: end_if_asked(stop))
     data_fingerprint = fingerprint(folders, contents)
     if len(set(group.exchange((data_fingerprint, order_fingerprint(contents))))) > 1:
         raise DataError("the hosts see different images", "use S3DataDistributionType FullyReplicated")
@@ -127,11 +137,13 @@ def run_in(group: Group, config: TrainConfig, paths: MlPaths, stop: StopFlag, be
     finally:
         hook.close()
         if group.is_main:
-            write_findings(training.bad, folders, paths)
+            write_findings(training.bad, folders, data_fingerprint, paths)
 
 
-def write_findings(bad: BadImages, folders: ImageFolders, paths: MlPaths) -> None:
-    """Writes what could not be read and what else is to be said of the images, and logs what was not said yet."""
+def write_findings(bad: BadImages, folders: ImageFolders, data_fingerprint: str, paths: MlPaths) -> None:
+    """Writes what the images are, what could not be read and what else is to be said of them, and logs what was not
+    said yet."""
+    DATASET.write(paths.output_data, facts_of(folders, data_fingerprint))
     for finding in bad.new_findings():
         log.warning("%s", finding.line)
     BAD_IMAGES.write(paths.output_data, bad.found)

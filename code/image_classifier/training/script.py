@@ -19,6 +19,7 @@ from image_classifier.contract.errors import EXIT_PLATFORM, ClassifierError, Job
 from image_classifier.contract.paths import MlPaths
 from image_classifier.contract.text import visible
 from image_classifier.training.ending import PROCESS_LOST, explain, report, write_failure
+from image_classifier.training.given_data import GivenData
 from image_classifier.training.stop import StopFlag, end_workers, remove_temporary_folder
 
 log = logging.getLogger(__name__)
@@ -45,11 +46,12 @@ def main(argv: Sequence[str], stop: StopFlag | None = None) -> int:
         paths.failure.unlink(missing_ok=True)  # an earlier attempt's
     try:
         config = TrainConfig.from_argv(argv)
+        given = GivenData(config, paths, ahead=True)
         from image_classifier.training.distributed import joined  # after the arguments: torch takes seconds to import
         from image_classifier.training.job import run_in
 
         with joined(stop) as group:
-            run_in(group, config, paths, stop, begun=process_started())
+            run_in(group, config, paths, stop, begun=process_started(), given=given)
             # whoever started the processes may end all as soon as one ends: the others wait for all that is written
             group.from_main(lambda: end_and_report(paths))
     except Exception as caught:

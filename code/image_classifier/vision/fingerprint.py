@@ -2,7 +2,7 @@
 
 Every file is read once (about 1 GB/s a core): one after the other as long as they lie in memory, where threads would
 only wait for each other; several at a time from storage that keeps one waiting. What was read is remembered for as long
-as the file's size and times stay, so that a job's report does not read it all again.
+as the file's size and times stay.
 """
 
 from __future__ import annotations

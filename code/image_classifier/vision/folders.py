@@ -154,7 +154,7 @@ def beside_channels(root: Path) -> tuple[DataFinding, ...]:
         if split_named(entry.name):
             if entry.kind is not Kind.FOLDER:
                 over.add(Why.UNUSED_SPLIT, entry.name)
-        elif not entry.take_down_hidden(over, entry.name):
+        elif not entry.take_down_hidden(over):
             over.add(Why.UNUSED, entry.name, is_folder=entry.kind is Kind.FOLDER)
     return over.findings()
 
@@ -243,7 +243,7 @@ def image_files(folder: Path, over: PassedOver | None = None) -> list[Path]:
         over: takes down what is no image.
     """
     found = Walk(folder, PassedOver() if over is None else over).images()
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+    return sorted(found, key=str)  # all begin with the folder's
 
 
 def loose_images(folder: Path) -> list[Path]:
@@ -261,12 +261,12 @@ def class_images(root: Path, name: str, over: PassedOver) -> dict[str, list[Path
     images: dict[str, list[Path]] = {}
     walk = Walk(root, over)
     for entry in entries_of(root):
-        if entry.take_down_hidden(over, entry.name):
+        if entry.take_down_hidden(over):
             continue
         if entry.kind is Kind.FOLDER:
             # macOS writes é as two code points, Linux as one: the same class in train and test must stay the same class
             of_class = images.setdefault(unicodedata.normalize("NFC", entry.name), [])
-            of_class += sorted(walk.images(entry), key=lambda path: path.relative_to(root).as_posix())
+            of_class += sorted(walk.images(entry), key=str)  # all begin with the root's
         elif _is_loose(entry):
             over.add(Why.LOOSE, entry.name)
         elif entry.kind in (Kind.NOWHERE, Kind.CIRCLE):

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
@@ -61,11 +61,17 @@ class Entry:
         if self.kind is Kind.CLOSED:
             raise DataError(f"cannot look at {self.path}: {os.strerror(errno.EACCES)}")
 
-    def take_down_hidden(self, over: PassedOver, shown: str) -> bool:
-        """Whether it is hidden, or left there by a system; then that is taken down, under the name `shown`."""
-        if self.is_hidden:
-            over.add(Why.LEFT if is_leftover(self.name) else Why.HIDDEN, shown, is_folder=self.kind is Kind.FOLDER)
-        return self.is_hidden
+    def take_down_hidden(self, over: PassedOver, shown: Callable[[Path], str] | None = None) -> bool:
+        """Whether it is hidden, or left there by a system; then that is taken down.
+
+        Args:
+            shown: gives its path the name for that; its own without.
+        """
+        if not self.is_hidden:
+            return False
+        why = Why.LEFT if is_leftover(self.name) else Why.HIDDEN
+        over.add(why, self.name if shown is None else shown(self.path), is_folder=self.kind is Kind.FOLDER)
+        return True
 
 
 def entries_of(folder: Path) -> list[Entry]:
@@ -79,7 +85,7 @@ def entries_of(folder: Path) -> list[Entry]:
 
 def _entry(folder: Path, found: os.DirEntry[str]) -> Entry:
     path = folder / found.name
-    return Entry(path, as_text(Path(found.name)), _kind(found), found.is_symlink())
+    return Entry(path, as_text(found.name), _kind(found), found.is_symlink())
 
 
 def _kind(found: os.DirEntry[str]) -> Kind:
@@ -150,7 +156,7 @@ class Walk:
             self._over.add(Why.CIRCLE, self._shown(folder))
             return
         for entry in entries_of(folder):
-            if entry.take_down_hidden(self._over, self._shown(entry.path)):
+            if entry.take_down_hidden(self._over, self._shown):
                 continue
             if entry.kind is Kind.FOLDER:
                 further = through_link or entry.is_link

@@ -66,7 +66,7 @@ PARTS = (
     Part(name="f", module="stub_libraries", title="stub libraries", limit_s=65),
     Part(name="g", module="resume", title="kill and resume", limit_s=70),
     Part(name="h", module="trace_and_nvml", title="sampler and trace", limit_s=50),
-    Part(name="i", module="norms", title="batch norms by our kernels", limit_s=20),
+    Part(name="i", module="norms", title="layer ends by our kernels", limit_s=20),
     Part(name="j", module="compiled", title="the step beside torch.compile", limit_s=140),
 )
 

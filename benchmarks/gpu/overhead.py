@@ -55,7 +55,11 @@ def compare_graph(kit: Kit) -> None:
 
 def measure_overhead(kit: Kit) -> None:
     """The ways of benchmarks/bench_hook.py in turns, each in a process of its own. All turns of a way hold as many
-    steps as lie between two that are recorded with activations."""
+    steps as lie between two that are recorded with activations.
+
+    What is done for the first time in a process is counted apart: the steps before the turns, by the clock, of which
+    one is recorded with activations, and another recorded as a CUDA graph.
+    """
     ways = [way for way in WAYS if way != "smdebug" or not lacks("smdebug")]
     if lacks("smdebug"):
         kit.skip("smdebug's overhead", "smdebug is not installed, and carry.py made no folder with it")
@@ -63,17 +67,22 @@ def measure_overhead(kit: Kit) -> None:
     folder = kit.folder / "overhead"
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier run: smdebug refuses a folder that is there
     processes: dict[str, Process] = {}
+    first: dict[str, float] = {}
     try:
         for way in ways:
             processes[way] = Process(way, kit.image_size, batch, folder / way)
-        for process in processes.values():
-            process.run(INTERVAL + LEAD, kit.size(20, 1))  # behind a step that is recorded
+        for way, process in processes.items():
+            begun = time.perf_counter()
+            process.run(WITH_ACTIVATIONS + LEAD, kit.size(20, 1))  # behind that step
+            first[WAYS[way]] = time.perf_counter() - begun
+        kit.note("seconds_of_first_steps", first)
+        start = WITH_ACTIVATIONS + FIRST + 40
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         orders = list(itertools.permutations(ways))  # so that none always comes behind the same other
         for number in range(turns):
             for way in orders[number % len(orders)]:
-                seconds[way].append(processes[way].run(FIRST + 40 + number * turn, turn) / turn)
-        calls = processes["ours"].calls(FIRST + 40 + turns * turn, kit.size(80, 4)) / kit.size(80, 4)
+                seconds[way].append(processes[way].run(start + number * turn, turn) / turn)
+        calls = processes["ours"].calls(start + turns * turn, kit.size(80, 4)) / kit.size(80, 4)
     finally:
         for process in processes.values():
             process.close()

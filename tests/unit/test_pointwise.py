@@ -193,6 +193,32 @@ def test_only_a_gradient_that_was_given_away_is_written_into(case: Case, is_give
     assert torch.equal(case.more, found if written else before)
 
 
+@pytest.mark.usefixtures("in_bf16")
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_gradient_of_another_product_is_written_into(monkeypatch: pytest.MonkeyPatch, stride: int) -> None:
+    """Where a block's width changes, both of its ways begin with one."""
+    into: list[bool] = []
+    addmm = torch.addmm
+
+    def watched(added: Tensor, *factors: Tensor, out: Tensor) -> Tensor:
+        into.append(out.data_ptr() == added.data_ptr())
+        return addmm(added, *factors, out=out)
+
+    monkeypatch.setattr(torch, "addmm", watched)
+    x = rows(2, 64, 6, 7).requires_grad_()
+    first, other = pointwise(64, 32), pointwise(64, 96, stride)
+    y, same = by_products(first, x)
+    z, _ = by_products(other, same)
+    dy, dz = rows(*y.shape, seed=1), rows(*z.shape, seed=2)
+    (found,) = torch.autograd.grad((y, z), x, (dy, dz))
+    assert into == [True]
+    wide = x.detach().double().requires_grad_()
+    weights = [each.weight.detach().bfloat16().double() for each in (first, other)]
+    ways = nn.functional.conv2d(wide, weights[0]), nn.functional.conv2d(wide, weights[1], stride=stride)
+    exact = [torch.autograd.grad(way, wide, given.double())[0] for way, given in zip(ways, (dy, dz), strict=True)]
+    rounded_once(found, exact[0] + exact[1], exact[1])
+
+
 class Doubled(nn.Conv2d):
     """Computes something else."""
 

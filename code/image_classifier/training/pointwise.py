@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from image_classifier.training.given import received
+from image_classifier.training.given import give_away, received
 from image_classifier.vision.resnet import convolve, has_hooks
 
 
@@ -74,6 +74,8 @@ class _Product(torch.autograd.Function):
             dy = _rows(dy)
             dweight = (dy.t() @ _rows(seen)).view_as(weight) if needs_weight else None
             dx = _gradient_of_x(dy, weight.flatten(1), more, ctx.shape, ctx.stride) if needs_x else None
+        if dx is not None:
+            give_away(dx)  # made here, or received and written into
         return dx, dweight, None
 
 
@@ -82,7 +84,7 @@ def _gradient_of_x(
 ) -> Tensor:
     """(rows, K) and (K, C) -> `shape`; `more` is added, where there is some, and becomes the sum where it may."""
     if stride != (1, 1):
-        found = torch.zeros(shape, dtype=dy.dtype, device=dy.device).contiguous(memory_format=torch.channels_last)
+        found = torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=torch.channels_last).zero_()
         there = found[:, :, :: stride[0], :: stride[1]]
         there.copy_((dy @ weight).view(there.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2))
         return found if more is None else found + more

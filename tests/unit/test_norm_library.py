@@ -70,11 +70,12 @@ def test_only_what_this_machine_runs_is_compiled_for_it(tmp_path: Path, monkeypa
     assert list((tmp_path / "built").iterdir()) == [path_of(level() or "")]
 
 
-def test_a_changed_source_has_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["SOURCE", "INCLUDED"])
+def test_a_changed_source_has_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     source = tmp_path / "kernels.c"
-    shutil.copy(norm_library.SOURCE, source)
+    shutil.copy(getattr(norm_library, name), source)
     before = path_of("avx2")
-    monkeypatch.setattr(norm_library, "SOURCE", source)
+    monkeypatch.setattr(norm_library, name, source)
     assert path_of("avx2") == before
     assert path_of("avx512") != before
     source.write_text(source.read_text() + "\n")

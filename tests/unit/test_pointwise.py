@@ -12,6 +12,7 @@ import torch
 from tests.kernel_stand_in import rows
 from torch import Tensor, nn
 
+from image_classifier.training import pointwise as pointwise_module
 from image_classifier.training.given import give_away
 from image_classifier.training.pointwise import by_products, serves
 from image_classifier.vision.resnet import ResNet
@@ -106,6 +107,27 @@ def test_gradients_are_right_where_nothing_else_reads_x(case: Case) -> None:
     assert grad is not None
     assert grad.dtype == torch.float32
     rounded_once(grad, dweight)
+
+
+@pytest.mark.usefixtures("in_bf16")
+@pytest.mark.parametrize("size", [(2, 8, 5), (3, 9, 5)])
+def test_the_gradient_of_a_weight_over_many_pixels_is_that_of_its_parts(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int, int]
+) -> None:
+    """Each part is rounded, too; pixels that make no parts of one size are not divided."""
+    divided: list[int] = []
+    bmm = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda *factors: divided.append(len(factors[0])) or bmm(*factors))
+    monkeypatch.setattr(pointwise_module, "TALL", 80)
+    case = Case((size[0], 64, *size[1:]), 32, 1)
+    y, _ = by_products(case.convolution, case.x)
+    y.backward(case.dy)
+    _, dweight = case.exact_gradients()
+    grad = case.convolution.weight.grad
+    assert grad is not None
+    assert divided == ([8] if size == (2, 8, 5) else [])
+    length = float(dweight.norm())
+    assert float((grad.double() - dweight).norm()) < 2**-8 * length
 
 
 @pytest.mark.usefixtures("in_bf16")

@@ -1,21 +1,19 @@
-"""Where a network's first layer ends, a GPU's kernels also pool: they compute what torch's operations do, on a CPU."""
+"""Where a network's first layer ends, our kernels also pool: they compute what torch's operations do."""
 
 from __future__ import annotations
 
 import copy
-import ctypes
 from collections.abc import Callable
 
 import pytest
 import torch
 from tests.counted_norms import CountedNorms
-from tests.kernel_stand_in import PROCESSORS, KernelStandIn, rows
+from tests.kernel_stand_in import rows
 from tests.unit.test_norm_kernels import Fenced
 from torch import Tensor, nn
 
-from image_classifier.training.cpu_norms import CpuNorms
 from image_classifier.training.fused_norms import NOWHERE, POOLED, FusedNorms, pooled_shape
-from image_classifier.training.gpu_norms import GpuNorms
+from image_classifier.training.norm_library import LEVELS
 from image_classifier.training.norm_trial import errors
 from image_classifier.vision.resnet import end_layer
 
@@ -30,18 +28,7 @@ SHAPES = (
     (9, 64, 31, 33),  # windows for all blocks, the last ones not for all threads
     (4, 2048, 7, 4),  # eight blocks along the channels
 )
-
-
-@pytest.fixture
-def counted(kernels: KernelStandIn) -> CountedNorms:
-    """A GPU's kernels."""
-    return CountedNorms(GpuNorms(kernels, PROCESSORS))
-
-
-@pytest.fixture
-def pooling(counted: CountedNorms) -> FusedNorms:
-    """A layer's end by them."""
-    return FusedNorms(counted, torch.device("cpu"))
+pytestmark = pytest.mark.parametrize("norm_kernels", ["GPU", *LEVELS], indirect=True)
 
 
 def pool() -> nn.MaxPool2d:
@@ -60,16 +47,19 @@ def ordered(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_answers_statistics_and_gradients_are_right_to_the_last_bit_of_bf16(
-    pooling: FusedNorms, counted: CountedNorms, shape: tuple[int, int, int, int]
+    fused: FusedNorms, norm_kernels: CountedNorms, shape: tuple[int, int, int, int]
 ) -> None:
-    found = errors(pooling, POOLED, shape)
-    assert {name: error for name, error in found.items() if not error <= 1} == {}
-    assert counted.computed == [f"forward {POOLED}", f"backward {POOLED}"]
+    few = shape[0] * shape[2] * shape[3] <= 4  # their gradients all but vanish: torch's own are off by 2 in float32
+    for dtype in norm_kernels.dtypes:
+        limit = 3 if few and dtype == torch.float32 else 1
+        found = errors(fused, POOLED, shape, dtype)
+        assert {name: error for name, error in found.items() if not error <= limit} == {}
+    assert norm_kernels.computed == [f"forward {POOLED}", f"backward {POOLED}"] * len(norm_kernels.dtypes)
 
 
 @pytest.mark.parametrize("shape", [(2, 64, 8, 8), (3, 64, 9, 7), (2, 128, 6, 5)], ids=str)
 def test_autograd_through_torchs_own_modules_comes_to_the_same(
-    pooling: FusedNorms, counted: CountedNorms, shape: tuple[int, int, int, int]
+    fused: FusedNorms, norm_kernels: CountedNorms, shape: tuple[int, int, int, int]
 ) -> None:
     """Not our formulas but torch's, in float64. No window has its largest number twice, and no number is 0."""
     x, channels = ordered(*shape), shape[1]
@@ -80,21 +70,21 @@ def test_autograd_through_torchs_own_modules_comes_to_the_same(
             norm.weight.copy_(torch.linspace(-2, 2, channels))
             norm.bias.copy_(torch.linspace(1, -0.7, channels))
     results = []
-    for end, norm, number in ((pooling, mine, torch.bfloat16), (end_layer, theirs, torch.float64)):
+    for end, norm, number in ((fused, mine, torch.bfloat16), (end_layer, theirs, torch.float64)):
         given = x.to(number).requires_grad_()
         y = end(norm, given, relu=nn.ReLU(), pool=pool())
         results.append([y, *torch.autograd.grad(y, [given, norm.weight, norm.bias], dy.to(number)), *norm.buffers()])
     for found, expected in zip(*results, strict=True):
         assert found.shape == expected.shape
         torch.testing.assert_close(found.double(), expected.double(), rtol=2**-7, atol=1e-4)
-    assert counted.computed == [f"forward {POOLED}", f"backward {POOLED}"]
+    assert norm_kernels.computed == [f"forward {POOLED}", f"backward {POOLED}"]
 
 
-def test_of_equal_numbers_the_first_has_the_gradient_as_torch_has_it(pooling: FusedNorms) -> None:
+def test_of_equal_numbers_the_first_has_the_gradient_as_torch_has_it(fused: FusedNorms) -> None:
     """What a window's gradient is given to shows in the gradient of the norm's weight, which is 0 here."""
     x, dy = rows(2, 64, 8, 7), rows(2, 64, 4, 4, seed=1)
     found = []
-    for end, number in ((pooling, torch.bfloat16), (end_layer, torch.float64)):
+    for end, number in ((fused, torch.bfloat16), (end_layer, torch.float64)):
         norm = nn.BatchNorm2d(64) if number == torch.bfloat16 else nn.BatchNorm2d(64).double()
         nn.init.zeros_(norm.weight)
         nn.init.ones_(norm.bias)
@@ -105,28 +95,28 @@ def test_of_equal_numbers_the_first_has_the_gradient_as_torch_has_it(pooling: Fu
         torch.testing.assert_close(mine.double(), theirs, rtol=1e-5, atol=1e-4)
 
 
-def test_where_the_relu_lets_nothing_pass_no_pixel_has_a_gradient(counted: CountedNorms) -> None:
+def test_where_the_relu_lets_nothing_pass_no_pixel_has_a_gradient(norm_kernels: CountedNorms) -> None:
     norm, x = nn.BatchNorm2d(64), rows(2, 64, 5, 6)
     nn.init.constant_(norm.bias, -100.0)
     y = torch.full(pooled_shape(x), torch.nan).bfloat16().contiguous(memory_format=LAST)
     mask, stats = torch.zeros(y.numel(), dtype=torch.uint8), torch.empty(4, 64)
-    counted.forward(POOLED, x, None, norm, y=y, mask=mask, stats=stats)
+    norm_kernels.forward(POOLED, x, None, norm, y=y, mask=mask, stats=stats)
     assert bool((y == 0).all())
     assert bool((mask == NOWHERE).all())
     filled = {"dx": torch.full_like(x, torch.nan), "dweight": torch.empty(64), "dbias": torch.empty(64)}
     given = {"mask": mask, "stats": stats, "weight": norm.weight, "dshortcut": None}
-    counted.backward(POOLED, torch.ones_like(y), x, **given, **filled)
+    norm_kernels.backward(POOLED, torch.ones_like(y), x, **given, **filled)
     assert all(bool((each == 0).all()) for each in filled.values())
 
 
-def test_what_is_no_number_stays_none(pooling: FusedNorms) -> None:
+def test_what_is_no_number_stays_none(fused: FusedNorms) -> None:
     x = rows(2, 64, 5, 4)
     x[1, 5, 2, 3] = torch.nan
     norm = nn.BatchNorm2d(64)
     with torch.no_grad():
         norm.bias[7] = torch.nan
     x.requires_grad_()
-    y = pooling(norm, x, relu=nn.ReLU(), pool=pool())
+    y = fused(norm, x, relu=nn.ReLU(), pool=pool())
     (dx,) = torch.autograd.grad(y.sum(), x)
     for values in (y, dx):
         assert bool(values[:, 5].isnan().all())
@@ -137,19 +127,20 @@ def test_what_is_no_number_stays_none(pooling: FusedNorms) -> None:
 @pytest.mark.parametrize("behind", [True, False], ids=["behind", "before"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_nothing_beside_the_tensors_is_read_or_written(
-    counted: CountedNorms, shape: tuple[int, int, int, int], behind: bool
+    norm_kernels: CountedNorms, shape: tuple[int, int, int, int], behind: bool
 ) -> None:
     fenced, channels = Fenced(behind=behind), shape[1]
-    x, dx = (fenced(rows(*shape, seed=seed)) for seed in range(2))
-    small = pooled_shape(x)
-    dy, y = (fenced(rows(*small, seed=seed)) for seed in range(2))
-    mask = fenced(torch.zeros(y.numel(), dtype=torch.uint8))
-    norm = nn.BatchNorm2d(channels)
-    stats, dweight, dbias = (fenced(torch.full(size, torch.nan)) for size in ((4, channels), (channels,), (channels,)))
-    counted.forward(POOLED, x, None, norm, y=y, mask=mask, stats=stats)
-    filled = {"dx": dx, "dshortcut": None, "dweight": dweight, "dbias": dbias}
-    counted.backward(POOLED, dy, x, mask=mask, stats=stats, weight=norm.weight, **filled)
-    assert all(each.isfinite().all() for each in (y, dx, stats, dweight, dbias))
+    for dtype in norm_kernels.dtypes:
+        x, dx = (fenced(rows(*shape, seed=seed, dtype=dtype)) for seed in range(2))
+        small = pooled_shape(x)
+        dy, y = (fenced(rows(*small, seed=seed, dtype=dtype)) for seed in range(2))
+        mask = fenced(torch.zeros(y.numel(), dtype=torch.uint8))
+        norm, sizes = nn.BatchNorm2d(channels), ((4, channels), (channels,), (channels,))
+        stats, dweight, dbias = (fenced(torch.full(size, torch.nan)) for size in sizes)
+        norm_kernels.forward(POOLED, x, None, norm, y=y, mask=mask, stats=stats)
+        filled = {"dx": dx, "dshortcut": None, "dweight": dweight, "dbias": dbias}
+        norm_kernels.backward(POOLED, dy, x, mask=mask, stats=stats, weight=norm.weight, **filled)
+        assert all(each.isfinite().all() for each in (y, dx, stats, dweight, dbias))
 
 
 def other_pool(**settings: object) -> nn.MaxPool2d:
@@ -178,29 +169,22 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("what", OTHERS)
-def test_other_pooling_is_left_to_torch(pooling: FusedNorms, counted: CountedNorms, what: str) -> None:
+def test_other_pooling_is_left_to_torch(fused: FusedNorms, norm_kernels: CountedNorms, what: str) -> None:
     make: Callable[[], nn.MaxPool2d] = OTHERS[what]
     x = rows(2, 64, 7, 8)
-    found = pooling(nn.BatchNorm2d(64), x, relu=nn.ReLU(), pool=make())
-    assert counted.computed == ["forward relu"]
-    assert torch.equal(found, make()(pooling(nn.BatchNorm2d(64), x, relu=nn.ReLU())))
+    found = fused(nn.BatchNorm2d(64), x, relu=nn.ReLU(), pool=make())
+    assert norm_kernels.computed == ["forward relu"]
+    assert torch.equal(found, make()(fused(nn.BatchNorm2d(64), x, relu=nn.ReLU())))
 
 
-@pytest.mark.parametrize("end", ["a shortcut", "no ReLU", "evaluation", "float32"])
-def test_other_ends_are_pooled_by_torch(pooling: FusedNorms, counted: CountedNorms, end: str) -> None:
+@pytest.mark.parametrize("end", ["a shortcut", "no ReLU", "evaluation"])
+def test_other_ends_are_pooled_by_torch(fused: FusedNorms, norm_kernels: CountedNorms, end: str) -> None:
     norm, x = nn.BatchNorm2d(64), rows(2, 64, 7, 8)
     relu = None if end == "no ReLU" else nn.ReLU()
     shortcut = rows(2, 64, 7, 8, seed=1) if end == "a shortcut" else None
     if end == "evaluation":
         norm.eval()
-    x = x.float() if end == "float32" else x
-    found = pooling(norm, x, relu=relu, shortcut=shortcut, pool=pool())
-    assert not [each for each in counted.computed if POOLED in each]
+    found = fused(norm, x, relu=relu, shortcut=shortcut, pool=pool())
+    assert not [each for each in norm_kernels.computed if POOLED in each]
     expected = end_layer(copy.deepcopy(norm), x, relu=relu, shortcut=shortcut, pool=pool())
     torch.testing.assert_close(found.double(), expected.double(), rtol=2**-6, atol=1e-2)
-
-
-def test_a_cpus_leave_pooling_to_torch(cpu_library: ctypes.CDLL) -> None:
-    cpu_fused, x = FusedNorms(CpuNorms(cpu_library), torch.device("cpu")), rows(2, 64, 7, 8)
-    found = cpu_fused(nn.BatchNorm2d(64), x, relu=nn.ReLU(), pool=pool())
-    assert torch.equal(found, pool()(cpu_fused(nn.BatchNorm2d(64), x, relu=nn.ReLU())))

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from image_classifier.training.fused_norms import WAYS, rows_and_channels
+from image_classifier.training.fused_norms import POOLED, WAYS, rows_and_channels
 from image_classifier.training.norm_library import compile_into, level, path_of
 
 # As in the kernels' source: rows of a chunk at least, chunks at least where there are the rows, values of a chunk.
 TILE, CHUNKS, CHUNK_VALUES = 8, 32, 2**17
+_NUMBERS = {way: number for number, way in enumerate((*WAYS, POOLED))}  # as in the kernels' source
 _compiling = threading.Lock()
 _loaded: dict[Path, ctypes.CDLL] = {}
 
@@ -25,8 +26,8 @@ class _Layer(ctypes.Structure):
     """As `Layer` in the kernels' source."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("rows", "channels")),
-        *((name, ctypes.c_void_p) for name in ("x", "shortcut", "dy", "y", "dx", "dshortcut", "mask")),
+        *((name, ctypes.c_int64) for name in ("rows", "channels", "images", "high", "broad")),
+        *((name, ctypes.c_void_p) for name in ("x", "shortcut", "dy", "y", "dx", "dshortcut", "mask", "which")),
         *((name, ctypes.c_void_p) for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")),
         *((name, ctypes.c_double) for name in ("momentum", "eps")),
         *((name, ctypes.c_void_p) for name in ("stats", "dweight", "dbias", "coefficients", "partials")),
@@ -41,7 +42,7 @@ class CpuNorms:
     """
 
     dtypes = (torch.bfloat16, torch.float32)
-    evaluates, pools = True, False
+    evaluates, pools = True, True
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
@@ -59,17 +60,18 @@ class CpuNorms:
     ) -> None:
         """As in `NormKernels`."""
         partials = stats.new_empty(partials_size(x))
-        layer = _layer(x, **_of(norm), shortcut=shortcut, y=y, mask=mask, stats=stats, partials=partials)
+        filled = {"y": y, _remembered(way): mask, "stats": stats, "partials": partials}
+        layer = _layer(x, **_of(norm), shortcut=shortcut, **filled)
         assert norm.momentum is not None
         layer.momentum, layer.eps = norm.momentum, norm.eps
-        self._library.norm_forward(layer, WAYS.index(way), x.dtype == torch.float32, torch.get_num_threads())
+        self._library.norm_forward(layer, _NUMBERS[way], x.dtype == torch.float32, torch.get_num_threads())
 
     def evaluate(self, way: str, x: Tensor, shortcut: Tensor | None, norm: nn.BatchNorm2d, *, y: Tensor) -> None:
         """As in `NormKernels`."""
         stats = x.new_empty((4, x.shape[1]), dtype=torch.float32)
         layer = _layer(x, **_of(norm), shortcut=shortcut, y=y, stats=stats)
         layer.eps = norm.eps
-        self._library.norm_evaluate(layer, WAYS.index(way), x.dtype == torch.float32, torch.get_num_threads())
+        self._library.norm_evaluate(layer, _NUMBERS[way], x.dtype == torch.float32, torch.get_num_threads())
 
     def backward(
         self,
@@ -87,10 +89,15 @@ class CpuNorms:
     ) -> None:
         """As in `NormKernels`."""
         partials, coefficients = stats.new_empty(partials_size(x)), torch.empty_like(stats[:3])
-        given = {"dy": dy, "mask": mask, "stats": stats, "weight": weight}
+        given = {"dy": dy, _remembered(way): mask, "stats": stats, "weight": weight}
         filled = {"dx": dx, "dshortcut": dshortcut, "dweight": dweight, "dbias": dbias}
         layer = _layer(x, **given, **filled, coefficients=coefficients, partials=partials)
-        self._library.norm_backward(layer, WAYS.index(way), x.dtype == torch.float32, torch.get_num_threads())
+        self._library.norm_backward(layer, _NUMBERS[way], x.dtype == torch.float32, torch.get_num_threads())
+
+
+def _remembered(way: str) -> str:
+    """What the kernels call `mask`."""
+    return "which" if way == POOLED else "mask"
 
 
 def _of(norm: nn.BatchNorm2d) -> dict[str, Tensor]:
@@ -100,8 +107,9 @@ def _of(norm: nn.BatchNorm2d) -> dict[str, Tensor]:
 def _layer(x: Tensor, **others: Tensor | None) -> _Layer:
     """Holds addresses alone: the tensors must live until the kernels have been called."""
     rows, channels = rows_and_channels(x)
+    images, _, high, broad = x.shape
     places = {name: value.data_ptr() for name, value in {"x": x, **others}.items() if value is not None}
-    return _Layer(rows=rows, channels=channels, **places)
+    return _Layer(rows=rows, channels=channels, images=images, high=high, broad=broad, **places)
 
 
 def partials_size(x: Tensor) -> int:

@@ -1,9 +1,10 @@
-// What ends a layer in training, on a CPU: batch norm [+ shortcut] [+ ReLU], forward and backward, in four passes over
-// memory; torch's operations take seven. Compiled by `norm_library.py`, called by `cpu_norms.py`.
+// What ends a layer in training, on a CPU: batch norm [+ shortcut] [+ ReLU [+ max pooling]], forward and backward, in four
+// passes over memory; torch's operations take seven. Compiled by `norm_library.py`, called by `cpu_norms.py`.
 //
 // A tensor is (rows, channels), as channels_last lays out (N, C, H, W): rows = N x H x W. Its numbers are bf16 or float32;
 // what is computed of them is float32, and sums of many in double. Channels are a multiple of 16.
-// Rows are divided into chunks. These do not depend on the number of threads, so the results do not either.
+// Rows, or lines of windows, are divided into chunks. These do not depend on the number of threads, so the results do not
+// either.
 #include <immintrin.h>
 #include <math.h>
 #include <omp.h>
@@ -21,7 +22,7 @@ typedef uint8_t Bits;
 #endif
 enum { TILE = 8, CHUNKS = 32, CHUNK_VALUES = 1 << 17 };  // as in cpu_norms.py, which makes room for the chunks' sums
 enum { STREAMED = 1 << 20 };  // values: some megabytes, of which a core's second cache holds one or two
-enum Way { PLAIN, RELU, ADD_RELU };
+enum Way { PLAIN, RELU, ADD_RELU, RELU_POOL };
 enum Partial { SUM, OTHER, ZERO, PARTIALS };  // of x - zero and its square; of dz and dz * (x - mean)
 enum Stat { MEAN, INVERSE, SCALE, SHIFT };  // 1 / deviation; scale and shift of the whole norm
 
@@ -34,9 +35,11 @@ typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
 // As `_Layer` in cpu_norms.py. What a pass does not use may be null.
 typedef struct {
     int64_t rows, channels;
+    int64_t images, high, broad;  // pictures, and the pixels of each
     const void *x, *shortcut, *dy;
     void *y, *dx, *dshortcut;
-    Bits *mask;  // a bit for each value: whether the ReLU lets it pass
+    Bits *mask;      // a bit for each value: whether the ReLU lets it pass
+    uint8_t *which;  // see pooled_norms.c
     const float *weight, *bias;
     float *running_mean, *running_var;
     int64_t *num_batches_tracked;
@@ -208,6 +211,8 @@ INLINE void gradient(const Layer *l, int64_t first, int64_t last, int way, int w
         }
 }
 
+#include "pooled_norms.c"
+
 typedef void Work(const Layer *, int64_t first, int64_t last, float *partial);
 #define VARIANT(name, call) \
     static void name(const Layer *l, int64_t first, int64_t last, float *partial) { (void)partial; call; }
@@ -217,14 +222,18 @@ typedef void Work(const Layer *, int64_t first, int64_t last, float *partial);
     VARIANT(gradient_##way##_##number, gradient(l, first, last, way, wide))
 #define OF_NUMBER(number, wide) \
     VARIANT(statistics_##number, sums(l, first, last, partial, PLAIN, wide, 0)) \
-    OF_WAY(PLAIN, number, wide) OF_WAY(RELU, number, wide) OF_WAY(ADD_RELU, number, wide)
+    OF_WAY(PLAIN, number, wide) OF_WAY(RELU, number, wide) OF_WAY(ADD_RELU, number, wide) \
+    VARIANT(apply_RELU_POOL_##number, apply_pooled(l, first, last, wide)) \
+    VARIANT(reduce_RELU_POOL_##number, sums_pooled(l, first, last, partial, wide)) \
+    VARIANT(gradient_RELU_POOL_##number, gradient_pooled(l, first, last, wide))
 OF_NUMBER(bf16, 0)
 OF_NUMBER(float32, 1)
-#define TABLE(step, number) {step##_PLAIN_##number, step##_RELU_##number, step##_ADD_RELU_##number}
+#define TABLE(step, number) \
+    {step##_PLAIN_##number, step##_RELU_##number, step##_ADD_RELU_##number, step##_RELU_POOL_##number}
 static Work *const STATISTICS[] = {statistics_bf16, statistics_float32};
-static Work *const APPLY[][3] = {TABLE(apply, bf16), TABLE(apply, float32)};
-static Work *const REDUCE[][3] = {TABLE(reduce, bf16), TABLE(reduce, float32)};
-static Work *const GRADIENT[][3] = {TABLE(gradient, bf16), TABLE(gradient, float32)};
+static Work *const APPLY[][4] = {TABLE(apply, bf16), TABLE(apply, float32)};
+static Work *const REDUCE[][4] = {TABLE(reduce, bf16), TABLE(reduce, float32)};
+static Work *const GRADIENT[][4] = {TABLE(gradient, bf16), TABLE(gradient, float32)};
 
 static int64_t chunk_rows(const Layer *l)
 {
@@ -232,18 +241,30 @@ static int64_t chunk_rows(const Layer *l)
     return rows < TILE ? TILE : rows;
 }
 
-// Each thread has chunks that lie side by side; backwards, it begins with those that it has seen last.
-static void run(Work *work, const Layer *l, int threads, int backwards)
+// How many there are of what a pass works on, in a chunk but the last, and of chunks: no more than those of rows.
+typedef struct {
+    int64_t units, each, count;
+} Chunks;
+
+static Chunks chunks_of(const Layer *l, int way)
 {
-    const int64_t each = chunk_rows(l), chunks = (l->rows + each - 1) / each;
+    const int64_t rows = chunk_rows(l), count = (l->rows + rows - 1) / rows;
+    if (way != RELU_POOL) return (Chunks){l->rows, rows, count};
+    const int64_t lines = l->images * down(l), each = (lines + count - 1) / count;
+    return (Chunks){lines, each, (lines + each - 1) / each};
+}
+
+// Each thread has chunks that lie side by side; backwards, it begins with those that it has seen last.
+static void run(Work *work, const Layer *l, Chunks chunks, int threads, int backwards)
+{
 #pragma omp parallel num_threads(threads)
     {
         const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
-        const int64_t first = chunks * me / all, last = chunks * (me + 1) / all;
+        const int64_t first = chunks.count * me / all, last = chunks.count * (me + 1) / all;
         for (int64_t i = first; i < last; i++) {
             const int64_t chunk = backwards ? first + last - 1 - i : i;
-            const int64_t row = chunk * each, end = row + each < l->rows ? row + each : l->rows;
-            work(l, row, end, l->partials + PARTIALS * l->channels * chunk);
+            const int64_t from = chunk * chunks.each, next = from + chunks.each;
+            work(l, from, next < chunks.units ? next : chunks.units, l->partials + PARTIALS * l->channels * chunk);
         }
         _mm_sfence();  // what was streamed is there for the other threads
     }
@@ -271,7 +292,7 @@ void norm_forward(const Layer *l, int way, int wide, int threads)
 {
     const double rows = (double)l->rows;
     float *stats[] = {l->stats, l->stats + l->channels, l->stats + 2 * l->channels, l->stats + 3 * l->channels};
-    run(STATISTICS[wide], l, threads, 0);
+    run(STATISTICS[wide], l, chunks_of(l, PLAIN), threads, 0);
     ++*l->num_batches_tracked;
     for (int64_t c = 0; c < l->channels; c++) {
         double mean, squares;
@@ -284,7 +305,7 @@ void norm_forward(const Layer *l, int way, int wide, int threads)
         l->running_mean[c] = (float)((1 - l->momentum) * l->running_mean[c] + l->momentum * mean);
         l->running_var[c] = (float)((1 - l->momentum) * l->running_var[c] + l->momentum * squares / (rows - 1));
     }
-    run(APPLY[wide][way], l, threads, 1);
+    run(APPLY[wide][way], l, chunks_of(l, way), threads, 1);
 }
 
 // y alone, by the statistics that the norm keeps.
@@ -295,20 +316,20 @@ void norm_evaluate(const Layer *l, int way, int wide, int threads)
         l->stats[SCALE * l->channels + c] = (float)scale;
         l->stats[SHIFT * l->channels + c] = (float)(l->bias[c] - l->running_mean[c] * scale);
     }
-    run(APPLY[wide][way], l, threads, 0);
+    run(APPLY[wide][way], l, chunks_of(l, way), threads, 0);
 }
 
 // dx, dshortcut, dweight and dbias.
 void norm_backward(const Layer *l, int way, int wide, int threads)
 {
     const double rows = (double)l->rows;
-    const int64_t each = chunk_rows(l);
-    run(REDUCE[wide][way], l, threads, 0);
+    const Chunks chunks = chunks_of(l, way);
+    run(REDUCE[wide][way], l, chunks, threads, 0);
     float *c0 = l->coefficients, *c1 = c0 + l->channels, *c2 = c1 + l->channels;
     for (int64_t c = 0; c < l->channels; c++) {
         double dbias = 0, with_x = 0;
-        for (int64_t row = 0; row < l->rows; row += each) {
-            const float *partial = l->partials + PARTIALS * l->channels * (row / each) + c;
+        for (int64_t chunk = 0; chunk < chunks.count; chunk++) {
+            const float *partial = l->partials + PARTIALS * l->channels * chunk + c;
             dbias += partial[SUM];
             with_x += partial[OTHER * l->channels];
         }
@@ -320,5 +341,5 @@ void norm_backward(const Layer *l, int way, int wide, int threads)
         c1[c] = (float)of_x;
         c2[c] = (float)(-scale * dbias / rows - of_x * l->stats[MEAN * l->channels + c]);
     }
-    run(GRADIENT[wide][way], l, threads, 1);
+    run(GRADIENT[wide][way], l, chunks, threads, 1);
 }

@@ -1,4 +1,4 @@
-"""The kernels of `norm_kernels.c`, compiled for this machine's CPU by gcc, in a second or two.
+"""The kernels of `norm_kernels.c` and `pooled_norms.c`, compiled for this machine's CPU by gcc, in a second or two.
 
     python3 norm_library.py [--here]
 
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 SOURCE = Path(__file__).with_name("norm_kernels.c")
+INCLUDED = Path(__file__).with_name("pooled_norms.c")
 BUILT = Path(__file__).with_name("built")  # what is compiled is kept here, where the folder can be written
 LEVELS = {
     "avx512_bf16": (("x86-64-v4", "avx512bf16"), {"avx512_bf16"}),
@@ -59,7 +60,8 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
 
 def path_of(name: str) -> Path:
     """Where the library of a level is kept. A changed source has another name."""
-    return BUILT / f"norm_kernels-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]}-{name}.so"
+    sources = SOURCE.read_bytes() + INCLUDED.read_bytes()
+    return BUILT / f"norm_kernels-{hashlib.sha256(sources).hexdigest()[:12]}-{name}.so"
 
 
 def compile_into(path: Path, name: str) -> None:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from image_classifier.training.given import give_away, received
 from image_classifier.vision.resnet import convolve, has_hooks
 
+TALL, PARTS = 2**15, 8  # oneDNN takes longer for one product over so many rows than for so many parts of it
+
 
 def by_products(convolution: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor]:
     """A `Convolve` that computes by matrix products what they serve, and else calls the module.
@@ -72,11 +74,20 @@ class _Product(torch.autograd.Function):
         needs_x, needs_weight, _ = ctx.needs_input_grad
         with torch.autocast(dy.device.type, enabled=False):
             dy = _rows(dy)
-            dweight = (dy.t() @ _rows(seen)).view_as(weight) if needs_weight else None
+            dweight = _gradient_of_weight(dy, _rows(seen)).view_as(weight) if needs_weight else None
             dx = _gradient_of_x(dy, weight.flatten(1), more, ctx.shape, ctx.stride) if needs_x else None
         if dx is not None:
             give_away(dx)  # made here, or received and written into
         return dx, dweight, None
+
+
+def _gradient_of_weight(dy: Tensor, x: Tensor) -> Tensor:
+    """(rows, K) and (rows, C) -> (K, C)."""
+    rows = len(x)
+    if x.device.type != "cpu" or rows < TALL or rows % PARTS:
+        return dy.t() @ x
+    parts = torch.bmm(dy.view(PARTS, -1, dy.shape[1]).transpose(1, 2), x.view(PARTS, -1, x.shape[1]))
+    return parts.sum(0, dtype=torch.float32).to(x.dtype)
 
 
 def _gradient_of_x(

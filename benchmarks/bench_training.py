@@ -192,7 +192,8 @@ def full_part(found: dict[str, list[Measured]], options: argparse.Namespace) -> 
         f"## The whole network, {options.full_epochs} epochs at {options.full_size} pixels, "
         f"batch {options.full_batch}, lr {options.full_lr:g}",
         "",
-        f"The competent one has {options.workers} loading processes. Images a second are those of the fastest epoch.",
+        f"The competent one has {options.workers} loading processes. Images a second are those of the fastest epoch. "
+        "Each round has another seed, the same for all.",
         "",
         *full_table(found),
     ]

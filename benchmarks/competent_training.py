@@ -1,6 +1,6 @@
 """The other baseline of bench_training.py: the whole network, trained by who knows how. Prints a line of JSON.
 
-    python benchmarks/competent_training.py DATA WEIGHTS EPOCHS SIZE BATCH LR WORKERS OUTPUT [--resident [--ours]]
+    python benchmarks/competent_training.py DATA WEIGHTS EPOCHS SIZE BATCH LR WORKERS OUTPUT SEED [--resident [--ours]]
 
 torchvision's DataLoader with loading processes that stay, random crops of the same range as ours and flips, SGD with
 Nesterov momentum, warm-up and cosine, label smoothing, channels_last, bf16 autocast where the CPU computes that, the
@@ -99,10 +99,11 @@ def main(
     lr: float,
     workers: int,
     output: Path,
+    seed: int,
     alone: bool,
     ours: bool,
 ) -> None:
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = resnet50()
     model.load_state_dict(torch.load(weights, weights_only=True))
     crop, flip = transforms.RandomResizedCrop(size, CROPS), transforms.RandomHorizontalFlip()
@@ -150,6 +151,7 @@ if __name__ == "__main__":
         lr=float(given[5]),
         workers=int(given[6]),
         output=Path(given[7]),
+        seed=int(given[8]),
         alone="--resident" in sys.argv,
         ours="--ours" in sys.argv,
     )

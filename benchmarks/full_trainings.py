@@ -34,7 +34,8 @@ Measured = tuple[float, dict[str, float]]  # seconds of the whole process; what 
 
 @dataclass(frozen=True, kw_only=True)
 class FullTrainings:
-    """One training of each way; each is a process of its own, all with the same settings and allocator."""
+    """One training of each way; each is a process of its own, all with the same settings and allocator. The round's
+    number is the seed: how accurate a network becomes from few photographs is a matter of that, too."""
 
     data: Path
     weights: Path
@@ -56,19 +57,19 @@ class FullTrainings:
         return self._baseline(number, ["--resident", "--ours"])
 
     def full(self, number: int) -> Measured:
-        return self._ours(f"full-{number}", ["--start-scale", 1, "--train-scale", 1])
+        return self._ours("full", number, ["--start-scale", 1, "--train-scale", 1])
 
     def grows(self, number: int) -> Measured:
-        return self._ours(f"grows-{number}", ["--start-scale", 0.57, "--train-scale", 1])
+        return self._ours("grows", number, ["--start-scale", 0.57, "--train-scale", 1])
 
     def smaller(self, number: int) -> Measured:
-        return self._ours(f"smaller-{number}", ["--start-scale", 1, "--train-scale", 0.75])
+        return self._ours("smaller", number, ["--start-scale", 1, "--train-scale", 0.75])
 
-    def _ours(self, name: str, flags: Sequence[object]) -> Measured:
-        runs = self.folder / name
+    def _ours(self, name: str, number: int, flags: Sequence[object]) -> Measured:
+        runs = self.folder / f"{name}-{number}"
         words = [ROOT / "deploy.py", "--runs-dir", runs, "train", "--name", "full", "--data", self.data]
         words += ["--weights", self.weights, "--fine-tune", "full", "--epochs", self.epochs, "--lr", self.lr]
-        words += ["--image-size", self.size, "--batch-size", self.batch, *flags]
+        words += ["--image-size", self.size, "--batch-size", self.batch, "--seed", number, *flags]
         seconds, _ = run(words, ALLOCATORS[self.allocator])
         (job,) = runs.glob("train-*-full")
         output = MlPaths(base=job).output_data
@@ -80,7 +81,9 @@ class FullTrainings:
     def _baseline(self, number: int, flags: Sequence[str]) -> Measured:
         output = self.folder / f"competent-{number}.pth"
         words = [Path(__file__).parent / "competent_training.py", self.data, self.weights, self.epochs, self.size]
-        seconds, text = run([*words, self.batch, self.lr, self.workers, output, *flags], ALLOCATORS[self.allocator])
+        seconds, text = run(
+            [*words, self.batch, self.lr, self.workers, output, number, *flags], ALLOCATORS[self.allocator]
+        )
         output.unlink(missing_ok=True)
         return seconds, json.loads(text.splitlines()[-1])
 

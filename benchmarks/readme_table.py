@@ -81,14 +81,14 @@ ROWS = (
         figure="{} of its time",
     ),
     Row(
-        what="the whole network on the same photographs and cores, five epochs, beside a script of who knows how",
+        what="the whole network there, ten epochs with the same crops, beside a script of who knows how",
         file="training_full.md",
-        begins=("ours, crops that grow from 0.57 of their side",),
+        begins=("ours, crops as large as what is served",),
         columns=("whole process",),
         figure="time: {}",
     ),
     Row(
-        what="images a second of its epochs, with crops as large as that script's",
+        what="images a second of its epochs, beside that script's",
         file="training_full.md",
         begins=("ours, crops as large as what is served",),
         columns=("images a second",),

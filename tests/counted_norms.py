@@ -12,7 +12,7 @@ class CountedNorms:
 
     def __init__(self, kernels: NormKernels) -> None:
         self._kernels = kernels
-        self.dtypes, self.evaluates, self.pools = kernels.dtypes, kernels.evaluates, kernels.pools
+        self.dtypes, self.evaluates = kernels.dtypes, kernels.evaluates
         self.computed: list[str] = []
 
     def forward(self, way: str, *given: Any, **filled: Any) -> None:

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 import torch
 from tests.counted_norms import CountedNorms
-from tests.unit.test_fused_norms import LAST, bits, distance, network, passes
+from tests.unit.test_fused_norms import LAST, LAYERS, bits, distance, network
 from torch import Tensor, nn
 
 from image_classifier.training.cpu_norms import CpuNorms
@@ -49,7 +49,7 @@ def test_a_network_learns_with_products_as_without(cpu_library: ctypes.CDLL, wit
     expected = bits(exact, images)
     assert sum(isinstance(module, nn.Conv2d) for module in mine.modules()) == CONVOLUTIONS
     assert Counter(counted.served) == {True: PRODUCTS, False: CONVOLUTIONS - 1 - PRODUCTS}  # the stem is no block's
-    assert Counter(kernels.computed) == (passes(kernels) if with_norms else {})
+    assert Counter(kernels.computed) == (LAYERS if with_norms else {})
     assert [each.dtype for each in found] == [each.dtype for each in rounded]
     count = 1 + len(list(plain.parameters()))
     # Logits, gradients, what the norms keep. How a few logits are rounded is chance.

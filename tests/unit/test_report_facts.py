@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from tests.report_folders import CLASSES, CONFIG, make_job, make_tuning
 
 from image_classifier.contract.errors import DataError
@@ -147,6 +148,23 @@ def test_the_data_are_those_that_the_job_found(own_job: Path) -> None:
     assert gather(own_job)["dataset"] == before
     (own_job / "output/data" / DATASET.name).unlink()
     assert gather(own_job)["dataset"]["fingerprint"] != before["fingerprint"]
+
+
+@pytest.mark.parametrize("error", [OSError, EOFError, RuntimeError, Image.DecompressionBombError])
+def test_whatever_a_header_makes_pillow_raise_only_its_size_is_missing(
+    own_job: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    before = gather(own_job)["dataset"]["sizes"]["sample"]
+    (path,) = list((own_job / "input/data/train").rglob("*.jpg"))[:1]
+    opened = Image.open
+
+    def fails(file: Any, **settings: Any) -> Any:
+        if file == path:
+            raise error("not this one")
+        return opened(file, **settings)
+
+    monkeypatch.setattr(Image, "open", fails)
+    assert gather(own_job)["dataset"]["sizes"]["sample"] == before - 1
 
 
 @pytest.mark.parametrize(

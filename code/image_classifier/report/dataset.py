@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -93,11 +94,9 @@ def _sizes(paths: Sequence[Path]) -> dict[str, Any] | None:
     """Width and height of the median picture, shortest and longest side, from the headers of an even sample."""
     sizes = []
     for path in paths[:: max(1, math.ceil(len(paths) / MAX_HEADERS))]:
-        try:
-            with Image.open(path, formats=PILLOW_NAMES) as image:
-                sizes.append(image.size)
-        except (OSError, ValueError, SyntaxError):  # named among the unreadable
-            continue
+        # any error of Pillow's many: what cannot be read is named elsewhere, and a job does not end for its size
+        with suppress(Exception), Image.open(path, formats=PILLOW_NAMES) as image:
+            sizes.append(image.size)
     if not sizes:
         return None
     sides = [side for size in sizes for side in size]

@@ -42,7 +42,7 @@ class CpuNorms:
     """
 
     dtypes = (torch.bfloat16, torch.float32)
-    evaluates, pools = True, True
+    evaluates = True
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library

@@ -40,10 +40,6 @@ class NormKernels(Protocol):
     def evaluates(self) -> bool:
         """Whether it has `evaluate`."""
 
-    @property
-    def pools(self) -> bool:
-        """Whether it computes POOLED; not in `evaluate`."""
-
     def forward(
         self,
         way: str,
@@ -66,7 +62,7 @@ class NormKernels(Protocol):
         """
 
     def evaluate(self, way: str, x: Tensor, shortcut: Tensor | None, norm: nn.BatchNorm2d, *, y: Tensor) -> None:
-        """y by the norm's running statistics, where nothing is to have a gradient."""
+        """y by the norm's running statistics, where nothing is to have a gradient; not of POOLED."""
 
     def backward(
         self,
@@ -135,10 +131,8 @@ class FusedNorms:
         pool: nn.MaxPool2d | None = None,
     ) -> bool:
         """Whether our kernels compute this."""
-        if pool is not None:
-            pools = self.kernels.pools and norm.training and relu is not None and shortcut is None
-            if not pools or not _is_usual_pool(pool):
-                return False
+        if pool is not None and not (norm.training and relu is not None and shortcut is None and _is_usual_pool(pool)):
+            return False
         if has_hooks(norm) or (relu is not None and has_hooks(relu)):
             return False
         if not norm.training and (not self.kernels.evaluates or _has_gradient(x, shortcut, norm.weight, norm.bias)):

@@ -34,7 +34,7 @@ class GpuNorms:
     """
 
     dtypes = (torch.bfloat16,)
-    evaluates, pools = False, True
+    evaluates = False
 
     def __init__(self, run: Run, processors: int) -> None:
         self.run, self.processors = run, processors

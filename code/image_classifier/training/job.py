@@ -141,13 +141,13 @@ def run_in(
 
 
 def write_findings(bad: BadImages, folders: ImageFolders, data_fingerprint: str, paths: MlPaths) -> None:
-    """Writes what the images are, what could not be read and what else is to be said of them, and logs what was not
-    said yet."""
-    DATASET.write(paths.output_data, facts_of(folders, data_fingerprint))
+    """Writes what could not be read, what else is to be said of the images and what they are; logs what was not said
+    yet."""
     for finding in bad.new_findings():
         log.warning("%s", finding.line)
     BAD_IMAGES.write(paths.output_data, bad.found)
     FINDINGS.write(paths.output_data, by_level((*folders.findings, *bad.findings())))
+    DATASET.write(paths.output_data, facts_of(folders, data_fingerprint))
 
 
 def end_if_asked(stop: StopFlag) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from image_classifier.contract.errors import describe
 from image_classifier.training.cpu_norms import CpuNorms, load
 from image_classifier.training.cuda_kernels import CudaKernels
-from image_classifier.training.fused_norms import POOLED, WAYS, FusedNorms, NormKernels, pooled_shape
+from image_classifier.training.fused_norms import POOLED, WAYS, FusedNorms, pooled_shape
 from image_classifier.training.gpu_norms import KERNELS, SOURCE, GpuNorms
 from image_classifier.training.loop import wants_graph
 from image_classifier.training.pointwise import by_products
@@ -166,14 +166,9 @@ def tried(
     return norms if ours < theirs else None
 
 
-def ways_of(kernels: NormKernels) -> tuple[str, ...]:
-    """What these kernels compute."""
-    return (*WAYS, POOLED) if kernels.pools else WAYS
-
-
 def wrong_numbers(norms: FusedNorms, shapes: Sequence[Shape], dtype: torch.dtype = torch.bfloat16) -> str:
     """The first result that is off by more than it may be, in words; empty where all are right. Raises as `errors`."""
-    for way in ways_of(norms.kernels):
+    for way in (*WAYS, POOLED):
         for shape in shapes:
             for name, error in errors(norms, way, shape, dtype).items():
                 if not error <= 1:  # also where it is no number

@@ -6,6 +6,7 @@ ClassifierError                  a sentence for a person, and a hint what to do
 ├── WeightsError                 the starting weights cannot be had
 ├── ArtifactError                model.tar.gz is damaged, foreign or from a newer version
 ├── JobError                     a job failed; carries the first cause
+│   ├── ProcessLost              another process of the same training has ended
 │   └── JobStopped               a job was asked to stop and saved its state
 │       └── RuleFired            a rule of the debugger stopped it
 ├── PlatformError                the machine refuses: port in use, disk full, no permission
@@ -35,6 +36,7 @@ EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_RULE_FIRED = 3
 EXIT_PLATFORM = 4  # of a job, not of the command line: the machine refused, and the same job may go on another time
+EXIT_PROCESS_LOST = 5  # of one of a training's processes: another one has ended, whose exit code says why
 EXIT_STOPPED = 143  # 128 + SIGTERM, what a shell reports for a process ended by SIGTERM
 
 
@@ -76,6 +78,12 @@ class ArtifactError(ClassifierError):
 
 class JobError(ClassifierError):
     """A job failed. The message is its first cause."""
+
+
+class ProcessLost(JobError):
+    """Another process of the same training has ended, and this one cannot go on without it."""
+
+    exit_code = EXIT_PROCESS_LOST
 
 
 class JobStopped(JobError):

@@ -19,6 +19,7 @@ from image_classifier.contract.errors import (
     JobError,
     JobStopped,
     PlatformError,
+    ProcessLost,
     describe,
 )
 from image_classifier.contract.outputs import failure_text
@@ -41,7 +42,7 @@ def explain(error: Exception) -> ClassifierError:
     if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
         return JobError("the memory ran out", "lower batch_size or image_size")
     if any(words in text for words in ("closed by peer", "reset by peer", "Broken pipe")):
-        return JobError(PROCESS_LOST, "the log and the failure file of its host say why")
+        return ProcessLost(PROCESS_LOST, "the log and the failure file of its host say why")
     if "DataLoader worker" in text:
         return JobError(
             f"a data loading process died: {describe(error)}",

@@ -15,10 +15,10 @@ from typing import NoReturn
 import psutil
 
 from image_classifier.contract.config import TrainConfig
-from image_classifier.contract.errors import EXIT_PLATFORM, ClassifierError, JobStopped, PlatformError
+from image_classifier.contract.errors import EXIT_PLATFORM, ClassifierError, JobStopped, PlatformError, ProcessLost
 from image_classifier.contract.paths import MlPaths
 from image_classifier.contract.text import visible
-from image_classifier.training.ending import PROCESS_LOST, explain, report, write_failure
+from image_classifier.training.ending import explain, report, write_failure
 from image_classifier.training.given_data import GivenData
 from image_classifier.training.stop import StopFlag, end_workers, remove_temporary_folder
 
@@ -33,8 +33,9 @@ def main(argv: Sequence[str], stop: StopFlag | None = None) -> int:
 
     Returns:
         0 when the model was written, 143 when the job was stopped and can be resumed, 2 for a hyperparameter that
-        is unknown or out of range, 3 when a rule stopped it, 4 when the machine refused (a full disk), 1 for any other
-        failure. Unless it is 0, the failure file holds the cause.
+        is unknown or out of range, 3 when a rule stopped it, 4 when the machine refused (a full disk), 5 when another
+        process of the same training has ended, 1 for any other failure. Unless it is 0, the failure file holds the
+        cause.
     """
     is_main = os.environ.get("RANK", "0") == "0"
     configure_logging(logging.INFO if is_main else logging.ERROR)
@@ -61,7 +62,7 @@ def main(argv: Sequence[str], stop: StopFlag | None = None) -> int:
         log.log(logging.WARNING if isinstance(error, JobStopped) else logging.ERROR, "%s", error.message)
         if error.hint:
             log.info("hint: %s", error.hint)
-        if error.message != PROCESS_LOST or not paths.failure.exists():  # the one that ended first wrote the cause
+        if not isinstance(error, ProcessLost) or not paths.failure.exists():  # the one that ended first wrote the cause
             write_failure(paths.failure, error)
         if is_main:
             end_and_report(paths)

@@ -17,7 +17,6 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -26,12 +25,13 @@ from sagemaker_training import environment, logging_config
 from image_classifier.contract.errors import (
     EXIT_FAILURE,
     EXIT_PLATFORM,
+    EXIT_PROCESS_LOST,
     EXIT_STOPPED,
     ClassifierError,
     JobStopped,
     PlatformError,
 )
-from image_classifier.contract.outputs import read_failure, stop_message
+from image_classifier.contract.outputs import stop_message
 from image_classifier.contract.paths import RESTARTS_VARIABLE, MlPaths
 from image_classifier.contract.supervised import Supervised
 from image_classifier.training.ending import KILLED, PROCESS_LOST, explain, note_end, write_failure
@@ -107,7 +107,7 @@ def places(hosts: Sequence[str], current: str, per_host: int, interface: str) ->
 
 
 def run_program(program: TrainingProgram, arguments: Sequence[str], at: Sequence[Mapping[str, str]]) -> None:
-    """Starts a script for each of `at` and waits for them. Does not return when one failed: the first one counts.
+    """Starts a script for each of `at` and waits for them. Does not return when one failed.
 
     Ours, of several processes on this host or others, is started again where one of them was lost: killed, or gone with
     its host. It goes on from the last checkpoint, and fails when it has been started MAX_RESTARTS times.
@@ -132,7 +132,7 @@ def run_program(program: TrainingProgram, arguments: Sequence[str], at: Sequence
                 script = Supervised.start(program.command(arguments), env={**environment, **place}, cwd=program.folder)
                 scripts.append(all_end.enter_context(script))
             code = _wait_for_all(scripts)
-        what = _lost(code, failure) if program.is_ours and "RANK" in at[0] and not stopped else ""
+        what = _lost(code) if program.is_ours and "RANK" in at[0] and not stopped else ""
         if not what or attempt == MAX_RESTARTS:
             break
         log.warning("%s: all start again from the last checkpoint (%d of %d times)", what, attempt + 1, MAX_RESTARTS)
@@ -142,34 +142,39 @@ def run_program(program: TrainingProgram, arguments: Sequence[str], at: Sequence
         _leave(code)
 
 
-def _lost(code: int, failure: Path) -> str:
+def _lost(code: int) -> str:
     """Which loss of a process ended a training, in words; empty where it was another end.
 
     Args:
-        code: of the script that failed first on this host.
+        code: of the script that is the cause on this host.
     """
     if code != EXIT_STOPPED and code - KILLED in signal.valid_signals():
         return f"a process of the training was killed by {signal.Signals(code - KILLED).name}"
-    return PROCESS_LOST if code != 0 and read_failure(failure).message == PROCESS_LOST else ""
+    return PROCESS_LOST if code == EXIT_PROCESS_LOST else ""
 
 
 def _wait_for_all(scripts: Sequence[Supervised]) -> int:
-    """The exit code of the first script that failed, or 0; the others notice it, or are killed after a while."""
-    first, deadline = 0, math.inf
-    while running := [script for script in scripts if script.poll() is None]:
-        first = first or _failure(scripts)
-        if first and deadline == math.inf:
+    """The exit code of the script that is the cause, or 0 where none failed.
+
+    Once one has failed the others notice it, or are killed after a while. The cause is the first that failed by itself:
+    one that notices may be gone before the one it misses, whose supervisor still ends what that left running.
+    """
+    codes: dict[int, int] = {}  # by place, in the order of the ends
+    killed: set[int] = set()
+    deadline = math.inf
+    while True:
+        running = [place for place in range(len(scripts)) if place not in codes]
+        codes.update((place, code) for place in running if (code := scripts[place].poll()) is not None)
+        failed = [code for place, code in codes.items() if code != 0 and place not in killed]
+        if len(codes) == len(scripts):
+            return next((code for code in failed if code != EXIT_PROCESS_LOST), failed[0] if failed else 0)
+        if failed and deadline == math.inf:
             deadline = time.monotonic() + _GRACE_S
         if time.monotonic() > deadline:
-            for script in running:
-                script.kill()
+            for place in set(range(len(scripts))) - set(codes):
+                scripts[place].kill()
+                killed.add(place)
         time.sleep(_POLL_S)
-    return first or _failure(scripts)
-
-
-def _failure(scripts: Sequence[Supervised]) -> int:
-    """The exit code of a script that has failed, or 0."""
-    return next(filter(None, (script.poll() for script in scripts)), 0)
 
 
 def _install(handler: object) -> None:

@@ -29,6 +29,7 @@ from image_classifier.contract import supervisor
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import ClassifierError
 from image_classifier.contract.fork_requests import READY, ForkRequest
+from image_classifier.contract.importing import uncollected
 from image_classifier.contract.paths import BASE_DIR_VARIABLE, MlPaths
 from image_classifier.contract.supervised import GRACE_S
 from image_classifier.training import script
@@ -56,12 +57,12 @@ def main(argv: Sequence[str]) -> int:
 
 def warm_up() -> None:
     """Imports what trainings would."""
-    for name in WARM:
-        importlib.import_module(f"image_classifier.{name}")
-    with suppress(Exception):  # each training says itself that it goes without
-        importlib.import_module("image_classifier.training.hook").import_smdebug()
-    gc.collect()
-    gc.freeze()  # what is never looked at by the collector stays one copy for all forks
+    with uncollected():  # what is never looked at by the collector stays one copy for all forks
+        for name in WARM:
+            importlib.import_module(f"image_classifier.{name}")
+        with suppress(Exception):  # each training says itself that it goes without
+            importlib.import_module("image_classifier.training.hook").import_smdebug()
+        gc.collect()
 
 
 def prepare_for(request: ForkRequest) -> None:

@@ -16,6 +16,7 @@ import psutil
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import EXIT_PLATFORM, ClassifierError, JobStopped, PlatformError, ProcessLost
+from image_classifier.contract.importing import uncollected
 from image_classifier.contract.paths import MlPaths
 from image_classifier.contract.text import visible
 from image_classifier.training.ending import explain, report, write_failure
@@ -48,8 +49,9 @@ def main(argv: Sequence[str], stop: StopFlag | None = None) -> int:
     try:
         config = TrainConfig.from_argv(argv)
         given = GivenData(config, paths, ahead=True)
-        from image_classifier.training.distributed import joined  # after the arguments: torch takes seconds to import
-        from image_classifier.training.job import run_in
+        with uncollected():  # after the arguments: torch takes seconds to import
+            from image_classifier.training.distributed import joined
+            from image_classifier.training.job import run_in
 
         with joined(stop) as group:
             run_in(group, config, paths, stop, begun=process_started(), given=given)

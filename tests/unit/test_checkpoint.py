@@ -13,7 +13,7 @@ from tests.other_values import other_value
 from torch import nn
 
 from image_classifier.contract.config import TrainConfig, parameter, parameters
-from image_classifier.contract.errors import JobError, PlatformError
+from image_classifier.contract.errors import JobError, JobStopped, PlatformError
 from image_classifier.training.checkpoint import BEFORE, Checkpoints, Progress, identity
 from image_classifier.training.optim import make_optimizer
 
@@ -70,6 +70,7 @@ def test_a_checkpoint_written_behind_the_training_holds_what_was_when_it_was_ask
     step()
     progress.start_epoch(3)
     checkpoints.finish(Progress(epoch=1), {})  # waits for what is being written, and keeps the newest
+    checkpoints.settle()
     found = checkpoints.load()
     assert found is not None
     assert found.progress == Progress(epoch=2)
@@ -232,12 +233,37 @@ def test_settings_that_change_no_weight_may_change(tmp_path: Path, model: nn.Mod
 
 def test_finished_job_keeps_only_its_result(tmp_path: Path, model: nn.Module) -> None:
     save(tmp_path, model, epoch=1)
-    Checkpoints(tmp_path, identity(CONFIG, "d")).finish(Progress(epoch=2, step=7, finished=True), {"w": torch.ones(1)})
+    progress = Progress(epoch=2, step=7, finished=True)
+    checkpoints = Checkpoints(tmp_path, identity(CONFIG, "d"))
+    with checkpoints.settled():
+        checkpoints.finish(progress, {"w": torch.ones(1)})
+        progress.start_epoch(3)  # what is written is what was
     (only,) = files(tmp_path)
-    checkpoint = Checkpoints(tmp_path, identity(CONFIG, "d")).load()
+    checkpoint = checkpoints.load()
     assert only.stat().st_size < 10_000
     assert checkpoint is not None
-    assert checkpoint.progress.finished
+    assert checkpoint.progress == Progress(epoch=2, step=7, finished=True)
+
+
+def test_a_result_that_cannot_be_written_is_an_error_at_the_end_and_beside_another_one_a_warning(
+    tmp_path: Path, model: nn.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, model, epoch=1)
+    checkpoints = Checkpoints(tmp_path, {})
+
+    def end(error: Exception | None) -> None:
+        with no_file_larger_than(9999), checkpoints.settled():
+            checkpoints.finish(Progress(epoch=2), {"w": torch.ones(9999)})
+            if error is not None:
+                raise error
+
+    with pytest.raises(PlatformError, match="cannot write"):
+        end(None)
+    assert "not written" not in caplog.text
+    with pytest.raises(JobStopped):
+        end(JobStopped("stopped"))
+    assert "a checkpoint was not written: cannot write" in caplog.text
+    assert load_epoch(tmp_path) == 1
 
 
 def test_full_disk_names_the_file_and_keeps_the_checkpoint_there_is(tmp_path: Path, model: nn.Module) -> None:

@@ -12,8 +12,9 @@ import logging
 import math
 import time
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -179,9 +180,7 @@ class Checkpoints:
             state = read_tensors(copied)
             self._save(Checkpoint(kept, state["model"], state["optimizer"], best))
 
-        if self._writer is None:
-            self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
-        self._writing = self._writer.submit(write)
+        self._write_behind(write)
 
     def save(self, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer, best: Weights) -> None:
         """Writes a checkpoint and removes all but the newest KEPT.
@@ -194,13 +193,35 @@ class Checkpoints:
 
     def finish(self, progress: Progress, best: Weights) -> None:
         """Marks the job as finished: started again, it finds its result instead of training. Keeps nothing else.
+        Written while the job goes on, `best` must stay as it is; `settle` waits for it."""
+        if not self._writes:
+            return
+        self._pass_over()
+        finished = Checkpoint(copy.deepcopy(progress), {}, {}, best)
+
+        def write() -> None:
+            self._write(finished)
+            self._keep(1)
+
+        self._write_behind(write)
+
+    def settle(self) -> None:
+        """Waits until what was to be written behind the training lies there.
 
         Raises:
-            PlatformError: as `save`.
+            PlatformError: it could not be written: the disk is full or not writable.
         """
-        self._pass_over()
-        self._write(Checkpoint(progress, {}, {}, best))
-        self._keep(1)
+        self._wait()
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """At the end of the block nothing is being written. Raises as `settle`, unless there is another error."""
+        try:
+            yield
+        except BaseException:
+            self._pass_over()
+            raise
+        self.settle()
 
     def load(self) -> Checkpoint | None:
         """The newest checkpoint that can be read, None to start from the beginning.
@@ -229,6 +250,11 @@ class Checkpoints:
             log.info("resuming from %s", path)
             return checkpoint
         return None
+
+    def _write_behind(self, write: Callable[[], None]) -> None:
+        if self._writer is None:
+            self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
+        self._writing = self._writer.submit(write)
 
     def _wait(self) -> None:
         """Until nothing is being written. Raises what the writing raised."""

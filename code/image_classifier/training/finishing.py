@@ -93,6 +93,7 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
         features=None if extraction is None or training.setup.device.type != "cpu" else extraction.of_bytes,
         temperature=temperature,
     )
+    training.checkpoints.settle()
     write_model(
         paths.model,
         weights=state_arrays(model),
@@ -164,10 +165,7 @@ def run_test(
         with exact_float32():
             return evaluate(model, loader, hook, training.bad, training.stop, setup=setup, temperature=temperature)
     except Interrupted:
-        raise training.stop.error(
-            "while testing; the training has finished and is saved",
-            "start again with the same checkpoint folder to test and write the model",
-        ) from None
+        raise training.stopped_at_the_end("testing", "test and write the model") from None
 
 
 def run_formats(
@@ -198,10 +196,7 @@ def run_formats(
         model, train = training.model, folders.train
         return measure_formats(model, train, unseen, preprocessing, skip=golden, pause=pause, temperature=temperature)
     except Interrupted:
-        raise training.stop.error(
-            "while measuring number formats; the training has finished and is saved",
-            "start again with the same checkpoint folder to write the model",
-        ) from None
+        raise training.stopped_at_the_end("measuring number formats", "write the model") from None
 
 
 def photos_for_gates(folders: ImageFolders, golden: int, *, wanted: int) -> tuple[Split, int]:

@@ -121,7 +121,7 @@ def run_in(
     hook = make_hook(watched(training, folders, begun), paths, stop, lambda fired: end_hung(training, fired, paths))
     try:
         awake()
-        with WaitingThreads(device):
+        with WaitingThreads(device), checkpoints.settled():
             compute_features(training, hook)
             if training.progress.step == 0 and not training.progress.finished:
                 training.train.begin_early(training.progress.epoch)  # while the network is looked at

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from image_classifier.contract.config import TrainConfig
+from image_classifier.contract.errors import JobStopped
 from image_classifier.training.bad_images import BadImages
 from image_classifier.training.checkpoint import Checkpoints, Progress, Weights
 from image_classifier.training.data import Loader
@@ -59,6 +60,12 @@ class Training:
     def on_features(self) -> bool:
         """Whether the frozen body has seen the images before the training."""
         return isinstance(self.train, FeatureLoader)
+
+    def stopped_at_the_end(self, where: str, how_to_go_on: str) -> JobStopped:
+        """What to raise where a stop is asked for after the last epoch. Raises PlatformError when that is not saved."""
+        self.checkpoints.settle()
+        hint = f"start again with the same checkpoint folder to {how_to_go_on}"
+        return self.stop.error(f"while {where}; the training has finished and is saved", hint)
 
     @property
     def step_setup(self) -> Setup:

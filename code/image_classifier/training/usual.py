@@ -67,10 +67,7 @@ def usual_sight(training: Training, valid: Split, hook: Observer) -> Sight:
         with torch.inference_mode():
             parts = list(_of_features(training, hook) if training.on_features else _of_images(training, valid))
     except Interrupted:
-        raise training.stop.error(
-            "while looking at the validation images; the training has finished and is saved",
-            "start again with the same checkpoint folder to write the model",
-        ) from None
+        raise training.stopped_at_the_end("looking at the validation images", "write the model") from None
     if not parts:
         return Sight(
             logits=np.empty((0, 2)),

@@ -2,11 +2,12 @@
 
     PYTHONPATH=code:. python benchmarks/bench_neighbour.py [--rounds 5] [--seconds 8] [--neighbours 0 1 2]
 
-Steps of a ResNet50 in processes of their own that take turns, beside as many others, of one thread each, that compute
-without a pause. The threads are those of OpenMP (GNU's runtime, which torch brings along): as it waits by default, with
-OMP_WAIT_POLICY=passive, as a training of ours has them wait (training/waiting_threads.py), and with a thread fewer. A
-fair share with N neighbours is cores / (cores + N) of the speed that the fastest of them has alone in the same round.
-Writes benchmarks/results/neighbour.md and neighbour.json. --quick tries the script and writes nothing.
+Steps of a ResNet50 as a job of ours makes them (bf16 where the processor has it, our kernels) in processes of their
+own that take turns, beside as many others, of one thread each, that compute without a pause. The threads are those of
+OpenMP (GNU's runtime, which torch brings along): as it waits by default, with OMP_WAIT_POLICY=passive, as a training of
+ours has them wait (training/waiting_threads.py), and with a thread fewer. A fair share with N neighbours is
+cores / (cores + N) of the speed that the fastest of them has alone in the same round. Writes
+benchmarks/results/neighbour.md and neighbour.json. --quick tries the script and writes nothing.
 """
 
 from __future__ import annotations
@@ -24,13 +25,16 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # everybody's name for it
-from benchmarks.record import RESULTS, write_result
+from benchmarks.record import RESULTS, processor, write_result
 
 from image_classifier.contract.machine import usable_cores
+from image_classifier.training.norm_trial import fuse
+from image_classifier.training.setup import use_bf16
 from image_classifier.training.waiting_threads import WaitingThreads
 from image_classifier.vision.model import build_model
 
 CORES = usable_cores()
+CPU = torch.device("cpu")
 OURS = "ours"
 WAYS = {
     "spinning": {"OMP_NUM_THREADS": str(CORES)},
@@ -48,14 +52,18 @@ Found = dict[tuple[str, int], list[float]]  # (way, neighbours) -> images a seco
 def speed(seconds: float, size: int) -> float:
     """Images a second of training steps in this process."""
     torch.manual_seed(0)
+    bf16 = use_bf16("auto", CPU)
     model = build_model(CLASSES).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+    fuse(model, CPU, bf16=bf16)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, fused=True)
     images = torch.randn(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)
     labels = torch.arange(BATCH) % CLASSES
 
     def step() -> None:
         optimizer.zero_grad()
-        F.cross_entropy(model(images), labels).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(model(images).float(), labels)
+        loss.backward()
         optimizer.step()
 
     def steps(seconds: float) -> float:
@@ -112,7 +120,7 @@ def main() -> None:
     parser.add_argument("--one", choices=list(WAYS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        with WaitingThreads(torch.device("cpu")) if options.one == OURS else nullcontext():
+        with WaitingThreads(CPU) if options.one == OURS else nullcontext():
             print(speed(options.seconds, options.size))
         return
     if options.quick:
@@ -132,7 +140,7 @@ def main() -> None:
         f"`PYTHONPATH=code:. python benchmarks/bench_neighbour.py --rounds {options.rounds} "
         f"--seconds {options.seconds:g} --size {options.size} --neighbours {' '.join(map(str, counts))}`",
         "",
-        f"Batch {BATCH}, {options.size} pixels, float32, {CORES} cores, torch {torch.__version__}, Python "
+        f"Batch {BATCH}, {options.size} pixels, {CORES} cores ({processor()}), torch {torch.__version__}, Python "
         f"{platform.python_version()}, load {os.getloadavg()[0]:.1f} at the end; median (smallest .. largest) of "
         f"{options.rounds} rounds. A share of 1 is cores / (cores + neighbours) of the speed that the fastest way has "
         "alone in the same round.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from image_classifier.contract.supervised import Supervised
+from image_classifier.contract.supervised import Supervised, wait_for_an_end
 
 CODE = Path(__file__).parents[2] / "code"
 # It says "saved" when it is stopped; its child is in a session of its own, its grandchild's parent has ended.
@@ -37,7 +38,7 @@ while True:
 POLITE, DEAF = PROGRAM.format(polite=True), PROGRAM.format(polite=False)
 OWNER = """
 import os, sys, time
-from image_classifier.contract.supervised import Supervised
+from image_classifier.contract.supervised import Supervised, wait_for_an_end
 with Supervised.start([sys.executable, "-c", {program!r}], env=os.environ, cwd="/", grace_s={grace_s}, after={after}):
     time.sleep(600)
 """
@@ -242,3 +243,23 @@ def test_supervisors_nest(watched: Watched, victim: str) -> None:
             outer.kill()
             assert outer.wait() == 137
         assert not any(process.is_running() for process in [owner, inner, *processes])
+
+
+def test_the_end_of_any_process_ends_a_wait(watched: Watched) -> None:
+    with watched.start("import time; time.sleep(600)") as lasting, watched.start("pass") as short:
+        wait_for_an_end([lasting.pid, short.pid], 600)
+        assert short.poll() == 0
+        wait_for_an_end([lasting.pid, short.pid], 600)  # of one that is known to have ended
+        wait_for_an_end([lasting.pid], 0.01)
+        assert lasting.poll() is None
+
+
+def test_where_no_end_can_be_waited_for_the_time_is_slept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int) -> int:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    slept: list[float] = []
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    monkeypatch.setattr(time, "sleep", slept.append)
+    wait_for_an_end([os.getpid()], 0.25)
+    assert slept == [0.25]

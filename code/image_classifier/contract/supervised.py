@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import select
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Self
 
 from image_classifier.contract import supervisor
 
 GRACE_S = 60.0  # for a program whose owner died to save its state; SageMaker gives 120 s
+
+
+def wait_for_an_end(processes: Iterable[int], seconds: float) -> None:
+    """Returns as soon as one of these processes has ended, or after `seconds`."""
+    watched = select.poll()
+    with contextlib.ExitStack() as opened:
+        try:
+            for process in processes:
+                file = os.pidfd_open(process)
+                opened.callback(os.close, file)
+                watched.register(file, select.POLLIN)
+        except ProcessLookupError:  # it has ended, and somebody has taken its status
+            return
+        except OSError:  # a kernel without such files; too many open ones
+            time.sleep(seconds)
+            return
+        watched.poll(1000 * seconds)
 
 
 class Supervised:

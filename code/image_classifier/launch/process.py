@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -11,7 +10,7 @@ from typing import Protocol, Self
 
 from image_classifier.contract.errors import PlatformError
 from image_classifier.contract.files import open_plain
-from image_classifier.contract.supervised import Supervised
+from image_classifier.contract.supervised import Supervised, wait_for_an_end
 
 POLL_S = 0.1
 
@@ -158,4 +157,4 @@ def follow_until(
             if interrupts.count > 1:
                 job.kill()
             obeyed = interrupts.count
-        time.sleep(POLL_S)
+        wait_for_an_end([job.pid], POLL_S)

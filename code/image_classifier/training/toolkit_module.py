@@ -33,7 +33,7 @@ from image_classifier.contract.errors import (
 )
 from image_classifier.contract.outputs import stop_message
 from image_classifier.contract.paths import RESTARTS_VARIABLE, MlPaths
-from image_classifier.contract.supervised import Supervised
+from image_classifier.contract.supervised import Supervised, wait_for_an_end
 from image_classifier.training.ending import KILLED, PROCESS_LOST, explain, note_end, write_failure
 from image_classifier.training.hosts import interface_towards, wait_for_names
 from image_classifier.training.program import TrainingProgram, prepare_program
@@ -163,18 +163,20 @@ def _wait_for_all(scripts: Sequence[Supervised]) -> int:
     killed: set[int] = set()
     deadline = math.inf
     while True:
+        for place, script in enumerate(scripts):
+            if place not in codes and (code := script.poll()) is not None:
+                codes[place] = code
         running = [place for place in range(len(scripts)) if place not in codes]
-        codes.update((place, code) for place in running if (code := scripts[place].poll()) is not None)
         failed = [code for place, code in codes.items() if code != 0 and place not in killed]
-        if len(codes) == len(scripts):
+        if not running:
             return next((code for code in failed if code != EXIT_PROCESS_LOST), failed[0] if failed else 0)
         if failed and deadline == math.inf:
             deadline = time.monotonic() + _GRACE_S
         if time.monotonic() > deadline:
-            for place in set(range(len(scripts))) - set(codes):
+            for place in running:
                 scripts[place].kill()
                 killed.add(place)
-        time.sleep(_POLL_S)
+        wait_for_an_end([scripts[place].pid for place in running], _POLL_S)
 
 
 def _install(handler: object) -> None:

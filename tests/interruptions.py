@@ -74,6 +74,8 @@ def disturb(process: subprocess.Popen[bytes], chance: random.Random, what_of: Di
         process.wait(timeout=moment)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGSTOP)  # starts nothing that would be missed
+        if process.poll() is not None:  # it ended at that very moment
+            return ""
         family = _family(process)
         if what == "disk":
             process.send_signal(signal.SIGCONT)

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -188,16 +188,17 @@ def kill_at(launcher: subprocess.Popen[str], line: str, rank: int, *, times: int
     for printed in launcher.stdout:
         log.append(printed)
         if line in printed and "".join(log).count(line) <= times:
-            scripts = [p for p in psutil.Process(launcher.pid).children(recursive=True) if "train.py" in p.cmdline()]
-            victim = next(p for p in scripts if p.environ().get("RANK") == str(rank) and is_script(p))
-            victim.kill()
+            started = psutil.Process(launcher.pid).children(recursive=True)
+            next(process for process in started if is_script(process, rank)).kill()
     launcher.communicate()
     return "".join(log)
 
 
-def is_script(process: psutil.Process) -> bool:
-    """Whether it is the script, and not its supervisor."""
-    return process.cmdline()[1] == "train.py"
+def is_script(process: psutil.Process, rank: int) -> bool:
+    """Whether it is the script of this rank, and not its supervisor."""
+    with suppress(psutil.Error):  # one that has ended meanwhile
+        return process.cmdline()[1:2] == ["train.py"] and process.environ().get("RANK") == str(rank)
+    return False
 
 
 @pytest.fixture(scope="module")

@@ -56,6 +56,7 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
     progress, config, model = training.progress, training.config, training.model
     HISTORY.write(paths.output_data, progress.history)
     if TRIAL.read_object(paths.config):
+        training.checkpoints.settle()
         RESULT.write(paths.output_data, trial_result(training, folders))
         log.info("done: best epoch %d of %d; a trial writes no model", progress.best_epoch, len(progress.history))
         return

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tests.report_folders import CLASSES, CONFIG, make_job, make_tuning
+from tests.report_folders import CLASSES, CONFIG, make_job
 
 from image_classifier.contract.errors import DataError
 from image_classifier.contract.metrics import METRIC_BY_NAME
@@ -31,12 +31,11 @@ from image_classifier.debugging.measures import launch_share
 from image_classifier.debugging.rules.base import Aspect, Rule, insufficient
 from image_classifier.debugging.rundata import RunData
 from image_classifier.debugging.schema import JobFacts, StepRecord
-from image_classifier.report import advice, gather, gather_tuning, render, write_report
+from image_classifier.report import advice, gather, render, write_report
 from image_classifier.report.advice import what_next
 from image_classifier.report.curves import step_time
 from image_classifier.report.facts import to_text
 from image_classifier.report.results import SPLIT_NAMES
-from image_classifier.report.search_facts import importance
 from image_classifier.vision import network
 from image_classifier.vision.confidence import exact_interval
 
@@ -369,33 +368,3 @@ def test_without_test_images_the_accuracy_is_called_flattering(own_job: Path) ->
     facts = gather(own_job)
     assert facts["outcome"]["accuracy"]["split"] == "validation"
     assert "Add a test folder" in _titles(facts)
-
-
-def test_tuning_facts_name_the_best_and_the_failed(tmp_path: Path) -> None:
-    facts = gather_tuning(make_tuning(tmp_path / "tune-1"))
-    assert facts["names"] == ["lr", "batch_size", "optimizer"]
-    assert facts["maximize"] is True
-    assert len(facts["trials"]) == 16
-    assert "tune-1" in facts["next"][0]["title"]
-    assert "See why trials failed" in _titles(facts)
-    assert len(facts["curves"]) == 15
-    assert "</html>" in render(facts)
-
-
-def test_the_hyperparameter_that_decides_is_told_from_one_that_does_not() -> None:
-    trials = [{"values": {"lr": 10.0**-i, "seed": float(i * 7 % 5)}, "value": 0.9 - 0.05 * i} for i in range(12)]
-    rows = importance(trials, ["seed", "lr"])
-    assert rows is not None
-    assert [row["name"] for row in rows] == ["lr", "seed"]
-    assert rows[0]["share"] > 0.8
-    assert rows[0]["p"] < 0.01
-    assert rows[1]["p"] > 0.2
-
-
-def test_a_handful_of_trials_ranks_nothing() -> None:
-    assert importance([{"values": {"lr": 0.1}, "value": 0.5}] * 5, ["lr"]) is None
-
-
-def test_equal_results_explain_nothing() -> None:
-    rows = importance([{"values": {"lr": 0.1 * i}, "value": 0.5} for i in range(8)], ["lr"])
-    assert rows == [{"name": "lr", "share": 0.0, "p": 1.0}]

@@ -1,4 +1,4 @@
-"""A search's pictures: complete in themselves, the page's own, and there however little was found."""
+"""A search's facts, and its pictures: complete in themselves, the page's own, there however little was found."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from xml.etree import ElementTree as Xml
 import pytest
 from tests.report_folders import make_tuning
 
-from image_classifier.report import write_report
+from image_classifier.report import gather_tuning, render, write_report
+from image_classifier.report.search_facts import importance
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -95,3 +96,33 @@ def test_an_epoch_without_a_number_leaves_a_gap(tmp_path: Path) -> None:
         if (line.get("class") or "").startswith("line c1")
     ]
     assert [len((line.get("points") or "").split()) for line in lines] == [2, 2]
+
+
+def test_tuning_facts_name_the_best_and_the_failed(tmp_path: Path) -> None:
+    facts = gather_tuning(make_tuning(tmp_path / "tune-1"))
+    assert facts["names"] == ["lr", "batch_size", "optimizer"]
+    assert facts["maximize"] is True
+    assert len(facts["trials"]) == 16
+    assert "tune-1" in facts["next"][0]["title"]
+    assert "See why trials failed" in [advice["title"] for advice in facts["next"]]
+    assert len(facts["curves"]) == 15
+    assert "</html>" in render(facts)
+
+
+def test_the_hyperparameter_that_decides_is_told_from_one_that_does_not() -> None:
+    trials = [{"values": {"lr": 10.0**-i, "seed": float(i * 7 % 5)}, "value": 0.9 - 0.05 * i} for i in range(12)]
+    rows = importance(trials, ["seed", "lr"])
+    assert rows is not None
+    assert [row["name"] for row in rows] == ["lr", "seed"]
+    assert rows[0]["share"] > 0.8
+    assert rows[0]["p"] < 0.01
+    assert rows[1]["p"] > 0.2
+
+
+def test_a_handful_of_trials_ranks_nothing() -> None:
+    assert importance([{"values": {"lr": 0.1}, "value": 0.5}] * 5, ["lr"]) is None
+
+
+def test_equal_results_explain_nothing() -> None:
+    rows = importance([{"values": {"lr": 0.1 * i}, "value": 0.5} for i in range(8)], ["lr"])
+    assert rows == [{"name": "lr", "share": 0.0, "p": 1.0}]

@@ -5,7 +5,8 @@
 Steps of a ResNet50 as a job of ours makes them (bf16 where the processor has it, our kernels) in processes of their
 own that take turns, beside as many others, of one thread each, that compute without a pause. The threads are those of
 OpenMP (GNU's runtime, which torch brings along): as it waits by default, with OMP_WAIT_POLICY=passive, as a training of
-ours has them wait (training/waiting_threads.py), and with a thread fewer. A fair share with N neighbours is
+ours has them wait (training/waiting_threads.py), and with a thread fewer; and as ours, where oneDNN divides the
+gradients of weights among them (not training/spatial.py), as in torch's own step. A fair share with N neighbours is
 cores / (cores + N) of the speed that the fastest of them has alone in the same round. Writes
 benchmarks/results/neighbour.md and neighbour.json. --quick tries the script and writes nothing.
 """
@@ -28,18 +29,21 @@ import torch.nn.functional as F  # noqa: N812  # everybody's name for it
 from benchmarks.record import RESULTS, processor, write_result
 
 from image_classifier.contract.machine import usable_cores
+from image_classifier.training.kept_memory import keep_freed_memory
 from image_classifier.training.norm_trial import fuse
+from image_classifier.training.pointwise import by_products
 from image_classifier.training.setup import use_bf16
 from image_classifier.training.waiting_threads import WaitingThreads
 from image_classifier.vision.model import build_model
 
 CORES = usable_cores()
 CPU = torch.device("cpu")
-OURS = "ours"
+OURS, DIVIDED = "ours", "ours, gradients divided by oneDNN"
 WAYS = {
     "spinning": {"OMP_NUM_THREADS": str(CORES)},
     "passive": {"OMP_NUM_THREADS": str(CORES), "OMP_WAIT_POLICY": "passive"},
     OURS: {"OMP_NUM_THREADS": str(CORES)},
+    DIVIDED: {"OMP_NUM_THREADS": str(CORES)},
     "a thread fewer": {"OMP_NUM_THREADS": str(max(1, CORES - 1))},
 }
 BUSY = "while True: pass"
@@ -49,12 +53,15 @@ OWN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
 Found = dict[tuple[str, int], list[float]]  # (way, neighbours) -> images a second, by round
 
 
-def speed(seconds: float, size: int) -> float:
-    """Images a second of training steps in this process."""
+def speed(seconds: float, size: int, *, divided: bool = False) -> float:
+    """Images a second of training steps in this process; with all gradients `divided` among threads by oneDNN."""
     torch.manual_seed(0)
+    keep_freed_memory()
     bf16 = use_bf16("auto", CPU)
     model = build_model(CLASSES).to(memory_format=torch.channels_last)
     fuse(model, CPU, bf16=bf16)
+    if divided:
+        model.convolve_by(by_products)
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, fused=True)
     images = torch.randn(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)
     labels = torch.arange(BATCH) % CLASSES
@@ -120,8 +127,8 @@ def main() -> None:
     parser.add_argument("--one", choices=list(WAYS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        with WaitingThreads(CPU) if options.one == OURS else nullcontext():
-            print(speed(options.seconds, options.size))
+        with WaitingThreads(CPU) if options.one in (OURS, DIVIDED) else nullcontext():
+            print(speed(options.seconds, options.size, divided=options.one == DIVIDED))
         return
     if options.quick:
         options.rounds, options.seconds, options.size, options.neighbours = 1, 0.1, 32, [0, 1]

@@ -70,12 +70,18 @@ def test_only_what_this_machine_runs_is_compiled_for_it(tmp_path: Path, monkeypa
     assert list((tmp_path / "built").iterdir()) == [path_of(level() or "")]
 
 
-@pytest.mark.parametrize("name", ["SOURCE", "INCLUDED"])
-def test_a_changed_source_has_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize("number", range(3))
+def test_a_changed_source_has_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     source = tmp_path / "kernels.c"
-    shutil.copy(getattr(norm_library, name), source)
+    first, *included = sources = [norm_library.SOURCE, *norm_library.INCLUDED]
+    shutil.copy(sources[number], source)
     before = path_of("avx2")
-    monkeypatch.setattr(norm_library, name, source)
+    if number == 0:
+        first = source
+    else:
+        included[number - 1] = source
+    monkeypatch.setattr(norm_library, "SOURCE", first)
+    monkeypatch.setattr(norm_library, "INCLUDED", included)
     assert path_of("avx2") == before
     assert path_of("avx512") != before
     source.write_text(source.read_text() + "\n")
@@ -97,6 +103,7 @@ def test_a_library_for_every_level_is_made_that_has_torchs_threads(
         library = ctypes.CDLL(str(path))
         assert library.norm_forward
         assert library.norm_backward
+        assert library.in_parts
         assert b"GOMP_parallel" in path.read_bytes()
         assert b"libgomp" not in path.read_bytes()  # it would be a second one
 

@@ -1,4 +1,4 @@
-"""What ends a layer in training, on a CPU: calls the kernels of `norm_kernels.c`, in torch's own threads."""
+"""What ends a layer in training, on a CPU: loads the kernels of `norm_kernels.c` and calls them, in torch's threads."""
 
 from __future__ import annotations
 
@@ -154,4 +154,5 @@ def _opened(path: Path) -> ctypes.CDLL:
     for function in (library.norm_forward, library.norm_evaluate, library.norm_backward):
         function.argtypes = [ctypes.POINTER(_Layer), ctypes.c_int, ctypes.c_int, ctypes.c_int]
         function.restype = None
+    library.in_parts.restype = library.undivided.restype = None
     return library

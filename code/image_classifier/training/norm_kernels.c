@@ -343,3 +343,5 @@ void norm_backward(const Layer *l, int way, int wide, int threads)
     }
     run(GRADIENT[wide][way], l, chunks, threads, 1);
 }
+
+#include "parts.c"

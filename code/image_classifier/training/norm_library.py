@@ -1,4 +1,4 @@
-"""The kernels of `norm_kernels.c` and `pooled_norms.c`, compiled for this machine's CPU by gcc, in a second or two.
+"""The kernels of `norm_kernels.c` and what it includes, compiled for this machine's CPU by gcc, in a second or two.
 
     python3 norm_library.py [--here]
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 SOURCE = Path(__file__).with_name("norm_kernels.c")
-INCLUDED = Path(__file__).with_name("pooled_norms.c")
+INCLUDED = tuple(SOURCE.with_name(name) for name in ("pooled_norms.c", "parts.c"))
 BUILT = Path(__file__).with_name("built")  # what is compiled is kept here, where the folder can be written
 LEVELS = {
     "avx512_bf16": (("x86-64-v4", "avx512bf16"), {"avx512_bf16"}),
@@ -60,7 +60,7 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
 
 def path_of(name: str) -> Path:
     """Where the library of a level is kept. A changed source has another name."""
-    sources = SOURCE.read_bytes() + INCLUDED.read_bytes()
+    sources = b"".join(each.read_bytes() for each in (SOURCE, *INCLUDED))
     return BUILT / f"norm_kernels-{hashlib.sha256(sources).hexdigest()[:12]}-{name}.so"
 
 

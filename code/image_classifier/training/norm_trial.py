@@ -20,6 +20,7 @@ from image_classifier.training.fused_norms import POOLED, WAYS, FusedNorms, pool
 from image_classifier.training.gpu_norms import KERNELS, SOURCE, GpuNorms
 from image_classifier.training.loop import wants_graph
 from image_classifier.training.pointwise import by_products
+from image_classifier.training.spatial import CpuConvolutions
 from image_classifier.vision.resnet import LayerEnd, ResNet, end_layer
 
 if TYPE_CHECKING:
@@ -102,11 +103,13 @@ def fuse_norms(training: Training) -> None:
 
 def fuse(model: ResNet, device: torch.device, *, bf16: bool) -> None:
     """Has its layers end in our kernels, if they are right and faster there; and in bf16 its convolutions of 1 x 1
-    computed as matrix products, on a GPU only with those kernels."""
+    computed as matrix products, on a GPU only with those kernels; on a CPU with them also the larger ones otherwise."""
     found = tried(device, bf16=bf16)
     if found is not None:
         model.end_layers_by(found)
-    if bf16 and (found is not None or device.type == "cpu"):
+    if bf16 and device.type == "cpu":
+        model.convolve_by(by_products if found is None else CpuConvolutions(load()))
+    elif bf16 and found is not None:
         model.convolve_by(by_products)
 
 

@@ -127,6 +127,7 @@ class ResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.fc = nn.Linear(network.FEATURES, num_classes)
         self._end: LayerEnd = end_layer
+        self._convolve: Convolve = convolve
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and drawn:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -145,18 +146,20 @@ class ResNet(nn.Module):
                 module.end_layers_by(end)
 
     def convolve_by(self, convolve: Convolve) -> None:
-        """Has the blocks' convolutions computed by `convolve` from now on, in copies of the network too.
+        """Has its convolutions computed by `convolve` from now on, in copies of the network too.
 
         Args:
             convolve: computes what the function of that name does, and calls that where a module has hooks.
         """
+        self._convolve = convolve
         for module in self.modules():
             if isinstance(module, Bottleneck):
                 module.convolve_by(convolve)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The logits."""
-        x = self._end(self.bn1, self.conv1(x), relu=self.relu, pool=self.maxpool)
+        x, _ = self._convolve(self.conv1, x)
+        x = self._end(self.bn1, x, relu=self.relu, pool=self.maxpool)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(torch.flatten(self.avgpool(x), 1))  # type: ignore[no-any-return]
 

@@ -67,16 +67,59 @@ def test_what_is_freed_is_not_asked_for_again(beside: int) -> None:
     assert second > 0.9 * pages
 
 
-class Library:
-    """A C library whose mallopt answers so."""
+HUGE = """
+import ctypes, sys
+from image_classifier.training.kept_memory import keep_freed_memory
 
-    def __init__(self, *answers: int) -> None:
-        self.set: list[tuple[int, int]] = []
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+assert sys.argv[1] == "not" or keep_freed_memory()
+for _ in range(4):
+    libc.memset(libc.malloc(2**24), 1, 2**24)
+print(*(line.split()[1] for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHugePages")))
+"""
+LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def huge_pages(how: str) -> int:
+    """Bytes in large pages, of 64 MB that are written."""
+    command = [sys.executable, "-c", HUGE, how]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": CODE})
+    return int(done.stdout) * 1024
+
+
+def test_it_is_in_large_pages_where_the_system_has_some() -> None:
+    if not LARGE_PAGES.exists() or "[never]" in LARGE_PAGES.read_text():
+        pytest.skip("this system has no large pages to give")
+    if (kept_memory.OVERCOMMIT).read_text().strip() == kept_memory.STRICT:
+        pytest.skip("this system counts what is asked for")
+    assert huge_pages("kept") > 0.7 * 2**26
+    if "[madvise]" in LARGE_PAGES.read_text():
+        assert huge_pages("not") < 0.1 * 2**26
+
+
+class Function:
+    """Of a C library; answers so, and keeps what it was called with."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.calls: list[tuple[Any, ...]] = []
         self._answers = iter(answers)
 
-    def mallopt(self, what: int, value: int) -> int:
-        self.set.append((what, value))
-        return next(self._answers)
+    def __call__(self, *arguments: Any) -> Any:
+        self.calls.append(arguments)
+        return next(self._answers, None)
+
+
+class Library:
+    """A C library whose mallopt answers so, and which has memory at a place."""
+
+    def __init__(self, *answers: int, place: int | None = 0x1234) -> None:
+        self.mallopt, self.malloc, self.free, self.madvise = Function(*answers), Function(place), Function(), Function()
+
+    @property
+    def set(self) -> list[tuple[int, int]]:
+        return self.mallopt.calls
 
 
 @pytest.fixture
@@ -95,6 +138,27 @@ def test_it_is_set_where_both_settings_are_taken(
     monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
     assert keep_freed_memory() is expected
     assert library.set == [(-4, 0), (-1, -1)]
+    assert len(library.malloc.calls) == expected
+
+
+@pytest.mark.parametrize(("overcommit", "asked"), [("0", True), ("1", True), ("2", False), (None, False)])
+@pytest.mark.parametrize("place", [0x1234, None], ids=["there", "more than there may be"])
+@pytest.mark.usefixtures("nothing_set_up")
+def test_the_heap_grows_to_what_is_free_and_whole_pages_of_it_may_be_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overcommit: str | None, asked: bool, place: int | None
+) -> None:
+    """But where memory counts as used that nobody has written to."""
+    library = Library(1, 1, place=place)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
+    monkeypatch.setattr(kept_memory, "memory", lambda: (10 * PAGE, 4 * PAGE))
+    monkeypatch.setattr(kept_memory, "OVERCOMMIT", tmp_path / "overcommit_memory")
+    if overcommit is not None:
+        kept_memory.OVERCOMMIT.write_text(f"{overcommit}\n")
+    assert keep_freed_memory() is True
+    assert library.malloc.calls == ([(4 * PAGE,)] if asked else [])
+    there = asked and place is not None
+    assert library.madvise.calls == ([(0x2000, 3 * PAGE, 14)] if there else [])
+    assert library.free.calls == ([(0x1234,)] if there else [])
 
 
 @pytest.mark.usefixtures("nothing_set_up")

@@ -3,8 +3,8 @@
 A layer is divided among the threads of GNU's OpenMP, which torch brings along. One that is done spins for some
 milliseconds, so that it is there at once when the next layer begins. Beside a busy process it spins on the core that
 the thread it waits for could have: a training falls far below its fair share (benchmarks/bench_neighbour.py). Threads
-that sleep (OMP_WAIT_POLICY=passive) keep more of it, and lose some speed on a machine of their own. How much more
-depends on how long the parts are that a step divides: of ours, whose are short, a third of the fair share is left.
+that sleep (OMP_WAIT_POLICY=passive) keep most of it, and lose some speed on a machine of their own. oneDNN has loops of
+its own in which threads wait and never sleep; `spatial.py` keeps them out of a training's step.
 
 The runtime has a switch of its own for this. While it has more threads than there are cores, in whatever teams, they
 spin a thousandth as long (`gomp_throttled_spin_count_var` in libgomp's env.c). So teams more, which do nothing, are

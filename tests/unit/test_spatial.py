@@ -22,7 +22,7 @@ from image_classifier.vision.resnet import Bottleneck
 
 LAST = torch.channels_last
 BF16 = 1.01 * 2**-8  # of a number: half of what the last of its 8 bits is worth, and float32's own errors
-PARTS, PRODUCT, WHOLE = "_in_parts", "_by_product", "_gradients"
+PARTS, PRODUCT, WHOLE = "_in_parts", "_by_product", "_gradient"
 SPATIAL = 17  # of a ResNet50's 53 convolutions
 
 
@@ -207,14 +207,14 @@ def test_what_goes_wrong_in_a_part_is_raised(
     ours: CpuConvolutions, monkeypatch: pytest.MonkeyPatch, unlucky: int
 ) -> None:
     case = CASES["an odd number of images"]
-    convolution, gradients = made(case), spatial._gradients
+    convolution, gradients = made(case), spatial._gradient
 
     def fails(layer: Layer, dy: Tensor, x: Tensor, weight: Tensor, *, of_x: bool) -> Any:
         if not of_x and len(x) == (2, 3)[unlucky]:
             raise Unlucky("no memory")
         return gradients(layer, dy, x, weight, of_x=of_x)
 
-    monkeypatch.setattr(spatial, "_gradients", fails)
+    monkeypatch.setattr(spatial, "_gradient", fails)
     y, _ = ours(convolution, images(case))
     with pytest.raises(Unlucky, match="no memory"):
         y.backward(rows(*y.shape))
@@ -224,13 +224,13 @@ def test_what_goes_wrong_in_a_part_is_raised(
 @pytest.mark.usefixtures("in_bf16")
 def test_nothing_is_computed_that_nobody_needs(ours: CpuConvolutions, monkeypatch: pytest.MonkeyPatch) -> None:
     case, wanted = CASES["stride 1"], []
-    gradients = spatial._gradients
+    gradients = spatial._gradient
 
     def counted(*args: Any, of_x: bool) -> Any:
         wanted.append(of_x)
         return gradients(*args, of_x=of_x)
 
-    monkeypatch.setattr(spatial, "_gradients", counted)
+    monkeypatch.setattr(spatial, "_gradient", counted)
     convolution, x = made(case), images(case)
     y, _ = ours(convolution, x)
     y.backward(rows(*y.shape))

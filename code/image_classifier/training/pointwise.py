@@ -37,12 +37,21 @@ def serves(convolution: nn.Conv2d, x: Tensor) -> bool:
     return (
         (device == "cpu" or (device == "cuda" and convolution.stride == (1, 1)))
         and x.dtype == torch.bfloat16
-        and x.is_contiguous(memory_format=torch.channels_last)
+        and convolution.kernel_size == (1, 1)
+        and convolution.padding == (0, 0)
+        and is_plain(convolution, x)
+    )
+
+
+def is_plain(convolution: nn.Conv2d, x: Tensor) -> bool:
+    """Whether autocast computes it in bf16, of what lies as channels_last, without groups and bias, and nobody has
+    changed or watches how."""
+    device = x.device.type
+    return (
+        x.is_contiguous(memory_format=torch.channels_last)
         and torch.is_autocast_enabled(device)
         and torch.get_autocast_dtype(device) == torch.bfloat16
         and type(convolution).forward is nn.Conv2d.forward
-        and convolution.kernel_size == (1, 1)
-        and convolution.padding == (0, 0)
         and convolution.groups == 1
         and convolution.bias is None
         and not has_hooks(convolution)

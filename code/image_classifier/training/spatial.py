@@ -15,8 +15,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from image_classifier.training.pointwise import by_products
-from image_classifier.vision.resnet import has_hooks
+from image_classifier.training.pointwise import by_products, is_plain
 
 MOST_PARTS = 4  # a part for each of more threads has few images and a sum that is long: not measured, left to oneDNN
 FEW_ROWS = 16  # pixels of the answer, of all images, for each of its channels: up to so many a product takes less time
@@ -62,17 +61,11 @@ def serves(convolution: nn.Conv2d, x: Tensor) -> bool:
         and x.device.type == "cpu"
         and x.dtype in (torch.bfloat16, torch.float32)
         and x.dim() == 4
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and torch.is_autocast_enabled("cpu")
-        and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        and type(convolution).forward is nn.Conv2d.forward
         and convolution.kernel_size != (1, 1)
         and convolution.padding_mode == "zeros"
         and not isinstance(convolution.padding, str)
         and convolution.dilation == (1, 1)
-        and convolution.groups == 1
-        and convolution.bias is None
-        and not has_hooks(convolution)
+        and is_plain(convolution, x)
     )
 
 
@@ -98,7 +91,7 @@ class _Spatial(torch.autograd.Function):
         dy, dx, dweight = dy.contiguous(memory_format=torch.channels_last), None, None
         with torch.autocast("cpu", enabled=False):
             if needs_x:
-                dx, _ = _gradients(ctx.layer, dy, x, weight, of_x=True)
+                dx = _gradient(ctx.layer, dy, x, weight, of_x=True)
             if needs_weight:
                 dweight = gradient_of_weight(ctx.layer, dy, x, weight, ctx.dtype)
         return None, dx, dweight
@@ -121,7 +114,7 @@ def gradient_of_weight(layer: Layer, dy: Tensor, x: Tensor, weight: Tensor, dtyp
         return found.copy_(_by_product(layer, dy, x, weight.shape))
     threads = torch.get_num_threads()
     if not 1 < threads <= MOST_PARTS or len(x) < threads:
-        return found.copy_(_gradients(layer, dy, x, weight, of_x=False)[1])
+        return found.copy_(_gradient(layer, dy, x, weight, of_x=False))
     first, *others = _in_parts(layer, dy, x, weight, threads)
     found.copy_(first)
     for other in others:
@@ -140,7 +133,7 @@ def _in_parts(layer: Layer, dy: Tensor, x: Tensor, weight: Tensor, parts: int) -
             torch.get_num_threads()  # the first time that torch hears of a thread it sets how many it may have
             layer.library.undivided()
             with torch.no_grad():  # a thread of its own computes as none was told to
-                found[part] = _gradients(layer, dy[images], x[images], weight, of_x=False)[1]
+                found[part] = _gradient(layer, dy[images], x[images], weight, of_x=False)
         except BaseException as error:  # raised below: nothing can be raised through the library
             found[part] = error
 
@@ -153,14 +146,15 @@ def _in_parts(layer: Layer, dy: Tensor, x: Tensor, weight: Tensor, parts: int) -
     return computed
 
 
-def _gradients(layer: Layer, dy: Tensor, x: Tensor, weight: Tensor, *, of_x: bool) -> tuple[Tensor, Tensor]:
-    """Torch's gradients of x and of the weight; only one of them is there."""
+def _gradient(layer: Layer, dy: Tensor, x: Tensor, weight: Tensor, *, of_x: bool) -> Tensor:
+    """Torch's gradient of x or of the weight."""
     stride, padding = list(layer.stride), list(layer.padding)
     wanted = [of_x, not of_x, False]
     dx, dweight, _ = torch.ops.aten.convolution_backward(
         dy, x, weight, None, stride, padding, [1, 1], False, [0, 0], 1, wanted
     )
-    return dx, dweight
+    found: Tensor = dx if of_x else dweight
+    return found
 
 
 def _by_product(layer: Layer, dy: Tensor, x: Tensor, shape: torch.Size) -> Tensor:

@@ -1,11 +1,12 @@
 """Feeding the accelerator: our loader against the pipeline everybody writes, ImageFolder and torchvision's transforms.
 
-    PYTHONPATH=code:. python benchmarks/bench_data.py [--rounds 5] [--workers 0 2] [--pace 160]
+    PYTHONPATH=code:. python benchmarks/bench_data.py [--data FOLDER] [--rounds 5] [--workers 0 2] [--pace 160]
 
-Generated photographs, 500 x 375 and 4000 x 3000 pixels, as JPEG files in the page cache. In each round every pipeline
-starts fresh; they take turns epoch by epoch. Each epoch is read as fast as it goes, and then once more for a consumer
-that takes so long over a batch as an accelerator of `--pace` images a second would: a sleep, in which the loading
-processes have the machine to themselves. Writes benchmarks/results/data.md: ratios only.
+Generated photographs, 500 x 375 and 4000 x 3000 pixels, as JPEG files in the page cache, and those of FOLDER/train as
+they are. In each round every pipeline starts fresh; they take turns epoch by epoch. Each epoch is read as fast as it
+goes, and then once more for a consumer that takes so long over a batch as an accelerator of `--pace` images a second
+would: a sleep, in which the loading processes have the machine to themselves. Writes benchmarks/results/data.md: ratios
+only.
 """
 
 from __future__ import annotations
@@ -99,6 +100,16 @@ def make_photos(root: Path, photos: Photos) -> None:
             path = root / "train" / source.parent.name / f"{number}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(noisy).save(path, quality=90)
+
+
+def given_photos(data: Path, root: Path) -> Photos:
+    """Links to the photographs of a folder, and what they are: the width and height that half of them exceed."""
+    (root / "train").parent.mkdir(parents=True)
+    (root / "train").symlink_to((data / "train").resolve())
+    sizes = [Image.open(path).size for path in (root / "train").glob("*/*")]
+    width, height = (int(statistics.median(sides)) for sides in zip(*sizes, strict=True))
+    name = f"of DATA, {width} x {height} in the middle"
+    return Photos(name=name, width=width, height=height, count=len(sizes), batch_size=32)
 
 
 def everybodys(root: Path, photos: Photos, workers: int) -> Epoch:
@@ -218,6 +229,7 @@ def shares(values: Sequence[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="a folder with train/CLASS/*.jpg")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
     parser.add_argument("--pace", type=float, default=160.0, help="images a second of the accelerator")
@@ -225,9 +237,12 @@ def main() -> None:
     torch.set_num_threads(1)  # the two pipelines' threads would only fight over the cores
     table: list[str] = []
     with TemporaryDirectory() as folder:
-        for photos in SETS:
-            root = Path(folder) / photos.name
-            make_photos(root, photos)
+        given = [options.data] if options.data else []
+        for made in (*SETS, *given):
+            root = Path(folder) / f"{len(table)}"
+            photos = given_photos(made, root) if isinstance(made, Path) else made
+            if isinstance(made, Photos):
+                make_photos(root, photos)
             for workers in options.workers:
                 results = measure(root, photos, workers, options.rounds, options.pace)
                 table += rows(photos, workers, results)
@@ -235,7 +250,8 @@ def main() -> None:
     text = [
         "# Feeding the accelerator",
         "",
-        f"`PYTHONPATH=code:. python benchmarks/bench_data.py --rounds {options.rounds} --workers "
+        f"`PYTHONPATH=code:. python benchmarks/bench_data.py{' --data DATA' * bool(options.data)} "
+        f"--rounds {options.rounds} --workers "
         f"{' '.join(map(str, options.workers))} --pace {options.pace:g}`",
         "",
         f"Training batches of {IMAGE_SIZE} x {IMAGE_SIZE}, {os.cpu_count()} cores, torch {torch.__version__}, Pillow "

@@ -15,20 +15,20 @@ from tests.unit.test_training_loop import CONFIG
 
 from image_classifier.contract.paths import MlPaths
 from image_classifier.training import job, kept_memory
-from image_classifier.training.kept_memory import keep_freed_memory
+from image_classifier.training.kept_memory import DECODED_BYTES, keep_decoded_memory, keep_freed_memory
 from image_classifier.training.stop import StopFlag
 
 CODE = str(Path(kept_memory.__file__).parents[2])
 PROGRAM = """
 import ctypes, resource, sys
-from image_classifier.training.kept_memory import keep_freed_memory
+from image_classifier.training.kept_memory import keep_decoded_memory, keep_freed_memory
 
 libc = ctypes.CDLL(None)
 assert libc.prctl(41, 1, 0, 0, 0) == 0  # no huge pages: they are few whether kept or not
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.memset.argtypes, libc.free.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t], [ctypes.c_void_p]
 used, beside = int(sys.argv[1]), int(sys.argv[2])
-kept = sys.argv[3] == "kept" and keep_freed_memory()
+kept = {"kept": keep_freed_memory, "decoded": keep_decoded_memory, "not": bool}[sys.argv[3]]()
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -46,9 +46,9 @@ print(kept, first, second)
 USED, PAGE = 2**26, 4096
 
 
-def page_faults(how: str, beside: int) -> tuple[bool, int, int]:
+def page_faults(how: str, beside: int, used: int = USED) -> tuple[bool, int, int]:
     """Whether it was set; pages that the system gave for a large buffer, and for the next one."""
-    command = [sys.executable, "-c", PROGRAM, str(USED), str(beside), how]
+    command = [sys.executable, "-c", PROGRAM, str(used), str(beside), how]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": CODE})
     kept, first, second = done.stdout.split()
     return kept == "True", int(first), int(second)
@@ -65,6 +65,21 @@ def test_what_is_freed_is_not_asked_for_again(beside: int) -> None:
     kept, _, second = page_faults("not", beside)
     assert not kept
     assert second > 0.9 * pages
+
+
+@pytest.mark.parametrize("megabytes", [4, 20])
+def test_what_a_picture_took_is_there_for_the_next_one(megabytes: int) -> None:
+    pages = megabytes * 2**20 // PAGE
+    kept, first, second = page_faults("decoded", 2**10, megabytes * 2**20)
+    assert kept
+    assert first > 0.9 * pages
+    assert second < pages / 10
+
+
+def test_what_a_huge_picture_took_goes_back() -> None:
+    kept, _, second = page_faults("decoded", 2**10, 4 * DECODED_BYTES)
+    assert kept
+    assert second > 0.9 * 4 * DECODED_BYTES // PAGE
 
 
 LARGE = """
@@ -138,6 +153,17 @@ def test_it_is_set_where_both_settings_are_taken(
     assert keep_freed_memory() is expected
     assert library.set == [(-4, 0), (-1, -1)]
     assert len(library.malloc.calls) == expected
+
+
+@pytest.mark.parametrize(("answers", "expected"), [((1, 1), True), ((0, 1), False), ((1, 0), False)])
+@pytest.mark.usefixtures("nothing_set_up")
+def test_a_loading_process_says_whether_it_keeps_what_a_picture_took(
+    monkeypatch: pytest.MonkeyPatch, answers: tuple[int, int], expected: bool
+) -> None:
+    library = Library(*answers)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
+    assert keep_decoded_memory() is expected
+    assert library.set == [(-3, DECODED_BYTES), (-1, 2 * DECODED_BYTES)]
 
 
 @pytest.mark.parametrize(("overcommit", "asked"), [("0", True), ("1", True), ("2", False), (None, False)])

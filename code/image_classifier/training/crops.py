@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  # everybody's name for it
+from numpy.typing import NDArray
 from PIL import Image
 
 from image_classifier.contract.config import TrainConfig
@@ -44,16 +45,17 @@ def shortest_side(image_size: int, augment: str) -> int:
     return math.ceil(image_size / shortest_crop)
 
 
-def no_larger_than_needed(picture: Image.Image, side: int) -> Image.Image:
-    """The picture with its shorter side made `side` long, where it is so much longer that it is worth it.
+def no_larger_than_needed(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """A (H, W, 3) picture with its shorter side made `side` long, where it is so much longer that it is worth it.
 
     With or without a cache, so that a cache changes no sample.
     """
-    shorter = min(picture.size)
+    shorter = min(picture.shape[:2])
     if shorter**2 < WORTH_SHRINKING * side**2:
         return picture
-    width, height = (max(1, round(each * side / shorter)) for each in picture.size)
-    return picture.resize((width, height), Image.Resampling.BILINEAR)  # antialiased, as the crop's own resize
+    height, width = (max(1, round(each * side / shorter)) for each in picture.shape[:2])
+    # antialiased, as the crop's own resize
+    return np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def random_view(image: torch.Tensor, size: int, augment: str, seed: int | Sequence[int]) -> torch.Tensor:

@@ -24,10 +24,11 @@ from image_classifier.debugging.observer import Observer
 from image_classifier.training.balance import balanced_keys
 from image_classifier.training.cache import PixelCache
 from image_classifier.training.crops import no_larger_than_needed, random_view, resized, shortest_side
+from image_classifier.training.kept_memory import keep_decoded_memory
 from image_classifier.training.side_stream import SideStream
 from image_classifier.training.stop import Interrupted, StopFlag, ignore_stop_signals, share_temporary_folder
 from image_classifier.vision.contrast import contrast_of_file
-from image_classifier.vision.decode import decode
+from image_classifier.vision.decode import decode_pixels
 from image_classifier.vision.folders import Split
 from image_classifier.vision.preprocess import Preprocessing, load_pixels, scale_and_shift
 
@@ -127,10 +128,10 @@ class ImageDataset(Dataset[_Sample]):
             pixels = load_pixels(path, self.preprocessing)
         else:
             side = shortest_side(max(self._sizes), self._augment)
-            pixels = np.asarray(no_larger_than_needed(decode(path, min_side=side), side))
+            pixels = no_larger_than_needed(decode_pixels(path, min_side=side), side)
         kept = None if self.cache is None else self.cache.put(index, pixels)
         if kept is None:
-            kept = pixels if pixels.flags.writeable else pixels.copy()  # torch warns of others
+            kept = pixels
         return kept, contrast_of_file(path, kept)
 
 
@@ -347,5 +348,6 @@ def collate(samples: Sequence[_Sample]) -> Batch:
 def start_worker(_worker: int) -> None:
     """What a loading process does first."""
     ignore_stop_signals()
+    keep_decoded_memory()
     # Iterators that the job had when it forked are its own to end: torch would fail over their processes, in the log.
     torch.utils.data.dataloader._MultiProcessingDataLoaderIter.__del__ = lambda _: None  # type: ignore[method-assign]

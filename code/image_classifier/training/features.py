@@ -31,6 +31,7 @@ from image_classifier.training.reading import Picture, Read, by_threads, read, r
 from image_classifier.training.setup import Setup
 from image_classifier.training.stop import Interrupted, StopFlag
 from image_classifier.training.views import CENTRE, read_views
+from image_classifier.vision import usual_jpeg
 from image_classifier.vision.contrast import FEW_LEVELS, contrast_of
 from image_classifier.vision.decode import decode
 from image_classifier.vision.fingerprint import Digests
@@ -111,7 +112,7 @@ class Extraction:
             "weights": digest or body_digest(model) if store_folder else "",
             "preprocessing": preprocessing.to_json(),
             "engine": name_of(setup),
-            "program": [image_classifier.__version__, PIL.__version__],
+            "program": [image_classifier.__version__, PIL.__version__, usual_jpeg.VERSION],
         }
         self._store = FeatureStore(store_folder, self._key, WIDTH)
         self._body: FrozenBody | None = None

@@ -12,7 +12,8 @@ from image_classifier.contract.machine import memory
 
 # From glibc's malloc.h: how many allocations may have memory of their own from the system, and how much that is free at
 # the end of the heap stays there.
-M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
+M_MMAP_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -4, -3, -1
+DECODED_BYTES = 32 * 1024**2  # the most that glibc takes for M_MMAP_THRESHOLD: a picture of 11 megapixels
 NEVER = -1  # of a trim threshold: a number of bytes could be 2 GB at most, less than a step frees
 MADV_HUGEPAGE = 14  # from Linux' mman-common.h
 OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
@@ -22,15 +23,30 @@ STRICT = "2"  # memory counts as used once it is asked for, not once it is writt
 def keep_freed_memory() -> bool:
     """Sets it for this process and those that it forks. Returns whether it is set: not where another C library has no
     such setting, nor where the environment sets malloc up already."""
-    if "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ):
-        return False
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "mallopt"):
+    library = _settable()
+    if library is None:
         return False
     kept = all([library.mallopt(M_MMAP_MAX, 0), library.mallopt(M_TRIM_THRESHOLD, NEVER)])
     if kept:
         _use_large_pages(library)
     return kept
+
+
+def keep_decoded_memory() -> bool:
+    """Sets for this process, one that loads images, that what a picture took is there for the next one: some megabytes,
+    which would otherwise come and go with every one of them. Returns whether it is set, as `keep_freed_memory`."""
+    library = _settable()
+    return library is not None and all(
+        [library.mallopt(M_MMAP_THRESHOLD, DECODED_BYTES), library.mallopt(M_TRIM_THRESHOLD, 2 * DECODED_BYTES)]
+    )
+
+
+def _settable() -> ctypes.CDLL | None:
+    """The C library, where its malloc can be set up and the environment has not done so."""
+    if "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ):
+        return None
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "mallopt") else None
 
 
 def _use_large_pages(library: ctypes.CDLL) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.errors import RequestError
 from image_classifier.training.crops import random_view, shortest_side
-from image_classifier.vision.decode import decode
+from image_classifier.vision.decode import decode_pixels
 from image_classifier.vision.preprocess import Preprocessing, load_pixels
 
 CENTRE, MIRROR = "centre", "mirror"
@@ -79,7 +79,7 @@ def _views(
     if crops:
         size = preprocessing.image_size
         augment = crops[0].partition("-")[0]
-        image = torch.from_numpy(np.array(decode(source, min_side=shortest_side(size, augment))))
+        image = torch.from_numpy(decode_pixels(source, min_side=shortest_side(size, augment)))
         for name in crops:
             seed = hashlib.sha256(f"{name}\0{content}".encode()).digest()[:8]
             found[name] = random_view(image, size, augment, int.from_bytes(seed, "little")).numpy()

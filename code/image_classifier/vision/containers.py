@@ -10,6 +10,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_SIGNATURE = b"\xff\xd8\xff"
@@ -34,6 +35,32 @@ _XMP_TEXT = b"XML:com.adobe.xmp\0\0"  # not compressed
 _WEBP_PIXELS = (b"VP8 ", b"VP8L", b"ANMF")  # a frame: of an animation the first one is enough
 _WEBP_CHUNK = re.compile(rb"VP8[ LX]|ALPH|ANIM|ANMF|ICCP|EXIF|XMP ")
 _WEBP_FLAGS, _WEBP_EXIF = 0x12, 0x08  # alpha and animation; of the flags that announce metadata, EXIF's
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What a JPEG says of its pixels: bits of a sample, sides in pixels, components of a pixel."""
+
+    bits: int
+    height: int
+    width: int
+    components: int
+
+
+def plain_frame(data: bytes) -> Frame | None:
+    """The frame of a JPEG whose first pass is sequential and has all of its components; None of any other, and where
+    metadata may say that the pixels are to be turned, or that their colours are stored in another way."""
+    frame = b""
+    for marker, start, end in _segments(data):
+        if marker in _FRAMES:
+            frame = data[start:end]
+        elif marker == _APP14 or (marker == _APP1 and _what_matters(marker, data[start + 4 : end])):
+            return None
+        elif marker == _START_OF_SCAN:
+            if not _is_only_scan(frame, data[start : start + 5]):
+                return None
+            return Frame(*struct.unpack(">BHHB", frame[4:10]))
+    return None
 
 
 def num_scans(data: bytes) -> int:

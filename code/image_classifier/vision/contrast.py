@@ -41,6 +41,9 @@ def contrast_of(picture: Image.Image | NDArray[np.uint8]) -> str:
     else:
         height, width = picture.shape[:2]
         rows, columns = slice(None, None, max(1, height // _SAMPLES)), slice(None, None, max(1, width // _SAMPLES))
+        greens = picture[rows, columns, 1]
+        if int(greens.max()) - int(greens.min()) + 1 >= FEW_LEVELS:
+            return ""
         sample = Image.fromarray(np.ascontiguousarray(picture[rows, columns]))
     if _levels(sample) >= FEW_LEVELS:
         return ""

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from image_classifier.contract.config import TrainConfig
@@ -72,11 +73,11 @@ def test_the_next_trial_decodes_nothing_and_sees_and_says_the_same(
         end_workers()
     assert len(SharedCache(memory, split, file_digests(split.paths))) == NUM_IMAGES - 1
 
-    def opened(path: Path, **_: object) -> Image.Image:
+    def opened(path: Path, **_: object) -> NDArray[np.uint8]:
         assert path in (split.paths[BLACK], split.paths[BROKEN]), "a picture was decoded again"
-        return Image.open(path)
+        return np.array(Image.open(path))
 
-    monkeypatch.setattr("image_classifier.training.data.decode", opened)
+    monkeypatch.setattr("image_classifier.training.data.decode_pixels", opened)
     monkeypatch.setattr("image_classifier.training.data.load_pixels", opened)
     with pytest.raises(Image.UnidentifiedImageError):  # what cannot be read is met by every trial
         trial(memory, split)

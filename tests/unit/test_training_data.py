@@ -23,7 +23,7 @@ from image_classifier.training.bad_images import BadImages
 from image_classifier.training.crops import random_view
 from image_classifier.training.data import Batch, ImageDataset, Loader
 from image_classifier.training.stop import Interrupted, StopFlag, end_workers
-from image_classifier.vision.decode import decode
+from image_classifier.vision.decode import decode_pixels
 from image_classifier.vision.folders import Split
 from image_classifier.vision.preprocess import Preprocessing, load
 
@@ -79,8 +79,8 @@ def test_resumed_epoch_starts_at_its_step_without_opening_earlier_files(
     whole = list(loader(split).epoch(3))
     opened: list[Path] = []
     monkeypatch.setattr(
-        "image_classifier.training.data.decode",
-        lambda path, **options: opened.append(path) or decode(path, **options),
+        "image_classifier.training.data.decode_pixels",
+        lambda path, **options: opened.append(path) or decode_pixels(path, **options),
     )
     assert same(list(loader(split).epoch(3, first_step=2)), whole[2:])
     assert len(opened) == 2

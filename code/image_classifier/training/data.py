@@ -25,12 +25,13 @@ from image_classifier.training.balance import balanced_keys
 from image_classifier.training.cache import PixelCache
 from image_classifier.training.crops import no_larger_than_needed, random_view, resized, shortest_side
 from image_classifier.training.kept_memory import keep_decoded_memory
+from image_classifier.training.normalising import Normaliser
 from image_classifier.training.side_stream import SideStream
 from image_classifier.training.stop import Interrupted, StopFlag, ignore_stop_signals, share_temporary_folder
 from image_classifier.vision.contrast import contrast_of_file
 from image_classifier.vision.decode import decode_pixels
 from image_classifier.vision.folders import Split
-from image_classifier.vision.preprocess import Preprocessing, load_pixels, scale_and_shift
+from image_classifier.vision.preprocess import Preprocessing, load_pixels
 
 BATCH_TIMEOUT_S = 900.0  # without a single batch: half of what the rule StalledTraining grants a step
 TURN_S = 1.0  # between two looks while a batch does not come
@@ -236,7 +237,7 @@ class Loader:
         self._begun: tuple[Key, Iterator[Batch]] | None = None  # of (epoch, first_step)
         self._waiting = Waiting()
         self._side_stream = SideStream()
-        self._constants = [torch.from_numpy(array) for array in scale_and_shift(dataset.preprocessing)]
+        self._normalise = Normaliser(dataset.preprocessing)
         balance = dataset.split.labels if balanced else ()
         self._batches = EpochBatches(
             len(dataset), batch_size, shuffle_seed=shuffle_seed, rank=rank, size=size, balance=balance
@@ -319,9 +320,7 @@ class Loader:
             (n, 3, image_size, image_size) float32, channels last in memory; (n,) int64.
         """
         images, labels = self._side_stream.copy((batch.images, batch.labels), device)
-        self._constants = [tensor.to(device) for tensor in self._constants]  # copies once
-        scale, shift = self._constants
-        return (images * scale).sub_(shift), labels
+        return self._normalise(images), labels
 
 
 def collate(samples: Sequence[_Sample]) -> Batch:

@@ -19,9 +19,10 @@ from torch import nn
 
 from image_classifier.contract.errors import describe
 from image_classifier.debugging.host_copy import HostCopy
+from image_classifier.training.normalising import Normaliser, channel_statistics
 from image_classifier.training.setup import Setup, exact_float32
 from image_classifier.vision import network
-from image_classifier.vision.preprocess import Preprocessing, scale_and_shift
+from image_classifier.vision.preprocess import Preprocessing
 from image_classifier.vision.resnet import ResNet
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ TOLERANCE = {True: 0.02, False: 1e-4}
 """Largest distance of a picture's features from torch's in float32, over their length, by whether it computes in bf16.
 Autocast to bf16 itself is off by 0.004, the folded network by 0.004 in bf16 and by 3e-7 in float32 (ResNet50)."""
 
+_BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 Run = Callable[[torch.Tensor], torch.Tensor]
 Pictures = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]  # (S, S, 3) each, in order in memory
 
@@ -52,7 +54,7 @@ class FrozenBody:
         self.on_cpu = setup.device.type == "cpu"
         self.batch = CPU_BATCH if self.on_cpu else GPU_BATCH
         self._device = setup.device
-        self._constants = [torch.from_numpy(array).to(setup.device) for array in scale_and_shift(preprocessing)]
+        self._normalise = Normaliser(preprocessing)
         self._plain = _PlainBody(model, setup)
         self._size = preprocessing.image_size
         self._run: Run = self._plain
@@ -75,8 +77,7 @@ class FrozenBody:
         with torch.inference_mode(), exact_float32():
             images = self._normalised(pixels)
             found = HostCopy(self._run(images)[:count])
-            stds, means = torch.std_mean(images[:count], dim=(2, 3))
-            channels = HostCopy(torch.cat([means, stds], dim=1))
+            channels = HostCopy(channel_statistics(images[:count]))
         return lambda: (found.read().numpy(), channels.read().numpy())
 
     def _normalised(self, pixels: Pictures) -> torch.Tensor:
@@ -86,8 +87,7 @@ class FrozenBody:
         # all in one call: between two, a thread that reads would have Python to itself for milliseconds
         torch.stack([torch.from_numpy(picture) for picture in pixels], out=whole[: len(pixels)])
         whole[len(pixels) :] = 0
-        scale, shift = self._constants
-        return (whole.to(self._device, non_blocking=True).permute(0, 3, 1, 2) * scale).sub_(shift)
+        return self._normalise(whole.to(self._device, non_blocking=True).permute(0, 3, 1, 2))
 
     def _make_fast(self, model: ResNet, setup: Setup, check: NDArray[np.uint8]) -> None:
         """Folds the network, and keeps to the network itself where that gives other features, or none."""
@@ -155,7 +155,7 @@ class _FoldedBody:
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         x = images.to(self._dtype).contiguous(memory_format=torch.channels_last)
-        x = torch.max_pool2d(self._convolution(x, network.STEM, relu=True), 3, 2, 1)
+        x = pooled(self._convolution(x, network.STEM, relu=True))
         for block in network.blocks():
             shortcut = x if block.shortcut is None else self._convolution(x, block.shortcut)
             first, second, third = block.path
@@ -188,6 +188,25 @@ class _FoldedBody:
             weight, bias = self._layers[layer.name]
             pack: Any = torch.ops.mkldnn._reorder_convolution_weight
             self._layers[layer.name] = pack(weight, *geometry(layer), sizes[layer.name]), bias
+
+
+def pooled(x: torch.Tensor) -> torch.Tensor:
+    """The largest of each window of 3 x 3, for every second row and column, of what a ReLU has let through.
+
+    (N, C, H, W), no number below zero, channels last in memory -> (N, C, H / 2, W / 2), rounded up.
+
+    On a CPU numbers from zero on are compared as the integers that their bits are, which have the same order: two and a
+    half times as fast as `torch.max_pool2d` in bf16.
+    """
+    height, width = x.shape[2:]
+    if x.device.type != "cpu" or x.dtype not in _BITS or height % 2 or width % 2:
+        return torch.max_pool2d(x, 3, 2, 1)
+    whole = x.permute(0, 2, 3, 1).view(_BITS[x.dtype])
+    rows = torch.maximum(whole[:, 0::2], whole[:, 1::2])
+    torch.maximum(rows[:, 1:], whole[:, 1:-1:2], out=rows[:, 1:])
+    found = torch.maximum(rows[:, :, 0::2], rows[:, :, 1::2])
+    torch.maximum(found[:, :, 1:], rows[:, :, 1:-1:2], out=found[:, :, 1:])
+    return found.view(x.dtype).permute(0, 3, 1, 2)
 
 
 def input_shapes(images: list[int]) -> dict[str, list[int]]:

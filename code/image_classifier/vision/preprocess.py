@@ -83,8 +83,10 @@ def scale_and_shift(preprocessing: Preprocessing) -> tuple[NDArray[np.float32], 
 def normalise(image: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
     """(H, W, 3) uint8 RGB -> (3, H, W) float32, C-contiguous: (value / 255 - mean) / std."""
     scale, shift = scale_and_shift(preprocessing)
-    planes = np.ascontiguousarray(image.transpose(2, 0, 1))
-    return planes * scale - shift
+    planes = image.transpose(2, 0, 1).astype(np.float32, order="C")
+    planes *= scale
+    planes -= shift
+    return planes
 
 
 def crop(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:

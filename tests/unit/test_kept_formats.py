@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,17 @@ import torch
 from tests.conftest import draw_norms, jpeg
 from tests.head_training import SIZE, make_pictures, split_of
 
+from image_classifier.training import frozen_body
 from image_classifier.training.bad_images import BadImages
 from image_classifier.training.distributed import Group
 from image_classifier.training.features import Extraction
 from image_classifier.training.finishing import photos_for_gates
-from image_classifier.training.kept_formats import KeptBody, PhotosChanged
+from image_classifier.training.kept_formats import KeptBody, PhotosChanged, some_of
 from image_classifier.training.number_formats import Measured, measure_body, measure_formats
 from image_classifier.training.setup import Setup
-from image_classifier.training.stop import StopFlag
+from image_classifier.training.stop import Interrupted, StopFlag
 from image_classifier.training.views import CENTRE
+from image_classifier.vision import network
 from image_classifier.vision.fingerprint import file_digests
 from image_classifier.vision.folders import ImageFolders, Split
 from image_classifier.vision.model import build_model
@@ -224,3 +227,64 @@ def test_what_cannot_be_read_is_left_out_or_said(model: ResNet, data: Path) -> N
     assert len(body(model, data, None, Counted(), (str(path),)).labels) == 12 - 1 - 2
     with pytest.raises(PhotosChanged):
         body(model, data, None, Counted()).int8(dict.fromkeys(body(model, data, None, Counted()).maxima(), 1.0))
+
+
+def test_the_largest_activations_are_those_of_the_simulation_with_or_without_the_folded_body(
+    model: ResNet, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folded = body(model, data, None, Counted()).maxima()
+    monkeypatch.setattr(Extraction, "largest_activations", lambda *_: None)
+    simulated = body(model, data, None, Counted()).maxima()
+    assert list(folded) == list(simulated) == list(network.activations())
+    for name, values in simulated.items():
+        np.testing.assert_allclose(folded[name], values, rtol=1e-4, err_msg=name)
+        assert len(set(values)) > 1
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
+def test_the_largest_activations_of_a_picture_do_not_depend_on_its_neighbours(
+    model: ResNet, data: Path, bf16: bool
+) -> None:
+    split = split_of(data)
+    computing = extraction(model, None, Counted(), bf16=bf16)
+    whole = computing.largest_activations(split)
+    assert whole is not None
+    assert whole.shape == (len(split), len(network.activations()))
+    alone = computing.largest_activations(some_of(split, [5]))
+    assert alone is not None
+    assert np.array_equal(alone[0], whole[5])
+
+
+def test_a_body_that_is_not_folded_leaves_the_largest_activations_to_the_simulation(
+    model: ResNet, data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = body(model, data, None, Counted()).maxima()
+    monkeypatch.setattr(frozen_body, "TOLERANCE", {False: 0.0, True: 0.0})
+    assert extraction(model, None, Counted()).largest_activations(split_of(data)) is None
+    found = body(model, data, None, Counted()).maxima()
+    assert "folded they are off by" in caplog.text
+    assert all(np.allclose(found[name], expected[name], rtol=1e-4) for name in expected)
+
+
+def test_looking_at_activations_ends_with_a_stop_and_at_a_picture_that_cannot_be_read(
+    model: ResNet, data: Path
+) -> None:
+    split, computing = split_of(data), extraction(model, None, Counted())
+    computing._stop.reason = "SIGTERM"
+    with pytest.raises(Interrupted):
+        computing.largest_activations(split)
+    split.paths[3].write_bytes(b"no image")
+    assert extraction(model, None, Counted()).largest_activations(split) is None
+    with pytest.raises(PhotosChanged):
+        body(model, data, None, Counted()).maxima()
+
+
+def test_threads_that_begin_later_compute_with_as_many_as_before(model: ResNet, data: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        extraction(model, None, Counted()).largest_activations(split_of(data))
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)

@@ -27,7 +27,7 @@ from image_classifier.training.bad_images import BadImages
 from image_classifier.training.distributed import Group
 from image_classifier.training.feature_store import FeatureStore, Rows, row_name
 from image_classifier.training.frozen_body import FrozenBody, name_of
-from image_classifier.training.reading import Picture, Read, by_threads, read, read_ahead
+from image_classifier.training.reading import Picture, Read, by_threads, in_parts, read, read_ahead
 from image_classifier.training.setup import Setup
 from image_classifier.training.stop import Interrupted, StopFlag
 from image_classifier.training.views import CENTRE, read_views
@@ -212,25 +212,21 @@ class Extraction:
         if not pictures:
             return
         body = self._ready_body(pictures)
-        before = torch.get_num_threads()
-        try:
-            if self._setup.device.type == "cpu":
-                share = max(1, body.batch // max(len(each.views) for each in pictures))
-                parts = [pictures[at : at + share] for at in range(0, len(pictures), share)]
-                yield from by_threads(before, partial(self._read_and_compute, body), parts)
-            else:
-                yield from self._in_batches(
-                    body,
-                    read_ahead(
-                        pictures,
-                        self._preprocessing,
-                        batch=body.batch,
-                        processes=self._readers,
-                        threads=max(1, self._setup.cores),
-                    ),
-                )
-        finally:
-            torch.set_num_threads(before)  # those that read have set what threads that are made from now on begin with
+        if self._setup.device.type == "cpu":
+            share = max(1, body.batch // max(len(each.views) for each in pictures))
+            work = partial(self._read_and_compute, body)
+            yield from by_threads(torch.get_num_threads(), work, in_parts(pictures, share))
+        else:
+            yield from self._in_batches(
+                body,
+                read_ahead(
+                    pictures,
+                    self._preprocessing,
+                    batch=body.batch,
+                    processes=self._readers,
+                    threads=max(1, self._setup.cores),
+                ),
+            )
 
     def _in_batches(self, body: FrozenBody, parts: Iterable[Read]) -> Iterator[_Computed]:
         """The rows of what was read, computed as soon as it fills a batch; read from the GPU while it computes the next
@@ -307,6 +303,29 @@ class Extraction:
                 self._store.save({name: row})
             self._body = body
         return row[:FEATURES].copy()  # what the store gives is not to be written to
+
+    def largest_activations(self, split: Split) -> NDArray[np.float32] | None:
+        """(n, activations) float32, as `FrozenBody.largest_activations` has them; None where the network is not folded
+        or an image cannot be read.
+
+        Raises:
+            Interrupted: a stop was asked for.
+        """
+        pictures = [Picture(index=index, path=path, views=(CENTRE,)) for index, path in enumerate(split.paths)]
+        body = self._ready_body(pictures)
+        found: list[NDArray[np.float32]] = []
+        work = partial(self._read_and_look, body)
+        for rows in by_threads(torch.get_num_threads(), work, in_parts(pictures, body.batch)):
+            if self._stop:
+                raise Interrupted
+            if rows is None:
+                return None
+            found.append(rows)
+        return np.concatenate(found)
+
+    def _read_and_look(self, body: FrozenBody, pictures: Sequence[Picture]) -> NDArray[np.float32] | None:
+        images = read(self._preprocessing, pictures)
+        return None if images.unreadable else body.largest_activations(images.pixels)
 
     def store_of(self, what: Mapping[str, object], width: int) -> FeatureStore:
         """Where something else that the body alone decides is kept, `width` numbers a picture."""

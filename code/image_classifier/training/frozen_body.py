@@ -36,6 +36,7 @@ Autocast to bf16 itself is off by 0.004, the folded network by 0.004 in bf16 and
 
 _BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 Run = Callable[[torch.Tensor], torch.Tensor]
+Look = Callable[[str, torch.Tensor], object]  # (name of an activation, its values)
 Pictures = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]  # (S, S, 3) each, in order in memory
 
 
@@ -70,6 +71,23 @@ class FrozenBody:
         """n <= batch pictures -> (n, FEATURES) float32, and (n, 6): means and standard deviations of the normalised
         channels. The same for a picture whatever lies beside it in the batch."""
         return self.begin(pixels)()
+
+    def largest_activations(self, pixels: Pictures) -> NDArray[np.float32] | None:
+        """n <= batch pictures -> (n, activations) float32: the largest absolute value of each one that
+        `network.activations` names, in their order; None where the network is not folded."""
+        folded = self._run
+        if not isinstance(folded, _FoldedBody):
+            return None
+        signed = network.activations()
+        found: dict[str, torch.Tensor] = {}
+
+        def look(name: str, values: torch.Tensor) -> None:
+            found[name] = largest_of_each(values, signed=signed[name])
+
+        with torch.inference_mode(), exact_float32():
+            folded(self._normalised(pixels), look)
+            rows = torch.stack([found[name] for name in signed], dim=1)[: len(pixels)]
+        return rows.float().cpu().numpy()
 
     def begin(self, pixels: Pictures) -> Callable[[], tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """Gives a GPU the pictures; what waits for `features` of them. On a CPU they are computed when this returns."""
@@ -153,15 +171,26 @@ class _FoldedBody:
         if self._fused:
             self._pack(images)
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, look: Look = lambda _, values: None) -> torch.Tensor:
         x = images.to(self._dtype).contiguous(memory_format=torch.channels_last)
+        look(network.STEM.name, x)
         x = pooled(self._convolution(x, network.STEM, relu=True))
         for block in network.blocks():
-            shortcut = x if block.shortcut is None else self._convolution(x, block.shortcut)
             first, second, third = block.path
-            y = self._convolution(self._convolution(x, first, relu=True), second, relu=True)
+            look(first.name, x)
+            shortcut = x
+            if block.shortcut is not None:
+                look(block.shortcut.name, x)
+                shortcut = self._convolution(x, block.shortcut)
+                look(network.shortcut_output(block.shortcut), shortcut)
+            y = self._convolution(x, first, relu=True)
+            look(second.name, y)
+            y = self._convolution(y, second, relu=True)
+            look(third.name, y)
             x = self._added(y, third, shortcut)
-        return x.float().mean((2, 3))
+        found = x.float().mean((2, 3))
+        look(network.HEAD, found)
+        return found
 
     def _convolution(self, x: torch.Tensor, layer: network.Convolution, *, relu: bool = False) -> torch.Tensor:
         weight, bias = self._layers[layer.name]
@@ -188,6 +217,20 @@ class _FoldedBody:
             weight, bias = self._layers[layer.name]
             pack: Any = torch.ops.mkldnn._reorder_convolution_weight
             self._layers[layer.name] = pack(weight, *geometry(layer), sizes[layer.name]), bias
+
+
+def largest_of_each(values: torch.Tensor, *, signed: bool) -> torch.Tensor:
+    """(n, ...), channels last in memory where there are any, -> (n,) of the same dtype: the largest absolute values.
+
+    Args:
+        signed: whether a value may be below zero; those that cannot are compared as in `pooled`.
+    """
+    rows = (values.permute(0, 2, 3, 1) if values.ndim == 4 else values).flatten(1)
+    if signed:
+        return torch.maximum(rows.amax(1), -rows.amin(1))
+    if values.device.type != "cpu" or values.dtype not in _BITS:
+        return rows.amax(1)
+    return rows.view(_BITS[values.dtype]).amax(1).view(values.dtype)
 
 
 def pooled(x: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,9 @@ features use: after one of them, the rows in float32 are those that it was teste
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from image_classifier.contract.errors import RequestError
+from image_classifier.contract.machine import usable_cores
 from image_classifier.contract.text import as_text
 from image_classifier.training.feature_store import FeatureStore, row_name
 from image_classifier.training.features import Extraction
@@ -77,13 +80,16 @@ class KeptBody(Body):
 
     def maxima(self) -> Mapping[str, NDArray[np.float64]]:
         names = tuple(network.activations())
+        computing = self._in_bf16 or self._in_float32
 
         def compute(missing: Split) -> NDArray[np.float32]:
+            self._pause()
+            if (rows := computing.largest_activations(missing)) is not None:
+                return rows
             self._seen = as_photos(missing, self._preprocessing)
             found = super(KeptBody, self).maxima()
             return np.stack([found[name] for name in names], axis=1).astype(np.float32)
 
-        computing = self._in_bf16 or self._in_float32
         store = computing.store_of({"of": "largest activations", "names": names}, len(names))
         rows = kept(store, self._train, self._train_digests, compute).astype(np.float64)
         return {name: rows[:, column] for column, name in enumerate(names)}
@@ -133,7 +139,9 @@ def chosen(
 def as_photos(split: Split, preprocessing: Preprocessing) -> Photos:
     """Every image of a split, read, in its order. Raises PhotosChanged when one can no longer be."""
     try:
-        images = [torch.from_numpy(load(path, preprocessing)) for path in split.paths]
+        with ThreadPoolExecutor(usable_cores()) as threads:
+            arrays = threads.map(partial(load, preprocessing=preprocessing), split.paths)
+            images = [torch.from_numpy(array) for array in arrays]
     except (RequestError, OSError) as error:
         raise PhotosChanged from error
     return Photos(images=in_batches(images), labels=np.asarray(split.labels, np.int64))

@@ -86,18 +86,20 @@ def read_ahead(
         views, size = together * max(len(each.views) for each in pictures), preprocessing.image_size
         room = free_bytes() - int(batch_bytes(batch + views, size) / SHARE)
         if (fitting := fitting_workers(processes, views, size, room)) >= 2:
-            yield from _by_processes(_parts(pictures, together), preprocessing, fitting)
+            yield from _by_processes(in_parts(pictures, together), preprocessing, fitting)
             return
-    yield from by_threads(threads, partial(read, preprocessing), _parts(pictures, READ_TOGETHER))
+    yield from by_threads(threads, partial(read, preprocessing), in_parts(pictures, READ_TOGETHER))
 
 
-def _parts(pictures: Sequence[Picture], together: int) -> list[Sequence[Picture]]:
+def in_parts(pictures: Sequence[Picture], together: int) -> list[Sequence[Picture]]:
+    """So many at a time."""
     return [pictures[at : at + together] for at in range(0, len(pictures), together)]
 
 
 def by_threads(threads: int, work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
     """What so many threads make of the items, in their order; no more than two for each are begun and not yet taken.
-    torch computes with one thread in each of them."""
+    torch computes with one thread in each of them, and afterwards with as many as before in new ones."""
+    before = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1))
     waiting: deque[Future[Any]] = deque()
     try:
@@ -109,6 +111,7 @@ def by_threads(threads: int, work: Callable[[Any], Any], items: Sequence[Any]) -
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)
 
 
 class _Parts(Dataset[Any]):

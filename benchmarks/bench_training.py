@@ -1,7 +1,8 @@
 """Trainings from the command to the model: ours beside what tutorials and experts do, on the same starting weights.
 
     PYTHONPATH=code:. python benchmarks/bench_training.py [--data FOLDER] [--weights FILE] [--rounds 2] [--photos 40]
-        [--parts head full] [--epochs 10] [--stock-epochs 0] [--full-epochs 2] [--full-size 224] [--allocator system]
+        [--parts head full] [--epochs 10] [--stock-epochs 0] [--full-epochs 2] [--full-size 224] [--full-ways grows]
+        [--allocator system]
 
 FOLDER holds train, valid and test; without it, pictures are generated. Of each class of a split --photos are used, 0
 for all. With --stock-epochs N the baseline of a head makes N of its epochs, and the others count as much as the last
@@ -10,9 +11,10 @@ fitted to the pictures.
 In each round, in turns. Of a head: the baseline (stock_training.py); ours with nothing kept; ours again on the same
 pictures; ours without features (feature_views=0, left out with --short). Of the whole network, with the same size,
 batch and learning rate: competent_training.py; ours; ours with crops that grow, and with smaller ones (left out with
---short); the step of either alone, on a batch that lies in memory. Times are of whole processes, all with the same
-allocator. Writes benchmarks/results/training.md and .json, or with `--parts full` training_full.md and .json. --quick
-tries the script on a few generated pictures and writes nothing.
+--short); the step of either alone, on a batch that lies in memory; with --full-ways the competent one and those that
+are named. Times are of whole processes, all with the same allocator. Writes benchmarks/results/training.md and .json,
+or with `--parts full` training_full.md and .json, with --full-ways under their names. --quick tries the script on a few
+generated pictures and writes nothing.
 """
 
 from __future__ import annotations
@@ -159,6 +161,9 @@ def asked() -> argparse.Namespace:
     parser.add_argument("--full-size", type=int, default=224, help="side of the pictures for the whole network")
     parser.add_argument("--full-batch", type=int, default=32)
     parser.add_argument("--full-lr", type=float, default=0.01)
+    parser.add_argument(
+        "--full-ways", nargs="+", choices=list(FULL_WAYS), help="of training it, beside the competent one"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="loading processes of the competent one")
     parser.add_argument("--allocator", choices=list(ALLOCATORS), default="system")
     parser.add_argument("--quick", action="store_true", help="try the script; write nothing")
@@ -193,7 +198,8 @@ def full_part(found: dict[str, list[Measured]], options: argparse.Namespace) -> 
         f"batch {options.full_batch}, lr {options.full_lr:g}",
         "",
         f"The competent one has {options.workers} loading processes. Images a second are those of the fastest epoch. "
-        "Each round has another seed, the same for all.",
+        "Each round has another seed, the same for all; accuracies are means (smallest .. largest), and differences "
+        "those with the same seed.",
         "",
         *full_table(found),
     ]
@@ -229,7 +235,8 @@ def main() -> None:
                 workers=options.workers,
                 allocator=options.allocator,
             )
-            ways = [way for way in FULL_WAYS if way != "smaller" or not options.short]
+            chosen = options.full_ways or [way for way in FULL_WAYS if way != "smaller" or not options.short]
+            ways = [way for way in FULL_WAYS if way in ("competent", *chosen)]
             found["full"] = measure(whole, ways, options.rounds)
         photos = {split: len(list((data / split).glob("*/*"))) for split in ("train", "valid", "test")}
     if not options.quick:
@@ -253,7 +260,9 @@ def publish(options: argparse.Namespace, photos: dict[str, int], found: dict[str
             "allocator",
         )
         if "full" in options.parts or not name.startswith("full")
-    ) + (" --short" if options.short else "")
+    )
+    numbers += f" --full-ways {' '.join(options.full_ways)}" if options.full_ways else ""
+    numbers += " --short" if options.short else ""
     text = [
         "# Trainings, from the command to the model",
         "",
@@ -269,7 +278,7 @@ def publish(options: argparse.Namespace, photos: dict[str, int], found: dict[str
         text += head_part(found["head"], options.epochs, options.stock_epochs)
     if "full" in found:
         text += full_part(found["full"], options)
-    name = "training" if "head" in found else "training_full"
+    name = "training" if "head" in found else "_".join(["training", *(options.full_ways or ["full"])])
     write_result(f"{name}.md", text)
     (RESULTS / f"{name}.json").write_text(json.dumps({"photos": photos, "found": found}, indent=1))
 

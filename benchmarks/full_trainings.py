@@ -92,33 +92,43 @@ class FullTrainings:
 
 
 def full_table(found: dict[str, list[Measured]]) -> list[str]:
-    """Lines of a table: speed in the epochs, as a share of each one's own step alone, and whole processes, of the same
-    round."""
+    """Lines of a table: speed in the epochs, as a share of each one's own step alone, whole processes and accuracies,
+    of the same round."""
     lines = [
-        "| training | images a second | of its step alone | whole process | validation accuracy | test accuracy |",
-        "|---|---|---|---|---|---|",
+        "| training | images a second | of its step alone | whole process | validation accuracy | beside competent's "
+        "| test accuracy | beside competent's |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for way, rounds in found.items():
-        speeds = [told[SPEED] for _, told in rounds]
-        limit = "resident" if way in ("competent", "resident") else "alone"
-        limits, usual = ([told[SPEED] for _, told in found[each]] for each in (limit, "competent"))
-        seconds = [ours / theirs for (ours, _), (theirs, _) in zip(rounds, found["competent"], strict=True)]
         cells = ["", ""]
         if way not in OTHER_CROPS:  # whose steps are other ones
-            cells = [
-                _spread([ours / theirs for ours, theirs in zip(speeds, usual, strict=True)], "{:.2f} of competent's"),
-                _spread([ours / limit for ours, limit in zip(speeds, limits, strict=True)], "{:.2f}"),
-            ]
+            cells[0] = _spread(_ratios(rounds, found["competent"]), "{:.2f} of competent's")
+            limit = "resident" if way in ("competent", "resident") else "alone"
+            if limit in found:
+                cells[1] = _spread(_ratios(rounds, found[limit]), "{:.2f}")
         if way in ALONE:
-            cells += ["", "", ""]
+            cells += [""] * 5
         else:
+            seconds = [ours / theirs for (ours, _), (theirs, _) in zip(rounds, found["competent"], strict=True)]
             cells.append(_spread(seconds, "{:.2f} of competent's"))
-            cells += [
-                " .. ".join(f"{each:.2f}" for each in sorted({told[split] for _, told in rounds}))
-                for split in ("validation", "test")
-            ]
+            for split in ("validation", "test"):
+                cells += _accuracies(*([told[split] for _, told in each] for each in (rounds, found["competent"])))
         lines.append(f"| {FULL_WAYS[way]} | {' | '.join(cells)} |")
     return lines
+
+
+def _ratios(ours: Sequence[Measured], theirs: Sequence[Measured]) -> list[float]:
+    """Of images a second, round by round."""
+    return [one[SPEED] / other[SPEED] for (_, one), (_, other) in zip(ours, theirs, strict=True)]
+
+
+def _accuracies(ours: Sequence[float], theirs: Sequence[float]) -> tuple[str, str]:
+    """Mean, smallest and largest; the same of the differences with the same seed."""
+    away = [one - other for one, other in zip(ours, theirs, strict=True)]
+    return tuple(  # type: ignore[return-value]  # two of them
+        f"{statistics.mean(each):{form}} ({min(each):{form}} .. {max(each):{form}})"
+        for each, form in ((ours, ".2f"), (away, "+.3f"))
+    )
 
 
 def _spread(values: Sequence[float], form: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -144,26 +145,27 @@ def nothing_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("answers", "expected"), [((1, 1), True), ((0, 1), False), ((1, 0), False)])
+@pytest.mark.parametrize(
+    ("keep", "settings"),
+    [
+        (keep_freed_memory, [(-4, 0), (-1, -1)]),
+        (keep_decoded_memory, [(-3, DECODED_BYTES), (-1, 2 * DECODED_BYTES)]),
+    ],
+    ids=["a training", "a loading process"],
+)
 @pytest.mark.usefixtures("nothing_set_up")
 def test_it_is_set_where_both_settings_are_taken(
-    monkeypatch: pytest.MonkeyPatch, answers: tuple[int, int], expected: bool
+    monkeypatch: pytest.MonkeyPatch,
+    keep: Callable[[], bool],
+    settings: list[tuple[int, int]],
+    answers: tuple[int, int],
+    expected: bool,
 ) -> None:
     library = Library(*answers)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
-    assert keep_freed_memory() is expected
-    assert library.set == [(-4, 0), (-1, -1)]
-    assert len(library.malloc.calls) == expected
-
-
-@pytest.mark.parametrize(("answers", "expected"), [((1, 1), True), ((0, 1), False), ((1, 0), False)])
-@pytest.mark.usefixtures("nothing_set_up")
-def test_a_loading_process_says_whether_it_keeps_what_a_picture_took(
-    monkeypatch: pytest.MonkeyPatch, answers: tuple[int, int], expected: bool
-) -> None:
-    library = Library(*answers)
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
-    assert keep_decoded_memory() is expected
-    assert library.set == [(-3, DECODED_BYTES), (-1, 2 * DECODED_BYTES)]
+    assert keep() is expected
+    assert library.set == settings
+    assert len(library.malloc.calls) == (expected and keep is keep_freed_memory)  # for its large pages
 
 
 @pytest.mark.parametrize(("overcommit", "asked"), [("0", True), ("1", True), ("2", False), (None, False)])

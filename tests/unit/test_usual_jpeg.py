@@ -197,3 +197,25 @@ def test_a_picture_too_large_to_be_held_twice_is_left_to_pillow(monkeypatch: pyt
     monkeypatch.setattr(usual_jpeg, "MOST_PIXELS", 301 * 203 - 1)
     monkeypatch.setattr(usual_jpeg.simplejpeg, "decode_jpeg", lambda *_, **__: pytest.fail("decoded"))
     assert decode_pixels(jpeg()).shape == (203, 301, 3)
+
+
+def test_a_header_of_too_many_parts_is_not_gone_through_for_a_plain_picture() -> None:
+    data = jpeg()
+    few, many = (data[:2] + b"\xff\xfe\x00\x02" * count + data[2:] for count in (900, 100_000))
+    assert plain_size(few) == (301, 203)
+    assert plain_size(many) is None
+    np.testing.assert_array_equal(decode_pixels(many), decode_pixels(data))  # its pixels alone
+
+
+def test_what_libjpeg_fails_at_it_is_not_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[bytes] = []
+
+    def fails(data: bytes, *_: object, **__: object) -> None:
+        given.append(data)
+        raise ValueError("a corrupt file")
+
+    monkeypatch.setattr(usual_jpeg.simplejpeg, "decode_jpeg", fails)
+    assert decode_pixels(jpeg()).shape == (203, 301, 3)
+    assert len(given) == 1
+    decode_pixels(jpeg(progressive=True))
+    assert len(given) == 2

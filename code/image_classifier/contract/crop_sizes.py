@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from image_classifier.contract.config import TrainConfig
 
-USUAL_START = 0.57  # of the crops' last side, in the first epoch: costs no accuracy (benchmarks/results/recipes.md)
+USUAL_START = (
+    0.57  # of the crops' last side, in the first epoch: from given weights no loss (benchmarks/results/recipes.md)
+)
 USUAL_SMALLEST = 128  # pixels: below, little is left of a picture in the last stage, and little of the time to save
 SIZE_STEP = 32  # pixels: a ResNet50 divides both sides by it
 FULL_SIZE_SHARE = 1 / 3  # of the epochs have the largest crops, after sizes have grown

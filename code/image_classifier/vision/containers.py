@@ -11,6 +11,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_SIGNATURE = b"\xff\xd8\xff"
@@ -18,6 +19,7 @@ JPEG_SIGNATURE = b"\xff\xd8\xff"
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in pixels, FF is followed by 00 or a restart marker
 _USUAL_MARKER = re.compile(rb"\xff[\xc0-\xc4\xda-\xdd\xe0-\xef\xfe]")
 _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN, _TEM = 0xD8, 0xD9, 0xDA, 0x01  # ITU-T T.81, table B.1
+_USUAL_SEGMENTS = 1000  # before the pixels: a photo has dozens, a file of 4 MB that is to keep a core busy a million
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _END = bytes([0xFF, _END_OF_IMAGE])
@@ -51,7 +53,7 @@ def plain_frame(data: bytes) -> Frame | None:
     """The frame of a JPEG whose first pass is sequential and has all of its components; None of any other, and where
     metadata may say that the pixels are to be turned, or that their colours are stored in another way."""
     frame = b""
-    for marker, start, end in _segments(data):
+    for marker, start, end in islice(_segments(data), _USUAL_SEGMENTS):
         if marker in _FRAMES:
             frame = data[start:end]
         elif marker == _APP14 or (marker == _APP1 and _what_matters(marker, data[start + 4 : end])):

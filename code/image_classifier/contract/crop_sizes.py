@@ -5,7 +5,7 @@ from __future__ import annotations
 from image_classifier.contract.config import TrainConfig
 
 USUAL_START = (
-    0.57  # of the crops' last side, in the first epoch: from given weights no loss (benchmarks/results/recipes.md)
+    0.57  # of the crops' last side, in the first epoch: free from given weights (benchmarks/results/recipes.md)
 )
 USUAL_SMALLEST = 128  # pixels: below, little is left of a picture in the last stage, and little of the time to save
 SIZE_STEP = 32  # pixels: a ResNet50 divides both sides by it

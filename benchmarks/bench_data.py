@@ -136,7 +136,7 @@ def ours(root: Path, photos: Photos, workers: int, *, cached: bool, normalised: 
         split,
         Preprocessing.for_image_size(IMAGE_SIZE),
         augment="standard",
-        cache=PixelCache(len(split), CACHE_BYTES) if cached else None,
+        cache=PixelCache(len(split), CACHE_BYTES, processes=workers > 0) if cached else None,
     )
     loader = Loader(dataset, photos.batch_size, workers=workers, shuffle_seed=0)
     if not normalised:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import multiprocessing
 import time
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ def epochs(split: Split, augment: str, kept: PixelCache | None, workers: int, *,
 @pytest.mark.parametrize("workers", [0, 2])
 def test_second_epoch_needs_no_file_and_is_bit_for_bit_the_same(split: Split, augment: str, workers: int) -> None:
     plain = epochs(split, augment, None, 0, then=[])
-    kept = PixelCache(NUM_IMAGES, 10_000_000)
+    kept = PixelCache(NUM_IMAGES, 10_000_000, processes=workers > 0)
     cached = epochs(split, augment, kept, workers, then=list(split.paths))
     assert len(kept) == NUM_IMAGES
     for one, other in zip(plain, cached, strict=True):
@@ -117,7 +118,7 @@ def test_pictures_beyond_the_capacity_are_decoded_again(split: Split) -> None:
 def test_how_much_is_kept_is_said_once_for_each_change(split: Split) -> None:
     sizes = [3 * height * width for height, width in SIDES]
     for capacity in (sum(sizes), sum(sizes) // 2):
-        kept = PixelCache(NUM_IMAGES, capacity)
+        kept = PixelCache(NUM_IMAGES, capacity, processes=False)
         loader = Loader(ImageDataset(split, PREPROCESSING, augment="standard", cache=kept), 5, workers=0)
         assert loader.cache_news() == ""
         list(loader.epoch(1))
@@ -145,6 +146,25 @@ def test_a_picture_is_kept_no_larger_than_its_smallest_crop_needs(
     found = kept.get(0)
     assert found is not None
     assert found.shape == (kept_as[1], kept_as[0], 3)
+
+
+def test_what_is_kept_without_loading_processes_lies_in_large_pages_where_there_are_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    class Memory(mmap.mmap):
+        def madvise(self, option: int, *place: int) -> None:
+            asked.append(option)
+            raise OSError("this system has no large pages")
+
+    monkeypatch.setattr(cache.mmap, "mmap", Memory)
+    picture = np.full((10, 40, 3), 7, np.uint8)
+    for processes in (True, False):
+        kept = PixelCache(1, 1_000_000, processes=processes)
+        assert asked == ([] if processes else [mmap.MADV_HUGEPAGE])
+        kept.put(0, picture)
+        assert np.array_equal(kept.get(0), picture)  # type: ignore[arg-type]
 
 
 def test_nothing_more_is_kept_once_the_memory_runs_low(monkeypatch: pytest.MonkeyPatch) -> None:

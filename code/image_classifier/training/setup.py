@@ -79,16 +79,16 @@ def make_setup(
     Args:
         contents: the files' digests, by which pictures are known that other trials decoded.
     """
+    workers = workers_with_room(config, num_workers(config.workers, device))
     cache: PixelCache | None
     kept: dict[str, PixelCache] = {}
     if wants_cache(config):
         for split in (folders.train, folders.valid):
             if (cache := shared_cache(config, split, contents or {})) is None:
-                cache = make_cache(len(split))
+                cache = make_cache(len(split), processes=workers > 0)
             if cache is not None:
                 kept[split.name] = cache
     on_gpu = device.type == "cuda"
-    workers = workers_with_room(config, num_workers(config.workers, device))
     return Setup(
         device=device,
         device_name=describe_device(device),

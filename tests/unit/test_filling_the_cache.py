@@ -18,8 +18,8 @@ JOB = JobFacts(config=CONFIG, cores=8, workers=2, cached=True)
 FILLING, FULL = [0.8] * PER_EPOCH, [0.01] * PER_EPOCH
 
 
-def waiting_run(waits: Sequence[float], job: JobFacts) -> RunData:
-    """Steps of a second, of which so many seconds each were waited for images."""
+def waiting_run(waits: Sequence[float], job: JobFacts, seconds: float = 1.0) -> RunData:
+    """Steps of a second, or so many, of which so many seconds each were waited for images."""
     run = RunData(job)
     for step, wait in enumerate(waits):
         run.add_step(
@@ -28,7 +28,7 @@ def waiting_run(waits: Sequence[float], job: JobFacts) -> RunData:
                 epoch=1 + step // PER_EPOCH,
                 mode="train",
                 time=1000.0 + step,
-                seconds=1.0,
+                seconds=seconds,
                 images=32,
                 loss=1.0,
                 clean_loss=1.0,
@@ -47,6 +47,16 @@ def test_the_epoch_that_fills_the_cache_is_no_reason_to_stop_a_job() -> None:
     assert verdict(FILLING, JOB) is Verdict.INSUFFICIENT_DATA
     assert verdict(FILLING + FULL, JOB) is Verdict.NO_ISSUES
     assert data_wait_share(waiting_run(FILLING + FULL, JOB)) == pytest.approx(0.01)
+
+
+def test_steps_that_take_no_time_wait_for_nothing_worth_a_word() -> None:
+    """Those of a head on its features: a scheduler's slice is more than all they do in an epoch."""
+    waits = [0.0004] * 2 * PER_EPOCH
+    for seconds, expected in ((0.0007, Verdict.NO_ISSUES), (0.7, Verdict.ISSUES)):
+        scaled = [wait * seconds / 0.0007 for wait in waits]
+        run = waiting_run(scaled, replace(JOB, cached=False), seconds)
+        (result,) = judge(run, parse_rules("Dataloader"))
+        assert result.verdict is expected
 
 
 def test_waiting_that_the_cache_does_not_end_is_told() -> None:

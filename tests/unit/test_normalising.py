@@ -90,13 +90,14 @@ def test_a_picture_of_one_colour_deviates_by_nothing() -> None:
     assert (channel_statistics(Normaliser(PREPROCESSING)(images))[0, 3:] < 1e-6).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16, torch.uint8])
 @pytest.mark.parametrize("side", [(16, 16), (2, 2), (14, 20), (15, 16), (16, 15), (1, 1)], ids=str)
 def test_pooling_is_torchs(dtype: torch.dtype, side: tuple[int, int]) -> None:
-    values = torch.randn(3, 8, *side, generator=torch.Generator().manual_seed(0)).relu().to(dtype)
+    values = torch.randn(3, 8, *side, generator=torch.Generator().manual_seed(0)).relu()
+    values = (values * 64 if dtype == torch.uint8 else values).to(dtype)
     x = values.contiguous(memory_format=torch.channels_last)
     found = pooled(x)
-    assert torch.equal(found, torch.max_pool2d(x, 3, 2, 1))
+    assert torch.equal(found, torch.max_pool2d(x.float(), 3, 2, 1).to(dtype))
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -34,7 +34,7 @@ TOLERANCE = {True: 0.02, False: 1e-4}
 """Largest distance of a picture's features from torch's in float32, over their length, by whether it computes in bf16.
 Autocast to bf16 itself is off by 0.004, the folded network by 0.004 in bf16 and by 3e-7 in float32 (ResNet50)."""
 
-_BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
+_BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.uint8: torch.uint8}
 Run = Callable[[torch.Tensor], torch.Tensor]
 Look = Callable[[str, torch.Tensor], object]  # (name of an activation, its values)
 Pictures = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]  # (S, S, 3) each, in order in memory
@@ -243,7 +243,8 @@ def pooled(x: torch.Tensor) -> torch.Tensor:
     """
     height, width = x.shape[2:]
     if x.device.type != "cpu" or x.dtype not in _BITS or height % 2 or width % 2:
-        return torch.max_pool2d(x, 3, 2, 1)
+        numbers = x.float() if x.dtype == torch.uint8 else x  # torch pools no bytes
+        return torch.max_pool2d(numbers, 3, 2, 1).to(x.dtype)
     whole = x.permute(0, 2, 3, 1).view(_BITS[x.dtype])
     rows = torch.maximum(whole[:, 0::2], whole[:, 1::2])
     torch.maximum(rows[:, 1:], whole[:, 1:-1:2], out=rows[:, 1:])

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from image_classifier.training.frozen_body import geometry, input_shapes
+from image_classifier.training.frozen_body import geometry, input_shapes, pooled
 from image_classifier.vision import network
 
 CHECKED = 4  # photographs on which the kernels are held against the simulation
@@ -47,7 +47,7 @@ class _Layer:
 
 
 class Int8Kernels:
-    """(n, 3, H, W) float32, normalised -> (n, FEATURES) float32, on the CPU.
+    """(n, 3, H, W) float32, normalised -> (n, FEATURES) float32, on the CPU. Safe to call from several threads.
 
     Args:
         weights, biases: convolution -> float32, the batch norms folded in.
@@ -75,12 +75,13 @@ class Int8Kernels:
             for layer in network.convolutions()
         }
 
+    @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         blocks = network.blocks()
         names = [block.path[0].name for block in blocks]
         x = self._rounded(images.contiguous(memory_format=torch.channels_last), network.STEM.name)
-        x = torch.max_pool2d(self._convolution(x, network.STEM, relu=True), kernel_size=3, stride=2, padding=1)
-        x = self._rounded(x, names[0])
+        x = self._convolution(x, network.STEM, to=names[0], relu=True)
+        x = pooled(x)  # levels have the order of what they stand for
         for block, enters, leaves in zip(blocks, names, [*names[1:], None], strict=True):
             first, second, third = block.path
             shortcut, levels = x, self._levels[enters]

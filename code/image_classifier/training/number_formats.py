@@ -25,8 +25,10 @@ from torch import Tensor, nn
 
 from image_classifier.contract.errors import RequestError, describe
 from image_classifier.contract.machine import usable_cores
+from image_classifier.training.frozen_body import CPU_BATCH
 from image_classifier.training.golden import by_turns
 from image_classifier.training.int8_kernels import CHECKED, Int8Kernels, has_int8_kernels, is_as_good
+from image_classifier.training.reading import by_threads
 from image_classifier.vision import gate, network
 from image_classifier.vision.folders import Split
 from image_classifier.vision.gate import Gate
@@ -113,7 +115,7 @@ class Body:
     def int8(self, ranges: Mapping[str, float]) -> NDArray[np.float32]:
         """(n, FEATURES), in int8 with these ranges: by the processor's own instructions where it has them."""
         if (kernels := self._int8_kernels(ranges)) is not None:
-            return self._in_batches(kernels)
+            return np.concatenate(list(self._by_threads(kernels)))
         return self._features(self._in_int8, Int8(ranges))
 
     def _int8_kernels(self, ranges: Mapping[str, float]) -> Int8Kernels | None:
@@ -124,7 +126,8 @@ class Body:
         checked = photos[:CHECKED].contiguous(memory_format=torch.channels_last)
         simulated, exact = self._in_int8.features(checked, Int8(ranges)), self._folded.features(checked, as_it_is)
         try:
-            kernels = Int8Kernels(self._folded.weights, self._folded.biases, ranges, list(photos.shape))
+            shape = [CPU_BATCH, *photos.shape[1:]]
+            kernels = Int8Kernels(self._folded.weights, self._folded.biases, ranges, shape)
             good = is_as_good(kernels(checked), simulated, exact)
         except Exception as error:  # any: torch's kernels differ from version to version
             log.info("int8 is simulated: %s", describe(error))
@@ -143,6 +146,13 @@ class Body:
 
     def _features(self, work: Folded, rounded: Round) -> NDArray[np.float32]:
         return self._in_batches(lambda images: work.features(images, rounded))
+
+    def _by_threads(self, kernels: Int8Kernels) -> Iterator[NDArray[np.float32]]:
+        """Each thread computes pictures of its own, so that none waits for another at every layer."""
+        parts = [part for batch in self._unseen.images for part in torch.split(batch, CPU_BATCH)]
+        for rows in by_threads(torch.get_num_threads(), kernels, parts):
+            self._pause()
+            yield rows.numpy()
 
     def _in_batches(self, run: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
         device = next(self._model.parameters()).device

@@ -2,12 +2,13 @@
 
     PYTHONPATH=code:. python benchmarks/bench_training.py [--data FOLDER] [--weights FILE] [--rounds 2] [--photos 40]
         [--parts head full] [--epochs 10] [--stock-epochs 0] [--full-epochs 2] [--full-size 224] [--full-ways grows]
-        [--allocator system]
+        [--full-start drawn] [--allocator system]
 
 FOLDER holds train, valid and test; without it, pictures are generated. Of each class of a split --photos are used, 0
 for all. With --stock-epochs N the baseline of a head makes N of its epochs, and the others count as much as the last
 of these: all do the same work. Without --weights all start from the same seeded random weights, their batch norms
-fitted to the pictures.
+fitted to the pictures: features that differ, but a start from which the whole network's gradients explode. With
+--full-start drawn the whole network starts as weights=none draws it, each block an identity, the same for all.
 In each round, in turns. Of a head: the baseline (stock_training.py); ours with nothing kept; ours again on the same
 pictures; ours without features (feature_views=0, left out with --short). Of the whole network, with the same size,
 batch and learning rate: competent_training.py; ours; ours with crops that grow, and with smaller ones (left out with
@@ -108,6 +109,12 @@ def random_weights(data: Path, path: Path, *, passes: int = PASSES) -> None:
     torch.save(model.state_dict(), path)
 
 
+def drawn_weights(path: Path) -> None:
+    """Seeded random weights as a job with weights=none begins with: what a block adds is zero at first."""
+    torch.manual_seed(1)
+    torch.save(build_model(1000).state_dict(), path)
+
+
 def generated(folder: Path) -> Path:
     """Pictures for who names none: as many as a small set of photographs."""
     make_sample_data(folder, num_classes=5, train_per_class=100, valid_per_class=20, test_per_class=20, size=320)
@@ -164,6 +171,7 @@ def asked() -> argparse.Namespace:
     parser.add_argument(
         "--full-ways", nargs="+", choices=list(FULL_WAYS), help="of training it, beside the competent one"
     )
+    parser.add_argument("--full-start", choices=("fitted", "drawn"), default="fitted", help="its weights")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="loading processes of the competent one")
     parser.add_argument("--allocator", choices=list(ALLOCATORS), default="system")
     parser.add_argument("--quick", action="store_true", help="try the script; write nothing")
@@ -224,9 +232,13 @@ def main() -> None:
             heads = Trainings(data, weights, options.epochs, folder, options.allocator, made=made)
             found["head"] = measure(heads, ways, options.rounds)
         if "full" in options.parts:
+            start = weights
+            if options.full_start == "drawn":
+                start = folder / "drawn.pth"
+                drawn_weights(start)
             whole = FullTrainings(
                 data=data,
-                weights=weights,
+                weights=start,
                 folder=folder,
                 epochs=options.full_epochs,
                 size=options.full_size,
@@ -262,6 +274,7 @@ def publish(options: argparse.Namespace, photos: dict[str, int], found: dict[str
         if "full" in options.parts or not name.startswith("full")
     )
     numbers += f" --full-ways {' '.join(options.full_ways)}" if options.full_ways else ""
+    numbers += f" --full-start {options.full_start}" if options.full_start != "fitted" else ""
     numbers += " --short" if options.short else ""
     text = [
         "# Trainings, from the command to the model",

@@ -14,8 +14,8 @@ pictures; ours without features (feature_views=0, left out with --short). Of the
 batch and learning rate: competent_training.py; ours; ours with crops that grow, and with smaller ones (left out with
 --short); the step of either alone, on a batch that lies in memory; with --full-ways the competent one and those that
 are named. Times are of whole processes, all with the same allocator. Writes benchmarks/results/training.md and .json,
-or with `--parts full` training_full.md and .json, with --full-ways under their names. --quick tries the script on a few
-generated pictures and writes nothing.
+or with `--parts full` training_full.md and .json, with --full-ways and --full-start under their names. --quick tries
+the script on a few generated pictures and writes nothing.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ WAYS = {
     "second": "ours, a second job on the same pictures",
     "images": "ours, feature_views=0",
 }
+STARTS = {"fitted": "", "drawn": "It starts as weights=none draws it: what a block adds is zero at first. "}
 PASSES = 20  # of these photographs through the network: the running statistics have settled
 SPREAD_PHOTOS = 24  # on which the random weights' batch norms are fitted
 
@@ -171,7 +172,7 @@ def asked() -> argparse.Namespace:
     parser.add_argument(
         "--full-ways", nargs="+", choices=list(FULL_WAYS), help="of training it, beside the competent one"
     )
-    parser.add_argument("--full-start", choices=("fitted", "drawn"), default="fitted", help="its weights")
+    parser.add_argument("--full-start", choices=list(STARTS), default="fitted", help="its weights")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="loading processes of the competent one")
     parser.add_argument("--allocator", choices=list(ALLOCATORS), default="system")
     parser.add_argument("--quick", action="store_true", help="try the script; write nothing")
@@ -179,7 +180,7 @@ def asked() -> argparse.Namespace:
     if options.quick:
         options.rounds, options.photos, options.epochs = 1, 0, 2
         options.stock_epochs = 1
-        options.full_size, options.full_batch, options.workers = 64, 4, 1
+        options.full_size, options.full_batch, options.workers, options.full_start = 64, 4, 1, "drawn"
     return options
 
 
@@ -205,7 +206,8 @@ def full_part(found: dict[str, list[Measured]], options: argparse.Namespace) -> 
         f"## The whole network, {options.full_epochs} epochs at {options.full_size} pixels, "
         f"batch {options.full_batch}, lr {options.full_lr:g}",
         "",
-        f"The competent one has {options.workers} loading processes. Images a second are those of the fastest epoch. "
+        f"{STARTS[options.full_start]}The competent one has {options.workers} loading processes. Images a second are "
+        "those of the fastest epoch. "
         "Each round has another seed, the same for all; accuracies are means (smallest .. largest), and differences "
         "those with the same seed.",
         "",
@@ -291,7 +293,8 @@ def publish(options: argparse.Namespace, photos: dict[str, int], found: dict[str
         text += head_part(found["head"], options.epochs, options.stock_epochs)
     if "full" in found:
         text += full_part(found["full"], options)
-    name = "training" if "head" in found else "_".join(["training", *(options.full_ways or ["full"])])
+    start = [options.full_start] * (options.full_start != "fitted")
+    name = "training" if "head" in found else "_".join(["training", *(options.full_ways or ["full"]), *start])
     write_result(f"{name}.md", text)
     (RESULTS / f"{name}.json").write_text(json.dumps({"photos": photos, "found": found}, indent=1))
 

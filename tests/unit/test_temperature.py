@@ -191,6 +191,15 @@ def test_so_many_images_are_answered_as_was_asked(coverage: float, answered: int
     assert right[confidence >= limit].mean() >= right.mean()
 
 
+def test_the_limit_lies_where_no_rounding_decides() -> None:
+    """A server's engine comes to the same answers but for rounding."""
+    logits, _ = drawn(300)
+    limit = abstain_below(logits, 1.0, 0.5)
+    confidence = probabilities_of(logits, 1.0).max(1)
+    for rounded in (confidence * (1 - 1e-6), confidence * (1 + 1e-6)):
+        assert (rounded >= limit).sum() == 150
+
+
 def test_few_photos_are_no_reason_to_abstain() -> None:
     logits, _ = drawn(MIN_PHOTOS - 1)
     assert abstain_below(logits, 1.0, 0.5) == 0.0

@@ -92,7 +92,8 @@ def calibrate(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> Cali
 
 
 def abstain_below(logits: NDArray[np.floating], temperature: float, coverage: float) -> float:
-    """The probability that the most probable class must have for a model to answer that share of images like these.
+    """The probability that the most probable class must have for a model to answer that share of images like these: in
+    the middle between the least sure that is answered and the next one, so that a server's rounding moves neither.
 
     Args:
         logits: (n, num_classes), of validation images.
@@ -107,7 +108,7 @@ def abstain_below(logits: NDArray[np.floating], temperature: float, coverage: fl
         return 0.0
     confidence = np.sort(probabilities_of(rows, temperature).max(1))[::-1]
     answered = max(1, math.ceil(min(coverage, 1.0) * len(rows) - _ROUNDING))
-    return float(confidence[answered - 1])
+    return float(confidence[answered - 1 : answered + 1].mean())
 
 
 def usable(temperature: float) -> bool:

@@ -17,13 +17,12 @@ FULL_WAYS = {
     "competent": "competent: DataLoader, channels_last, bf16 where it helps",
     "full": "ours, crops as large as what is served",
     "grows": "ours, crops that grow from 0.57 of their side",
-    "steady": "ours, crops of 0.86 of their side",
     "smaller": "ours, crops of 0.75 of their side",
     "resident": "competent's step alone, on a batch that lies in memory",
     "alone": "our step alone",
 }
 ALONE = ("resident", "alone")
-OTHER_CROPS = ("grows", "steady", "smaller")
+OTHER_CROPS = ("grows", "smaller")
 SPEED = "images a second"  # of the fastest epoch: in a job of ours the first one fills the cache
 ALLOCATORS = {
     "system": {},
@@ -65,9 +64,6 @@ class FullTrainings:
 
     def grows(self, number: int) -> Measured:
         return self._ours("grows", number, ["--start-scale", 0.57, "--train-scale", 1])
-
-    def steady(self, number: int) -> Measured:
-        return self._ours("steady", number, ["--start-scale", 1, "--train-scale", 0.86])
 
     def smaller(self, number: int) -> Measured:
         return self._ours("smaller", number, ["--start-scale", 1, "--train-scale", 0.75])

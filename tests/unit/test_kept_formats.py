@@ -16,6 +16,7 @@ from image_classifier.training.bad_images import BadImages
 from image_classifier.training.distributed import Group
 from image_classifier.training.features import Extraction
 from image_classifier.training.finishing import photos_for_gates
+from image_classifier.training.int8_kernels import has_int8_kernels
 from image_classifier.training.kept_formats import KeptBody, PhotosChanged, some_of
 from image_classifier.training.number_formats import Measured, measure_body, measure_formats
 from image_classifier.training.setup import Setup
@@ -218,7 +219,7 @@ def test_a_photo_that_is_rewritten_while_it_is_computed_is_kept_under_no_name(
     slow.int8(ranges)
     counted = Counted()
     body(model, data, tmp_path / "store", counted).int8(ranges)
-    assert counted.batches  # none was kept
+    assert counted.batches == (2 if has_int8_kernels() else 1)  # all 12 are computed again, by threads in eights
 
 
 def test_what_cannot_be_read_is_left_out_or_said(model: ResNet, data: Path) -> None:

@@ -191,13 +191,14 @@ def test_so_many_images_are_answered_as_was_asked(coverage: float, answered: int
     assert right[confidence >= limit].mean() >= right.mean()
 
 
-def test_the_limit_lies_where_no_rounding_decides() -> None:
+@pytest.mark.parametrize(("coverage", "answered"), [(0.5, 150), (1.0, 300)])
+def test_the_limit_lies_where_no_rounding_decides(coverage: float, answered: int) -> None:
     """A server's engine comes to the same answers but for rounding."""
     logits, _ = drawn(300)
-    limit = abstain_below(logits, 1.0, 0.5)
+    limit = abstain_below(logits, 1.0, coverage)
     confidence = probabilities_of(logits, 1.0).max(1)
     for rounded in (confidence * (1 - 1e-6), confidence * (1 + 1e-6)):
-        assert (rounded >= limit).sum() == 150
+        assert (rounded >= limit).sum() == answered
 
 
 def test_few_photos_are_no_reason_to_abstain() -> None:

@@ -107,6 +107,7 @@ def abstain_below(logits: NDArray[np.floating], temperature: float, coverage: fl
     if coverage <= 0 or len(rows) < MIN_PHOTOS:
         return 0.0
     confidence = np.sort(probabilities_of(rows, temperature).max(1))[::-1]
+    confidence = np.append(confidence, 1 / rows.shape[1])  # nobody is less sure
     answered = max(1, math.ceil(min(coverage, 1.0) * len(rows) - _ROUNDING))
     return float(confidence[answered - 1 : answered + 1].mean())
 

@@ -25,7 +25,7 @@ import numpy as np
 import PIL
 import psutil
 import torch
-from benchmarks.record import write_result
+from benchmarks.record import processor, write_result
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms
@@ -254,10 +254,10 @@ def main() -> None:
         f"--rounds {options.rounds} --workers "
         f"{' '.join(map(str, options.workers))} --pace {options.pace:g}`",
         "",
-        f"Training batches of {IMAGE_SIZE} x {IMAGE_SIZE}, {os.cpu_count()} cores, torch {torch.__version__}, Pillow "
-        f"{PIL.__version__}, Python {platform.python_version()}. {BASELINE}: RandomResizedCrop, "
-        "RandomHorizontalFlip, ToTensor, Normalize and a DataLoader with as many processes, kept between epochs. Speed "
-        "and processor time an image are ratios to it, median (smallest .. largest) of "
+        f"Training batches of {IMAGE_SIZE} x {IMAGE_SIZE}, {os.cpu_count()} cores ({processor()}), "
+        f"torch {torch.__version__}, Pillow {PIL.__version__}, Python {platform.python_version()}. {BASELINE}: "
+        "RandomResizedCrop, RandomHorizontalFlip, ToTensor, Normalize and a DataLoader with as many processes, kept "
+        "between epochs. Speed and processor time an image are ratios to it, median (smallest .. largest) of "
         f"{options.rounds} rounds that took turns epoch by epoch. "
         "Normalising, which the device does for ours, is counted for speed and processor time.",
         "",

@@ -7,7 +7,7 @@
 * OPENED_LATE: libraries that torch opens when a function of linear algebra on the GPU is called, and what those alone
   need. Then torch raises an error that names the missing file.
 
-Every library that torch names as needed stays, whole. With --stubs, which no GPU has run yet, also:
+Every library that torch names as needed stays, whole. With --stubs, whose images no GPU has run yet, also:
 
 * STUBBED: CUDA libraries that libtorch names as needed, so the loader insists on them, but whose functions no
   ResNet50 reaches. Each is replaced by a library of a few kilobytes with the same soname and those of its symbols

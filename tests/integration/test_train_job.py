@@ -29,6 +29,7 @@ from image_classifier.contract.wire import JSON_TYPE
 from image_classifier.serving.classifier import Classifier
 from image_classifier.serving.codec import encode
 from image_classifier.serving.engines import OpenVinoEngine
+from image_classifier.vision import usual_jpeg
 from image_classifier.vision.artifact import load_model
 from image_classifier.vision.check import check_dataset
 from image_classifier.vision.findings import parse_levels
@@ -203,6 +204,8 @@ def test_artifact_reproduces_golden_samples_and_test_predictions(finished: tuple
             pixels = torch.from_numpy(load(source, artifact.preprocessing))[None]
             return (model(pixels) / artifact.manifest.temperature).softmax(1)[0].numpy()
 
+    decoders = {"pillow", "simplejpeg"} if usual_jpeg.VERSION else {"pillow"}
+    assert {"python", "torch", "torchvision", "numpy", "safetensors"} | decoders == artifact.manifest.versions.keys()
     assert len(artifact.golden) == 4
     for sample in artifact.golden:
         np.testing.assert_allclose(answer(sample.image), sample.probabilities, atol=1e-4)

@@ -63,7 +63,7 @@ def test_planted_wrong_labels_are_found_and_few_others(share: float) -> None:
 def test_all_cores_look_for_it_where_the_job_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     eigh = torch.linalg.eigh
-    monkeypatch.setattr(out_of_fold, "usable_cores", lambda: 2)
+    monkeypatch.setattr(out_of_fold, "usual_threads", lambda: 2)
     monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: seen.append(torch.get_num_threads()) or eigh(matrix))
     before = torch.get_num_threads()
     try:

@@ -9,7 +9,14 @@ import pytest
 
 from image_classifier.contract import machine
 from image_classifier.contract.errors import PlatformError
-from image_classifier.contract.machine import allowed_cores, free_port, memory, require_free_port, usable_cores
+from image_classifier.contract.machine import (
+    allowed_cores,
+    free_port,
+    memory,
+    require_free_port,
+    usable_cores,
+    usual_threads,
+)
 
 ALLOWED = len(allowed_cores())
 
@@ -34,6 +41,20 @@ def write(folder: Path, files: dict[str, str]) -> None:
 def test_cores_are_limited_by_affinity_and_quota(tmp_path: Path, files: dict[str, str], expected: int) -> None:
     write(tmp_path, files)
     assert usable_cores(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("wished", "expected"), [(None, 4), ("", 4), ("3", 3), ("64", 4), ("0", 4), ("4,2", 4), ("-1", 4), ("²", 4)]
+)
+def test_a_job_that_shares_the_machine_takes_its_share_of_threads(
+    monkeypatch: pytest.MonkeyPatch, wished: str | None, expected: int
+) -> None:
+    monkeypatch.setattr(machine, "usable_cores", lambda: 4)
+    if wished is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", wished)
+    assert usual_threads() == expected
 
 
 def test_the_container_limit_of_memory_counts_and_the_files_it_has_read_do_not(tmp_path: Path) -> None:

@@ -31,6 +31,13 @@ def usable_cores(cgroup: Path = CGROUP) -> int:
     return max(1, min([len(allowed_cores()), *map(math.ceil, quotas)]))
 
 
+def usual_threads() -> int:
+    """With how many threads a program of this process's share computes: OMP_NUM_THREADS where it is a number, as it is
+    of a job that shares the machine, but no more than `usable_cores`."""
+    wished, cores = os.environ.get("OMP_NUM_THREADS", ""), usable_cores()
+    return min(int(wished), cores) if wished.isascii() and wished.isdigit() and int(wished) else cores
+
+
 def memory(cgroup: Path = CGROUP) -> tuple[int, int]:
     """Bytes of memory, and of it free or freed on demand: the machine's or, where that is less, the container's."""
     total, free = _machine_memory()

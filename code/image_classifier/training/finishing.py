@@ -39,6 +39,7 @@ from image_classifier.training.state import Training
 from image_classifier.training.stop import Interrupted
 from image_classifier.training.tables import guessing_metrics, readable_labels, what_guessing_gets, write_test_results
 from image_classifier.training.usual import usual_sight
+from image_classifier.vision import usual_jpeg
 from image_classifier.vision.artifact import write_model
 from image_classifier.vision.folders import ImageFolders, Split
 from image_classifier.vision.model import state_arrays
@@ -47,7 +48,7 @@ from image_classifier.vision.preprocess import Preprocessing
 from image_classifier.vision.temperature import abstain_below, calibrate
 
 log = logging.getLogger(__name__)
-PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors")  # whose versions the model's manifest names
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors")  # of which none can be missing
 
 
 def finish(training: Training, hook: Observer, folders: ImageFolders, data_fingerprint: str, paths: MlPaths) -> None:
@@ -104,7 +105,7 @@ def finish(training: Training, hook: Observer, folders: ImageFolders, data_finge
         config={name: as_text(value) for name, value in config.to_hyperparameters().items()},
         metrics=metrics | guessing_metrics(answered, len(progress.history)),
         data_fingerprint=data_fingerprint,
-        versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        versions=program_versions(),
         ranges=measured.ranges,
         gates=measured.gates,
         reference=sight.reference(temperature),
@@ -244,6 +245,12 @@ def body_of(
         in_float32=computing[0],
         in_bf16=computing[1],
     )
+
+
+def program_versions() -> dict[str, str]:
+    """Name -> version of what makes a model what it is: Python, and packages with a say in its numbers or pixels."""
+    decoder = {"simplejpeg": usual_jpeg.VERSION} if usual_jpeg.VERSION else {}
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES} | decoder
 
 
 def evaluation_loader(split: Split, config: TrainConfig, setup: Setup, group: Group) -> Loader:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from image_classifier.contract.machine import usable_cores
+from image_classifier.contract.machine import usual_threads
 from image_classifier.vision.temperature import calibrate, probabilities_of
 
 RIDGES = (0.01, 0.1, 1.0, 10.0)  # times the mean of the features' eigenvalues; that of the least error is taken
@@ -55,9 +55,9 @@ def left_out(features: NDArray[np.float32], labels: NDArray[np.int64], num_class
 
 @contextmanager
 def _on_all_cores() -> Iterator[None]:
-    """Beside a GPU a job has one thread, in which this takes seconds."""
+    """All that are this job's: beside a GPU it has one thread, in which this takes seconds."""
     before = torch.get_num_threads()
-    torch.set_num_threads(max(before, usable_cores()))
+    torch.set_num_threads(max(before, usual_threads()))
     try:
         yield
     finally:

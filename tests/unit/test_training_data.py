@@ -20,7 +20,7 @@ from image_classifier.contract.crop_sizes import training_sizes, work_by_epoch
 from image_classifier.contract.errors import DataError, JobError
 from image_classifier.training import crops, data
 from image_classifier.training.bad_images import BadImages
-from image_classifier.training.crops import random_view
+from image_classifier.training.crops import random_view, resized
 from image_classifier.training.data import Batch, ImageDataset, Loader
 from image_classifier.training.stop import Interrupted, StopFlag, end_workers
 from image_classifier.vision.decode import decode_pixels
@@ -128,6 +128,18 @@ def test_view_is_the_crop_as_pillow_resizes_it_within_one_level(monkeypatch: pyt
     view = random_view(torch.from_numpy(np.array(photo)), SIZE, "standard", (0, 0, 0)).numpy().astype(int)
     theirs = np.asarray(photo.crop((20, 10, 90, 70)).resize((SIZE, SIZE), Image.Resampling.BILINEAR), dtype=int)
     assert min(abs(view - theirs).max(), abs(view[:, ::-1] - theirs).max()) <= 1
+
+
+def test_a_view_lies_in_memory_as_it_will_in_a_batch() -> None:
+    """Turned around there, a picture's colours take as long to gather as its crop takes to resize."""
+    photo = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8))
+    assert all(random_view(photo, SIZE, "standard", (0, 0, i)).is_contiguous() for i in range(10))
+    for part in (photo, photo[5:80, 7:90]):
+        view = resized(part, SIZE)
+        assert view.is_contiguous()
+        planes = part.permute(2, 0, 1).contiguous()[None]
+        theirs = torch.nn.functional.interpolate(planes, (SIZE, SIZE), mode="bilinear", antialias=True)
+        assert torch.equal(view, theirs[0].permute(1, 2, 0))
 
 
 @pytest.mark.parametrize("size", [(300, 400), (500, 100)])

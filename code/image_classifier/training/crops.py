@@ -32,11 +32,16 @@ def size_news(config: TrainConfig, epoch: int) -> str:
 
 
 def resized(image: torch.Tensor, size: int) -> torch.Tensor:
-    """A (H, W, 3) uint8 picture as (size, size, 3), antialiased; itself where it is that."""
+    """A (H, W, 3) uint8 picture, or a part of one, as (size, size, 3), antialiased; itself where it is that.
+
+    torch's resize gives Pillow's pixels within one level of 255, in a third of the time. Not by torchvision, which
+    takes as long to import as most of torch.
+    """
     if image.shape[:2] == (size, size):
         return image
-    planes = image.permute(2, 0, 1)[None]
-    return F.interpolate(planes, (size, size), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+    # a batch of one before its channels come first: torch sees then that they are last in memory, and leaves them there
+    one = image[None].permute(0, 3, 1, 2)
+    return F.interpolate(one, (size, size), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
 
 
 def shortest_side(image_size: int, augment: str) -> int:
@@ -62,9 +67,6 @@ def random_view(image: torch.Tensor, size: int, augment: str, seed: int | Sequen
     """A random crop of the picture as torchvision's RandomResizedCrop draws it, resized, flipped half of the time; the
     same for the same seed. Safe to call from several threads: it draws from a generator of its own.
 
-    torch's resize gives Pillow's pixels within one level of 255, in a third of the time. Not by torchvision, which
-    takes as long to import as most of torch.
-
     Args:
         image: (H, W, 3) uint8.
 
@@ -73,8 +75,7 @@ def random_view(image: torch.Tensor, size: int, augment: str, seed: int | Sequen
     """
     rng = np.random.default_rng(seed)
     top, left, height, width = random_box(image.shape[0], image.shape[1], CROP_SCALE[augment], rng)
-    crop = image.permute(2, 0, 1)[None, :, top : top + height, left : left + width]
-    view = F.interpolate(crop, (size, size), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+    view = resized(image[top : top + height, left : left + width], size)
     return view.flip(1) if rng.random() < 0.5 else view
 
 

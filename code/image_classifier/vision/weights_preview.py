@@ -135,7 +135,7 @@ def _is_finite(data: bytes, type_name: str) -> bool:
         return not bool((bits & 0x7F80 == 0x7F80).any())
     numbers = np.frombuffer(data, dtype)
     with np.errstate(over="ignore"):
-        chunks = (numbers[at : at + _CHUNK].astype(np.float32) for at in range(0, len(numbers), _CHUNK))
+        chunks = (numbers[at : at + _CHUNK].astype(np.float32, copy=False) for at in range(0, len(numbers), _CHUNK))
         return all(bool(np.isfinite(chunk).all()) for chunk in chunks)
 
 

@@ -9,9 +9,9 @@ from the same seeded random weights, as in bench_training.py. Every training is 
 with fine_tune=full and default settings but for its recipe's; for each seed the recipes take turns. Compared with crops
 of full size and the same seed is test accuracy, and with theirs the multiplications of all training steps, which
 follow from the settings: nothing is timed, and a busy machine changes nothing. The rules that fired are named. Writes
-benchmarks/results/recipes.md and recipes.json after each seed; with --go-on, what recipes.json holds of the same
-settings is not trained again. --quick tries the script on a few generated pictures
-and writes nothing.
+benchmarks/results/recipes_SIZE.md and .json after each seed, SIZE being --image-size; with --go-on, what the .json
+holds of the same settings is not trained again. --quick tries the script on a few generated pictures and writes
+nothing.
 """
 
 from __future__ import annotations
@@ -99,12 +99,18 @@ def train(folder: Path, data: Path, settings: Mapping[str, object]) -> Tried:
 
 
 def earlier(settings: Mapping[str, object], photos: Mapping[str, int]) -> dict[str, list[Tried]]:
-    """What recipes.json holds. Raises RuntimeError when it is of other settings or data; weights it does not know."""
-    record = json.loads((RESULTS / "recipes.json").read_text())
+    """What an earlier run left. Raises RuntimeError when it is of other settings or data; weights it does not know."""
+    path = RESULTS / f"{file_name(settings)}.json"
+    record = json.loads(path.read_text())
     known = {name: value for name, value in settings.items() if name != "weights"}
     if (record["settings"], record["photos"]) != (known, photos):
-        raise RuntimeError("recipes.json is of other settings or data")
+        raise RuntimeError(f"{path.name} is of other settings or data")
     return {recipe: [Tried(**each) for each in tried] for recipe, tried in record["found"].items()}
+
+
+def file_name(settings: Mapping[str, object]) -> str:
+    """Of the results, without its ending."""
+    return f"recipes_{settings['image_size']}"
 
 
 def spread(values: Sequence[float], form: str) -> str:
@@ -115,7 +121,8 @@ def spread(values: Sequence[float], form: str) -> str:
 def table_row(recipe: str, found: Sequence[Tried], plain: Sequence[Tried], config: TrainConfig) -> str:
     """Accuracy and what it is beside crops of full size with the same seed, and the share of its arithmetic."""
     fired = sorted({rule for each in found for rule in each.fired})
-    share = multiplications(config.replace(**RECIPES[recipe])) / multiplications(config)  # type: ignore[arg-type]
+    ours, theirs = (config.replace(**RECIPES[each]) for each in (recipe, FULL_SIZE))  # type: ignore[arg-type]
+    share = multiplications(ours) / multiplications(theirs)
     cells = [
         ", ".join(f"{name}={value}" for name, value in RECIPES[recipe].items()),
         spread([each.accuracy for each in found], ".3f"),
@@ -191,16 +198,16 @@ def publish(
         f"{photos['train']} {'photographs' if options.data else 'generated pictures'} to train on, {photos['test']} to "
         f"test, from {'given' if options.weights else 'seeded random'} weights; torch {torch.__version__}, Python "
         f"{platform.python_version()}. Mean (smallest .. largest) over {seeds} seeds; differences are from crops of "
-        "full size (start_scale=1.0) with the same seed. The share is that of their multiplications in training steps.",
+        "full size with the same seed. The share is that of their multiplications in training steps.",
         "",
         "| recipe | test accuracy | difference | share of the arithmetic | rules that fired |",
         "|---|---|---|---|---|",
         *(table_row(recipe, tried, found[FULL_SIZE], config) for recipe, tried in found.items()),
     ]
-    write_result("recipes.md", text)
-    record = {recipe: [asdict(each) for each in tried] for recipe, tried in found.items()}
     settings = {name: getattr(config, name) for name in ("epochs", "image_size", "batch_size", "lr", "fine_tune")}
-    (RESULTS / "recipes.json").write_text(
+    write_result(f"{file_name(settings)}.md", text)
+    record = {recipe: [asdict(each) for each in tried] for recipe, tried in found.items()}
+    (RESULTS / f"{file_name(settings)}.json").write_text(
         json.dumps({"settings": settings, "photos": photos, "found": record}, indent=1, default=str)
     )
 

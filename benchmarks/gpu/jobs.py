@@ -170,7 +170,7 @@ def make_job(kit: Kit, name: str, *, faults: Sequence[str] = (), **hyperparamete
         "debug_interval": 2,
         "rules": "all",
     }
-    settings = {"weights": "none", "start_scale": 1.0} | (toy if kit.fake else {}) | hyperparameters
+    settings = {"weights": "none"} | (toy if kit.fake else {}) | hyperparameters
     words = [word for key, value in settings.items() for word in (f"--{parameter(key).name}", str(value))]
     script = ["-m", "benchmarks.gpu.planted", *faults, "--"] if faults else [str(ROOT / "code" / "train.py")]
     return TrainingJob(

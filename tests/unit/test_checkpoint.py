@@ -14,7 +14,7 @@ from torch import nn
 
 from image_classifier.contract.config import TrainConfig, parameter, parameters
 from image_classifier.contract.errors import JobError, JobStopped, PlatformError
-from image_classifier.training.checkpoint import BEFORE, Checkpoints, Progress, identity
+from image_classifier.training.checkpoint import Checkpoints, Progress, identity
 from image_classifier.training.optim import make_optimizer
 
 CONFIG = TrainConfig(weights="none")
@@ -168,9 +168,7 @@ def save_as(folder: Path, model: nn.Module, *, without: str = "", **further: str
     Checkpoints(folder, theirs).save(Progress(epoch=3), model, make_optimizer(model, DEFAULT), {})
 
 
-@pytest.mark.parametrize(
-    "name", [known.name for known in parameters() if known.changes_result and known.name not in BEFORE]
-)
+@pytest.mark.parametrize("name", [known.name for known in parameters() if known.changes_result])
 def test_checkpoint_from_before_a_setting_was_added_goes_on_at_its_default_only(
     tmp_path: Path, model: nn.Module, name: str
 ) -> None:
@@ -187,13 +185,6 @@ def test_refusal_of_a_setting_that_was_added_is_a_sentence(tmp_path: Path, model
         load_epoch(tmp_path, config=DEFAULT.replace(label_smoothing=0.2))
     assert caught.value.message == f"the checkpoints in {tmp_path} are of a job with label_smoothing=0.1, not 0.2"
     assert "a checkpoint folder of its own" in caught.value.hint
-
-
-def test_checkpoint_from_before_crops_grew_goes_on_with_crops_of_one_size(tmp_path: Path, model: nn.Module) -> None:
-    save_as(tmp_path, model, without="start_scale")
-    with pytest.raises(JobError, match=r"of a job with start_scale=1\.0, not 0\.0"):
-        load_epoch(tmp_path, config=DEFAULT)
-    assert load_epoch(tmp_path, config=DEFAULT.replace(start_scale=1.0)) == 3
 
 
 def test_checkpoint_without_the_images_fingerprint_is_refused(tmp_path: Path, model: nn.Module) -> None:

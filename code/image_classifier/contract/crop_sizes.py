@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from image_classifier.contract.config import TrainConfig
 
-USUAL_START = (
-    0.57  # of the crops' last side, in the first epoch: free from given weights (benchmarks/results/recipes.md)
-)
-USUAL_SMALLEST = 128  # pixels: below, little is left of a picture in the last stage, and little of the time to save
 SIZE_STEP = 32  # pixels: a ResNet50 divides both sides by it
 FULL_SIZE_SHARE = 1 / 3  # of the epochs have the largest crops, after sizes have grown
 
@@ -18,7 +14,7 @@ def training_sizes(config: TrainConfig) -> tuple[int, ...]:
     That depends on the settings alone, so that a resumed job goes on with the same crops.
     """
     growing = config.epochs - max(1, round(config.epochs * FULL_SIZE_SHARE))
-    first, last = min(config.start_scale or _usual_start(config), config.train_scale), config.train_scale
+    first, last = min(config.start_scale, config.train_scale), config.train_scale
     scales = [first + (last - first) * epoch / growing for epoch in range(growing)]
     return tuple(_crop_size(config.image_size, scale) for scale in scales + [last] * (config.epochs - growing))
 
@@ -28,11 +24,6 @@ def work_by_epoch(config: TrainConfig) -> tuple[float, ...]:
     if config.fine_tune == "head" and config.feature_views:
         return (1.0,) * config.epochs
     return tuple((size / config.image_size) ** 2 for size in training_sizes(config))
-
-
-def _usual_start(config: TrainConfig) -> float:
-    """A frozen body does not learn what smaller crops look like: a head sees them as large as what is served."""
-    return 1.0 if config.fine_tune == "head" else max(USUAL_START, USUAL_SMALLEST / config.image_size)
 
 
 def _crop_size(image_size: int, scale: float) -> int:

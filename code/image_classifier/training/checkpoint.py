@@ -89,9 +89,6 @@ class Checkpoint:
     contents: Digests = field(default_factory=dict)
 
 
-BEFORE = {"start_scale": format_value(1.0)}  # what jobs had before there was the setting, where that is not its default
-
-
 def identity(config: TrainConfig, data_fingerprint: str) -> dict[str, str]:
     """Everything that decides a job's result: a checkpoint continues a job only where all of it is the same.
 
@@ -109,8 +106,8 @@ def at_default(identity: Mapping[str, str]) -> list[str]:
 def difference(ours: Mapping[str, str], found: Mapping[str, str], found_at_default: Collection[str]) -> str:
     """What makes the job of a checkpoint another than ours, in words; empty when nothing does.
 
-    A setting is added with the default that jobs had before there was it (else BEFORE names that), and leaves with it.
-    So a name that only one of the two knows makes no difference at its default.
+    A setting is added with the default that jobs had before there was it, and leaves with it. So a name that only one
+    of the two knows makes no difference at its default.
 
     Args:
         ours, found: identities, of this job and in the checkpoint.
@@ -118,7 +115,7 @@ def difference(ours: Mapping[str, str], found: Mapping[str, str], found_at_defau
     """
     defaults = {known.name: format_value(known.default) for known in parameters()}
     for name, value in ours.items():
-        before = found.get(name, BEFORE.get(name, defaults.get(name)))
+        before = found.get(name, defaults.get(name))
         if before != value:
             return "other images" if name == DATA else f"{name}={before}, not {value}"
     for name, before in found.items():

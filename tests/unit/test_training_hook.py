@@ -165,14 +165,24 @@ def finish_in_a_thread(hook: Observer, model: nn.Module) -> None:
     assert not rest.is_alive()
 
 
-def test_a_disk_that_fills_up_switches_the_hook_off(paths: MlPaths, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_disk_that_fills_up_switches_the_hook_off(
+    paths: MlPaths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     model = network()
     hook = hook_for(paths, model)
+    index, write = paths.tensors / "attempt-1" / "index", StepFiles.close
+    left = iter(range(7))  # of the ten steps, so many find room
+
+    def onto_a_disk_that_fills_up(files: StepFiles) -> None:
+        if next(left, None) is None and index.is_dir():  # here, since the hook writes in a thread of its own
+            index.rename(paths.tensors / "moved")
+            index.write_text("")  # from now on nothing can be written below
+        write(files)
+
+    monkeypatch.setattr(StepFiles, "close", onto_a_disk_that_fills_up)
     train(hook, model)
-    index = paths.tensors / "attempt-1" / "index"
-    index.rename(paths.tensors / "moved")  # at once: the hook may be writing into it
-    index.write_text("")  # from now on nothing can be written below
     finish_in_a_thread(hook, model)
+    assert len(list((paths.tensors / "moved").rglob("*.json"))) == 7
     ours = [record.getMessage() for record in caplog.records if record.name.startswith("image_classifier")]
     assert len(ours) == 1
     assert ours[0].startswith("SmdebugSink failed and is switched off: ")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from image_classifier.contract.machine import allowed_cores
 from image_classifier.training.waiting_threads import (
     ALONE_LOOKS,
     DIVIDED,
@@ -89,6 +90,7 @@ def test_a_team_has_threads_and_leaves_none(two_threads: None) -> None:
     assert threads_become(before)
 
 
+@pytest.mark.skipif(len(allowed_cores()) < 2, reason="on one core two threads always sleep")
 def test_threads_sleep_only_while_there_is_a_team() -> None:
     environment = {name: value for name, value in os.environ.items() if "OMP_" not in name}
     environment |= {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(CODE)}

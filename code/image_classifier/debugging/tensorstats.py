@@ -8,7 +8,7 @@ gradients is what the optimiser uses: after the all-reduce, after accumulation.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -157,6 +157,11 @@ def _sample(values: torch.Tensor) -> torch.Tensor:
     return values[(every, every, *[slice(None, None, stride)] * len(positions))].float()
 
 
+def _as_numbers(compares: Callable[..., torch.Tensor], values: torch.Tensor) -> torch.Tensor:
+    """1 where values compare so with 0, else 0: torch's way to bool and on to float32 takes eight times as long."""
+    return compares(values, 0, out=torch.empty_like(values))
+
+
 def _mean_std(values: torch.Tensor) -> torch.Tensor:
     """The standard deviation over images and positions, averaged over units: of the signal, whatever the biases."""
     rest = [dim for dim in range(values.ndim) if dim != 1]
@@ -168,11 +173,11 @@ def _of_output(output: torch.Tensor) -> dict[str, torch.Tensor]:
     """Statistics of what leaves an activation; a unit is what lies along dimension 1."""
     sample = _sample(output)
     rest = [dim for dim in range(output.ndim) if dim != 1]
-    active = (sample > 0).float().mean(dim=rest)
+    active = _as_numbers(torch.gt, sample).mean(dim=rest)
     extremes = torch.aminmax(output.movedim(1, -1))  # as channels_last lies in memory: aminmax copies anything else
     return {
         "abs_max": torch.stack(extremes).float().abs().max(),
-        "zero_share": (sample == 0).float().mean(),
+        "zero_share": _as_numbers(torch.eq, sample).mean(),
         "dead_share": (active < DEAD_BELOW).float().mean(),
         "looks": sample.new_full((), float(sample[:, 0].numel())),
     }

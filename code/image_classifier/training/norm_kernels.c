@@ -21,6 +21,7 @@ typedef uint8_t Bits;
 #error "AVX2 is needed"
 #endif
 enum { TILE = 8, CHUNKS = 32, CHUNK_VALUES = 1 << 17 };  // as in cpu_norms.py, which makes room for the chunks' sums
+enum { MOST_THREADS = 256 };
 enum { STREAMED = 1 << 20 };  // values: some megabytes, of which a core's second cache holds one or two
 enum Way { PLAIN, RELU, ADD_RELU, RELU_POOL };
 enum Partial { SUM, OTHER, ZERO, PARTIALS };  // of x - zero and its square; of dz and dz * (x - mean)
@@ -254,17 +255,25 @@ static Chunks chunks_of(const Layer *l, int way)
     return (Chunks){lines, each, (lines + each - 1) / each};
 }
 
-// Each thread has chunks that lie side by side; backwards, it begins with those that it has seen last.
+// Each thread has chunks that lie side by side; backwards, it begins with those that it has seen last. One that is done
+// goes on with what the others have left: beside a busy process a thread may have no core.
 static void run(Work *work, const Layer *l, Chunks chunks, int threads, int backwards)
 {
+    int64_t taken[MOST_THREADS] = {0};  // of each thread's chunks
+    if (threads > MOST_THREADS) threads = MOST_THREADS;
 #pragma omp parallel num_threads(threads)
     {
         const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
-        const int64_t first = chunks.count * me / all, last = chunks.count * (me + 1) / all;
-        for (int64_t i = first; i < last; i++) {
-            const int64_t chunk = backwards ? first + last - 1 - i : i;
-            const int64_t from = chunk * chunks.each, next = from + chunks.each;
-            work(l, from, next < chunks.units ? next : chunks.units, l->partials + PARTIALS * l->channels * chunk);
+        for (int64_t turn = 0; turn < all; turn++) {
+            const int64_t whose = (me + turn) % all;
+            const int64_t first = chunks.count * whose / all, last = chunks.count * (whose + 1) / all;
+            for (;;) {
+                const int64_t i = first + __atomic_fetch_add(&taken[whose], 1, __ATOMIC_RELAXED);
+                if (i >= last) break;
+                const int64_t chunk = backwards ? first + last - 1 - i : i;
+                const int64_t from = chunk * chunks.each, next = from + chunks.each;
+                work(l, from, next < chunks.units ? next : chunks.units, l->partials + PARTIALS * l->channels * chunk);
+            }
         }
         _mm_sfence();  // what was streamed is there for the other threads
     }

@@ -19,7 +19,8 @@ from benchmarks.rule_cases import conv_net, raw
 from benchmarks.rule_runs import ALL_CLASSES, SIDE, pictures, trunk
 from torch import nn
 
-from image_classifier.training.data import random_view
+from image_classifier.training.crops import random_view
+from image_classifier.training.data import seed_of
 from image_classifier.vision.preprocess import Preprocessing, scale_and_shift
 
 CLASSES = ALL_CLASSES // 2  # the trunk has learned the others
@@ -98,7 +99,7 @@ def _crops(normalised: torch.Tensor, seed: int) -> torch.Tensor:
     """(n, 3, SIDE, SIDE) uint8: the trainer's own random crops of pictures."""
     scale, shift = (torch.from_numpy(array) for array in scale_and_shift(Preprocessing.for_image_size(SIDE)))
     pixels = ((normalised + shift) / scale).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
-    views = [random_view(image, SIDE, "standard", (seed, 1, index)) for index, image in enumerate(pixels)]
+    views = [random_view(image, SIDE, "standard", seed_of(seed, 1, index)) for index, image in enumerate(pixels)]
     return torch.stack(views).permute(0, 3, 1, 2)
 
 

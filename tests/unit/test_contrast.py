@@ -120,9 +120,10 @@ def test_training_names_the_same_in_the_same_words(data: Path, augment: str, wor
     folders = scan(find_channels(data), valid_fraction=0.2, seed=0)
     bad = BadImages(0)
     for split in (folders.train, folders.valid):
-        dataset = ImageDataset(split, Preprocessing.for_image_size(32), augment=augment)
-        for batch in Loader(dataset, 8, workers=workers).epoch():
+        loader = Loader(ImageDataset(split, Preprocessing.for_image_size(32), augment=augment), 8, workers=workers)
+        for batch in loader.epoch(1):
             bad.note(split, batch.contrast)
+        assert not any(batch.contrast for batch in loader.epoch(2))  # a picture is looked at once
     of_check = {finding.kind: finding for finding in check_dataset(data).warnings if finding.kind in (FLAT, FAINT)}
     findings = bad.new_findings()
     assert {finding.kind: finding.message for finding in findings} == {k: f.message for k, f in of_check.items()}

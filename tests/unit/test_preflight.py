@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import logging
 import random
@@ -16,6 +17,7 @@ import tests.unit.test_training_loop as loop_tests
 import torch
 import torch.nn.functional as F  # noqa: N812  # everybody's name for it
 from benchmarks.preflight_cases import HEALTHY_STARTS, SICK_STARTS, Look
+from PIL import Image
 from tests.head_training import CONFIG, make_pictures
 from tests.unit.test_head_jobs import StopAfter, job
 from torch import nn
@@ -32,6 +34,7 @@ from image_classifier.debugging.schema import JobFacts, RuleResult, Verdict, rea
 from image_classifier.training.first_look import before_first_step
 from image_classifier.training.loop import fit
 from image_classifier.training.stop import StopFlag
+from image_classifier.vision.contrast import FLAT
 from image_classifier.vision.folders import Split
 
 ASKED = parse_rules(",".join(name for name, rule in RULES.items() if rule.__module__ == before_start.__name__))
@@ -162,6 +165,17 @@ def test_a_training_ends_with_the_same_bits_with_and_without_a_look_also_resumed
     assert [each["images"] for each in told.found] == [9, 9]
     for other in (looked, rest):
         assert all(torch.equal(value, other.best[name]) for name, value in plain.best.items())
+
+
+def test_a_picture_that_shows_nothing_and_is_met_in_the_look_is_told_of(split: Split, tmp_path: Path) -> None:
+    black = tmp_path / "black.png"
+    Image.new("RGB", (40, 40)).save(black)
+    with_black = dataclasses.replace(split, root=tmp_path, paths=(black,) * len(split))
+    looked = training(with_black, tmp_path, SHORT.replace(preflight="on"))
+    before_first_step(looked, Observer())
+    for _ in looked.train.epoch(1):  # where it is the second time that the picture is met
+        pass
+    assert list(looked.bad.contrast.values()) == [FLAT]
 
 
 @pytest.mark.parametrize(("changes", "looks"), [({}, 0), ({"epochs": 500}, 1), ({"epochs": 500, "debug": False}, 0)])

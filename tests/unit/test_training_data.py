@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
+import random
 import signal
 import threading
 from pathlib import Path
@@ -21,7 +22,7 @@ from image_classifier.contract.errors import DataError, JobError
 from image_classifier.training import crops, data
 from image_classifier.training.bad_images import BadImages
 from image_classifier.training.crops import random_view, resized
-from image_classifier.training.data import Batch, ImageDataset, Loader
+from image_classifier.training.data import Batch, ImageDataset, Loader, seed_of
 from image_classifier.training.stop import Interrupted, StopFlag, end_workers
 from image_classifier.vision.decode import decode_pixels
 from image_classifier.vision.folders import Split
@@ -107,16 +108,21 @@ def test_images_are_as_served_without_augmentation(split: Split) -> None:
 def test_views_flip_half_of_the_time_and_leave_the_global_generator_alone() -> None:
     ramp = torch.linspace(0, 255, 64).to(torch.uint8)[None, :, None].expand(64, 64, 3).contiguous()
     before = torch.get_rng_state()
-    views = [random_view(ramp, SIZE, "light", (0, 0, i)) for i in range(100)]
+    views = [random_view(ramp, SIZE, "light", i) for i in range(100)]
     assert torch.equal(before, torch.get_rng_state())
     flipped = sum(bool(view[0, 0, 0] > view[0, -1, 0]) for view in views)
     assert 30 < flipped < 70
     assert len({view.numpy().tobytes() for view in views}) > 40  # moving a crop up or down changes nothing here
 
 
+def test_every_picture_has_another_view_in_every_epoch_and_with_every_seed() -> None:
+    ends = (0, 1, 2**32 - 1)
+    assert len({seed_of(seed, epoch, index) for seed in ends for epoch in ends for index in ends}) == 27
+
+
 @pytest.mark.parametrize("size", [(1, 1), (2, 900), (900, 2), (40, 300)])
 def test_view_of_any_shape_is_a_square_of_its_pixels(size: tuple[int, int]) -> None:
-    view = random_view(torch.full((*size, 3), 200, dtype=torch.uint8), SIZE, "standard", (0, 0, 0))
+    view = random_view(torch.full((*size, 3), 200, dtype=torch.uint8), SIZE, "standard", 0)
     assert view.shape == (SIZE, SIZE, 3)
     assert (view == 200).all()
 
@@ -125,7 +131,7 @@ def test_view_is_the_crop_as_pillow_resizes_it_within_one_level(monkeypatch: pyt
     monkeypatch.setattr(crops, "random_box", lambda *_: (10, 20, 60, 70))
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8))
     photo = noise.resize((160, 120), Image.Resampling.BICUBIC)
-    view = random_view(torch.from_numpy(np.array(photo)), SIZE, "standard", (0, 0, 0)).numpy().astype(int)
+    view = random_view(torch.from_numpy(np.array(photo)), SIZE, "standard", 0).numpy().astype(int)
     theirs = np.asarray(photo.crop((20, 10, 90, 70)).resize((SIZE, SIZE), Image.Resampling.BILINEAR), dtype=int)
     assert min(abs(view - theirs).max(), abs(view[:, ::-1] - theirs).max()) <= 1
 
@@ -133,7 +139,7 @@ def test_view_is_the_crop_as_pillow_resizes_it_within_one_level(monkeypatch: pyt
 def test_a_view_lies_in_memory_as_it_will_in_a_batch() -> None:
     """Turned around there, a picture's colours take as long to gather as its crop takes to resize."""
     photo = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8))
-    assert all(random_view(photo, SIZE, "standard", (0, 0, i)).is_contiguous() for i in range(10))
+    assert all(random_view(photo, SIZE, "standard", i).is_contiguous() for i in range(10))
     for part in (photo, photo[5:80, 7:90]):
         view = resized(part, SIZE)
         assert view.is_contiguous()
@@ -144,8 +150,8 @@ def test_a_view_lies_in_memory_as_it_will_in_a_batch() -> None:
 
 @pytest.mark.parametrize("size", [(300, 400), (500, 100)])
 def test_crops_are_drawn_as_torchvision_draws_them(size: tuple[int, int]) -> None:
-    rng, image = np.random.default_rng(0), torch.empty((3, *size))
-    ours = np.array([crops.random_box(*size, 0.35, rng) for _ in range(4000)])
+    draw, image = random.Random(0).random, torch.empty((3, *size))
+    ours = np.array([crops.random_box(*size, 0.35, draw) for _ in range(4000)])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         scale, ratio = [0.35, 1.0], list(crops.CROP_RATIO)
@@ -161,7 +167,7 @@ def test_crops_are_drawn_as_torchvision_draws_them(size: tuple[int, int]) -> Non
 
 @pytest.mark.parametrize("size", [(10, 900), (900, 10)])
 def test_of_a_very_long_picture_the_centre_is_taken_as_torchvision_takes_it(size: tuple[int, int]) -> None:
-    box = crops.random_box(*size, 0.8, np.random.default_rng(0))
+    box = crops.random_box(*size, 0.8, random.Random(0).random)
     assert box == RandomResizedCrop.get_params(torch.empty((3, *size)), [0.8, 1.0], list(crops.CROP_RATIO))
 
 

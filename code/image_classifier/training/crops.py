@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -63,9 +64,10 @@ def no_larger_than_needed(picture: NDArray[np.uint8], side: int) -> NDArray[np.u
     return np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def random_view(image: torch.Tensor, size: int, augment: str, seed: int | Sequence[int]) -> torch.Tensor:
+def random_view(image: torch.Tensor, size: int, augment: str, seed: int) -> torch.Tensor:
     """A random crop of the picture as torchvision's RandomResizedCrop draws it, resized, flipped half of the time; the
-    same for the same seed. Safe to call from several threads: it draws from a generator of its own.
+    same for the same seed. Safe to call from several threads: it draws from a generator of its own, Python's, which is
+    there in half the time of numpy's.
 
     Args:
         image: (H, W, 3) uint8.
@@ -73,21 +75,26 @@ def random_view(image: torch.Tensor, size: int, augment: str, seed: int | Sequen
     Returns:
         (size, size, 3) uint8.
     """
-    rng = np.random.default_rng(seed)
-    top, left, height, width = random_box(image.shape[0], image.shape[1], CROP_SCALE[augment], rng)
+    draw = random.Random(seed).random
+    top, left, height, width = random_box(image.shape[0], image.shape[1], CROP_SCALE[augment], draw)
     view = resized(image[top : top + height, left : left + width], size)
-    return view.flip(1) if rng.random() < 0.5 else view
+    return view.flip(1) if draw() < 0.5 else view
 
 
-def random_box(height: int, width: int, scale: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+def random_box(height: int, width: int, scale: float, draw: Callable[[], float]) -> tuple[int, int, int, int]:
     """Top, left, height and width, in pixels, of a crop of `scale` to 1 of the area; of the centre where ten that are
-    drawn do not fit, since the picture is very long."""
+    drawn do not fit, since the picture is very long.
+
+    Args:
+        draw: gives a number in [0, 1), evenly.
+    """
+    smallest, largest = map(math.log, CROP_RATIO)
     for _ in range(TRIES):
-        area = height * width * rng.uniform(scale, 1.0)
-        ratio = math.exp(rng.uniform(math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])))
+        area = height * width * (scale + (1 - scale) * draw())
+        ratio = math.exp(smallest + (largest - smallest) * draw())
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            return int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w
+            return int(draw() * (height - h + 1)), int(draw() * (width - w + 1)), h, w
     w = min(width, max(1, round(height * CROP_RATIO[1])))
     h = min(height, max(1, round(width / CROP_RATIO[0])))
     return (height - h) // 2, (width - w) // 2, h, w

@@ -92,6 +92,7 @@ class ImageDataset(Dataset[_Sample]):
         self._seed = seed
         self.cache = cache
         self._sizes = tuple(sizes) or (preprocessing.image_size,)
+        self._looked_at = bytearray(len(split))  # 1 for a picture whose contrast this process has looked at
         self.between: Callable[[], None] | None = None  # called before each picture that this process reads itself
 
     def unchanged(self) -> ImageDataset | None:
@@ -114,7 +115,7 @@ class ImageDataset(Dataset[_Sample]):
         if self._augment == "none":
             image = resized(image, size)
         else:
-            image = random_view(image, size, self._augment, (self._seed, epoch, index))
+            image = random_view(image, size, self._augment, seed_of(self._seed, epoch, index))
         return _Sample(index, image, label, "", contrast)
 
     def _pixels(self, index: int) -> tuple[NDArray[np.uint8], str]:
@@ -133,7 +134,15 @@ class ImageDataset(Dataset[_Sample]):
         kept = None if self.cache is None else self.cache.put(index, pixels)
         if kept is None:
             kept = pixels
+        if self._looked_at[index]:
+            return kept, ""
+        self._looked_at[index] = 1
         return kept, contrast_of_file(path, kept)
+
+
+def seed_of(seed: int, epoch: int, index: int) -> int:
+    """Of the view that an epoch has of a picture: another number for other ones, each below 2**32."""
+    return seed << 64 | epoch << 32 | index
 
 
 class EpochBatches(Sampler[list[Key]]):

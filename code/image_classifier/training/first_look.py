@@ -49,6 +49,7 @@ def look(training: Training, hook: Observer) -> None:
     indices = torch.linspace(0, len(split) - 1, min(SAMPLE, len(split))).round().long().tolist()
     spread = [index for first in range(STRIDE) for index in indices[first::STRIDE]]  # the first few, of many classes
     batch, plain = training.train.sample(spread)
+    training.bad.note(split, batch.contrast)  # said once of a picture, and this was the first time
     if len(batch.labels) < 2:
         log.info("no preflight: fewer than two images can be read")
         return

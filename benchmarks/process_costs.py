@@ -37,10 +37,17 @@ def living(program: psutil.Process) -> list[psutil.Process]:
     """What it has started, and what that has; also those whose parents have ended, if they stayed in its session."""
     started = set(program.children(recursive=True))
     for process in psutil.process_iter():
-        with suppress(OSError):
+        with suppress(OSError, psutil.NoSuchProcess):
             if os.getsid(process.pid) == program.pid and process != program:
                 started |= {process, *process.children(recursive=True)}
-    return [p for p in started if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    return [p for p in started if _lives(p)]
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # it has ended between the two
+        return False
 
 
 def core_seconds(processes: Sequence[psutil.Process]) -> float:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import requests
+from tests.processes import lives, runs_program
 
 from image_classifier.contract.endpoint import MAX_PORT
 
@@ -57,13 +58,6 @@ class Program:
     def post(self, body: bytes, **headers: str) -> requests.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return requests.post(f"{self.url}/invocations", data=body, headers=named, timeout=PATIENCE_S)
-
-
-def runs_program(process: psutil.Process, program: str) -> bool:
-    try:
-        return any(program in word for word in process.cmdline())
-    except psutil.Error:  # it ended meanwhile
-        return False
 
 
 @contextmanager
@@ -132,7 +126,7 @@ def wait_until_ready(program: Program) -> None:
 
 
 def gone(processes: list[psutil.Process]) -> bool:
-    return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
+    return not any(map(lives, processes))
 
 
 def connect(url: str) -> socket.socket:

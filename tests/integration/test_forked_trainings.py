@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from tests.head_training import CONFIG, make_pictures
+from tests.processes import lives
 
 from image_classifier.contract.config import TrainConfig
 from image_classifier.contract.outputs import HISTORY
@@ -186,7 +187,7 @@ def test_trainings_of_a_killed_server_or_supervisor_are_killed_and_the_next_one_
             assert supervisor is not None
             supervisor.kill()
             assert status_of(one) == 137
-            wait(lambda: not training.is_running() or training.status() == psutil.STATUS_ZOMBIE)
+            wait(lambda: not lives(training))
             assert two.poll() is None
             server = other.parents()[1]
             server.send_signal(signal.SIGKILL)

@@ -15,6 +15,7 @@ import pytest
 from benchmarks.gpu import kit
 from benchmarks.gpu.carry import PACKAGES, pinned
 from benchmarks.gpu.gpu_check import BUDGET_S, NO_TIME, OK, OUT_OF_TIME, PARTS, SKIPPED, end_group
+from tests.processes import lives, runs_program
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -124,7 +125,7 @@ def test_a_check_that_is_told_to_end_ends_its_part(tmp_path: Path) -> None:
     command = [sys.executable, str(PROGRAM), "--fake", "--folder", str(tmp_path / "check"), "--only", "0"]
     process = subprocess.Popen(command, cwd=tmp_path)
     program = psutil.Process(process.pid)
-    while not (parts := [each for each in program.children() if "--part" in each.cmdline()]):
+    while not (parts := [each for each in program.children() if runs_program(each, "--part")]):
         time.sleep(0.02)
     process.terminate()
     assert process.wait() == 143
@@ -146,7 +147,7 @@ def test_a_part_that_hangs_and_ignores_being_asked_is_ended_with_what_it_started
     child = int((tmp_path / "child").read_text())
     end_group(process)
     assert process.wait() < 0
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    assert not lives(child)
 
 
 def test_the_limits_of_the_parts_fit_into_the_time_of_all() -> None:

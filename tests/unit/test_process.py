@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
+from tests.processes import lives
 
 from image_classifier.contract.errors import PlatformError
 from image_classifier.launch.process import Interrupts, Job, follow, follow_until
@@ -41,7 +41,7 @@ def start(tmp_path: Path, program: str) -> Job:
 
 def wait_until_gone(pid: int) -> bool:
     for _ in range(200):
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+        if not lives(pid):
             return True
         time.sleep(0.05)
     return False

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.processes import lives
 
 from image_classifier.contract.supervised import Supervised, wait_for_an_end
 
@@ -92,7 +93,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def wait_until_gone(processes: list[psutil.Process]) -> None:
-    wait_until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes))
+    wait_until(lambda: not any(map(lives, processes)))
 
 
 def touch(file: Path) -> list[str]:

@@ -121,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=8, help="of steps that are timed in a process, behind others")
-    parser.add_argument("--size", type=int, default=128, help="side of the pictures")
+    parser.add_argument("--size", type=int, default=224, help="side of the pictures")
     parser.add_argument("--neighbours", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--quick", action="store_true", help="try the script; write nothing")
     parser.add_argument("--one", choices=list(WAYS), help=argparse.SUPPRESS)

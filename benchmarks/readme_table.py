@@ -122,7 +122,7 @@ ROWS = (
         columns=("measured",),
     ),
     Row(
-        what="a training's share of what is fair beside a busy process, with AMX",
+        what="a training's share of what is fair beside a busy process, without AMX",
         file="neighbour.md",
         begins=("ours", "1"),
         columns=("of a fair share",),

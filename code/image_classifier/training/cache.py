@@ -83,10 +83,6 @@ class PixelCache:
         self._index[index] = start, height, width
         return kept
 
-    def is_new(self, index: int) -> bool:
-        """Whether a picture that `get` returned was decoded by another training, and is seen for the first time."""
-        return False
-
     def __len__(self) -> int:
         """The number of pictures kept."""
         return int((self._index[:-1, 0] != _MISSING).sum())

@@ -123,21 +123,22 @@ class ImageDataset(Dataset[_Sample]):
 
         Raises what `decode` raises.
         """
-        path = self.split.paths[index]
-        if self.cache is not None and (kept := self.cache.get(index)) is not None:
-            return kept, contrast_of_file(path, kept) if self.cache.is_new(index) else ""
-        if self._augment == "none":
-            pixels = load_pixels(path, self.preprocessing)
-        else:
-            side = shortest_side(max(self._sizes), self._augment)
-            pixels = no_larger_than_needed(decode_pixels(path, min_side=side), side)
-        kept = None if self.cache is None else self.cache.put(index, pixels)
+        kept = None if self.cache is None else self.cache.get(index)
         if kept is None:
-            kept = pixels
+            pixels = self._decoded(index)
+            kept = None if self.cache is None else self.cache.put(index, pixels)
+            kept = pixels if kept is None else kept
         if self._looked_at[index]:
             return kept, ""
         self._looked_at[index] = 1
-        return kept, contrast_of_file(path, kept)
+        return kept, contrast_of_file(self.split.paths[index], kept)
+
+    def _decoded(self, index: int) -> NDArray[np.uint8]:
+        path = self.split.paths[index]
+        if self._augment == "none":
+            return load_pixels(path, self.preprocessing)
+        side = shortest_side(max(self._sizes), self._augment)
+        return no_larger_than_needed(decode_pixels(path, min_side=side), side)
 
 
 def seed_of(seed: int, epoch: int, index: int) -> int:

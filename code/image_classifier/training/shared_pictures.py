@@ -74,7 +74,6 @@ class SharedCache(PixelCache):
 
     def __init__(self, shared: PictureMemory, split: Split, digests: Sequence[str]) -> None:
         self._shared, self._split, self._digests = shared, split, digests
-        self._known: set[int] = set()  # what this process has seen before
         halves = [each[:32] if each != UNREADABLE else "0" * 32 for each in digests]
         self._wanted = np.frombuffer(bytes.fromhex("".join(halves)), np.int64).reshape(len(digests), 2)
 
@@ -89,7 +88,6 @@ class SharedCache(PixelCache):
 
     def put(self, index: int, pixels: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
         """As of `PixelCache`. Several processes may put the same index: the first one's picture stays."""
-        self._known.add(index)
         if file_digests([self._split.paths[index]])[0] != self._digests[index] or not self._wanted[index].any():
             return None  # it has changed since
         height, width, _ = pixels.shape
@@ -105,12 +103,6 @@ class SharedCache(PixelCache):
                 row[_HEIGHT], row[_WIDTH] = height, width
                 row[_END] = end  # last: a process that is killed before leaves no picture
         return kept
-
-    def is_new(self, index: int) -> bool:
-        """Whether this process gets a picture for the first time that it has not put there itself."""
-        is_new = index not in self._known
-        self._known.add(index)
-        return is_new
 
     def __len__(self) -> int:
         return int(self._mine().sum())

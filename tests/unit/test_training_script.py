@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import subprocess
@@ -19,16 +18,11 @@ from image_classifier.training.stop import StopFlag
 
 
 @pytest.fixture(autouse=True)
-def _process_as_before() -> Iterator[None]:
+def _signals_as_before() -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    root = logging.getLogger()
-    level, before = root.level, root.handlers[:]
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    root.setLevel(level)
-    root.handlers[:] = before
-    logging.captureWarnings(False)
 
 
 @pytest.mark.parametrize(
